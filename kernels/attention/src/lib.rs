@@ -1,0 +1,16 @@
+//! The attention primitive on CPU: queries × KV tiles × work list → partials, and their merge.
+//! Knows no network, no clock, no async. Architecture, section 3.
+
+mod error;
+mod executor;
+mod partial;
+mod shape;
+mod tile;
+mod work;
+
+pub use error::{Error, Kind};
+pub use executor::{AttendItem, CpuExecutor, Executor, PagedKv};
+pub use partial::Partials;
+pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, TileShape};
+pub use tile::Tile;
+pub use work::{Column, ExactBlock, Queries, SummaryKey, WorkList};

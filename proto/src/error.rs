@@ -1,0 +1,34 @@
+//! Faults of messages that came over the wire.
+
+/// A message that does not mean anything; names the field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A field is missing or has a value that can never work.
+    #[error("`{field}` {problem}")]
+    Invalid {
+        /// Dotted path of the field, for example `start.sampling.temperature`.
+        field: String,
+        /// What is wrong with it, as a verb phrase.
+        problem: String,
+    },
+    /// A payload does not match its checksum.
+    #[error("`{field}` does not match its checksum")]
+    Checksum {
+        /// Dotted path of the field.
+        field: String,
+    },
+}
+
+impl WireError {
+    /// A field with a value that can never work.
+    pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), problem: problem.into() }
+    }
+
+    /// Dotted path of the field.
+    pub fn field(&self) -> &str {
+        match self {
+            Self::Invalid { field, .. } | Self::Checksum { field } => field,
+        }
+    }
+}

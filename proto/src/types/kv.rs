@@ -1,0 +1,227 @@
+//! Tensors, tiles, views and attention.
+
+use bytes::Bytes;
+use longshore_blocks::{BlockKey, Deployment, Namespace};
+
+/// Element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes.
+    F16,
+}
+
+/// A dense row-major tensor whose length matched its shape and whose bytes matched their checksum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Extents, outermost first, at most 4.
+    pub shape: Vec<u64>,
+    /// Elements, little-endian.
+    pub data: Bytes,
+}
+
+/// What KV depends on, and the placement epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Deployment without tenant salt.
+    pub deployment: Deployment,
+    /// Deployment with tenant salt.
+    pub namespace: Namespace,
+    /// Epoch of the shard map.
+    pub shard_map_epoch: u64,
+}
+
+/// Shape of every tile of a deployment; ranges are checked where it becomes an attention shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WireTileShape {
+    /// Token positions of a block.
+    pub block_tokens: u32,
+    /// KV heads.
+    pub kv_heads: u32,
+    /// Elements of one head.
+    pub head_dim: u32,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Layout id.
+    pub layout: u32,
+    /// Layers of the model.
+    pub layers: u32,
+}
+
+/// Blocks to look up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lookup {
+    /// What the KV depends on.
+    pub identity: Identity,
+    /// Keys, at most 65,536.
+    pub keys: Vec<BlockKey>,
+}
+
+/// K and V of one block in one layer. The checksum was verified on receipt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TileMessage {
+    /// Block.
+    pub key: BlockKey,
+    /// Layer.
+    pub layer: u32,
+    /// Body.
+    pub data: Bytes,
+    /// CRC-32C of the body.
+    pub crc32c: u32,
+}
+
+/// Outcome of storing one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PutOutcome {
+    /// Stored and verified.
+    Stored,
+    /// The shard held it already.
+    Duplicate,
+    /// A checksum, key, layer or size was wrong.
+    Corrupt,
+    /// No room.
+    NoSpace,
+}
+
+/// What became of one block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutAck {
+    /// Block.
+    pub key: BlockKey,
+    /// Outcome.
+    pub outcome: PutOutcome,
+    /// Why it was refused, else empty.
+    pub message: String,
+}
+
+/// Tiles to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetBlocks {
+    /// What the KV depends on.
+    pub identity: Identity,
+    /// Keys.
+    pub keys: Vec<BlockKey>,
+    /// First layer.
+    pub first_layer: u32,
+    /// Layers to read; `None` means all from `first_layer` on.
+    pub layers: Option<u32>,
+}
+
+/// Blocks to open as a view, or to append to one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenView {
+    /// What the KV depends on.
+    pub identity: Identity,
+    /// (index in the sequence, key), ascending by index.
+    pub blocks: Vec<(u64, BlockKey)>,
+    /// View to append to; `None` opens a new one.
+    pub append_to: Option<u64>,
+    /// Milliseconds after the last use when the view may be reclaimed.
+    pub lease_ms: u32,
+}
+
+/// Answer to [`OpenView`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpenedView {
+    /// All blocks are there and kept.
+    Open {
+        /// Name of the view on its shard.
+        view_id: u64,
+    },
+    /// Nothing was opened because these are not held.
+    Missing(Vec<BlockKey>),
+}
+
+/// Attention of some query rows over some views, one layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttendQuery {
+    /// Unique in its stream.
+    pub query_id: u64,
+    /// What the KV depends on. Items of different tenants go into different queries.
+    pub identity: Identity,
+    /// Layer.
+    pub layer: u32,
+    /// One per sequence.
+    pub items: Vec<AttendItem>,
+}
+
+/// Query rows of one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttendItem {
+    /// View.
+    pub view_id: u64,
+    /// Absolute position of the first row.
+    pub first_position: u64,
+    /// f32 `[rows, query_heads, head_dim]`.
+    pub queries: Tensor,
+    /// Softmax scale.
+    pub scale: f32,
+}
+
+/// One message of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AttendAnswer {
+    /// Some of the partials, ascending by item and stripe.
+    Partials {
+        /// The query.
+        query_id: u64,
+        /// Partials.
+        partials: Vec<AttendPartial>,
+        /// No more messages for this query.
+        last: bool,
+    },
+    /// The query failed.
+    Failed {
+        /// The query.
+        query_id: u64,
+        /// A `google.rpc.Code`, never 0.
+        code: u32,
+        /// What failed.
+        message: String,
+    },
+}
+
+/// Attention of one item's rows over one stripe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttendPartial {
+    /// Index of the item in the query.
+    pub item: u32,
+    /// Stripe.
+    pub stripe: u64,
+    /// f32 `[rows, query_heads, 2 + head_dim]`.
+    pub partial: Tensor,
+}
+
+/// Occupancy and counters of one shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Shard id.
+    pub shard_id: String,
+    /// Bytes that tiles may occupy.
+    pub capacity_bytes: u64,
+    /// Bytes that tiles occupy, incomplete blocks included.
+    pub used_bytes: u64,
+    /// Complete blocks.
+    pub blocks: u64,
+    /// Complete blocks that a view keeps.
+    pub pinned_blocks: u64,
+    /// Blocks still being written.
+    pub open_blocks: u64,
+    /// Open views.
+    pub views: u64,
+    /// Blocks stored since start.
+    pub stored_total: u64,
+    /// Blocks evicted since start.
+    pub evicted_total: u64,
+    /// Blocks refused since start.
+    pub corrupt_total: u64,
+    /// Lookup hits since start.
+    pub hits_total: u64,
+    /// Lookup misses since start.
+    pub misses_total: u64,
+    /// Attention queries answered since start.
+    pub attend_total: u64,
+}

@@ -1,0 +1,15 @@
+//! Identity, placement and bookkeeping of KV blocks. Decides, does no I/O: no clock, no network, no async; time is an argument.
+
+mod checksum;
+mod error;
+mod geometry;
+mod key;
+mod namespace;
+mod placement;
+
+pub use checksum::crc32c;
+pub use error::{Error, Kind};
+pub use geometry::Geometry;
+pub use key::{BlockKey, KeyChain};
+pub use namespace::{Deployment, DeploymentParts, Namespace};
+pub use placement::{ShardEntry, ShardId, ShardMap};

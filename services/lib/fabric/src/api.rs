@@ -1,0 +1,104 @@
+//! The service traits. A service crate implements its own; `grpc` implements them as clients.
+
+use std::{fmt::Debug, pin::Pin, sync::Arc};
+
+use async_trait::async_trait;
+use longshore_proto::types::{
+    AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks, Identity, Lookup,
+    ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk, PutAck, ShardStats, TileMessage, WireTileShape,
+};
+use tokio::sync::mpsc;
+
+use crate::{CallContext, Error};
+
+/// A stream of results; dropping it cancels the call.
+pub type BoxStream<T> = Pin<Box<dyn futures::Stream<Item = Result<T, Error>> + Send + 'static>>;
+
+/// A KV shard.
+#[async_trait]
+pub trait Shard: Send + Sync + Debug {
+    /// One bool per key: held complete?
+    async fn lookup(&self, ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error>;
+    /// Stores tiles; one acknowledgement per block, as soon as all its layers verified. Closing `tiles` ends the call;
+    /// blocks that are incomplete then are dropped, as they are when the answer stream is dropped.
+    async fn put_blocks(
+        &self,
+        ctx: &CallContext,
+        identity: Identity,
+        shape: WireTileShape,
+        tiles: mpsc::Receiver<TileMessage>,
+    ) -> Result<BoxStream<PutAck>, Error>;
+    /// Reads tiles, block-major; `None` for a block that is not held (once per block).
+    async fn get_blocks(&self, ctx: &CallContext, get: GetBlocks) -> Result<BoxStream<Option<TileMessage>>, Error>;
+    /// Opens a view or appends to one.
+    async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error>;
+    /// Answers queries; the stream ends after `queries` closed and everything was answered.
+    async fn attend(&self, ctx: &CallContext, queries: mpsc::Receiver<AttendQuery>) -> Result<BoxStream<AttendAnswer>, Error>;
+    /// Releases a view; unknown ids are no error.
+    async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error>;
+    /// Occupancy and counters.
+    async fn stats(&self, ctx: &CallContext) -> Result<ShardStats, Error>;
+}
+
+/// A prefill worker.
+#[async_trait]
+pub trait Prefiller: Send + Sync + Debug {
+    /// Computes and stores every full block that is not cached. `tokens` are chunks of the prompt from position 0 on.
+    async fn prefill(
+        &self,
+        ctx: &CallContext,
+        start: PrefillStart,
+        tokens: mpsc::Receiver<Vec<u32>>,
+    ) -> Result<BoxStream<PrefillEvent>, Error>;
+}
+
+/// A decode worker.
+#[async_trait]
+pub trait Decoder: Send + Sync + Debug {
+    /// Continues a sequence. `tokens` are chunks of prompt and earlier answer from position 0 on. `Code::NotFound` says
+    /// that blocks are missing from the store.
+    async fn decode(
+        &self,
+        ctx: &CallContext,
+        start: DecodeStart,
+        tokens: mpsc::Receiver<Vec<u32>>,
+    ) -> Result<BoxStream<DecodeEvent>, Error>;
+}
+
+/// The front door.
+#[async_trait]
+pub trait Inference: Send + Sync + Debug {
+    /// Streams a prompt in and its answer out; the prompt ends when `prompt` closes.
+    async fn generate(
+        &self,
+        ctx: &CallContext,
+        start: GenerateStart,
+        prompt: mpsc::Receiver<PromptChunk>,
+    ) -> Result<BoxStream<GenerateEvent>, Error>;
+    /// Text to token ids.
+    async fn tokenize(&self, ctx: &CallContext, model: &str, text: &str, skip_special_tokens: bool) -> Result<Vec<u32>, Error>;
+    /// Models of this cluster.
+    async fn list_models(&self, ctx: &CallContext) -> Result<Vec<ModelDescription>, Error>;
+}
+
+/// Any process.
+#[async_trait]
+pub trait Describer: Send + Sync + Debug {
+    /// This process and whom it knows.
+    async fn describe(&self, ctx: &CallContext) -> Result<Describe, Error>;
+}
+
+/// Makes clients from addresses: `http://host:port` (grpc lane) or `local:id` (local lane). Cheap to call: connections are
+/// pooled and made lazily, so it fails only for addresses that make no sense.
+pub trait Connector: Send + Sync + Debug {
+    /// Client of a shard.
+    fn shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error>;
+    /// Client of a prefill worker.
+    fn prefiller(&self, address: &str) -> Result<Arc<dyn Prefiller>, Error>;
+    /// Client of a decode worker.
+    fn decoder(&self, address: &str) -> Result<Arc<dyn Decoder>, Error>;
+    /// Client of a router.
+    fn inference(&self, address: &str) -> Result<Arc<dyn Inference>, Error>;
+    /// Client of any process.
+    fn describer(&self, address: &str) -> Result<Arc<dyn Describer>, Error>;
+}

@@ -1,0 +1,1 @@
+//! The `grpc` lane: the service traits over tonic clients.

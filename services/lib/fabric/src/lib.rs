@@ -1,0 +1,17 @@
+//! Lanes between processes: one trait per service, implemented by the service itself (`local` lane) and by gRPC clients
+//! (`grpc` lane); attention streams, channel pools, deadlines. Callers cannot tell the lanes apart.
+
+mod api;
+mod context;
+mod error;
+mod grpc;
+mod link;
+mod local;
+pub mod server;
+
+pub use api::{BoxStream, Connector, Decoder, Describer, Inference, Prefiller, Shard};
+pub use context::CallContext;
+pub use error::{Code, Error};
+pub use grpc::GrpcConnector;
+pub use link::{AttendLink, PendingAttend, StripePartial};
+pub use local::LocalConnector;

@@ -1,0 +1,1 @@
+//! The `local` lane: the service traits called directly.

@@ -1,0 +1,1 @@
+//! gRPC servers: listeners with health, reflection, limits and graceful shutdown.

@@ -1,11 +1,19 @@
 //! Membership providers.
 
+mod fixed;
+mod memory;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
 use crate::{ClusterView, Error, Member};
+
+pub use fixed::StaticMembership;
+pub use memory::MemoryMembership;
 
 /// A place where processes register and watch each other. Ready for leases, watches and epochs of a real coordinator.
 #[async_trait]
@@ -17,13 +25,50 @@ pub trait Membership: Send + Sync + std::fmt::Debug {
 }
 
 /// A member's announcement; dropping it withdraws the member.
-#[derive(Debug)]
-pub struct Registration {}
+pub struct Registration {
+    member: Member,
+    lost: Option<watch::Receiver<bool>>,
+    withdraw: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
 
-/// Members of one process.
-#[derive(Debug, Clone)]
-pub struct MemoryMembership {}
+impl Registration {
+    /// An announcement for providers: `withdraw` runs once, when it is dropped; `lost` turns true when its lease is gone,
+    /// `None` where nothing can be lost.
+    pub fn new(
+        member: Member,
+        lost: Option<watch::Receiver<bool>>,
+        withdraw: impl FnOnce() + Send + Sync + 'static,
+    ) -> Self {
+        Self { member, lost, withdraw: Some(Box::new(withdraw)) }
+    }
 
-/// Members fixed by configuration; registering checks that the member is one of them.
-#[derive(Debug, Clone)]
-pub struct StaticMembership {}
+    /// The member as it was announced.
+    pub fn member(&self) -> &Member {
+        &self.member
+    }
+
+    /// Resolves when the lease is lost: register again, with a new incarnation. Never resolves for `memory` and `static`.
+    pub async fn lost(&self) {
+        if let Some(lost) = &self.lost {
+            // A provider that is gone can no longer keep the lease.
+            let mut lost = lost.clone();
+            drop(lost.wait_for(|lost| *lost).await);
+            return;
+        }
+        std::future::pending::<()>().await;
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Some(withdraw) = self.withdraw.take() {
+            withdraw();
+        }
+    }
+}
+
+impl std::fmt::Debug for Registration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registration").field("member", &self.member).finish_non_exhaustive()
+    }
+}

@@ -1,34 +1,14 @@
 //! A picture of the cluster at one epoch.
 
+#[cfg(test)]
+mod tests;
+
 use longshore_blocks::{ShardEntry, ShardId, ShardMap};
 
-/// What a process does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Role {
-    /// Front door.
-    Router,
-    /// Computes KV.
-    Prefill,
-    /// Generates.
-    Decode,
-    /// Holds KV.
-    KvStore,
-}
+use crate::{Error, Member, Role};
 
-/// One process.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Member {
-    /// Unique in the cluster, 1 to 63 characters of `a-z`, `0-9`, `-`.
-    pub id: String,
-    /// What it does.
-    pub role: Role,
-    /// `http://host:port` or `local:id`.
-    pub address: String,
-    /// Changes with every start of the process; 0 where nobody knows it (static membership).
-    pub incarnation: u64,
-    /// Share of stripes; only for shards, at least 1.
-    pub weight: u32,
-}
+/// Members that a cluster has at most.
+pub const MEMBERS_MAX: usize = 4096;
 
 /// The members at one epoch. The epoch changes exactly when the set of shards (id, weight) changes, so that equal epochs
 /// mean equal placement, in whatever order members were told.
@@ -40,8 +20,19 @@ pub struct ClusterView {
 
 impl ClusterView {
     /// Sorts members by role and id and derives the epoch: the first 8 bytes of BLAKE3 over the shards.
-    pub fn new(_members: Vec<Member>) -> Result<Self, crate::Error> {
-        todo!()
+    pub fn new(mut members: Vec<Member>) -> Result<Self, Error> {
+        if members.len() > MEMBERS_MAX {
+            return Err(Error::TooMany { members: members.len(), members_max: MEMBERS_MAX });
+        }
+        members.iter().try_for_each(Member::check)?;
+        let mut ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
+        ids.sort_unstable();
+        if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::Taken { id: pair[0].to_owned() });
+        }
+        members.sort_by(|a, b| (a.role, &a.id).cmp(&(b.role, &b.id)));
+        let epoch = epoch_of(members.iter().filter(|member| member.role == Role::KvStore));
+        Ok(Self { epoch, members })
     }
 
     /// Epoch of the shard map.
@@ -54,6 +45,11 @@ impl ClusterView {
         &self.members
     }
 
+    /// The member with this id.
+    pub fn member(&self, id: &str) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == id)
+    }
+
     /// Members of one role.
     pub fn with_role(&self, role: Role) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(move |member| member.role == role)
@@ -61,7 +57,22 @@ impl ClusterView {
 
     /// The shard map of this epoch.
     pub fn shard_map(&self) -> ShardMap {
-        let shards = self.with_role(Role::KvStore).map(|m| ShardEntry { id: ShardId(m.id.clone()), weight: m.weight });
+        let shards =
+            self.with_role(Role::KvStore).map(|m| ShardEntry { id: ShardId(m.id.clone()), weight: m.weight });
         ShardMap::new(self.epoch, shards.collect()).expect("a view has unique ids and positive weights")
     }
+}
+
+/// First 8 bytes, little endian, of BLAKE3 over (length of id, id, weight) of the shards, sorted by id. Addresses and
+/// incarnations do not count: a shard that restarts keeps its stripes.
+fn epoch_of<'a>(shards: impl Iterator<Item = &'a Member>) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key("longshore.v1 shard map epoch");
+    for shard in shards {
+        hasher.update(&(shard.id.len() as u64).to_le_bytes());
+        hasher.update(shard.id.as_bytes());
+        hasher.update(&shard.weight.to_le_bytes());
+    }
+    let mut word = [0; 8];
+    hasher.finalize_xof().fill(&mut word);
+    u64::from_le_bytes(word)
 }

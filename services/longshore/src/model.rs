@@ -1,0 +1,11 @@
+//! Model references, the per-user cache, and the `longshore model` commands.
+
+mod cache;
+mod pull;
+mod reference;
+mod show;
+
+pub(crate) use cache::Cache;
+pub(crate) use pull::{ensure, pull};
+pub(crate) use reference::{DEFAULT_MODEL, ModelRef};
+pub(crate) use show::{list, show};

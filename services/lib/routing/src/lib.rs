@@ -1,1 +1,12 @@
-//! placeholder
+//! Decides where work goes: which prefix is already in the cluster, which worker takes a request, whether queries travel to KV
+//! or KV to queries. Pure: no I/O, no clock, no randomness; time is an argument in milliseconds.
+
+mod error;
+mod load;
+mod prefix;
+mod transfer;
+
+pub use error::{Error, Kind};
+pub use load::{Cost, LoadLimits, LoadTable, Phase, Ticket, WorkerLoad};
+pub use prefix::{KEYS_MAX, PrefixPlan, ShardLookup, placement_bytes, plan_lookup};
+pub use transfer::{Choice, TransferShape, ship_or_fetch};

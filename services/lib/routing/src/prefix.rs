@@ -1,0 +1,128 @@
+//! How long a prefix the cluster already holds, and where a sequence's blocks lie.
+
+#[cfg(test)]
+mod tests;
+
+use longshore_blocks::{BlockKey, KeyChain, ShardId, ShardMap};
+
+use crate::Error;
+
+/// Keys that one lookup carries at most.
+pub const KEYS_MAX: usize = 65_536;
+
+/// A shard, and the blocks of one sequence that belong on it: (index in the sequence, key), ascending.
+pub type ShardLookup = (ShardId, Vec<(u64, BlockKey)>);
+
+/// The full blocks of a sequence by the shard that they belong on, shards sorted by id. Shards without any are left out, and
+/// everything is when there are no shards.
+pub fn plan_lookup(chain: &KeyChain, map: &ShardMap) -> Vec<ShardLookup> {
+    group(chain, map, chain.keys().len())
+}
+
+/// KV bytes of the first `blocks` blocks by shard, every shard of the map, sorted by id. `block_bytes` is one block over all
+/// layers. Blocks beyond the keys of `chain` do not count.
+pub fn placement_bytes(
+    chain: &KeyChain,
+    map: &ShardMap,
+    blocks: u64,
+    block_bytes: u64,
+) -> Vec<(ShardId, u64)> {
+    let mut counts = vec![0u64; map.shards().len()];
+    for owner in owners(chain, map, limit(chain, blocks)) {
+        counts[owner] += 1;
+    }
+    let shards = map.shards().iter().zip(counts);
+    shards.map(|(shard, count)| (shard.id.clone(), count.saturating_mul(block_bytes))).collect()
+}
+
+/// Asks shards for a sequence's blocks and finds the prefix that all of them hold together. A shard that gives no answer
+/// holds nothing.
+#[derive(Debug, Clone)]
+pub struct PrefixPlan {
+    lookups: Vec<ShardLookup>,
+    held: Vec<bool>,
+}
+
+impl PrefixPlan {
+    /// A plan for the first `blocks` blocks of `chain` (at most those that have keys), in lookups of at most `keys_max` keys;
+    /// a shard with more gets several.
+    pub fn new(chain: &KeyChain, map: &ShardMap, blocks: u64, keys_max: usize) -> Result<Self, Error> {
+        if keys_max == 0 {
+            return Err(Error::Invalid { field: "keys_max", problem: "is 0, must be at least 1".to_owned() });
+        }
+        let blocks = limit(chain, blocks);
+        if blocks > 0 && map.shards().is_empty() {
+            return Err(Error::NoShards);
+        }
+        let mut lookups = Vec::new();
+        for (shard, keys) in group(chain, map, blocks) {
+            lookups.extend(keys.chunks(keys_max).map(|part| (shard.clone(), part.to_vec())));
+        }
+        Ok(Self { lookups, held: vec![false; blocks] })
+    }
+
+    /// What to ask; an answer names its position in this slice.
+    pub fn lookups(&self) -> &[ShardLookup] {
+        &self.lookups
+    }
+
+    /// Notes an answer: one bool per key of lookup `position`, in their order.
+    pub fn answer(&mut self, position: usize, held: &[bool]) -> Result<(), Error> {
+        let Some((shard, keys)) = self.lookups.get(position) else {
+            let problem = format!("is {position}, must be below {}", self.lookups.len());
+            return Err(Error::Invalid { field: "position", problem });
+        };
+        if held.len() != keys.len() {
+            let problem = format!("of `{shard}` has {} entries for {} keys", held.len(), keys.len());
+            return Err(Error::Invalid { field: "held", problem });
+        }
+        for ((index, _), held) in keys.iter().zip(held) {
+            self.held[*index as usize] = *held;
+        }
+        Ok(())
+    }
+
+    /// Blocks of the plan.
+    pub fn blocks(&self) -> u64 {
+        self.held.len() as u64
+    }
+
+    /// Blocks from the beginning on without a gap that shards hold, as far as they answered.
+    pub fn prefix_blocks(&self) -> u64 {
+        self.held.iter().take_while(|held| **held).count() as u64
+    }
+
+    /// Blocks beyond the prefix that shards hold too: they need no second store once the gap before them is computed.
+    pub fn held_beyond_prefix(&self) -> u64 {
+        self.held.iter().skip_while(|held| **held).filter(|held| **held).count() as u64
+    }
+}
+
+fn limit(chain: &KeyChain, blocks: u64) -> usize {
+    usize::try_from(blocks).unwrap_or(usize::MAX).min(chain.keys().len())
+}
+
+fn group(chain: &KeyChain, map: &ShardMap, blocks: usize) -> Vec<ShardLookup> {
+    let mut groups = vec![Vec::new(); map.shards().len()];
+    for (index, owner) in owners(chain, map, blocks).enumerate() {
+        groups[owner].push((index as u64, chain.keys()[index]));
+    }
+    let shards = map.shards().iter().zip(groups).filter(|(_, keys)| !keys.is_empty());
+    shards.map(|(shard, keys)| (shard.id.clone(), keys)).collect()
+}
+
+/// Position in the map of the owner of each of the first `blocks` blocks; nothing when there are no shards.
+fn owners<'a>(chain: &'a KeyChain, map: &'a ShardMap, blocks: usize) -> impl Iterator<Item = usize> + 'a {
+    let mut last: Option<([u8; 32], usize)> = None;
+    (0..blocks).map_while(move |index| {
+        let seed = chain.stripe_seed(index as u64);
+        // Blocks of one stripe have one seed, and scoring every shard is the dear part.
+        if let Some((_, owner)) = last.filter(|(known, _)| *known == seed) {
+            return Some(owner);
+        }
+        let id = &map.owner(&seed)?.id;
+        let owner = map.shards().iter().position(|shard| shard.id == *id)?;
+        last = Some((seed, owner));
+        Some(owner)
+    })
+}

@@ -1,0 +1,115 @@
+//! Plans against a walk over single blocks.
+
+use std::collections::{BTreeMap, HashSet};
+
+use longshore_blocks::{Deployment, Geometry, ShardEntry};
+use proptest::prelude::*;
+
+use super::*;
+use crate::Kind;
+
+fn chain(tokens: u32, stripe_blocks: u32) -> KeyChain {
+    let geometry = Geometry::new(16, stripe_blocks).unwrap();
+    let mut chain = KeyChain::new(Deployment::from_bytes([7; 32]).namespace(b""), geometry);
+    chain.push(&(0..tokens).collect::<Vec<_>>());
+    chain
+}
+
+fn map(weights: &[u32]) -> ShardMap {
+    let entry =
+        |(index, weight): (usize, &u32)| ShardEntry { id: ShardId(format!("kv-{index}")), weight: *weight };
+    ShardMap::new(1, weights.iter().enumerate().map(entry).collect()).unwrap()
+}
+
+#[test]
+fn one_shard_gets_everything_in_order() {
+    let chain = chain(16 * 10 + 5, 4);
+    let plan = plan_lookup(&chain, &map(&[1]));
+    assert_eq!(plan.len(), 1);
+    let expected: Vec<(u64, BlockKey)> =
+        chain.keys().iter().enumerate().map(|(i, k)| (i as u64, *k)).collect();
+    assert_eq!(plan[0], (ShardId("kv-0".into()), expected));
+}
+
+#[test]
+fn without_shards_nothing_is_planned() {
+    assert!(plan_lookup(&chain(160, 4), &map(&[])).is_empty());
+    assert!(placement_bytes(&chain(160, 4), &map(&[]), 10, 100).is_empty());
+    let error = PrefixPlan::new(&chain(160, 4), &map(&[]), 10, KEYS_MAX).unwrap_err();
+    assert_eq!((error.kind(), error.retryable()), (Kind::Unavailable, true));
+    assert_eq!(PrefixPlan::new(&chain(5, 4), &map(&[]), 10, KEYS_MAX).unwrap().prefix_blocks(), 0);
+}
+
+#[test]
+fn wrong_answers_are_refused_and_change_nothing() {
+    let mut plan = PrefixPlan::new(&chain(160, 4), &map(&[1]), 10, KEYS_MAX).unwrap();
+    for held in [&[][..], &[true; 9], &[true; 11]] {
+        let error = plan.answer(0, held).unwrap_err();
+        assert_eq!((error.kind(), error.retryable()), (Kind::InvalidInput, false));
+    }
+    assert!(plan.answer(1, &[true; 10]).is_err());
+    assert_eq!(plan.prefix_blocks(), 0);
+    plan.answer(0, &[true; 10]).unwrap();
+    assert_eq!(plan.prefix_blocks(), 10);
+    assert!(PrefixPlan::new(&chain(160, 4), &map(&[1]), 10, 0).is_err());
+}
+
+#[test]
+fn stripes_stay_together_and_weights_count() {
+    let chain = chain(16 * 4000, 4);
+    let bytes = placement_bytes(&chain, &map(&[1, 3]), 4000, 10);
+    assert_eq!(bytes.iter().map(|(_, bytes)| bytes).sum::<u64>(), 40_000);
+    let share = bytes[1].1 as f64 / 40_000.0;
+    assert!((0.70..0.80).contains(&share), "{share}");
+    for (_, keys) in plan_lookup(&chain, &map(&[1, 3])) {
+        for stripe in keys.chunk_by(|a, b| a.0 / 4 == b.0 / 4) {
+            assert_eq!(stripe.len(), 4);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn plans_equal_a_naive_walk(
+        tokens in 0u32..3000, stripe_blocks in 1u32..9, weights in prop::collection::vec(1u32..5, 1..6),
+        limit in 0u64..250, keys_max in 1usize..40, missing in prop::collection::hash_set(0u64..200, 0..4),
+        silent in prop::option::weighted(0.2, 0usize..6),
+    ) {
+        let (chain, map) = (chain(tokens, stripe_blocks), map(&weights));
+        let mut plan = PrefixPlan::new(&chain, &map, limit, keys_max).unwrap();
+        let blocks = limit.min(chain.keys().len() as u64);
+        prop_assert_eq!(plan.blocks(), blocks);
+
+        let owner = |index: u64| map.owner(&chain.stripe_seed(index)).unwrap().id.clone();
+        let mut naive: BTreeMap<ShardId, Vec<(u64, BlockKey)>> = BTreeMap::new();
+        for index in 0..blocks {
+            naive.entry(owner(index)).or_default().push((index, chain.keys()[index as usize]));
+        }
+        let mut joined: BTreeMap<ShardId, Vec<(u64, BlockKey)>> = BTreeMap::new();
+        for (shard, keys) in plan.lookups() {
+            prop_assert!((1..=keys_max).contains(&keys.len()));
+            joined.entry(shard.clone()).or_default().extend(keys);
+        }
+        prop_assert_eq!(&joined, &naive);
+
+        let silent = silent.and_then(|shard| map.shards().get(shard)).map(|shard| shard.id.clone());
+        for (position, (shard, keys)) in plan.lookups().to_vec().into_iter().enumerate() {
+            if Some(&shard) != silent.as_ref() {
+                let held: Vec<bool> = keys.iter().map(|(index, _)| !missing.contains(index)).collect();
+                plan.answer(position, &held).unwrap();
+            }
+        }
+        let held: HashSet<u64> =
+            (0..blocks).filter(|index| !missing.contains(index) && Some(&owner(*index)) != silent.as_ref()).collect();
+        let mut prefix = 0;
+        while held.contains(&prefix) {
+            prefix += 1;
+        }
+        prop_assert_eq!(plan.prefix_blocks(), prefix);
+        prop_assert_eq!(plan.held_beyond_prefix(), held.len() as u64 - prefix);
+
+        for (shard, bytes) in placement_bytes(&chain, &map, limit, 7) {
+            prop_assert_eq!(bytes, 7 * naive.get(&shard).map_or(0, Vec::len) as u64);
+        }
+    }
+}

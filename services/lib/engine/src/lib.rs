@@ -1,1 +1,20 @@
-//! The walk through the layers that prefill and decode share: qkv → local and remote attention → merge → finish.
+//! The walk through the layers that prefill and decode share: qkv → local and remote attention → merge → finish, and what
+//! both need around it: sequences whose blocks lie on shards or here, links to the shards, storing and fetching tiles.
+//! Must never know which service it runs in, nor let the place of a block change a bit of the result.
+
+mod attend;
+mod error;
+mod events;
+mod intake;
+mod sequence;
+mod shards;
+mod step;
+mod store;
+
+pub use error::Error;
+pub use events::{EventSender, SendOutcome, event_channel};
+pub use intake::{Limits, TokenIntake};
+pub use sequence::{LocalBlock, Sequence};
+pub use shards::{ShardDirectory, ShardLink, ShardLinks};
+pub use step::{Engine, EngineOptions, Logits, StepInput, StepObserver, StepOutput};
+pub use store::{AckBoard, PutStreams, fetch_blocks, store_block};

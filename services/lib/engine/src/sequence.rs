@@ -1,0 +1,252 @@
+//! One sequence: a prefix of blocks on the shards, named by views, and the blocks after it in this process.
+
+mod views;
+
+use std::{collections::VecDeque, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use longshore_attention::{PagedKv, Tile, TileShape};
+use longshore_blocks::{BlockKey, Geometry, KeyChain, crc32c};
+use longshore_proto::types::{Identity, TileMessage};
+
+use crate::{Engine, Error, ShardLinks};
+
+use views::View;
+
+/// One block in this process: a tile per layer, shared with senders once it is full.
+#[derive(Debug, Clone)]
+pub struct LocalBlock {
+    tiles: Vec<Arc<Tile>>,
+}
+
+impl LocalBlock {
+    /// An empty block of `layers` zeroed tiles.
+    pub fn zeroed(shape: TileShape, layers: usize) -> Self {
+        Self { tiles: (0..layers).map(|_| Arc::new(Tile::zeroed(shape))).collect() }
+    }
+
+    /// A full block that came from elsewhere, one tile per layer.
+    pub fn from_tiles(tiles: Vec<Tile>) -> Self {
+        Self { tiles: tiles.into_iter().map(Arc::new).collect() }
+    }
+
+    /// The tile of one layer.
+    pub fn tile(&self, layer: usize) -> &Tile {
+        &self.tiles[layer]
+    }
+}
+
+/// Lets the bytes of a tile travel without a copy.
+struct TileBody(Arc<Tile>);
+
+impl AsRef<[u8]> for TileBody {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+/// The KV of one sequence. Blocks `[0, remote_blocks)` lie on their shards, later ones here; within every stripe the
+/// remote blocks thus come first, which the canonical order of summation needs. Dropping it closes its views in the background.
+#[derive(Debug)]
+pub struct Sequence {
+    identity: Identity,
+    geometry: Geometry,
+    shape: TileShape,
+    layers: usize,
+    chain: KeyChain,
+    done: u64,
+    under_way: u64,
+    remote_blocks: u64,
+    views: Vec<Option<View>>,
+    local: VecDeque<LocalBlock>,
+    owners: Vec<usize>,
+    links: Arc<ShardLinks>,
+    broken: Option<&'static str>,
+}
+
+impl Sequence {
+    /// An empty sequence whose blocks will lie on the shards of `links`.
+    pub fn new(engine: &Engine, identity: Identity, links: Arc<ShardLinks>) -> Self {
+        Self {
+            identity,
+            geometry: engine.geometry(),
+            shape: engine.tile_shape(),
+            layers: engine.backend().config().layers,
+            chain: KeyChain::new(identity.namespace, engine.geometry()),
+            done: 0,
+            under_way: 0,
+            remote_blocks: 0,
+            views: links.links().iter().map(|_| None).collect(),
+            local: VecDeque::new(),
+            owners: Vec::new(),
+            links,
+            broken: None,
+        }
+    }
+
+    /// What the KV depends on.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The shards that hold its blocks.
+    pub fn links(&self) -> &Arc<ShardLinks> {
+        &self.links
+    }
+
+    /// Tokens whose K and V exist in every layer; the position of the next one.
+    pub fn position(&self) -> u64 {
+        self.done
+    }
+
+    /// Block and stripe sizes.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Why it can only be closed, if so.
+    pub fn broken(&self) -> Option<&'static str> {
+        self.broken
+    }
+
+    /// Leading blocks that lie on shards.
+    pub fn remote_blocks(&self) -> u64 {
+        self.remote_blocks
+    }
+
+    /// Full blocks, remote and local.
+    pub fn full_blocks(&self) -> u64 {
+        self.geometry.full_blocks(self.done)
+    }
+
+    /// Bytes of the tiles in this process.
+    pub fn local_bytes(&self) -> u64 {
+        self.local.len() as u64 * self.block_bytes()
+    }
+
+    /// Bytes of one block over all layers.
+    pub fn block_bytes(&self) -> u64 {
+        (self.shape.bytes() * self.layers) as u64
+    }
+
+    /// Key of a full block; the keys of blocks that a step fills exist while the step runs.
+    pub fn key(&self, block: u64) -> Option<BlockKey> {
+        self.chain.keys().get(block as usize).copied()
+    }
+
+    /// Index of the shard that holds `block`.
+    pub fn owner(&mut self, block: u64) -> Result<usize, Error> {
+        let stripe = self.geometry.stripe_of(block) as usize;
+        while self.owners.len() <= stripe {
+            let first = self.owners.len() as u64 * u64::from(self.geometry.stripe_blocks());
+            self.owners.push(self.links.owner(&self.chain.stripe_seed(first))?);
+        }
+        Ok(self.owners[stripe])
+    }
+
+    /// Blocks that the step under way fills: full after it, not before.
+    pub fn filling(&self) -> Range<u64> {
+        self.geometry.full_blocks(self.done)..self.geometry.full_blocks(self.done + self.under_way)
+    }
+
+    /// The tile of a full local block in one layer, as it travels; `None` when it is not here or not full.
+    pub fn tile_message(&self, block: u64, layer: usize) -> Option<TileMessage> {
+        let key = self.key(block)?;
+        let index = usize::try_from(block.checked_sub(self.remote_blocks)?).ok()?;
+        let tile = self.local.get(index)?.tiles.get(layer)?;
+        let data = Bytes::from_owner(TileBody(Arc::clone(tile)));
+        let crc32c = crc32c(&data);
+        Some(TileMessage { key, layer: layer as u32, data, crc32c })
+    }
+
+    /// All tiles of a full local block; `None` when it is not here or not full.
+    pub fn block_messages(&self, block: u64) -> Option<Vec<TileMessage>> {
+        (0..self.layers).map(|layer| self.tile_message(block, layer)).collect()
+    }
+
+    /// The local blocks as a KV source; tile `i` is block `remote_blocks + i`.
+    pub(crate) fn layer(&self, layer: usize) -> LayerTiles<'_> {
+        LayerTiles { shape: self.shape, blocks: &self.local, layer }
+    }
+
+    /// Blocks that have keys at positions before `end`.
+    pub(crate) fn blocks_before(&self, end: u64) -> u64 {
+        end.div_ceil(u64::from(self.geometry.block_tokens()))
+    }
+
+    /// Rows of the step under way.
+    pub(crate) fn rows(&self) -> u64 {
+        self.under_way
+    }
+
+    /// Stripes that shard `shard` has a part of, ascending, and the name of its view.
+    pub(crate) fn view(&self, shard: usize) -> Option<(u64, &[u64])> {
+        self.views[shard].as_ref().map(|view| (view.id, view.stripes.as_slice()))
+    }
+
+    /// Makes room for `tokens` and hashes them. Until [`Self::commit`] a failure leaves the sequence broken.
+    pub(crate) fn begin(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        if let Some(cause) = self.broken {
+            return Err(Error::Broken(cause));
+        }
+        self.broken = Some("a step over it failed");
+        self.under_way = tokens.len() as u64;
+        self.chain.push(tokens);
+        let blocks = self.blocks_before(self.done + self.under_way);
+        while self.remote_blocks + (self.local.len() as u64) < blocks {
+            self.local.push_back(LocalBlock::zeroed(self.shape, self.layers));
+        }
+        Ok(())
+    }
+
+    /// Writes K and V of the step's rows in one layer, f32 `[rows, kv_heads, head_dim]` each.
+    pub(crate) fn write(&mut self, layer: usize, keys: &[f32], values: &[f32]) -> Result<(), Error> {
+        let width = self.shape.kv_heads * self.shape.head_dim;
+        let block_tokens = self.shape.block_tokens;
+        let mut row = 0;
+        while row < self.under_way as usize {
+            let position = self.done + row as u64;
+            let offset = (position % block_tokens as u64) as usize;
+            let rows = (block_tokens - offset).min(self.under_way as usize - row);
+            let index = (position / block_tokens as u64 - self.remote_blocks) as usize;
+            let elements = row * width..(row + rows) * width;
+            let tile = Arc::make_mut(&mut self.local[index].tiles[layer]);
+            tile.write(offset, &keys[elements.clone()], &values[elements])?;
+            row += rows;
+        }
+        Ok(())
+    }
+
+    /// Ends a step whose every layer was written.
+    pub(crate) fn commit(&mut self) {
+        self.done += self.under_way;
+        self.under_way = 0;
+        self.broken = None;
+    }
+
+    fn break_off(&mut self, cause: &'static str) {
+        self.broken = Some(cause);
+    }
+}
+
+/// The local tiles of one sequence in one layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LayerTiles<'a> {
+    shape: TileShape,
+    blocks: &'a VecDeque<LocalBlock>,
+    layer: usize,
+}
+
+impl PagedKv for LayerTiles<'_> {
+    fn shape(&self) -> TileShape {
+        self.shape
+    }
+
+    fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn tile(&self, index: usize) -> &Tile {
+        self.blocks[index].tile(self.layer)
+    }
+}

@@ -1,0 +1,162 @@
+//! Links to the shards of the current shard map, made once per epoch and shared by all sequences of a process.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use longshore_blocks::{ShardId, ShardMap};
+use longshore_cluster::{ClusterView, Role};
+use longshore_fabric::{AttendLink, Connector, Shard};
+use tokio::{runtime::Handle, sync::watch};
+use tokio_util::task::TaskTracker;
+
+use crate::Error;
+
+/// How long closing a view may take before it is left to its lease.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One shard and the ways to reach it.
+#[derive(Debug, Clone)]
+pub struct ShardLink {
+    /// Name.
+    pub id: ShardId,
+    /// Calls.
+    pub shard: Arc<dyn Shard>,
+    /// The attention stream of this process to it.
+    pub attend: AttendLink,
+}
+
+/// The shards of one epoch, in the order of their shard map.
+#[derive(Debug)]
+pub struct ShardLinks {
+    map: ShardMap,
+    links: Vec<ShardLink>,
+    tasks: TaskTracker,
+    runtime: Handle,
+}
+
+impl ShardLinks {
+    /// Links for `map`; `shards` gives the client of each entry, in the map's order. Must be called on a runtime, whose
+    /// `tasks` then own the attention streams and the closing of views.
+    pub fn new(
+        map: ShardMap,
+        shards: impl IntoIterator<Item = Arc<dyn Shard>>,
+        tasks: &TaskTracker,
+        in_flight_max: usize,
+    ) -> Result<Self, Error> {
+        let links: Vec<ShardLink> = map
+            .shards()
+            .iter()
+            .zip(shards)
+            .map(|(entry, shard)| ShardLink {
+                id: entry.id.clone(),
+                attend: AttendLink::new(Arc::clone(&shard), tasks, in_flight_max),
+                shard,
+            })
+            .collect();
+        if links.len() != map.shards().len() {
+            let problem = format!("has {} clients for {} shards", links.len(), map.shards().len());
+            return Err(Error::Invalid { field: "shards", problem });
+        }
+        Ok(Self { map, links, tasks: tasks.clone(), runtime: Handle::current() })
+    }
+
+    /// The shard map that places blocks.
+    pub fn map(&self) -> &ShardMap {
+        &self.map
+    }
+
+    /// Links in the map's order.
+    pub fn links(&self) -> &[ShardLink] {
+        &self.links
+    }
+
+    /// Index of the shard that holds the stripe named by `seed`.
+    pub fn owner(&self, seed: &[u8; 32]) -> Result<usize, Error> {
+        let entry = self.map.owner(seed).ok_or(Error::NoShards)?;
+        let found = self.map.shards().binary_search_by(|other| other.id.cmp(&entry.id));
+        Ok(found.expect("an owner is one of the map's shards, which are sorted by id"))
+    }
+
+    /// The runtime that the links live on, for threads outside of it.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Owner of tasks that outlive a call.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// Closes a view in the background; a shard that does not answer reclaims it when its lease ends.
+    pub(crate) fn close_later(&self, shard: usize, view_id: u64) {
+        let link = self.links[shard].clone();
+        let closing = async move {
+            let ctx = longshore_fabric::CallContext::new("close-view").with_timeout(CLOSE_TIMEOUT);
+            let call = tokio::time::timeout(CLOSE_TIMEOUT, link.shard.close_view(&ctx, view_id)).await;
+            if let Ok(Err(error)) = call {
+                tracing::debug!(shard = %link.id, view_id, %error, "left a view to its lease");
+            }
+        };
+        self.tasks.spawn_on(closing, &self.runtime);
+    }
+}
+
+/// Follows the membership and keeps the links of its newest epoch.
+#[derive(Debug)]
+pub struct ShardDirectory {
+    views: watch::Receiver<Arc<ClusterView>>,
+    connector: Arc<dyn Connector>,
+    tasks: TaskTracker,
+    in_flight_max: usize,
+    current: Mutex<Option<(Arc<ClusterView>, Arc<ShardLinks>)>>,
+}
+
+impl ShardDirectory {
+    /// A directory of the members that `views` shows; `in_flight_max` bounds attention queries under way per shard.
+    pub fn new(
+        views: watch::Receiver<Arc<ClusterView>>,
+        connector: Arc<dyn Connector>,
+        tasks: TaskTracker,
+        in_flight_max: usize,
+    ) -> Self {
+        Self { views, connector, tasks, in_flight_max, current: Mutex::new(None) }
+    }
+
+    /// Epoch of the newest shard map.
+    pub fn epoch(&self) -> u64 {
+        self.views.borrow().epoch()
+    }
+
+    /// Links of the newest shard map. They are kept while neither the epoch nor an address or incarnation of a shard
+    /// changes, so that a restarted shard gets a new stream. Must be called on a runtime.
+    pub fn current(&self) -> Result<Arc<ShardLinks>, Error> {
+        let view = Arc::clone(&self.views.borrow());
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((seen, links)) = current.as_ref()
+            && (Arc::ptr_eq(seen, &view) || same_shards(seen, &view))
+        {
+            return Ok(Arc::clone(links));
+        }
+        let links = Arc::new(self.connect(&view)?);
+        *current = Some((view, Arc::clone(&links)));
+        Ok(links)
+    }
+
+    fn connect(&self, view: &ClusterView) -> Result<ShardLinks, Error> {
+        let map = view.shard_map();
+        let mut shards = Vec::with_capacity(map.shards().len());
+        for entry in map.shards() {
+            let member = view.with_role(Role::KvStore).find(|member| member.id == entry.id.0);
+            let address = &member.expect("every shard of a map is a member of its view").address;
+            let client = self.connector.shard(address);
+            shards.push(client.map_err(|source| Error::Shard { shard: entry.id.clone(), source })?);
+        }
+        ShardLinks::new(map, shards, &self.tasks, self.in_flight_max)
+    }
+}
+
+fn same_shards(a: &ClusterView, b: &ClusterView) -> bool {
+    a.epoch() == b.epoch() && a.with_role(Role::KvStore).eq(b.with_role(Role::KvStore))
+}

@@ -1,0 +1,239 @@
+//! One step: new rows of several sequences through all layers.
+
+use std::{sync::Arc, time::Duration};
+
+use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, TileShape};
+use longshore_blocks::Geometry;
+use longshore_fabric::CallContext;
+use longshore_model::Backend;
+use longshore_proto::types::{Dtype, WireTileShape};
+
+use crate::{Error, Sequence, attend::LayerAttention, error::check};
+
+/// Settings of the walk.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineOptions {
+    /// Element type of K and V in tiles.
+    pub kv_dtype: KvDtype,
+    /// Bytes of partials that one wave of attention may hold; rows beyond it wait for the next wave.
+    pub wave_bytes: usize,
+    /// How long a shard may take for one attention query.
+    pub attend_timeout: Duration,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { kv_dtype: KvDtype::F32, wave_bytes: 64 << 20, attend_timeout: Duration::from_secs(60) }
+    }
+}
+
+/// A model, an executor, and the shapes of what they exchange.
+#[derive(Debug)]
+pub struct Engine {
+    backend: Arc<dyn Backend>,
+    executor: Arc<dyn Executor>,
+    geometry: Geometry,
+    tile_shape: TileShape,
+    options: EngineOptions,
+}
+
+/// Which logits a step returns for a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// None.
+    None,
+    /// Those of the last new row.
+    Last,
+}
+
+/// New rows of one sequence.
+#[derive(Debug)]
+pub struct StepInput<'a> {
+    /// The sequence; its blocks take the rows' keys and values.
+    pub sequence: &'a mut Sequence,
+    /// Tokens of the new rows, at least one.
+    pub tokens: &'a [u32],
+    /// Logits wanted.
+    pub logits: Logits,
+}
+
+/// What became of one sequence: the logits of its last row (f32 `[vocabulary]`) when they were wanted, or why it cannot go on.
+pub type StepOutput = Result<Option<Vec<f32>>, Error>;
+
+/// Watches a step, so that tiles can leave while later layers compute.
+pub trait StepObserver {
+    /// The tiles of `layer` are written: those of [`Sequence::filling`] are final. An error ends the step.
+    fn layer_done(&mut self, layer: usize, batch: &[StepInput<'_>]) -> Result<(), Error>;
+}
+
+/// Watches nothing.
+impl StepObserver for () {
+    fn layer_done(&mut self, _layer: usize, _batch: &[StepInput<'_>]) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// An engine for blocks of `geometry`; fails when the model's heads make no valid tile.
+    pub fn new(
+        backend: Arc<dyn Backend>,
+        executor: Arc<dyn Executor>,
+        geometry: Geometry,
+        options: EngineOptions,
+    ) -> Result<Self, Error> {
+        let heads = backend.config().heads;
+        let tile_shape = TileShape {
+            block_tokens: geometry.block_tokens() as usize,
+            kv_heads: heads.kv_heads,
+            head_dim: heads.head_dim,
+            dtype: options.kv_dtype,
+        };
+        tile_shape.validate()?;
+        Ok(Self { backend, executor, geometry, tile_shape, options })
+    }
+
+    /// The model.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// Runs the local part of attention.
+    pub(crate) fn executor(&self) -> &dyn Executor {
+        &*self.executor
+    }
+
+    /// Block and stripe sizes.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Shape of every tile.
+    pub fn tile_shape(&self) -> TileShape {
+        self.tile_shape
+    }
+
+    /// Settings.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// Shape of every tile as it travels.
+    pub fn wire_tile_shape(&self) -> WireTileShape {
+        WireTileShape {
+            block_tokens: self.geometry.block_tokens(),
+            kv_heads: self.tile_shape.kv_heads as u32,
+            head_dim: self.tile_shape.head_dim as u32,
+            dtype: match self.tile_shape.dtype {
+                KvDtype::F32 => Dtype::F32,
+                KvDtype::F16 => Dtype::F16,
+            },
+            layout: LAYOUT_CPU_PANELS,
+            layers: self.backend.config().layers as u32,
+        }
+    }
+
+    /// Computes the new rows of all sequences, on the calling thread and the rayon pool; blocks, so never on a reactor
+    /// thread. A sequence whose shards fail gets its own error and the others go on; the whole step fails when `ctx`
+    /// stops it (looked at between layers), when an input can never work, or when the observer says so. After a failed
+    /// step its sequences can only be closed.
+    pub fn step(
+        &self,
+        ctx: &CallContext,
+        batch: &mut [StepInput<'_>],
+        observer: &mut dyn StepObserver,
+    ) -> Result<Vec<StepOutput>, Error> {
+        let rows = Rows::begin(self, batch)?;
+        let mut failed: Vec<Option<Error>> = batch.iter().map(|_| None).collect();
+        let config = self.backend.config();
+        let mut x = self.backend.embed(&rows.tokens)?;
+        for layer in 0..config.layers {
+            check(ctx)?;
+            let qkv = self.backend.qkv(layer, &x, &rows.positions)?;
+            let kv_width = config.heads.kv_heads * config.heads.head_dim;
+            for (input, &first) in batch.iter_mut().zip(&rows.first) {
+                let elements = first * kv_width..(first + input.tokens.len()) * kv_width;
+                input.sequence.write(layer, &qkv.k[elements.clone()], &qkv.v[elements])?;
+            }
+            observer.layer_done(layer, batch)?;
+            // Nobody reads what the last layer makes of rows without logits.
+            if layer + 1 == config.layers && rows.wanted.is_empty() {
+                break;
+            }
+            let mut attention = LayerAttention { engine: self, ctx, layer, batch: &*batch, failed: &mut failed };
+            let output = attention.run(&qkv.q, &rows.first)?;
+            if failed.iter().all(Option::is_some) {
+                return Ok(failed.into_iter().flatten().map(Err).collect());
+            }
+            x = self.backend.finish(layer, x, &output)?;
+        }
+        let mut logits = match rows.wanted.is_empty() {
+            true => Vec::new(),
+            false => self.backend.logits(&x, &rows.wanted)?,
+        };
+        Ok(finish(batch, failed, &mut logits, config.vocabulary))
+    }
+}
+
+/// The rows of all sequences, one after the other.
+struct Rows {
+    tokens: Vec<u32>,
+    positions: Vec<u64>,
+    /// Row of each sequence's first token.
+    first: Vec<usize>,
+    /// Rows whose logits are wanted.
+    wanted: Vec<usize>,
+}
+
+impl Rows {
+    fn begin(engine: &Engine, batch: &mut [StepInput<'_>]) -> Result<Self, Error> {
+        let vocabulary = engine.backend.config().vocabulary;
+        let mut rows = Self { tokens: Vec::new(), positions: Vec::new(), first: Vec::new(), wanted: Vec::new() };
+        for input in batch.iter() {
+            if input.tokens.is_empty() {
+                return Err(Error::Invalid { field: "tokens", problem: "are empty".to_owned() });
+            }
+            if let Some(id) = input.tokens.iter().find(|&&id| id as usize >= vocabulary) {
+                let problem = format!("contain `{id}`, the vocabulary ends before {vocabulary}");
+                return Err(Error::Invalid { field: "tokens", problem });
+            }
+        }
+        for input in batch.iter_mut() {
+            let position = input.sequence.position();
+            rows.first.push(rows.tokens.len());
+            rows.tokens.extend_from_slice(input.tokens);
+            rows.positions.extend(position..position + input.tokens.len() as u64);
+            if input.logits == Logits::Last {
+                rows.wanted.push(rows.tokens.len() - 1);
+            }
+        }
+        for input in batch.iter_mut() {
+            input.sequence.begin(input.tokens)?;
+        }
+        Ok(rows)
+    }
+}
+
+fn finish(
+    batch: &mut [StepInput<'_>],
+    failed: Vec<Option<Error>>,
+    logits: &mut Vec<f32>,
+    vocabulary: usize,
+) -> Vec<StepOutput> {
+    let mut outputs = Vec::with_capacity(batch.len());
+    // From the back, so that every sequence splits its own logits off the end.
+    for (input, failure) in batch.iter_mut().zip(failed).rev() {
+        let own = match input.logits {
+            Logits::Last => Some(logits.split_off(logits.len() - vocabulary)),
+            Logits::None => None,
+        };
+        outputs.push(match failure {
+            Some(error) => Err(error),
+            None => {
+                input.sequence.commit();
+                Ok(own)
+            }
+        });
+    }
+    outputs.reverse();
+    outputs
+}

@@ -1,0 +1,110 @@
+//! Putting tiles on the shards that will hold them, and getting them back.
+
+mod streams;
+
+use futures::StreamExt;
+use longshore_attention::Tile;
+use longshore_blocks::BlockKey;
+use longshore_fabric::{CallContext, Code};
+use longshore_proto::types::{GetBlocks, Identity, PutOutcome, TileMessage, WireTileShape};
+use tokio::sync::mpsc;
+
+use crate::{Engine, Error, LocalBlock, ShardLink, intake::within};
+
+pub use streams::{AckBoard, PutStreams};
+
+/// Stores one block, all of its tiles, and waits for the acknowledgement.
+pub async fn store_block(
+    ctx: &CallContext,
+    link: &ShardLink,
+    identity: Identity,
+    shape: WireTileShape,
+    tiles: Vec<TileMessage>,
+) -> Result<PutOutcome, Error> {
+    let key = tiles.first().map(|tile| tile.key);
+    let (sender, receiver) = mpsc::channel(1);
+    let feed = async move {
+        for tile in tiles {
+            // The shard ends the call early when it holds the block already or refuses it; its answer says which.
+            if sender.send(tile).await.is_err() {
+                break;
+            }
+        }
+    };
+    let answer = async {
+        let mut acks = link.shard.put_blocks(ctx, identity, shape, receiver).await?;
+        match acks.next().await {
+            Some(Ok(ack)) if Some(ack.key) == key => Ok(ack.outcome),
+            Some(Ok(_)) => Err(longshore_fabric::Error::new(Code::DataLoss, "acknowledged another block")),
+            Some(Err(error)) => Err(error),
+            None => Err(longshore_fabric::Error::new(Code::Unavailable, "ended without an acknowledgement")),
+        }
+    };
+    let both = async {
+        tokio::pin!(feed);
+        tokio::pin!(answer);
+        tokio::select! {
+            outcome = &mut answer => outcome,
+            () = &mut feed => answer.await,
+        }
+    };
+    let outcome = within(ctx, both).await.and_then(|outcome| outcome);
+    outcome.map_err(|source| Error::of_shard(ctx, &link.id, source))
+}
+
+/// Reads whole blocks of one shard, in the order of `keys`. What does not verify is an error, never a tile.
+pub async fn fetch_blocks(
+    engine: &Engine,
+    ctx: &CallContext,
+    link: &ShardLink,
+    identity: Identity,
+    keys: &[BlockKey],
+) -> Result<Vec<LocalBlock>, Error> {
+    let get = GetBlocks { identity, keys: keys.to_vec(), first_layer: 0, layers: None };
+    let of_shard = |source| Error::of_shard(ctx, &link.id, source);
+    let call = within(ctx, link.shard.get_blocks(ctx, get)).await.and_then(|answer| answer);
+    let mut answers = call.map_err(of_shard)?;
+    let layers = engine.backend().config().layers;
+    let (mut blocks, mut missing) = (Vec::with_capacity(keys.len()), Vec::new());
+    for &key in keys {
+        let mut tiles = Vec::with_capacity(layers);
+        for layer in 0..layers {
+            let answer = within(ctx, answers.next()).await.map_err(of_shard)?.transpose().map_err(of_shard)?;
+            match answer {
+                Some(Some(message)) => tiles.push(verified(engine, link, key, layer, &message)?),
+                Some(None) if layer == 0 => {
+                    missing.push(key);
+                    break;
+                }
+                Some(None) | None => return Err(mismatch(link, format!("block `{key}` without layer {layer}"))),
+            }
+        }
+        blocks.push(LocalBlock::from_tiles(tiles));
+    }
+    match missing.is_empty() {
+        true => Ok(blocks),
+        false => Err(Error::Missing { shard: link.id.clone(), keys: missing }),
+    }
+}
+
+fn verified(
+    engine: &Engine,
+    link: &ShardLink,
+    key: BlockKey,
+    layer: usize,
+    message: &TileMessage,
+) -> Result<Tile, Error> {
+    if message.key != key || message.layer as usize != layer {
+        let problem = format!("block `{}` layer {} instead of `{key}` layer {layer}", message.key, message.layer);
+        return Err(mismatch(link, problem));
+    }
+    if longshore_blocks::crc32c(&message.data) != message.crc32c {
+        return Err(mismatch(link, format!("block `{key}` layer {layer} with a wrong checksum")));
+    }
+    Tile::from_bytes(engine.tile_shape(), &message.data)
+        .map_err(|error| mismatch(link, format!("block `{key}` layer {layer}: {error}")))
+}
+
+fn mismatch(link: &ShardLink, problem: String) -> Error {
+    Error::Mismatch { shard: link.id.clone(), problem }
+}

@@ -1,3 +1,4 @@
-//! What the integration tests share: the tree as text, and clusters in one process.
+//! What the integration tests share: the tree as text, and the real program as a child process.
 
+pub mod server;
 pub mod tree;

@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("longshore-chassis", &[]),
     (
         "longshore-engine",
-        &["longshore-attention", "longshore-blocks", "longshore-fabric", "longshore-model", "longshore-proto", "longshore-routing"],
+        &["longshore-attention", "longshore-blocks", "longshore-fabric", "longshore-model", "longshore-proto", "longshore-cluster", "longshore-routing"],
     ),
 ];
 

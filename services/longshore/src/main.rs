@@ -1,2 +1,67 @@
-//! placeholder
-fn main() {}
+//! The one binary: services, clients and tools. Wiring only; what the services do lies in their crates.
+
+mod bench;
+mod cli;
+mod client;
+mod config;
+mod console;
+mod model;
+mod node;
+mod process;
+mod ready;
+mod role;
+mod up;
+mod wiring;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use longshore_cluster::Role;
+
+use cli::{BenchCommand, Cli, Command, ModelCommand};
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console::fail(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("reactor").build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    let outcome = runtime.block_on(dispatch(cli.command));
+    // A thread that still reads standard input or computes must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Up(args) => up::up(args).await,
+        Command::Router(args) => role::run(Role::Router, args).await,
+        Command::Prefill(args) => role::run(Role::Prefill, args).await,
+        Command::Decode(args) => role::run(Role::Decode, args).await,
+        Command::Kvstore(args) => role::run(Role::KvStore, args).await,
+        Command::Generate(args) => client::generate(args).await,
+        Command::Chat(args) => client::chat(args).await,
+        Command::Model { command } => role::blocking(move || model_command(command)).await,
+        Command::Bench { command: BenchCommand::Serve(args) } => bench::serve(args).await,
+    }
+}
+
+fn model_command(command: ModelCommand) -> Result<()> {
+    match command {
+        ModelCommand::Pull { model } => {
+            let path = model::pull(&model::Cache::of_user()?, &model::ModelRef::parse(&model)?)?;
+            console::say(path.display().to_string());
+            Ok(())
+        }
+        ModelCommand::List => model::list(),
+        ModelCommand::Show { model, json } => model::show(&model::ModelRef::parse(&model)?, json),
+    }
+}

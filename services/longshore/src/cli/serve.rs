@@ -31,7 +31,7 @@ pub(crate) struct ServeArgs {
     /// Compute threads [default: one per core].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Log level: error, warn, info, debug, trace, or a filter such as `longshore_decode=debug` [default: warn].
+    /// Log level: error, warn, info, debug, trace, or a filter such as `longshore_decode=debug` [default: info].
     #[arg(long, value_name = "FILTER")]
     pub(crate) log: Option<String>,
 }

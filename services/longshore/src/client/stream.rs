@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
-use longshore_fabric::{CallContext, Connector, Error, GrpcConnector};
+use longshore_fabric::{CallContext, Connector, Error, GrpcConnector, GrpcOptions};
 use longshore_proto::types::{Finished, FinishReason, GenerateEvent, GenerateStart, PromptChunk, Sampling};
 use tokio::sync::mpsc;
 
@@ -60,7 +60,7 @@ pub(super) fn start(args: &SamplingArgs) -> GenerateStart {
 
 /// Runs one request against the gRPC address `url` and prints it as it comes.
 pub(super) async fn run(url: &str, start: GenerateStart, prompt: Vec<PromptChunk>, ctx: &CallContext) -> Result<Answer> {
-    let client = GrpcConnector::default().inference(url).map_err(told).context("`--url` is no gRPC address")?;
+    let client = GrpcConnector::new(GrpcOptions::default()).inference(url).map_err(told).context("`--url` is no gRPC address")?;
     let (send, receive) = mpsc::channel(4);
     let feed = async move {
         for chunk in prompt {

@@ -1,0 +1,6 @@
+//! Measurements of running endpoints.
+
+mod serve;
+mod statistics;
+
+pub(crate) use serve::serve;

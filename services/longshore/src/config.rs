@@ -1,0 +1,178 @@
+//! The one configuration of every process: each component's part lies in its own crate.
+
+use longshore_attention::KvDtype;
+use longshore_blocks::Geometry;
+use longshore_chassis::{
+    Fault, TelemetryConfig, Validate,
+    config::{check_range, join},
+    listen,
+};
+use longshore_cluster::Member;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{DEFAULT_MODEL, ModelRef};
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Which model, and how its KV looks.
+    pub(crate) model: ModelConfig,
+    /// Threads.
+    pub(crate) compute: ComputeConfig,
+    /// Addresses.
+    pub(crate) listen: ListenConfig,
+    /// Who belongs to the cluster.
+    pub(crate) cluster: ClusterConfig,
+    /// Front door.
+    pub(crate) router: longshore_router::Config,
+    /// Prefill workers.
+    pub(crate) prefill: longshore_prefill::Config,
+    /// Decode workers.
+    pub(crate) decode: longshore_decode::Config,
+    /// Shards.
+    pub(crate) kvstore: longshore_kvstore::Config,
+    /// Logs.
+    pub(crate) telemetry: TelemetryConfig,
+    /// End of the process.
+    pub(crate) drain: DrainConfig,
+}
+
+/// Which model, and how its KV looks. Equal in every process of a cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ModelConfig {
+    /// A name, `pypi:package==version`, `hf:org/name` or a path.
+    pub(crate) reference: String,
+    /// Name that clients ask for; empty: follows from the reference.
+    pub(crate) name: String,
+    /// Element type of the KV cache: `f16` or `f32`.
+    pub(crate) kv_dtype: String,
+    /// Positions of a sequence, prompt and answer together; 0: the model's own limit.
+    pub(crate) max_context_tokens: u64,
+    /// Token positions of a block.
+    pub(crate) block_tokens: u32,
+    /// Consecutive blocks that are placed together.
+    pub(crate) stripe_blocks: u32,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        let geometry = Geometry::default();
+        Self {
+            reference: DEFAULT_MODEL.to_owned(),
+            name: String::new(),
+            kv_dtype: "f16".to_owned(),
+            max_context_tokens: 0,
+            block_tokens: geometry.block_tokens(),
+            stripe_blocks: geometry.stripe_blocks(),
+        }
+    }
+}
+
+/// Threads.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ComputeConfig {
+    /// Compute threads of this process; 0: one per core.
+    pub(crate) threads: usize,
+}
+
+/// Addresses; an empty one is not listened on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ListenConfig {
+    /// OpenAI HTTP API of a router.
+    pub(crate) http: String,
+    /// gRPC.
+    pub(crate) grpc: String,
+    /// Health, metrics and configuration.
+    pub(crate) admin: String,
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        Self { http: "127.0.0.1:8000".to_owned(), grpc: "127.0.0.1:9000".to_owned(), admin: String::new() }
+    }
+}
+
+/// Who belongs to the cluster.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ClusterConfig {
+    /// Name of this process.
+    pub(crate) id: String,
+    /// Members as `role=id@address[;weight=N]`, the same in every process.
+    pub(crate) members: Vec<String>,
+}
+
+/// End of the process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DrainConfig {
+    /// Milliseconds that streams get to finish after the first Ctrl-C or SIGTERM.
+    pub(crate) deadline_ms: u64,
+}
+
+impl Default for DrainConfig {
+    fn default() -> Self {
+        Self { deadline_ms: 20_000 }
+    }
+}
+
+impl ModelConfig {
+    /// Element type of the KV cache.
+    pub(crate) fn dtype(&self) -> Option<KvDtype> {
+        [KvDtype::F16, KvDtype::F32].into_iter().find(|dtype| dtype.name() == self.kv_dtype)
+    }
+}
+
+impl Validate for Config {
+    fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        self.model.faults(&join(path, "model"), faults);
+        self.listen.faults(&join(path, "listen"), faults);
+        self.cluster.faults(&join(path, "cluster"), faults);
+        self.router.faults(&join(path, "router"), faults);
+        self.prefill.faults(&join(path, "prefill"), faults);
+        self.decode.faults(&join(path, "decode"), faults);
+        self.kvstore.faults(&join(path, "kvstore"), faults);
+        self.telemetry.faults(&join(path, "telemetry"), faults);
+        check_range(faults, &join(path, "compute"), "threads", self.compute.threads, 0..=1024);
+        check_range(faults, &join(path, "drain"), "deadline_ms", self.drain.deadline_ms, 0..=3_600_000);
+    }
+}
+
+impl Validate for ModelConfig {
+    fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        if let Err(error) = ModelRef::parse(&self.reference) {
+            faults.push(Fault::new(path, "reference", format!("is `{}`: {error}", self.reference)));
+        }
+        if self.dtype().is_none() {
+            faults.push(Fault::new(path, "kv_dtype", format!("is `{}`, must be `f16` or `f32`", self.kv_dtype)));
+        }
+        if let Err(error) = Geometry::new(self.block_tokens, self.stripe_blocks) {
+            faults.push(Fault { key: path.to_owned(), problem: format!("cannot lay out blocks: {error}") });
+        }
+        check_range(faults, path, "max_context_tokens", self.max_context_tokens, 0..=1 << 32);
+    }
+}
+
+impl Validate for ListenConfig {
+    fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        for (field, address) in [("http", &self.http), ("grpc", &self.grpc), ("admin", &self.admin)] {
+            if let Err(problem) = if address.is_empty() { Ok(()) } else { listen::check(address) } {
+                faults.push(Fault::new(path, field, problem));
+            }
+        }
+    }
+}
+
+impl Validate for ClusterConfig {
+    fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        for member in &self.members {
+            if let Err(error) = Member::parse(member) {
+                faults.push(Fault::new(path, "members", format!("has `{member}`: {error}")));
+            }
+        }
+    }
+}

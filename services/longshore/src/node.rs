@@ -1,0 +1,132 @@
+//! What every process of a deployment derives from the model and the configuration: shapes, digests, limits, the backend.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Context, Result, ensure};
+use longshore_attention::{CpuExecutor, KvDtype, LAYOUT_CPU_PANELS, TileShape};
+use longshore_blocks::{Deployment, DeploymentParts, Geometry};
+use longshore_engine::{Engine, EngineOptions, Limits};
+use longshore_model::{CpuBackend, LoadProgress, LoadedModel, ModelInfo};
+use longshore_proto::types::{Dtype, ModelDescription, WireTileShape};
+
+use crate::{
+    config::Config,
+    console,
+    model::{self, ModelRef},
+};
+
+/// The model and what follows from it.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    /// Tokenizer, template, shape.
+    pub(crate) info: Arc<ModelInfo>,
+    /// Name that clients ask for.
+    pub(crate) name: String,
+    /// Where the weights lie.
+    pub(crate) path: PathBuf,
+    /// What the KV depends on.
+    pub(crate) deployment: Deployment,
+    /// Block and stripe sizes.
+    pub(crate) geometry: Geometry,
+    /// Shape of every tile.
+    pub(crate) tile_shape: TileShape,
+    /// Positions that a sequence may have.
+    pub(crate) context_tokens: u64,
+}
+
+impl Node {
+    /// Finds the model, fetching it when it is missing, and reads everything but its weights.
+    pub(crate) fn open(config: &Config) -> Result<Self> {
+        let reference = ModelRef::parse(&config.model.reference)?;
+        let path = model::ensure(&reference).context("cannot get the model")?;
+        let info = ModelInfo::open(&path).context("cannot read the model")?;
+        let geometry = Geometry::new(config.model.block_tokens, config.model.stripe_blocks)?;
+        let dtype = config.model.dtype().context("`model.kv_dtype` must be `f16` or `f32`")?;
+        let heads = info.config.heads;
+        let tile_shape = TileShape {
+            block_tokens: geometry.block_tokens() as usize,
+            kv_heads: heads.kv_heads,
+            head_dim: heads.head_dim,
+            dtype,
+        };
+        tile_shape.validate().context("the model's KV fits no tile")?;
+        let deployment = Deployment::new(&DeploymentParts {
+            model: &info.digest,
+            position: &info.config.position_fingerprint(),
+            representation: dtype.name(),
+            block_tokens: geometry.block_tokens(),
+            stripe_blocks: geometry.stripe_blocks(),
+            prefill_policy: "exact",
+        });
+        let name = if config.model.name.is_empty() { reference.name() } else { config.model.name.clone() };
+        let context_tokens = context_tokens(config, &info)?;
+        Ok(Self { info: Arc::new(info), name, path, deployment, geometry, tile_shape, context_tokens })
+    }
+
+    /// Loads the weights, with a progress bar, and makes the engine of a worker.
+    pub(crate) fn engine(&self) -> Result<Arc<Engine>> {
+        let total = self.info.file_bytes;
+        let bar = console::byte_bar("loading", total);
+        let read = |progress: LoadProgress| {
+            bar.set_length(progress.total_bytes);
+            bar.set_position(progress.done_bytes);
+        };
+        let loaded = LoadedModel::open(&self.path, &read).context("cannot load the model")?;
+        ensure!(loaded.info.digest == self.info.digest, "{} changed while it was read; hint: start again", self.path.display());
+        bar.set_prefix("packing");
+        let backend = CpuBackend::new(loaded.info.config.clone(), &loaded.weights, &read).context("cannot pack the weights")?;
+        bar.finish_and_clear();
+        let options = EngineOptions { kv_dtype: self.tile_shape.dtype, ..EngineOptions::default() };
+        let engine = Engine::new(Arc::new(backend), Arc::new(CpuExecutor), self.geometry, options);
+        Ok(Arc::new(engine.context("cannot set up the engine")?))
+    }
+
+    /// What workers accept.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            deployment: self.deployment,
+            context_tokens: self.context_tokens,
+            vocabulary: u32::try_from(self.info.config.vocabulary).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Shape of every tile as it travels.
+    pub(crate) fn wire_tile_shape(&self) -> WireTileShape {
+        WireTileShape {
+            block_tokens: self.geometry.block_tokens(),
+            kv_heads: self.tile_shape.kv_heads as u32,
+            head_dim: self.tile_shape.head_dim as u32,
+            dtype: match self.tile_shape.dtype {
+                KvDtype::F32 => Dtype::F32,
+                KvDtype::F16 => Dtype::F16,
+            },
+            layout: LAYOUT_CPU_PANELS,
+            layers: self.info.config.layers as u32,
+        }
+    }
+
+    /// The model as clients and peers see it.
+    pub(crate) fn describe_model(&self) -> ModelDescription {
+        let block_bytes = (self.tile_shape.bytes() * self.info.config.layers) as u64;
+        ModelDescription {
+            name: self.name.clone(),
+            architecture: self.info.config.architecture.clone(),
+            max_context_tokens: self.context_tokens,
+            vocabulary: self.limits().vocabulary,
+            tile_shape: self.wire_tile_shape(),
+            kv_bytes_per_token: block_bytes / u64::from(self.geometry.block_tokens()),
+            deployment: self.deployment,
+        }
+    }
+}
+
+fn context_tokens(config: &Config, info: &ModelInfo) -> Result<u64> {
+    let own = info.config.context_tokens;
+    let asked = config.model.max_context_tokens;
+    if asked > own {
+        tracing::warn!(asked, own, "`model.max_context_tokens` is beyond what the model was made for: answers degrade there");
+    }
+    let tokens = if asked == 0 { own } else { asked };
+    ensure!(tokens >= 2, "`model.max_context_tokens` is {tokens}, must be at least 2");
+    Ok(tokens)
+}

@@ -1,0 +1,129 @@
+//! What a process says of itself, and its way from start to drain.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use longshore_chassis::{Admin, LogCounters, Metrics, Readiness, Signals, Sources, Tasks, load, render, telemetry};
+use longshore_cluster::{ClusterView, Member, Role};
+use longshore_fabric::{CallContext, Describer, Error};
+use longshore_proto::types::{self, Describe, ModelDescription};
+use tokio::sync::watch;
+
+use crate::{cli::ServeArgs, config::Config, console};
+
+/// Reads the configuration. `None`: it was only to be checked or printed.
+pub(crate) fn configuration(serve: &ServeArgs, sets: Vec<String>) -> Result<Option<Config>> {
+    let sources = Sources::from_process(serve.config.clone(), sets).reserve("LONGSHORE_URL").reserve("LONGSHORE_TEST_PYTHON");
+    let config: Config = load(&sources)?;
+    if serve.print_config {
+        console::say(render(&config).trim_end());
+        return Ok(None);
+    }
+    if serve.check_config {
+        console::say("the configuration is valid");
+        return Ok(None);
+    }
+    Ok(Some(config))
+}
+
+/// Threads and logs; once per process, before anything computes.
+pub(crate) fn prepare(config: &Config) -> Result<Metrics> {
+    let counters: LogCounters = telemetry(&config.telemetry).context("cannot set up logs")?;
+    let metrics = Metrics::new();
+    counters.register(&metrics);
+    metrics.register_build(env!("CARGO_PKG_VERSION"), "");
+    if config.compute.threads > 0 {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(config.compute.threads);
+        pool.thread_name(|index| format!("compute-{index}")).build_global().context("cannot set up the compute threads")?;
+    }
+    Ok(metrics)
+}
+
+/// Serves health, metrics and configuration when an address is configured.
+pub(crate) async fn admin(config: &Config, metrics: &Metrics, tasks: &Tasks) -> Result<Readiness> {
+    let readiness = Readiness::default();
+    if !config.listen.admin.is_empty() {
+        let (listener, address) = longshore_chassis::bind(&config.listen.admin).await?;
+        tracing::info!(%address, "admin listens");
+        Admin { readiness: readiness.clone(), metrics: metrics.clone(), config: render(config) }.serve(listener, tasks);
+    }
+    Ok(readiness)
+}
+
+/// Nanoseconds since 1970: tells one start of a process from another.
+pub(crate) fn incarnation() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Waits for a signal or a failed critical task, then drains the scopes in order: the front door before what it needs.
+pub(crate) async fn until_drained(scopes: &[Tasks], root: &Tasks, signals: &mut Signals, deadline: Duration) -> Result<()> {
+    tokio::select! {
+        signal = signals.next() => console::note(format!("{signal}: draining; once more ends at once")),
+        () = root.cancelled() => {}
+    }
+    let drain = async {
+        for scope in scopes {
+            scope.cancel();
+            let left = scope.drain(deadline).await;
+            if !left.is_empty() {
+                tracing::warn!(tasks = ?left, "did not end in time");
+            }
+        }
+    };
+    tokio::select! {
+        () = drain => {}
+        signal = signals.next() => console::note(format!("{signal}: ended without draining")),
+    }
+    root.cancel();
+    match root.failure() {
+        Some(failure) => Err(anyhow::anyhow!("{failure}")),
+        None => Ok(()),
+    }
+}
+
+/// Answers `Describe` for a process that is no router.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// This process.
+    pub(crate) this: Member,
+    /// The cluster.
+    pub(crate) views: watch::Receiver<Arc<ClusterView>>,
+    /// What it serves.
+    pub(crate) model: ModelDescription,
+}
+
+#[async_trait]
+impl Describer for Process {
+    async fn describe(&self, _ctx: &CallContext) -> Result<Describe, Error> {
+        let view = Arc::clone(&self.views.borrow());
+        Ok(Describe {
+            this: wire(&self.this),
+            members: view.members().iter().map(wire).collect(),
+            epoch: view.epoch(),
+            models: vec![self.model.clone()],
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+}
+
+fn wire(member: &Member) -> types::Member {
+    types::Member {
+        id: member.id.clone(),
+        role: match member.role {
+            Role::Router => types::Role::Router,
+            Role::Prefill => types::Role::Prefill,
+            Role::Decode => types::Role::Decode,
+            Role::KvStore => types::Role::KvStore,
+        },
+        address: member.address.clone(),
+        incarnation: member.incarnation,
+        weight: member.weight,
+        // A process without probes knows only that they are configured.
+        healthy: true,
+    }
+}

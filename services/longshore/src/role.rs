@@ -1,0 +1,120 @@
+//! One role in one process: `longshore router|prefill|decode|kvstore`.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use longshore_chassis::{Signals, Tasks, bind};
+use longshore_cluster::{Member, Membership, Role, StaticMembership};
+use longshore_fabric::{GrpcConnector, GrpcOptions};
+
+use crate::{cli::RoleArgs, config::Config, node::Node, process, ready, wiring::Parts};
+
+/// Runs until a signal, then drains.
+pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
+    let Some(mut config) = process::configuration(&args.serve, args.all_sets())? else { return Ok(()) };
+    if args.supervised {
+        end_with_parent()?;
+    }
+    let metrics = process::prepare(&config)?;
+    let mut signals = Signals::install().context("cannot watch for signals")?;
+    let (this, membership) = membership(role, &args, &mut config)?;
+    // Told before minutes are spent on loading; given back until there is something to serve.
+    drop(bind(&config.listen.grpc).await.context("`listen.grpc`")?);
+    let views = membership.watch();
+    let _registration = membership.register(this.clone()).await.context("cannot join the cluster")?;
+    let (root, outer) = (Tasks::new(), Tasks::new());
+    let readiness = process::admin(&config, &metrics, &outer).await?;
+    readiness.not_ready("model", "loading");
+    let opened = { let config = config.clone(); blocking(move || Node::open(&config)).await? };
+    let connector = Arc::new(GrpcConnector::new(GrpcOptions::default()));
+    let deadline = Duration::from_millis(config.drain.deadline_ms);
+    let parts = Parts { config, node: opened, views, connector, metrics };
+    let scope = root.child();
+    start(role, &this, &parts, &scope).await?;
+    readiness.ready("model");
+    process::until_drained(&[scope], &root, &mut signals, deadline).await?;
+    outer.drain(Duration::from_secs(1)).await;
+    Ok(())
+}
+
+async fn start(role: Role, this: &Member, parts: &Parts, tasks: &Tasks) -> Result<()> {
+    let describer = parts.describer(this);
+    match role {
+        Role::KvStore => {
+            let store = parts.kvstore(this, tasks)?;
+            let (listener, _) = bind(&parts.config.listen.grpc).await?;
+            parts.serve_grpc(listener, |s| longshore_kvstore::grpc::serve(s, store).describer(describer), tasks);
+        }
+        Role::Prefill => {
+            let worker = parts.prefill(this, engine(parts).await?, tasks);
+            let (listener, _) = bind(&parts.config.listen.grpc).await?;
+            parts.serve_grpc(listener, |s| longshore_prefill::grpc::serve(s, worker).describer(describer), tasks);
+        }
+        Role::Decode => {
+            let worker = parts.decode(this, engine(parts).await?, tasks);
+            let (listener, _) = bind(&parts.config.listen.grpc).await?;
+            parts.serve_grpc(listener, |s| longshore_decode::grpc::serve(s, worker).describer(describer), tasks);
+        }
+        Role::Router => {
+            let router = parts.router(this, tasks);
+            let (listener, address) = bind(&parts.config.listen.grpc).await?;
+            parts.serve_grpc(listener, |s| longshore_router::grpc::serve_on(s, &router), tasks);
+            let http = parts.serve_http(&router, tasks).await?;
+            tracing::info!(grpc = %ready::loopback_url(&address.to_string()), %http, "router listens");
+        }
+    }
+    tracing::info!(id = %this.id, role = this.role.as_str(), listen = %parts.config.listen.grpc, "serving");
+    Ok(())
+}
+
+async fn engine(parts: &Parts) -> Result<Arc<longshore_engine::Engine>> {
+    let node = parts.node.clone();
+    blocking(move || node.engine()).await
+}
+
+/// Runs long work off the reactor.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.context("a worker thread panicked")?
+}
+
+/// This process and the cluster as the configuration tells them.
+fn membership(role: Role, args: &RoleArgs, config: &mut Config) -> Result<(Member, StaticMembership)> {
+    let name = role.as_str();
+    if config.cluster.id.is_empty() {
+        config.cluster.id = format!("{name}-0");
+    }
+    let mut members: Vec<Member> = Vec::with_capacity(config.cluster.members.len() + 1);
+    for member in &config.cluster.members {
+        members.push(Member::parse(member).context("`cluster.members`")?);
+    }
+    let known = members.iter().find(|member| member.id == config.cluster.id).cloned();
+    if let Some(known) = &known {
+        ensure!(known.role == role, "`--id {}` is a {} in the member list, not a {name}", known.id, known.role.as_str());
+        // A listed member listens where the others look for it, unless told otherwise.
+        if args.listen.is_none() && role != Role::Router {
+            config.listen.grpc = known.address.trim_start_matches("http://").to_owned();
+        }
+    }
+    ensure!(
+        known.is_some() || role == Role::Router,
+        "`--id {}` is not in the member list; hint: add `--member {name}={}@http://HOST:PORT` to every process",
+        config.cluster.id,
+        config.cluster.id
+    );
+    ensure!(!config.listen.grpc.is_empty(), "`listen.grpc` is empty; hint: pass `--listen 127.0.0.1:9000`");
+    let this = known.unwrap_or_else(|| {
+        // Nobody calls a router by its membership, so it need not be listed.
+        let address = ready::loopback_url(&config.listen.grpc);
+        let this = Member { id: config.cluster.id.clone(), role, address, incarnation: 0, weight: 0 };
+        members.push(this.clone());
+        this
+    });
+    let this = Member { incarnation: process::incarnation(), ..this };
+    Ok((this, StaticMembership::new(members).context("`cluster.members`")?))
+}
+
+/// Ends this process when the one that started it ends, however that happens.
+fn end_with_parent() -> Result<()> {
+    let signal = Some(rustix::process::Signal::TERM);
+    rustix::process::set_parent_process_death_signal(signal).context("cannot follow the parent process")
+}

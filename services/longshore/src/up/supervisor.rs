@@ -1,0 +1,98 @@
+//! Child processes of `longshore up --processes`: started, told apart, restarted when they die, ended in order.
+
+use std::{process::Stdio, time::Duration};
+
+use anyhow::{Context, Result};
+use longshore_chassis::Tasks;
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::console;
+
+/// How to start one child.
+#[derive(Debug, Clone)]
+pub(super) struct Recipe {
+    /// Name for people.
+    pub(super) name: String,
+    /// Arguments of this same program.
+    pub(super) arguments: Vec<String>,
+}
+
+/// A supervised child: restarted until told to end.
+#[derive(Debug)]
+pub(super) struct Supervised {
+    name: String,
+    stop: CancellationToken,
+    tasks: Tasks,
+}
+
+/// First pause before a restart; doubles up to the last one and starts over after a good minute.
+const RESTART_FIRST: Duration = Duration::from_millis(500);
+const RESTART_LAST: Duration = Duration::from_secs(15);
+const GOOD_RUN: Duration = Duration::from_secs(60);
+
+impl Supervised {
+    /// Starts the child and its watcher. `deadline` is what it gets to end after SIGTERM.
+    pub(super) fn start(recipe: Recipe, deadline: Duration) -> Result<Self> {
+        let stop = CancellationToken::new();
+        let child = spawn(&recipe)?;
+        let tasks = Tasks::new();
+        let name = recipe.name.clone();
+        tasks.spawn_critical(format!("supervise {name}"), watch(recipe, child, stop.clone(), deadline));
+        Ok(Self { name, stop, tasks })
+    }
+
+    /// Asks the child to end and waits for it.
+    pub(super) async fn end(self, deadline: Duration) {
+        self.stop.cancel();
+        // The watcher kills a child that outlives the deadline, so a little more is always enough.
+        if !self.tasks.drain(deadline + Duration::from_secs(5)).await.is_empty() {
+            console::note(format!("{} did not end", self.name));
+        }
+    }
+}
+
+fn spawn(recipe: &Recipe) -> Result<Child> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut command = Command::new(program);
+    command.args(&recipe.arguments).stdin(Stdio::null()).kill_on_drop(true);
+    // A group of its own: Ctrl-C reaches the supervisor only, which then ends the children in order.
+    command.process_group(0);
+    command.spawn().with_context(|| format!("cannot start {}", recipe.name))
+}
+
+async fn watch(recipe: Recipe, mut child: Child, stop: CancellationToken, deadline: Duration) -> Result<()> {
+    let mut pause = RESTART_FIRST;
+    loop {
+        let began = Instant::now();
+        let status = tokio::select! {
+            status = child.wait() => status.with_context(|| format!("cannot wait for {}", recipe.name))?,
+            () = stop.cancelled() => return end(&recipe, child, deadline).await,
+        };
+        if began.elapsed() > GOOD_RUN {
+            pause = RESTART_FIRST;
+        }
+        console::note(format!("{} ended ({status}); restarting in {:.1} s", recipe.name, pause.as_secs_f64()));
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        pause = (pause * 2).min(RESTART_LAST);
+        child = spawn(&recipe)?;
+    }
+}
+
+async fn end(recipe: &Recipe, mut child: Child, deadline: Duration) -> Result<()> {
+    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw) {
+        // A child that ended a moment ago is what we want anyway.
+        let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
+    }
+    if tokio::time::timeout(deadline, child.wait()).await.is_err() {
+        console::note(format!("{} did not end within {:.0} s: killing it", recipe.name, deadline.as_secs_f64()));
+        child.kill().await.with_context(|| format!("cannot kill {}", recipe.name))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! Builds services out of their parts. The same functions serve one process with all roles and a process with one.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use longshore_blocks::ShardId;
+use longshore_chassis::{Metrics, Tasks};
+use longshore_cluster::{ClusterView, Member};
+use longshore_decode::DecodeWorker;
+use longshore_engine::{Engine, ShardDirectory, WorkerParts};
+use longshore_fabric::{
+    Connector,
+    server::{ServerOptions, Services, serve},
+};
+use longshore_kvstore::KvStore;
+use longshore_prefill::PrefillWorker;
+use longshore_router::Router;
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{config::Config, node::Node, process};
+
+/// What services of one process share.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    /// Settings.
+    pub(crate) config: Config,
+    /// Model and shapes.
+    pub(crate) node: Node,
+    /// The cluster.
+    pub(crate) views: watch::Receiver<Arc<ClusterView>>,
+    /// Clients of the others.
+    pub(crate) connector: Arc<dyn Connector>,
+    /// Counters.
+    pub(crate) metrics: Metrics,
+}
+
+/// Attention queries under way per shard and process.
+const ATTEND_IN_FLIGHT_MAX: usize = 64;
+
+impl Parts {
+    /// A shard.
+    pub(crate) fn kvstore(&self, this: &Member, tasks: &Tasks) -> Result<Arc<KvStore>> {
+        let identity = longshore_kvstore::ShardIdentity {
+            shard_id: ShardId(this.id.clone()),
+            deployment: self.node.deployment,
+            cluster: self.views.clone(),
+            geometry: self.node.geometry,
+            tile_shape: self.node.tile_shape,
+            layers: self.node.info.config.layers as u32,
+        };
+        let metrics = longshore_kvstore::KvStoreMetrics::register(&self.labelled(this));
+        Ok(KvStore::new(self.config.kvstore.clone(), identity, tasks, metrics))
+    }
+
+    /// A prefill worker.
+    pub(crate) fn prefill(&self, this: &Member, engine: Arc<Engine>, tasks: &Tasks) -> Arc<PrefillWorker> {
+        let metrics = longshore_prefill::PrefillMetrics::register(&self.labelled(this));
+        PrefillWorker::new(self.config.prefill.clone(), self.worker(engine, tasks), tasks, metrics)
+    }
+
+    /// A decode worker.
+    pub(crate) fn decode(&self, this: &Member, engine: Arc<Engine>, tasks: &Tasks) -> Arc<DecodeWorker> {
+        let metrics = longshore_decode::DecodeMetrics::register(&self.labelled(this));
+        DecodeWorker::new(self.config.decode.clone(), self.worker(engine, tasks), tasks, metrics)
+    }
+
+    fn worker(&self, engine: Arc<Engine>, tasks: &Tasks) -> WorkerParts {
+        let tracker = tasks.tracker().clone();
+        let shards = ShardDirectory::new(self.views.clone(), Arc::clone(&self.connector), tracker, ATTEND_IN_FLIGHT_MAX);
+        WorkerParts { engine, shards: Arc::new(shards), limits: self.node.limits() }
+    }
+
+    /// The front door.
+    pub(crate) fn router(&self, this: &Member, tasks: &Tasks) -> Router {
+        Router::new(longshore_router::Parts {
+            config: self.config.router.clone(),
+            this: this.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            model_name: self.node.name.clone(),
+            model: Arc::clone(&self.node.info),
+            deployment: self.node.deployment,
+            geometry: self.node.geometry,
+            tile_shape: self.node.wire_tile_shape(),
+            max_context_tokens: self.node.context_tokens,
+            cluster: self.views.clone(),
+            connector: Arc::clone(&self.connector),
+            tasks: tasks.clone(),
+            metrics: longshore_router::RouterMetrics::register(&self.labelled(this)),
+            nonce: process::incarnation(),
+        })
+    }
+
+    /// Answers `Describe` for a process that is no router.
+    pub(crate) fn describer(&self, this: &Member) -> Arc<process::Process> {
+        Arc::new(process::Process { this: this.clone(), views: self.views.clone(), model: self.node.describe_model() })
+    }
+
+    fn labelled(&self, this: &Member) -> Metrics {
+        self.metrics.labelled("member", &this.id)
+    }
+
+    /// Serves gRPC until `tasks` is cancelled and its calls ended.
+    pub(crate) fn serve_grpc(&self, listener: TcpListener, add: impl FnOnce(Services) -> Services, tasks: &Tasks) {
+        let drain_timeout = Duration::from_millis(self.config.drain.deadline_ms);
+        let services = add(Services::new(ServerOptions { drain_timeout, ..ServerOptions::default() }));
+        tasks.spawn_critical("grpc", serve(listener, services, tasks.token()));
+    }
+
+    /// Serves the OpenAI API when an address is configured; returns the bound address.
+    pub(crate) async fn serve_http(&self, router: &Router, tasks: &Tasks) -> Result<String> {
+        if self.config.listen.http.is_empty() {
+            return Ok(String::new());
+        }
+        let (listener, address) = longshore_chassis::bind(&self.config.listen.http).await.context("`listen.http`")?;
+        longshore_router::http::serve(listener, router, tasks);
+        Ok(address.to_string())
+    }
+}

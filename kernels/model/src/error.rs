@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub enum Kind {
     /// The caller passed something that can never work.
     InvalidInput,
-    /// A model file is damaged or lies about itself.
+    /// A model file is damaged or lies about itself, or computes numbers that are not finite.
     Corrupt,
     /// A model asks for something that is not implemented.
     Unsupported,
@@ -54,6 +54,14 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A computed number is not finite: damaged weights, or activations that overflow.
+    #[error("{what} is `{value}`, not a finite number; hint: check the model file's digest")]
+    NotFinite {
+        /// Which number.
+        what: String,
+        /// NaN or an infinity.
+        value: f32,
+    },
 }
 
 impl Error {
@@ -61,7 +69,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Invalid { .. } => Kind::InvalidInput,
-            Self::Corrupt { .. } => Kind::Corrupt,
+            Self::Corrupt { .. } | Self::NotFinite { .. } => Kind::Corrupt,
             Self::Unsupported { .. } => Kind::Unsupported,
             Self::Io { .. } => Kind::Io,
         }

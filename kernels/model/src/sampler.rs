@@ -1,0 +1,123 @@
+//! Choice of the next token. A pure function of (parameters, prompt and generated tokens, logits, index): nothing is carried
+//! from one draw to the next, so a sequence that is resumed elsewhere goes on with the same tokens.
+//!
+//! Order: repetition, frequency and presence penalties, then temperature, then top-k, then top-p (over what top-k left), then min-p.
+
+mod choice;
+mod params;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use params::SamplerParams;
+
+use crate::Error;
+
+/// Chooses tokens of one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampler {
+    params: SamplerParams,
+    prompt: BTreeSet<u32>,
+    generated: BTreeMap<u32, u32>,
+}
+
+/// A chosen token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub token: u32,
+    /// Natural logarithm of its probability under the raw logits (before penalties and temperature), when asked for.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens under the raw logits with their logprobs, best first; as many as asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl Sampler {
+    /// A sampler that has seen no tokens; refuses parameters out of range.
+    pub fn new(params: SamplerParams) -> Result<Self, Error> {
+        params.validate()?;
+        Ok(Self { params, prompt: BTreeSet::new(), generated: BTreeMap::new() })
+    }
+
+    /// Parameters.
+    pub fn params(&self) -> &SamplerParams {
+        &self.params
+    }
+
+    /// Tokens of the prompt, for the repetition penalty. May come in parts.
+    pub fn observe_prompt(&mut self, tokens: &[u32]) {
+        if self.params.repetition_penalty != 1.0 {
+            self.prompt.extend(tokens);
+        }
+    }
+
+    /// A generated token, for all penalties.
+    pub fn observe_generated(&mut self, token: u32) {
+        if self.params.penalises() {
+            *self.generated.entry(token).or_insert(0) += 1;
+        }
+    }
+
+    /// Chooses the generated token number `index` (from 0) from `logits`, f32 `[vocabulary]`. Refuses logits that are not finite.
+    pub fn sample(&self, logits: &[f32], index: u64) -> Result<Sampled, Error> {
+        check(logits)?;
+        let penalised = self.penalised(logits);
+        let adjusted = penalised.as_deref().unwrap_or(logits);
+        let token = if self.params.temperature == 0.0 {
+            choice::greedy(adjusted)
+        } else {
+            choice::draw(adjusted, &self.params, choice::uniform(self.params.seed, index))
+        };
+        let Some(wanted) = self.params.logprobs else {
+            return Ok(Sampled { token, logprob: None, top: Vec::new() });
+        };
+        let normaliser = choice::log_sum_exp(logits);
+        let logprob = |token: u32| (f64::from(logits[token as usize]) - normaliser) as f32;
+        let top = choice::best(logits, wanted as usize).into_iter().map(|token| (token, logprob(token))).collect();
+        Ok(Sampled { token, logprob: Some(logprob(token)), top })
+    }
+
+    /// Logits after the penalties; `None` when there is nothing to change. Seen tokens outside the vocabulary change nothing.
+    fn penalised(&self, logits: &[f32]) -> Option<Vec<f32>> {
+        if self.prompt.is_empty() && self.generated.is_empty() {
+            return None;
+        }
+        let mut adjusted = logits.to_vec();
+        let repetition = self.params.repetition_penalty;
+        // Bounded, because an extreme penalty would make an infinity, and differences of infinities are NaN.
+        let repeat = |logit: &mut f32| {
+            let scaled = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+            *logit = scaled.clamp(f32::MIN, f32::MAX);
+        };
+        let only_prompt = self.prompt.iter().filter(|token| !self.generated.contains_key(token));
+        for &token in only_prompt {
+            if let Some(logit) = adjusted.get_mut(token as usize) {
+                repeat(logit);
+            }
+        }
+        for (&token, &count) in &self.generated {
+            if let Some(logit) = adjusted.get_mut(token as usize) {
+                repeat(logit);
+                let penalty = self.params.frequency_penalty * count as f32 + self.params.presence_penalty;
+                *logit = (*logit - penalty).clamp(f32::MIN, f32::MAX);
+            }
+        }
+        Some(adjusted)
+    }
+}
+
+fn check(logits: &[f32]) -> Result<(), Error> {
+    if logits.is_empty() {
+        return Err(Error::Invalid { field: "logits".to_owned(), problem: "is empty".to_owned() });
+    }
+    // A sum is finite unless an element is not, or so many are huge that it overflows: only then look at each.
+    if logits.iter().sum::<f32>().is_finite() {
+        return Ok(());
+    }
+    match logits.iter().position(|logit| !logit.is_finite()) {
+        None => Ok(()),
+        Some(token) => Err(Error::NotFinite { what: format!("logit of token `{token}`"), value: logits[token] }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -88,7 +88,8 @@ impl LayerAttention<'_, '_> {
     /// rest of the stripe that is partly remote onto its remote part.
     fn attend(&mut self, wave: &[Part], q: &[f32]) -> Result<Vec<StripePartials>, Error> {
         let pending = self.ask_shards(wave, q);
-        let local: Vec<(usize, StripeWork)> = self.stripe_work(wave, |sequence, stripe| !is_border(sequence, stripe));
+        let local: Vec<(usize, StripeWork)> =
+            self.stripe_work(wave, |sequence, stripe| !is_border(sequence, stripe));
         let mut partials = self.compute(wave, q, local, vec![Vec::new(); wave.len()])?;
         self.collect(wave, q, pending, &mut partials)?;
         let border = self.stripe_work(wave, is_border);
@@ -131,7 +132,8 @@ impl LayerAttention<'_, '_> {
         if work.is_empty() {
             return Ok(partials);
         }
-        let tiles: Vec<_> = wave.iter().map(|part| self.batch[part.input].sequence.layer(self.layer)).collect();
+        let tiles: Vec<_> =
+            wave.iter().map(|part| self.batch[part.input].sequence.layer(self.layer)).collect();
         let initial: Vec<Option<Partials>> = work
             .iter()
             .map(|(part, work)| {
@@ -199,7 +201,8 @@ impl StripeWork {
             match stripes.last_mut().filter(|last| last.stripe == stripe) {
                 Some(last) => last.list.exact.push(exact),
                 None => {
-                    stripes.push(Self { stripe, list: WorkList { exact: vec![exact], ..WorkList::default() } });
+                    stripes
+                        .push(Self { stripe, list: WorkList { exact: vec![exact], ..WorkList::default() } });
                 }
             }
         }

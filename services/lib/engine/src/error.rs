@@ -79,7 +79,9 @@ impl Error {
     /// The sort of fault, as the code that callers see.
     pub fn kind(&self) -> Code {
         match self {
-            Self::Model(error) if error.kind() == longshore_model::Kind::InvalidInput => Code::InvalidArgument,
+            Self::Model(error) if error.kind() == longshore_model::Kind::InvalidInput => {
+                Code::InvalidArgument
+            }
             Self::Model(_) | Self::Attention(_) | Self::Blocks(_) => Code::Internal,
             Self::Missing { .. } => Code::NotFound,
             Self::Mismatch { .. } => Code::DataLoss,

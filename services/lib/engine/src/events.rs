@@ -29,7 +29,10 @@ pub struct EventSender<T> {
 }
 
 /// An event stream of at most `capacity` unread events. Dropping the stream fires `cancel`.
-pub fn event_channel<T: Send + 'static>(capacity: usize, cancel: CancellationToken) -> (EventSender<T>, BoxStream<T>) {
+pub fn event_channel<T: Send + 'static>(
+    capacity: usize,
+    cancel: CancellationToken,
+) -> (EventSender<T>, BoxStream<T>) {
     let (events, receiver) = mpsc::channel(capacity.max(1) + 1);
     let last = events.clone().try_reserve_owned().expect("a new channel has room for the last event");
     (EventSender { events, last }, Box::pin(EventStream { receiver, _cancel_on_drop: cancel.drop_guard() }))

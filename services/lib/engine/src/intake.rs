@@ -1,12 +1,27 @@
 //! What a worker checks before it takes a request: identity, limits, and the tokens as they arrive.
 
+use std::sync::Arc;
+
 use longshore_blocks::Deployment;
 use longshore_fabric::{CallContext, Code, Error};
 use longshore_proto::types::Identity;
 use tokio::sync::mpsc;
 
+use crate::{Engine, ShardDirectory};
+
 /// Token ids that one chunk may carry.
 const CHUNK_TOKENS_MAX: usize = 65_536;
+
+/// What a worker works with.
+#[derive(Debug, Clone)]
+pub struct WorkerParts {
+    /// Model and shapes.
+    pub engine: Arc<Engine>,
+    /// The shards.
+    pub shards: Arc<ShardDirectory>,
+    /// What the deployment accepts.
+    pub limits: Limits,
+}
 
 /// What a deployment accepts.
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +85,11 @@ impl TokenIntake {
     }
 
     /// Reads `chunks` until they end and checks every id and the count.
-    pub async fn collect(mut self, ctx: &CallContext, mut chunks: mpsc::Receiver<Vec<u32>>) -> Result<Vec<u32>, Error> {
+    pub async fn collect(
+        mut self,
+        ctx: &CallContext,
+        mut chunks: mpsc::Receiver<Vec<u32>>,
+    ) -> Result<Vec<u32>, Error> {
         while self.tokens.len() < self.expected {
             let chunk = within(ctx, chunks.recv()).await?;
             let Some(chunk) = chunk else { break };
@@ -105,7 +124,7 @@ impl TokenIntake {
 }
 
 /// Runs `future` until the caller goes away or the deadline passes.
-pub(crate) async fn within<F: Future>(ctx: &CallContext, future: F) -> Result<F::Output, Error> {
+pub async fn within<F: Future>(ctx: &CallContext, future: F) -> Result<F::Output, Error> {
     let deadline = async {
         match ctx.deadline {
             Some(deadline) => tokio::time::sleep_until(deadline).await,

@@ -13,7 +13,7 @@ mod store;
 
 pub use error::Error;
 pub use events::{EventSender, SendOutcome, event_channel};
-pub use intake::{Limits, TokenIntake};
+pub use intake::{Limits, TokenIntake, WorkerParts, within};
 pub use sequence::{LocalBlock, Sequence};
 pub use shards::{ShardDirectory, ShardLink, ShardLinks};
 pub use step::{Engine, EngineOptions, Logits, StepInput, StepObserver, StepOutput};

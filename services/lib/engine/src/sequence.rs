@@ -59,7 +59,6 @@ pub struct Sequence {
     remote_blocks: u64,
     views: Vec<Option<View>>,
     local: VecDeque<LocalBlock>,
-    owners: Vec<usize>,
     links: Arc<ShardLinks>,
     broken: Option<&'static str>,
 }
@@ -78,7 +77,6 @@ impl Sequence {
             remote_blocks: 0,
             views: links.links().iter().map(|_| None).collect(),
             local: VecDeque::new(),
-            owners: Vec::new(),
             links,
             broken: None,
         }
@@ -134,14 +132,9 @@ impl Sequence {
         self.chain.keys().get(block as usize).copied()
     }
 
-    /// Index of the shard that holds `block`.
-    pub fn owner(&mut self, block: u64) -> Result<usize, Error> {
-        let stripe = self.geometry.stripe_of(block) as usize;
-        while self.owners.len() <= stripe {
-            let first = self.owners.len() as u64 * u64::from(self.geometry.stripe_blocks());
-            self.owners.push(self.links.owner(&self.chain.stripe_seed(first))?);
-        }
-        Ok(self.owners[stripe])
+    /// Index of the shard that holds `block`, whose stripe's predecessors are full.
+    pub fn owner(&self, block: u64) -> Result<usize, Error> {
+        self.links.owner(&self.chain.stripe_seed(block))
     }
 
     /// Blocks that the step under way fills: full after it, not before.

@@ -159,7 +159,8 @@ impl Engine {
             if layer + 1 == config.layers && rows.wanted.is_empty() {
                 break;
             }
-            let mut attention = LayerAttention { engine: self, ctx, layer, batch: &*batch, failed: &mut failed };
+            let mut attention =
+                LayerAttention { engine: self, ctx, layer, batch: &*batch, failed: &mut failed };
             let output = attention.run(&qkv.q, &rows.first)?;
             if failed.iter().all(Option::is_some) {
                 return Ok(failed.into_iter().flatten().map(Err).collect());
@@ -187,7 +188,8 @@ struct Rows {
 impl Rows {
     fn begin(engine: &Engine, batch: &mut [StepInput<'_>]) -> Result<Self, Error> {
         let vocabulary = engine.backend.config().vocabulary;
-        let mut rows = Self { tokens: Vec::new(), positions: Vec::new(), first: Vec::new(), wanted: Vec::new() };
+        let mut rows =
+            Self { tokens: Vec::new(), positions: Vec::new(), first: Vec::new(), wanted: Vec::new() };
         for input in batch.iter() {
             if input.tokens.is_empty() {
                 return Err(Error::Invalid { field: "tokens", problem: "are empty".to_owned() });

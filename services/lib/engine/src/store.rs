@@ -69,14 +69,17 @@ pub async fn fetch_blocks(
     for &key in keys {
         let mut tiles = Vec::with_capacity(layers);
         for layer in 0..layers {
-            let answer = within(ctx, answers.next()).await.map_err(of_shard)?.transpose().map_err(of_shard)?;
+            let answer =
+                within(ctx, answers.next()).await.map_err(of_shard)?.transpose().map_err(of_shard)?;
             match answer {
                 Some(Some(message)) => tiles.push(verified(engine, link, key, layer, &message)?),
                 Some(None) if layer == 0 => {
                     missing.push(key);
                     break;
                 }
-                Some(None) | None => return Err(mismatch(link, format!("block `{key}` without layer {layer}"))),
+                Some(None) | None => {
+                    return Err(mismatch(link, format!("block `{key}` without layer {layer}")));
+                }
             }
         }
         blocks.push(LocalBlock::from_tiles(tiles));
@@ -95,7 +98,8 @@ fn verified(
     message: &TileMessage,
 ) -> Result<Tile, Error> {
     if message.key != key || message.layer as usize != layer {
-        let problem = format!("block `{}` layer {} instead of `{key}` layer {layer}", message.key, message.layer);
+        let problem =
+            format!("block `{}` layer {} instead of `{key}` layer {layer}", message.key, message.layer);
         return Err(mismatch(link, problem));
     }
     if longshore_blocks::crc32c(&message.data) != message.crc32c {

@@ -68,14 +68,16 @@ impl LayerAttention<'_, '_> {
     fn query_tensor(&self, part: &Part, q: &[f32]) -> Tensor {
         let heads = self.engine.backend().config().heads;
         let data = self.queries(part, q).data;
-        let shape = [part.rows.len(), heads.query_heads(), heads.head_dim].map(|extent| extent as u64).to_vec();
+        let shape =
+            [part.rows.len(), heads.query_heads(), heads.head_dim].map(|extent| extent as u64).to_vec();
         Tensor { dtype: Dtype::F32, shape, data: little_endian(data) }
     }
 
     fn ask(&self, wave: &[Part], queries: &[Tensor], group: Group) -> Asked {
         let items = group.parts.iter().map(|&index| {
             let part = &wave[index];
-            let (view_id, _) = self.batch[part.input].sequence.view(group.shard).expect("groups hold parts with views");
+            let (view_id, _) =
+                self.batch[part.input].sequence.view(group.shard).expect("groups hold parts with views");
             AttendItem {
                 view_id,
                 first_position: part.first_position,
@@ -83,7 +85,12 @@ impl LayerAttention<'_, '_> {
                 scale: self.engine.backend().config().attention_scale(),
             }
         });
-        let query = AttendQuery { query_id: 0, identity: group.identity, layer: self.layer as u32, items: items.collect() };
+        let query = AttendQuery {
+            query_id: 0,
+            identity: group.identity,
+            layer: self.layer as u32,
+            items: items.collect(),
+        };
         let ctx = self.ctx.child().with_timeout(self.engine.options().attend_timeout);
         let pending = group.link().attend.query_blocking(&ctx, query);
         (group, pending)
@@ -129,7 +136,10 @@ impl LayerAttention<'_, '_> {
         let answer = pending.and_then(PendingAttend::wait_blocking);
         let answer = answer.map_err(|source| Error::of_shard(self.ctx, &link.id, source))?;
         let expected = group.parts.iter().enumerate().flat_map(|(item, &part)| {
-            let (_, stripes) = self.batch[wave[part].input].sequence.view(group.shard).expect("groups hold parts with views");
+            let (_, stripes) = self.batch[wave[part].input]
+                .sequence
+                .view(group.shard)
+                .expect("groups hold parts with views");
             stripes.iter().map(move |&stripe| (item as u32, stripe))
         });
         if !answer.iter().map(|partial| (partial.item, partial.stripe)).eq(expected) {

@@ -1,14 +1,14 @@
 //! Opening, growing and closing the views of a sequence.
 
-use std::{collections::VecDeque, mem};
+use std::{mem, sync::Arc};
 
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use longshore_blocks::BlockKey;
 use longshore_fabric::CallContext;
 use longshore_proto::types::{Identity, OpenView, OpenedView};
 
 use super::{LocalBlock, Sequence};
-use crate::{Engine, Error, ShardLink, ShardLinks, error::check, intake::within};
+use crate::{Engine, Error, ShardLink, ShardLinks, error::check, fetch_blocks, intake::within};
 
 /// Blocks of one sequence on one shard.
 #[derive(Debug)]
@@ -28,25 +28,23 @@ impl Sequence {
         engine: &Engine,
         ctx: &CallContext,
         identity: Identity,
-        links: std::sync::Arc<ShardLinks>,
+        links: Arc<ShardLinks>,
         prefix: &[u32],
         lease_ms: u32,
     ) -> Result<Self, Error> {
         let mut sequence = Self::with_prefix(engine, identity, links, prefix)?;
-        let blocks = sequence.full_blocks();
-        let mut by_shard = vec![ShardBlocks::new(); sequence.views.len()];
-        for block in 0..blocks {
-            let key = sequence.key(block).expect("a full block has a key");
-            by_shard[sequence.owner(block)?].push((block, key));
-        }
-        let calls = by_shard.into_iter().enumerate().filter(|(_, blocks)| !blocks.is_empty()).map(|(shard, blocks)| {
-            let link = sequence.links.links()[shard].clone();
-            async move {
-                let stripes = blocks.iter().map(|(block, _)| engine.geometry().stripe_of(*block)).collect();
-                let call = OpenView { identity, blocks, append_to: None, lease_ms };
-                (shard, stripes, open_view(ctx, &link, call).await)
-            }
-        });
+        let by_shard = sequence.blocks_by_shard()?;
+        let calls = by_shard.into_iter().enumerate().filter(|(_, blocks)| !blocks.is_empty()).map(
+            |(shard, blocks)| {
+                let link = sequence.links.links()[shard].clone();
+                async move {
+                    let stripes =
+                        blocks.iter().map(|(block, _)| engine.geometry().stripe_of(*block)).collect();
+                    let call = OpenView { identity, blocks, append_to: None, lease_ms };
+                    (shard, stripes, open_view(ctx, &link, call).await)
+                }
+            },
+        );
         let mut failure = None;
         for (shard, mut stripes, opened) in join_all(calls).await {
             Vec::dedup(&mut stripes);
@@ -58,38 +56,58 @@ impl Sequence {
         match failure {
             Some(error) => Err(error),
             None => {
-                sequence.remote_blocks = blocks;
+                sequence.remote_blocks = sequence.full_blocks();
                 Ok(sequence)
             }
         }
     }
 
-    /// A sequence whose first tokens, `prefix`, are whole blocks that were fetched here.
-    pub fn from_blocks(
+    /// Like [`Self::open`], but copies the blocks here instead of attending to them where they lie.
+    pub async fn fetch(
         engine: &Engine,
+        ctx: &CallContext,
         identity: Identity,
-        links: std::sync::Arc<ShardLinks>,
+        links: Arc<ShardLinks>,
         prefix: &[u32],
-        blocks: Vec<LocalBlock>,
     ) -> Result<Self, Error> {
         let mut sequence = Self::with_prefix(engine, identity, links, prefix)?;
-        if blocks.len() as u64 != sequence.full_blocks() {
-            let problem = format!("are {}, the prefix has {}", blocks.len(), sequence.full_blocks());
-            return Err(Error::Invalid { field: "blocks", problem });
-        }
-        sequence.local = VecDeque::from(blocks);
+        let by_shard = sequence.blocks_by_shard()?;
+        let calls = by_shard.into_iter().enumerate().filter(|(_, blocks)| !blocks.is_empty()).map(
+            |(shard, blocks)| {
+                let link = sequence.links.links()[shard].clone();
+                async move {
+                    let keys: Vec<BlockKey> = blocks.iter().map(|(_, key)| *key).collect();
+                    let fetched = fetch_blocks(engine, ctx, &link, identity, &keys).await?;
+                    Ok::<_, Error>(blocks.into_iter().map(|(block, _)| block).zip(fetched))
+                }
+            },
+        );
+        let mut blocks: Vec<(u64, LocalBlock)> = try_join_all(calls).await?.into_iter().flatten().collect();
+        blocks.sort_by_key(|(block, _)| *block);
+        sequence.local = blocks.into_iter().map(|(_, block)| block).collect();
         Ok(sequence)
+    }
+
+    /// Its full blocks, by the shard that holds them.
+    fn blocks_by_shard(&self) -> Result<Vec<ShardBlocks>, Error> {
+        let mut by_shard = vec![ShardBlocks::new(); self.views.len()];
+        for block in 0..self.full_blocks() {
+            let key = self.key(block).expect("a full block has a key");
+            by_shard[self.owner(block)?].push((block, key));
+        }
+        Ok(by_shard)
     }
 
     fn with_prefix(
         engine: &Engine,
         identity: Identity,
-        links: std::sync::Arc<ShardLinks>,
+        links: Arc<ShardLinks>,
         prefix: &[u32],
     ) -> Result<Self, Error> {
         let mut sequence = Self::new(engine, identity, links);
         if prefix.len() % sequence.shape.block_tokens != 0 {
-            let problem = format!("has {} tokens, not a multiple of {}", prefix.len(), sequence.shape.block_tokens);
+            let problem =
+                format!("has {} tokens, not a multiple of {}", prefix.len(), sequence.shape.block_tokens);
             return Err(Error::Invalid { field: "prefix", problem });
         }
         sequence.chain.push(prefix);
@@ -133,9 +151,10 @@ impl Sequence {
             self.break_off("an append to a view got no answer");
         }
         let opened = open_view(ctx, &link, call).await.and_then(|id| match append_to {
-            Some(view) if view != id => {
-                Err(Error::Mismatch { shard: link.id.clone(), problem: format!("view {id} to an append to {view}") })
-            }
+            Some(view) if view != id => Err(Error::Mismatch {
+                shard: link.id.clone(),
+                problem: format!("view {id} to an append to {view}"),
+            }),
             _ => Ok(id),
         });
         if matches!(opened, Ok(_) | Err(Error::Missing { .. })) {
@@ -156,7 +175,7 @@ impl Sequence {
 
     /// Closes all views and waits for the shards, each for a few seconds at most.
     pub async fn close(mut self) {
-        let links = std::sync::Arc::clone(&self.links);
+        let links = Arc::clone(&self.links);
         let ctx = CallContext::new("close-view").with_timeout(std::time::Duration::from_secs(5));
         let views = mem::take(&mut self.views);
         let closing = views.into_iter().enumerate().filter_map(|(shard, view)| {

@@ -25,6 +25,8 @@ struct Board {
     outcomes: HashMap<BlockKey, PutOutcome>,
     /// By shard: why it will acknowledge nothing more.
     failures: HashMap<usize, Error>,
+    /// The first block that found no room, and its shard.
+    refused: Option<(usize, BlockKey)>,
 }
 
 impl AckBoard {
@@ -38,8 +40,17 @@ impl AckBoard {
         }
     }
 
-    fn note(&self, ack: &PutAck) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).outcomes.insert(ack.key, ack.outcome);
+    /// The first (shard, block) that found no room.
+    pub fn refused(&self) -> Option<(usize, BlockKey)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).refused
+    }
+
+    fn note(&self, shard: usize, ack: &PutAck) {
+        let mut board = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        board.outcomes.insert(ack.key, ack.outcome);
+        if ack.outcome == PutOutcome::NoSpace {
+            board.refused.get_or_insert((shard, ack.key));
+        }
     }
 
     fn fail(&self, shard: usize, error: Error) {
@@ -102,7 +113,7 @@ impl PutStreams {
         match sent.map_err(|source| Error::of_shard(&self.ctx, &self.links.links()[shard].id, source))? {
             Ok(()) => Ok(()),
             // Acknowledged before its last tile, or never: the wait tells.
-            Err(_) => self.wait(&[(shard, key)]).await.map(drop),
+            Err(_) => self.wait(shard, key).await.map(drop),
         }
     }
 
@@ -112,7 +123,7 @@ impl PutStreams {
         let (ctx, identity, shape) = (self.ctx.clone(), self.identity, self.shape);
         let (board, change) = (self.board.clone(), Arc::clone(&self.change));
         let run = async move {
-            let ended = run(&ctx, &link, (identity, shape), receiver, &board, &change).await;
+            let ended = run(&ctx, (shard, &link), (identity, shape), receiver, &board, &change).await;
             // Blocks that nobody acknowledged by now never will be.
             board.fail(shard, ended.err().unwrap_or_else(|| ended_early(&link)));
             change.send_modify(|version| *version += 1);
@@ -126,21 +137,18 @@ impl PutStreams {
         self.senders.iter_mut().for_each(|sender| *sender = None);
     }
 
-    /// Waits until every (shard, block) of `blocks` was acknowledged, whatever the outcome, or a stream failed.
-    pub async fn wait(&mut self, blocks: &[(usize, BlockKey)]) -> Result<Vec<PutOutcome>, Error> {
+    /// Waits until a block was acknowledged by its shard, whatever the outcome, or the shard's stream failed.
+    pub async fn wait(&mut self, shard: usize, key: BlockKey) -> Result<PutOutcome, Error> {
         loop {
             self.changed.mark_unchanged();
-            let outcomes: Result<Option<Vec<PutOutcome>>, Error> =
-                blocks.iter().map(|(shard, key)| self.board.outcome(*shard, key)).collect();
-            if let Some(outcomes) = outcomes? {
-                return Ok(outcomes);
+            if let Some(outcome) = self.board.outcome(shard, &key)? {
+                return Ok(outcome);
             }
-            // The sender lives as long as self.
-            if let Err(source) = within(&self.ctx, self.changed.changed()).await {
-                return Err(match source.code {
-                    Code::DeadlineExceeded => Error::DeadlineExceeded,
-                    _ => Error::Cancelled,
-                });
+            // The sending half of the watch lives as long as self.
+            match within(&self.ctx, self.changed.changed()).await {
+                Ok(_) => {}
+                Err(error) if error.code == Code::DeadlineExceeded => return Err(Error::DeadlineExceeded),
+                Err(_) => return Err(Error::Cancelled),
             }
         }
     }
@@ -149,7 +157,7 @@ impl PutStreams {
 /// Feeds one stream and notes its acknowledgements until both sides are done.
 async fn run(
     ctx: &CallContext,
-    link: &ShardLink,
+    (shard, link): (usize, &ShardLink),
     (identity, shape): (Identity, WireTileShape),
     mut tiles: mpsc::Receiver<TileMessage>,
     board: &AckBoard,
@@ -166,7 +174,7 @@ async fn run(
     let answers = async {
         let mut acks = link.shard.put_blocks(ctx, identity, shape, receiver).await?;
         while let Some(ack) = acks.next().await {
-            board.note(&ack?);
+            board.note(shard, &ack?);
             change.send_modify(|version| *version += 1);
         }
         Ok(())

@@ -1,0 +1,263 @@
+//! One prompt on an engine thread: chunk by chunk through the layers, tiles streaming out behind.
+
+use std::{ops::Range, sync::Arc, time::Instant};
+
+use longshore_engine::{
+    EventSender, Logits, PutStreams, Sequence, ShardLink, StepInput, StepObserver, store_block,
+};
+use longshore_fabric::CallContext;
+use longshore_proto::types::{PrefillEvent, PutOutcome};
+use longshore_routing::{Choice, TransferShape, ship_or_fetch};
+use tokio::runtime::Handle;
+
+use crate::{
+    Error, PrefixPolicy,
+    service::{Job, Worker},
+};
+
+/// Computes a prompt. Its end is told by a task, so that the thread can go on while the last blocks are stored.
+pub(crate) fn run(worker: &Arc<Worker>, runtime: &Handle, job: Job) {
+    let geometry = worker.parts.engine.geometry();
+    let stored = geometry.stored_blocks(job.start.prompt_tokens);
+    let cached = job.start.cached_blocks.min(stored);
+    worker.metrics.cached_tokens.inc_by(cached * u64::from(geometry.block_tokens()));
+    if cached == stored {
+        return worker.end(job.events, Ok(PrefillEvent::Finished { computed_blocks: 0, stored_bytes: 0 }));
+    }
+    match (Prefill { worker, runtime, job: &job, blocks: cached..stored }).compute() {
+        Ok(computed) => store_rest(worker, runtime, job, computed),
+        Err(error) => worker.end(job.events, Err(error)),
+    }
+}
+
+/// A prompt whose blocks are computed and on their way.
+struct Computed {
+    sequence: Sequence,
+    streams: PutStreams,
+    blocks: Range<u64>,
+}
+
+/// Waits for the last acknowledgements in a task. One prompt per engine thread may be in this state, so that the tiles
+/// that wait stay bounded.
+fn store_rest(worker: &Arc<Worker>, runtime: &Handle, job: Job, computed: Computed) {
+    let storing = runtime.block_on(Arc::clone(&worker.storing).acquire_owned());
+    let task = Arc::clone(worker);
+    worker.tasks.spawn("prefill-storing", async move {
+        let _until_stored = (storing, job.seat);
+        let Computed { sequence, mut streams, blocks } = computed;
+        streams.end();
+        let outcome = ensure_stored(&task, &job.ctx, &sequence, &mut streams, blocks.clone()).await;
+        let count = blocks.end - blocks.start;
+        let finished =
+            PrefillEvent::Finished { computed_blocks: count, stored_bytes: count * sequence.block_bytes() };
+        sequence.close().await;
+        task.end(job.events, outcome.map(|()| finished));
+    });
+}
+
+/// A prompt under way.
+struct Prefill<'a> {
+    worker: &'a Worker,
+    runtime: &'a Handle,
+    job: &'a Job,
+    /// Blocks to compute; those before are in the store.
+    blocks: Range<u64>,
+}
+
+impl Prefill<'_> {
+    fn compute(&self) -> Result<Computed, Error> {
+        let engine = &self.worker.parts.engine;
+        let job = self.job;
+        let tile_bytes = engine.tile_shape().bytes() as u64;
+        let mut sequence = self.open_prefix()?;
+        let mut streams = PutStreams::new(
+            job.ctx.clone(),
+            job.start.identity,
+            engine.wire_tile_shape(),
+            Arc::clone(&job.links),
+            (self.worker.config.put_buffer_bytes / tile_bytes) as usize,
+        );
+        for chunk in job.tokens[self.tokens(&self.blocks)].chunks(self.chunk_tokens()) {
+            self.make_room(&mut sequence, &mut streams, chunk.len())?;
+            self.step(&mut sequence, &mut streams, chunk)?;
+        }
+        Ok(Computed { sequence, streams, blocks: self.blocks.clone() })
+    }
+
+    fn step(&self, sequence: &mut Sequence, streams: &mut PutStreams, chunk: &[u32]) -> Result<(), Error> {
+        let started = Instant::now();
+        let mut observer = Streamer {
+            runtime: self.runtime,
+            streams,
+            events: &self.job.events,
+            layers: self.worker.parts.engine.backend().config().layers,
+            every: self.worker.config.progress_layers,
+        };
+        let input = StepInput { sequence, tokens: chunk, logits: Logits::None };
+        let mut outputs = self.worker.parts.engine.step(&self.job.ctx, &mut [input], &mut observer)?;
+        outputs.pop().expect("a step has an output per input")?;
+        self.worker.metrics.tokens.inc_by(chunk.len() as u64);
+        self.worker.metrics.chunk_seconds.observe(started.elapsed().as_secs_f64());
+        match streams.board().refused() {
+            Some((shard, key)) => {
+                Err(Error::NoSpace { shard: self.job.links.links()[shard].id.clone(), key })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whole blocks, so that every chunk ends with full ones.
+    fn chunk_tokens(&self) -> usize {
+        let block_tokens = self.worker.parts.engine.tile_shape().block_tokens;
+        (self.worker.config.chunk_tokens as usize).next_multiple_of(block_tokens)
+    }
+
+    fn tokens(&self, blocks: &Range<u64>) -> Range<usize> {
+        let block_tokens = self.worker.parts.engine.tile_shape().block_tokens;
+        blocks.start as usize * block_tokens..blocks.end as usize * block_tokens
+    }
+
+    fn open_prefix(&self) -> Result<Sequence, Error> {
+        let (engine, job) = (&self.worker.parts.engine, self.job);
+        let prefix = &job.tokens[self.tokens(&(0..self.blocks.start))];
+        let (identity, links) = (job.start.identity, Arc::clone(&job.links));
+        let opened = match self.choose() {
+            Choice::Ship => self.runtime.block_on(Sequence::open(
+                engine,
+                &job.ctx,
+                identity,
+                links,
+                prefix,
+                self.worker.config.lease_ms,
+            )),
+            Choice::Fetch => {
+                self.runtime.block_on(Sequence::fetch(engine, &job.ctx, identity, links, prefix))
+            }
+        };
+        Ok(opened?)
+    }
+
+    /// Fetching must also leave room for the first chunk.
+    fn choose(&self) -> Choice {
+        let engine = &self.worker.parts.engine;
+        let (heads, shape) = (engine.backend().config().heads, engine.tile_shape());
+        let block_bytes = (shape.bytes() * engine.backend().config().layers) as u64;
+        let fetched_bytes = self.blocks.start * block_bytes;
+        let chunk_bytes = (self.chunk_tokens() / shape.block_tokens) as u64 * block_bytes;
+        let fits = fetched_bytes + chunk_bytes <= self.worker.config.local_kv_bytes;
+        match self.worker.config.prefix {
+            PrefixPolicy::Ship => Choice::Ship,
+            PrefixPolicy::Fetch | PrefixPolicy::Auto if !fits => Choice::Ship,
+            PrefixPolicy::Fetch => Choice::Fetch,
+            PrefixPolicy::Auto => {
+                let rows = self.tokens(&self.blocks).len() as u64;
+                let shape = TransferShape {
+                    query_heads: heads.query_heads() as u32,
+                    kv_heads: heads.kv_heads as u32,
+                    head_dim: heads.head_dim as u32,
+                    block_tokens: engine.geometry().block_tokens(),
+                    stripe_blocks: engine.geometry().stripe_blocks(),
+                    element_bytes: shape.dtype.bytes() as u32,
+                };
+                ship_or_fetch(rows, self.blocks.start, &shape)
+            }
+        }
+    }
+
+    /// Hands the oldest local blocks over to their shards when the next `tokens` would exceed the budget.
+    fn make_room(
+        &self,
+        sequence: &mut Sequence,
+        streams: &mut PutStreams,
+        tokens: usize,
+    ) -> Result<(), Error> {
+        let block_tokens = self.worker.parts.engine.tile_shape().block_tokens;
+        let needed_bytes = tokens.div_ceil(block_tokens) as u64 * sequence.block_bytes();
+        let budget = self.worker.config.local_kv_bytes;
+        let excess = (sequence.local_bytes() + needed_bytes).saturating_sub(budget);
+        let count =
+            excess.div_ceil(sequence.block_bytes()).min(sequence.full_blocks() - sequence.remote_blocks());
+        if count == 0 {
+            return Ok(());
+        }
+        let first = sequence.remote_blocks();
+        let computed = first.max(self.blocks.start)..(first + count).max(self.blocks.start);
+        self.runtime.block_on(async {
+            ensure_stored(self.worker, &self.job.ctx, sequence, streams, computed).await?;
+            Ok(sequence.append_remote(&self.job.ctx, count, self.worker.config.lease_ms).await?)
+        })
+    }
+}
+
+/// Sends the tiles of a layer while the next one computes, and tells the caller how far the prompt is.
+struct Streamer<'a> {
+    runtime: &'a Handle,
+    streams: &'a mut PutStreams,
+    events: &'a EventSender<PrefillEvent>,
+    layers: usize,
+    every: usize,
+}
+
+impl StepObserver for Streamer<'_> {
+    fn layer_done(&mut self, layer: usize, batch: &[StepInput<'_>]) -> Result<(), longshore_engine::Error> {
+        for input in batch {
+            let sequence = &*input.sequence;
+            self.runtime.block_on(async {
+                for block in sequence.filling() {
+                    let tile =
+                        sequence.tile_message(block, layer).expect("blocks that a step fills are local");
+                    self.streams.send(sequence.owner(block)?, tile).await?;
+                }
+                Ok::<_, longshore_engine::Error>(())
+            })?;
+            let done = layer + 1;
+            if done % self.every == 0 || done == self.layers {
+                let new_tokens = (input.tokens.len() * done / self.layers) as u64;
+                // A reader that is behind misses steps, nothing else.
+                self.events
+                    .try_send(PrefillEvent::Progress { done_tokens: sequence.position() + new_tokens });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the shards acknowledged `blocks`, which are all local; sends those that arrived damaged once more.
+async fn ensure_stored(
+    worker: &Worker,
+    ctx: &CallContext,
+    sequence: &Sequence,
+    streams: &mut PutStreams,
+    blocks: Range<u64>,
+) -> Result<(), Error> {
+    for block in blocks {
+        let key = sequence.key(block).expect("a computed block has a key");
+        let shard = sequence.owner(block)?;
+        let mut outcome = streams.wait(shard, key).await?;
+        let link = &sequence.links().links()[shard];
+        if outcome == PutOutcome::Corrupt {
+            worker.metrics.resent_blocks.inc();
+            outcome = resend(worker, ctx, sequence, link, block).await?;
+        }
+        let shard = link.id.clone();
+        match outcome {
+            PutOutcome::Stored | PutOutcome::Duplicate => worker.metrics.stored_blocks.inc(),
+            PutOutcome::NoSpace => return Err(Error::NoSpace { shard, key }),
+            PutOutcome::Corrupt => return Err(Error::Corrupt { shard, key }),
+        };
+    }
+    Ok(())
+}
+
+async fn resend(
+    worker: &Worker,
+    ctx: &CallContext,
+    sequence: &Sequence,
+    link: &ShardLink,
+    block: u64,
+) -> Result<PutOutcome, Error> {
+    tracing::warn!(shard = %link.id, block, "a block arrived damaged, sending it again");
+    let tiles = sequence.block_messages(block).expect("a block that is not acknowledged is local");
+    let shape = worker.parts.engine.wire_tile_shape();
+    Ok(store_block(ctx, link, *sequence.identity(), shape, tiles).await?)
+}

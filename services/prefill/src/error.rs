@@ -1,0 +1,82 @@
+//! Errors of a prefill.
+
+use std::time::Duration;
+
+use longshore_blocks::{BlockKey, ShardId};
+use longshore_fabric::Code;
+
+/// When a caller that found the queue full may try again.
+const QUEUE_RETRY: Duration = Duration::from_secs(1);
+/// When a caller that found the shards full may try again.
+const SPACE_RETRY: Duration = Duration::from_secs(5);
+
+/// Why a prompt was not turned into KV.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The layer walk failed.
+    #[error(transparent)]
+    Engine(#[from] longshore_engine::Error),
+    /// The request itself is at fault.
+    #[error(transparent)]
+    Request(#[from] longshore_fabric::Error),
+    /// Too many prompts wait.
+    #[error("{limit} prompts are under way or waiting already; hint: retry later or add a prefill worker")]
+    QueueFull {
+        /// Prompts under way and waiting.
+        limit: usize,
+    },
+    /// A shard has no room.
+    #[error(
+        "shard `{shard}` has no room for block `{key}`; hint: retry later, add shards or give them more memory"
+    )]
+    NoSpace {
+        /// The shard.
+        shard: ShardId,
+        /// The block.
+        key: BlockKey,
+    },
+    /// A block arrived damaged twice.
+    #[error(
+        "block `{key}` arrived damaged at shard `{shard}` twice; hint: check memory and network of both machines"
+    )]
+    Corrupt {
+        /// The shard.
+        shard: ShardId,
+        /// The block.
+        key: BlockKey,
+    },
+    /// The worker stops.
+    #[error("the prefill worker is shutting down; hint: retry")]
+    ShuttingDown,
+}
+
+impl Error {
+    /// The sort of fault, as the code that callers see.
+    pub fn kind(&self) -> Code {
+        match self {
+            Self::Engine(error) => error.kind(),
+            Self::Request(error) => error.code,
+            Self::QueueFull { .. } | Self::NoSpace { .. } => Code::ResourceExhausted,
+            Self::Corrupt { .. } => Code::DataLoss,
+            Self::ShuttingDown => Code::Unavailable,
+        }
+    }
+
+    /// Whether the same call can succeed later without a change by the caller.
+    pub fn retryable(&self) -> bool {
+        matches!(self.kind(), Code::Unavailable | Code::ResourceExhausted)
+    }
+}
+
+impl From<Error> for longshore_fabric::Error {
+    fn from(error: Error) -> Self {
+        let converted = Self::new(error.kind(), error.to_string());
+        match error {
+            Error::Engine(error) => error.into(),
+            Error::Request(error) => error,
+            Error::QueueFull { .. } => converted.with_retry_after(QUEUE_RETRY),
+            Error::NoSpace { .. } => converted.with_retry_after(SPACE_RETRY),
+            Error::Corrupt { .. } | Error::ShuttingDown => converted,
+        }
+    }
+}

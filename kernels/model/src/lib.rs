@@ -2,9 +2,23 @@
 //! clock, no async. Architecture, section 4.
 
 mod backend;
+mod chat;
 mod config;
+mod cpu;
 mod error;
+mod files;
+mod rope;
+mod sampler;
+#[doc(hidden)]
+pub mod testing;
+mod tokenizer;
 
 pub use backend::{Activations, Backend, Qkv};
+pub use chat::ChatTemplate;
 pub use config::{ModelConfig, RopeConfig, RopeScaling, RopeStyle};
+pub use cpu::CpuBackend;
 pub use error::{Error, Kind};
+pub use files::{LayerWeight, LoadProgress, LoadedModel, Matrix, ModelInfo, WeightName, Weights};
+pub use rope::{Rope, Rotation};
+pub use sampler::{Sampled, Sampler, SamplerParams};
+pub use tokenizer::{SpecialTokens, TextStream, Tokenizer};

@@ -1,1 +1,21 @@
-//! placeholder
+//! KV shards: hold the blocks of sequences in memory and answer attention where they lie.
+
+mod attend;
+mod compute;
+mod config;
+mod error;
+mod get;
+pub mod grpc;
+mod lifetime;
+mod metrics;
+mod put;
+mod service;
+mod store;
+#[cfg(test)]
+mod tests;
+mod views;
+
+pub use config::Config;
+pub use error::Error;
+pub use service::KvStore;
+pub use store::ShardIdentity;

@@ -9,7 +9,7 @@ pub enum Kind {
     NotFound,
     /// Bytes did not match their checksum, key or shape.
     Corrupt,
-    /// No room now.
+    /// No room now, or a limit is reached.
     NoSpace,
 }
 
@@ -39,7 +39,9 @@ pub enum Error {
         problem: String,
     },
     /// The budget is used up by blocks that cannot be evicted.
-    #[error("no room for {needed_bytes} bytes: {used_bytes} of {budget_bytes} are in use and nothing can be evicted")]
+    #[error(
+        "no room for {needed_bytes} bytes: {used_bytes} of {budget_bytes} are in use and nothing can be evicted"
+    )]
     NoSpace {
         /// Bytes asked for.
         needed_bytes: u64,
@@ -47,6 +49,14 @@ pub enum Error {
         used_bytes: u64,
         /// The budget.
         budget_bytes: u64,
+    },
+    /// A bounded set is full.
+    #[error("there are {limit} {what} already, the most allowed")]
+    Full {
+        /// What there is too much of, in the plural.
+        what: &'static str,
+        /// Its limit.
+        limit: u64,
     },
 }
 
@@ -57,12 +67,12 @@ impl Error {
             Self::Invalid { .. } => Kind::InvalidInput,
             Self::NotFound { .. } => Kind::NotFound,
             Self::Corrupt { .. } => Kind::Corrupt,
-            Self::NoSpace { .. } => Kind::NoSpace,
+            Self::NoSpace { .. } | Self::Full { .. } => Kind::NoSpace,
         }
     }
 
     /// Whether the same call can succeed later without a change by the caller.
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::NoSpace { .. })
+        self.kind() == Kind::NoSpace
     }
 }

@@ -6,6 +6,7 @@ mod geometry;
 mod key;
 mod namespace;
 mod placement;
+pub mod pool;
 
 pub use checksum::crc32c;
 pub use error::{Error, Kind};
@@ -13,3 +14,4 @@ pub use geometry::Geometry;
 pub use key::{BlockKey, KeyChain};
 pub use namespace::{Deployment, DeploymentParts, Namespace};
 pub use placement::{ShardEntry, ShardId, ShardMap};
+pub use pool::{BlockPool, PoolConfig};

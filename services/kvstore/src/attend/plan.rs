@@ -1,0 +1,232 @@
+//! One query: checked, cut into (item, stripe) units, run batch by batch.
+
+use std::{ops::Range, sync::Arc};
+
+use longshore_attention::{
+    AttendItem as ExecutorItem, ExactBlock, HeadShape, PagedKv, Partials, Queries, Tile, TileShape, WorkList,
+};
+use longshore_blocks::pool::{ViewBlock, ViewId};
+use longshore_proto::types::{AttendItem, AttendPartial, AttendQuery, Tensor};
+
+use crate::{Error, store::Store};
+
+/// Most items of one query.
+const ITEMS_MAX: usize = 4_096;
+/// Most query heads per KV head; the executor's own limit.
+const GROUP_MAX: usize = 1_024;
+
+/// A checked query and how far it has come.
+pub(super) struct Plan {
+    layer: usize,
+    items: Vec<Item>,
+    units: Vec<Unit>,
+    /// Units that were run.
+    done: usize,
+}
+
+/// One sequence of a query.
+struct Item {
+    view_id: u64,
+    shape: HeadShape,
+    first_position: u64,
+    scale: f32,
+    rows: Vec<f32>,
+    blocks: Arc<Vec<ViewBlock<Arc<Tile>>>>,
+}
+
+/// One item over one stripe: what makes one partial.
+struct Unit {
+    item: usize,
+    stripe: u64,
+    /// Blocks of the item's view.
+    blocks: Range<usize>,
+}
+
+impl Plan {
+    /// Checks the query and touches its views.
+    pub(super) fn new(store: &Store, query: &AttendQuery) -> Result<Self, Error> {
+        let identity = store.identity();
+        if query.layer >= identity.layers {
+            let problem = format!("is {}, the model has {} layers", query.layer, identity.layers);
+            return Err(Error::invalid("layer", problem));
+        }
+        if query.items.len() > ITEMS_MAX {
+            return Err(Error::invalid("items", format!("has {}, limit {ITEMS_MAX}", query.items.len())));
+        }
+        let bytes: usize = query.items.iter().map(|item| item.queries.data.len()).sum();
+        let bytes_max = store.config().attend_query_bytes_max;
+        if bytes > bytes_max {
+            let problem =
+                format!("have {bytes} bytes of rows, limit {bytes_max}; hint: send fewer rows a query");
+            return Err(Error::invalid("items", problem));
+        }
+        let items = query.items.iter().enumerate();
+        let items = items
+            .map(|(index, item)| Item::new(store, query, item).map_err(|error| within(index, error)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let stripe_of = |block: u64| identity.geometry.stripe_of(block);
+        let units = items.iter().enumerate().flat_map(|(item, it)| it.units(item, stripe_of)).collect();
+        Ok(Self { layer: query.layer as usize, items, units, done: 0 })
+    }
+
+    /// Whether everything was run.
+    pub(super) fn is_done(&self) -> bool {
+        self.done == self.units.len()
+    }
+
+    /// Runs as many units as fill a message, at least one when any is left.
+    pub(super) fn run_batch(&mut self, store: &Store) -> Result<Vec<AttendPartial>, Error> {
+        let batch = self.done..self.batch_end(store.config().attend_message_bytes);
+        self.done = batch.end;
+        let units = &self.units[batch];
+        let sources: Vec<_> = units.iter().map(|unit| self.source(unit, store)).collect();
+        let calls: Vec<_> = units
+            .iter()
+            .zip(&sources)
+            .map(|(unit, source)| {
+                let queries = self.items[unit.item].queries();
+                ExecutorItem { queries, kv: source, work: &source.work, initial: None }
+            })
+            .collect();
+        let partials = store.executor().attend(&calls)?;
+        units.iter().zip(&partials).map(|(unit, partial)| self.answer(unit, partial)).collect()
+    }
+
+    fn batch_end(&self, message_bytes: usize) -> usize {
+        let mut bytes = 0;
+        let more = self.units[self.done..].iter().enumerate().take_while(|(position, unit)| {
+            bytes += self.items[unit.item].partial_bytes();
+            *position == 0 || bytes <= message_bytes
+        });
+        self.done + more.count()
+    }
+
+    fn source(&self, unit: &Unit, store: &Store) -> Source<'_> {
+        let shape = store.identity().tile_shape;
+        let blocks = &self.items[unit.item].blocks[unit.blocks.clone()];
+        let exact = blocks.iter().enumerate().map(|(tile, entry)| ExactBlock {
+            tile: tile as u32,
+            first_position: entry.index * shape.block_tokens as u64,
+            len: shape.block_tokens as u32,
+        });
+        let work = WorkList { exact: exact.collect(), ..WorkList::default() };
+        Source { blocks, layer: self.layer, shape, work }
+    }
+
+    fn answer(&self, unit: &Unit, partial: &Partials) -> Result<AttendPartial, Error> {
+        let item = &self.items[unit.item];
+        let values = partial.to_interleaved();
+        // Rows that see no key have m = −∞; nothing else may be without number.
+        if values.iter().any(|value| !value.is_finite() && *value != f32::NEG_INFINITY) {
+            return Err(Error::NotFinite { view_id: item.view_id });
+        }
+        let (rows, heads, head_dim) = partial.shape();
+        let shape = [rows as u64, heads as u64, 2 + head_dim as u64];
+        Ok(AttendPartial {
+            item: unit.item as u32,
+            stripe: unit.stripe,
+            partial: Tensor::from_f32(&shape, &values),
+        })
+    }
+}
+
+impl Item {
+    fn new(store: &Store, query: &AttendQuery, item: &AttendItem) -> Result<Self, Error> {
+        let shape = head_shape(&item.queries, &store.identity().tile_shape)?;
+        let rows = item.queries.to_f32().ok_or_else(|| Error::invalid("queries.dtype", "is not F32"))?;
+        if item.first_position.checked_add(item.queries.shape[0]).is_none() {
+            return Err(Error::invalid("first_position", "is too large for its rows"));
+        }
+        if !(item.scale.is_finite() && item.scale > 0.0) {
+            return Err(Error::invalid("scale", format!("is {}, must be finite and positive", item.scale)));
+        }
+        if let Some(position) = rows.iter().position(|value| !value.is_finite()) {
+            return Err(Error::invalid("queries", format!("is {} at element {position}", rows[position])));
+        }
+        let namespace = query.identity.namespace;
+        let blocks = store.with_pool(|pool, now| pool.view(namespace, ViewId(item.view_id), now))?;
+        let (first_position, scale) = (item.first_position, item.scale);
+        Ok(Self { view_id: item.view_id, shape, first_position, scale, rows, blocks })
+    }
+
+    fn queries(&self) -> Queries<'_> {
+        Queries {
+            shape: self.shape,
+            first_position: self.first_position,
+            scale: self.scale,
+            data: &self.rows,
+        }
+    }
+
+    /// One unit per stripe, ascending.
+    fn units(&self, item: usize, stripe_of: impl Fn(u64) -> u64) -> Vec<Unit> {
+        let mut units: Vec<Unit> = Vec::new();
+        for (position, entry) in self.blocks.iter().enumerate() {
+            let stripe = stripe_of(entry.index);
+            match units.last_mut() {
+                Some(unit) if unit.stripe == stripe => unit.blocks.end = position + 1,
+                _ => units.push(Unit { item, stripe, blocks: position..position + 1 }),
+            }
+        }
+        units
+    }
+
+    /// Bytes of one partial: maximum and sum beside the output, for every row and head.
+    fn partial_bytes(&self) -> usize {
+        let heads = self.rows.len() / self.shape.head_dim;
+        heads * (2 + self.shape.head_dim) * size_of::<f32>()
+    }
+}
+
+/// Head shape of `[rows, query_heads, head_dim]`, which must fit the tiles and its own data.
+fn head_shape(queries: &Tensor, tile: &TileShape) -> Result<HeadShape, Error> {
+    let refuse = |problem| Err(Error::invalid("queries.shape", problem));
+    let &[rows, heads, head_dim] = queries.shape.as_slice() else {
+        return refuse(format!("has {} axes, must have 3", queries.shape.len()));
+    };
+    let kv_heads = tile.kv_heads as u64;
+    if head_dim != tile.head_dim as u64 {
+        return refuse(format!("has heads of {head_dim} elements, tiles have {}", tile.head_dim));
+    }
+    if heads == 0 || !heads.is_multiple_of(kv_heads) || heads / kv_heads > GROUP_MAX as u64 {
+        return refuse(format!(
+            "has {heads} heads, must be a multiple of {kv_heads} up to {}",
+            kv_heads * GROUP_MAX as u64
+        ));
+    }
+    let bytes = rows.checked_mul(heads * head_dim * size_of::<f32>() as u64);
+    if rows == 0 || bytes != Some(queries.data.len() as u64) {
+        return refuse(format!("is {:?}, which does not fit {} bytes", queries.shape, queries.data.len()));
+    }
+    Ok(HeadShape { kv_heads: tile.kv_heads, group: (heads / kv_heads) as usize, head_dim: tile.head_dim })
+}
+
+/// The blocks of one unit in one layer.
+struct Source<'a> {
+    blocks: &'a [ViewBlock<Arc<Tile>>],
+    layer: usize,
+    shape: TileShape,
+    work: WorkList,
+}
+
+impl PagedKv for Source<'_> {
+    fn shape(&self) -> TileShape {
+        self.shape
+    }
+
+    fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn tile(&self, index: usize) -> &Tile {
+        &self.blocks[index].block.pages()[self.layer].payload
+    }
+}
+
+/// Puts the item's index before the field.
+fn within(index: usize, error: Error) -> Error {
+    match error {
+        Error::Invalid { field, problem } => Error::invalid(format!("items[{index}].{field}"), problem),
+        other => other,
+    }
+}

@@ -1,0 +1,77 @@
+//! Settings of a shard.
+
+use longshore_chassis::{Fault, Validate, config::check_range};
+use serde::{Deserialize, Serialize};
+
+/// Settings of a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Bytes that tiles may occupy, incomplete blocks included.
+    pub capacity_bytes: u64,
+    /// How long a block is kept from eviction after it was stored or reported as held: the time that a worker has to open
+    /// its view.
+    pub retention_ms: u64,
+    /// Time between two searches for views whose lease ended.
+    pub reap_interval_ms: u64,
+    /// Put streams at a time.
+    pub writers_max: usize,
+    /// Open views at a time.
+    pub views_max: usize,
+    /// Attention queries computed at the same time, over all streams.
+    pub attend_concurrency: usize,
+    /// Attention queries under way in one stream; further ones wait in the stream.
+    pub attend_stream_concurrency: usize,
+    /// Largest query: bytes of the rows of all its items.
+    pub attend_query_bytes_max: usize,
+    /// Size at which an answer is cut into messages.
+    pub attend_message_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            capacity_bytes: 2 << 30,
+            retention_ms: 10_000,
+            reap_interval_ms: 500,
+            writers_max: 1_024,
+            views_max: 65_536,
+            attend_concurrency: 16,
+            attend_stream_concurrency: 8,
+            attend_query_bytes_max: 4 << 20,
+            attend_message_bytes: 1 << 20,
+        }
+    }
+}
+
+impl Validate for Config {
+    fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        check_range(faults, path, "capacity_bytes", self.capacity_bytes, 1 << 20..=1 << 50);
+        check_range(faults, path, "retention_ms", self.retention_ms, 0..=3_600_000);
+        check_range(faults, path, "reap_interval_ms", self.reap_interval_ms, 10..=60_000);
+        check_range(faults, path, "writers_max", self.writers_max, 1..=65_536);
+        check_range(faults, path, "views_max", self.views_max, 1..=1 << 24);
+        check_range(faults, path, "attend_concurrency", self.attend_concurrency, 1..=4_096);
+        check_range(faults, path, "attend_stream_concurrency", self.attend_stream_concurrency, 1..=1_024);
+        check_range(faults, path, "attend_query_bytes_max", self.attend_query_bytes_max, 1 << 10..=14 << 20);
+        check_range(faults, path, "attend_message_bytes", self.attend_message_bytes, 1 << 10..=8 << 20);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_every_bad_value_is_named_at_once() {
+        let mut faults = Vec::new();
+        Config::default().faults("kvstore", &mut faults);
+        assert_eq!(faults, []);
+
+        let bad =
+            Config { capacity_bytes: 5, views_max: 0, attend_query_bytes_max: 1 << 30, ..Config::default() };
+        bad.faults("kvstore", &mut faults);
+        let keys: Vec<&str> = faults.iter().map(|fault| fault.key.as_str()).collect();
+        assert_eq!(keys, ["kvstore.capacity_bytes", "kvstore.views_max", "kvstore.attend_query_bytes_max"]);
+    }
+}

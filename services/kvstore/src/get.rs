@@ -1,0 +1,133 @@
+//! Get streams: tiles go out as they lie in memory, verified again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use longshore_attention::Tile;
+use longshore_blocks::{BlockKey, crc32c, pool::SealedBlock};
+use longshore_chassis::Tasks;
+use longshore_fabric::{BoxStream, CallContext};
+use longshore_proto::types::{GetBlocks, TileMessage};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    Error, lifetime,
+    store::{Store, check_count},
+};
+
+/// Tiles that may be unread before the stream waits.
+const TILES_UNREAD_MAX: usize = 8;
+
+/// Starts a get stream.
+pub(crate) fn start(
+    store: &Arc<Store>,
+    tasks: &Tasks,
+    ctx: &CallContext,
+    get: GetBlocks,
+) -> Result<BoxStream<Option<TileMessage>>, Error> {
+    store.check_identity(&get.identity)?;
+    check_count("keys", get.keys.len())?;
+    let layers = layers(&get, store.identity().layers)?;
+    let (tiles, answer) = mpsc::channel(TILES_UNREAD_MAX);
+    let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
+    tasks.spawn("kvstore-get", async move {
+        let failure = tokio::select! {
+            ended = send(&store, get, layers, &tiles) => ended.err(),
+            reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
+            () = tiles.closed() => None,
+        };
+        if let Some(error) = failure {
+            let _caller_is_gone = tiles.try_send(Err(error.into()));
+        }
+    });
+    Ok(Box::pin(ReceiverStream::new(answer)))
+}
+
+/// First and end layer that were asked for.
+fn layers(get: &GetBlocks, held: u32) -> Result<std::ops::Range<u32>, Error> {
+    if get.first_layer >= held {
+        let problem = format!("is {}, blocks have {held} layers", get.first_layer);
+        return Err(Error::invalid("first_layer", problem));
+    }
+    let left = held - get.first_layer;
+    match get.layers {
+        Some(count) if count == 0 || count > left => {
+            let problem = format!("is {count}, must be from 1 to {left} from layer {} on", get.first_layer);
+            Err(Error::invalid("layers", problem))
+        }
+        count => Ok(get.first_layer..get.first_layer + count.unwrap_or(left)),
+    }
+}
+
+type Tiles = mpsc::Sender<Result<Option<TileMessage>, longshore_fabric::Error>>;
+
+async fn send(
+    store: &Arc<Store>,
+    get: GetBlocks,
+    layers: std::ops::Range<u32>,
+    tiles: &Tiles,
+) -> Result<(), Error> {
+    for key in get.keys {
+        let (reader, range) = (store.clone(), layers.clone());
+        let block = store.block_on_thread(move || reader.read(get.identity.namespace, key, range)).await?;
+        let messages = match block {
+            Some(block) => layers.clone().map(|layer| Some(message(&block, layer))).collect(),
+            None => vec![None],
+        };
+        for message in messages {
+            if tiles.send(Ok(message)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn message(block: &SealedBlock<Arc<Tile>>, layer: u32) -> TileMessage {
+    let page = &block.pages()[layer as usize];
+    TileMessage {
+        key: block.key(),
+        layer,
+        data: Bytes::from_owner(Body(page.payload.clone())),
+        crc32c: page.crc32c,
+    }
+}
+
+/// A tile's body, lent to a message without a copy.
+struct Body(Arc<Tile>);
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl Store {
+    /// A block whose tiles in `layers` match their checksums. One that does not is dropped and as good as missing.
+    fn read(
+        &self,
+        namespace: longshore_blocks::Namespace,
+        key: BlockKey,
+        layers: std::ops::Range<u32>,
+    ) -> Option<Arc<SealedBlock<Arc<Tile>>>> {
+        let block = self.with_pool(|pool, now| pool.get(namespace, key, now))?;
+        if is_sound(&block, layers) {
+            return Some(block);
+        }
+        self.condemn(&block);
+        None
+    }
+
+    /// Drops a block whose bytes changed since they were stored.
+    pub(crate) fn condemn(&self, block: &SealedBlock<Arc<Tile>>) {
+        tracing::warn!(shard = %self.identity().shard_id, block = %block.key(), "a stored tile does not match its checksum: dropping its block");
+        self.with_pool(|pool, _| pool.condemn(block.generation()));
+    }
+}
+
+/// Whether the tiles of these layers match their checksums.
+pub(crate) fn is_sound(block: &SealedBlock<Arc<Tile>>, layers: std::ops::Range<u32>) -> bool {
+    let pages = &block.pages()[layers.start as usize..layers.end as usize];
+    pages.iter().all(|page| crc32c(page.payload.as_bytes()) == page.crc32c)
+}

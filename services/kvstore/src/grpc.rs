@@ -1,0 +1,12 @@
+//! The shard on the wire: names which gRPC services it offers. The adapter itself is `longshore-fabric`'s.
+
+use std::sync::Arc;
+
+use longshore_fabric::server::Services;
+
+use crate::KvStore;
+
+/// Serves `KvStoreService` from `shard` beside whatever `services` has already.
+pub fn serve(services: Services, shard: Arc<KvStore>) -> Services {
+    services.shard(shard)
+}

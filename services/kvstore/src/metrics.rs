@@ -1,0 +1,140 @@
+//! Counters of a shard, and its occupancy as it is at the moment of a scrape.
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
+
+use longshore_blocks::pool::PoolStats;
+use longshore_chassis::Metrics;
+use longshore_proto::types::PutOutcome;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{
+        counter::ConstCounter, counter::Counter, gauge::ConstGauge, gauge::Gauge, histogram::Histogram,
+    },
+};
+
+use crate::{ShardIdentity, store::Store};
+
+/// Buckets of the time of one attention query, in seconds.
+const ATTEND_BUCKETS: [f64; 14] =
+    [0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// Prefix of every name.
+const PREFIX: &str = "longshore_kvstore";
+
+/// Counters of a shard; clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct StoreMetrics {
+    /// Bytes of tiles stored.
+    pub(crate) stored_bytes: Counter,
+    /// Blocks refused because a tile was bad.
+    pub(crate) corrupt_blocks: Counter,
+    /// Attention queries answered.
+    pub(crate) attend_queries: Counter,
+    /// Attention queries refused or failed.
+    pub(crate) attend_failed: Counter,
+    /// Attention queries under way.
+    pub(crate) attend_running: Gauge,
+    /// Bytes of partial results sent.
+    pub(crate) attend_bytes: Counter,
+    /// Seconds per attention query, waiting included.
+    pub(crate) attend_seconds: Histogram,
+}
+
+impl StoreMetrics {
+    pub(crate) fn register(metrics: &Metrics) -> Self {
+        let own = Self {
+            stored_bytes: Counter::default(),
+            corrupt_blocks: Counter::default(),
+            attend_queries: Counter::default(),
+            attend_failed: Counter::default(),
+            attend_running: Gauge::default(),
+            attend_bytes: Counter::default(),
+            attend_seconds: Histogram::new(ATTEND_BUCKETS),
+        };
+        let metrics = metrics.sub(PREFIX);
+        metrics.register("stored_bytes", "Bytes of tiles stored", own.stored_bytes.clone());
+        metrics.register(
+            "corrupt_blocks",
+            "Blocks refused because a tile was bad",
+            own.corrupt_blocks.clone(),
+        );
+        metrics.register("attend_queries", "Attention queries answered", own.attend_queries.clone());
+        metrics.register("attend_failed", "Attention queries refused or failed", own.attend_failed.clone());
+        metrics.register("attend_running", "Attention queries under way", own.attend_running.clone());
+        metrics.register("attend_bytes", "Bytes of partial results sent", own.attend_bytes.clone());
+        metrics.register("attend_seconds", "Seconds per attention query", own.attend_seconds.clone());
+        own
+    }
+
+    /// A block was completed.
+    pub(crate) fn stored(&self, identity: &ShardIdentity) {
+        self.stored_bytes.inc_by(identity.tile_shape.bytes() as u64 * u64::from(identity.layers));
+    }
+
+    /// A block was refused or not needed.
+    pub(crate) fn refused(&self, outcome: PutOutcome) {
+        if outcome == PutOutcome::Corrupt {
+            self.corrupt_blocks.inc();
+        }
+    }
+}
+
+/// Reports the pool at every scrape, as long as the shard lives.
+pub(crate) fn register_occupancy(metrics: &Metrics, store: &Arc<Store>) {
+    let occupancy = Occupancy { store: Arc::downgrade(store) };
+    metrics.sub(PREFIX).with(|registry| registry.register_collector(Box::new(occupancy)));
+}
+
+#[derive(Debug)]
+struct Occupancy {
+    store: Weak<Store>,
+}
+
+impl Collector for Occupancy {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(store) = self.store.upgrade() else { return Ok(()) };
+        let stats = store.with_pool(|pool, _| pool.stats());
+        for (name, help, value) in gauges(&stats) {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(sample)?;
+        }
+        for (name, help, value) in counters(&stats) {
+            let counter = ConstCounter::new(value);
+            let sample = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(sample)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauges(stats: &PoolStats) -> [(&'static str, &'static str, u64); 8] {
+    [
+        ("capacity_bytes", "Bytes that tiles may occupy", stats.budget_bytes),
+        ("used_bytes", "Bytes that tiles occupy", stats.used_bytes),
+        ("blocks", "Complete blocks", stats.blocks),
+        ("pinned_blocks", "Complete blocks that a view keeps", stats.pinned_blocks),
+        ("open_blocks", "Blocks being written", stats.open_blocks),
+        ("condemned_blocks", "Damaged blocks that wait for their views to end", stats.condemned_blocks),
+        ("writers", "Put streams", stats.writers),
+        ("views", "Open views", stats.views),
+    ]
+}
+
+fn counters(stats: &PoolStats) -> [(&'static str, &'static str, u64); 9] {
+    [
+        ("stored_blocks", "Blocks stored", stats.stored_total),
+        ("duplicate_blocks", "Blocks that came although they were held", stats.duplicate_total),
+        ("dropped_blocks", "Blocks dropped before they were complete", stats.dropped_total),
+        ("evicted_blocks", "Blocks evicted", stats.evicted_total),
+        ("condemned", "Blocks whose stored tiles failed a check", stats.condemned_total),
+        ("no_space", "Blocks refused for want of room", stats.no_space_total),
+        ("lookup_hits", "Lookups of blocks that were held", stats.hits_total),
+        ("lookup_misses", "Lookups of blocks that were not held", stats.misses_total),
+        ("expired_views", "Views that nobody used in time", stats.expired_views_total),
+    ]
+}

@@ -1,0 +1,232 @@
+//! Put streams: tiles come in, are verified and copied; blocks are acknowledged as soon as they are complete.
+
+use std::{collections::HashMap, sync::Arc};
+
+use longshore_attention::Tile;
+use longshore_blocks::{
+    BlockKey, crc32c,
+    pool::{Admission, Page, Put, WriterId},
+};
+use longshore_chassis::Tasks;
+use longshore_fabric::{BoxStream, CallContext};
+use longshore_proto::types::{Identity, PutAck, PutOutcome, TileMessage, WireTileShape};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{Error, lifetime, store::Store};
+
+/// Acknowledgements that may be unread before the stream waits.
+const ACKS_UNREAD_MAX: usize = 64;
+/// Bytes of tiles that are copied at a time.
+const BATCH_BYTES: usize = 4 << 20;
+/// Refused blocks of which more tiles may still come, in one stream.
+const SETTLED_MAX: usize = 65_536;
+
+/// Starts a put stream.
+pub(crate) fn start(
+    store: &Arc<Store>,
+    tasks: &Tasks,
+    ctx: &CallContext,
+    identity: &Identity,
+    shape: &WireTileShape,
+    tiles: mpsc::Receiver<TileMessage>,
+) -> Result<BoxStream<PutAck>, Error> {
+    store.check_identity(identity)?;
+    store.check_shape(shape)?;
+    let writer = store.with_pool(|pool, _| pool.open_writer(identity.namespace))?;
+    let session = Session { store: store.clone(), writer, blocks: HashMap::new(), settled: 0 };
+    let (acks, answer) = mpsc::channel(ACKS_UNREAD_MAX);
+    let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
+    tasks.spawn("kvstore-put", async move {
+        let failure = tokio::select! {
+            ended = receive(session, tiles, &acks) => ended.err(),
+            reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
+            () = acks.closed() => None,
+        };
+        if let Some(error) = failure {
+            let _caller_is_gone = acks.try_send(Err(error.into()));
+        }
+    });
+    Ok(Box::pin(ReceiverStream::new(answer)))
+}
+
+type Acks = mpsc::Sender<Result<PutAck, longshore_fabric::Error>>;
+
+/// Takes tiles until the stream ends. The session ends with this future, wherever it is: its incomplete blocks are dropped.
+async fn receive(
+    mut session: Session,
+    mut tiles: mpsc::Receiver<TileMessage>,
+    acks: &Acks,
+) -> Result<(), Error> {
+    let store = session.store.clone();
+    let batch_max = (BATCH_BYTES / store.identity().tile_shape.bytes()).clamp(1, 64);
+    loop {
+        let mut batch = Vec::with_capacity(batch_max);
+        if tiles.recv_many(&mut batch, batch_max).await == 0 {
+            return Ok(());
+        }
+        let (returned, outcome) = store
+            .block_on_thread(move || {
+                let outcome = session.take_all(batch);
+                (session, outcome)
+            })
+            .await?;
+        session = returned;
+        for ack in outcome? {
+            if acks.send(Ok(ack)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// One put stream.
+struct Session {
+    store: Arc<Store>,
+    writer: WriterId,
+    blocks: HashMap<BlockKey, Progress>,
+    /// Entries of `blocks` that were answered.
+    settled: usize,
+}
+
+/// A block of which some tiles came.
+struct Progress {
+    /// By layer.
+    seen: Vec<bool>,
+    /// It was refused or not needed; the rest of its tiles is passed over. A layer that comes again begins a new attempt.
+    settled: bool,
+}
+
+/// Why a tile ends its block, as the acknowledgement tells it.
+struct Refusal {
+    outcome: PutOutcome,
+    message: String,
+}
+
+impl Refusal {
+    fn corrupt(message: String) -> Self {
+        Self { outcome: PutOutcome::Corrupt, message }
+    }
+}
+
+impl Session {
+    fn take_all(&mut self, batch: Vec<TileMessage>) -> Result<Vec<PutAck>, Error> {
+        let mut acks = Vec::new();
+        for tile in batch {
+            acks.extend(self.take(&tile)?);
+        }
+        Ok(acks)
+    }
+
+    /// One tile; an acknowledgement when it completes or ends its block.
+    fn take(&mut self, tile: &TileMessage) -> Result<Option<PutAck>, Error> {
+        if !self.is_wanted(tile) {
+            return Ok(None);
+        }
+        let refusal = match self.store_tile(tile) {
+            Ok(None) => return Ok(None),
+            Ok(Some(PutOutcome::Stored)) => {
+                self.blocks.remove(&tile.key);
+                self.store.metrics.stored(self.store.identity());
+                return Ok(Some(PutAck {
+                    key: tile.key,
+                    outcome: PutOutcome::Stored,
+                    message: String::new(),
+                }));
+            }
+            Ok(Some(outcome)) => Refusal { outcome, message: String::new() },
+            Err(refusal) => refusal,
+        };
+        self.settle(tile.key)?;
+        self.store.metrics.refused(refusal.outcome);
+        Ok(Some(PutAck { key: tile.key, outcome: refusal.outcome, message: refusal.message }))
+    }
+
+    /// Passes over the tiles of a block that was answered already.
+    fn is_wanted(&mut self, tile: &TileMessage) -> bool {
+        let layers = self.store.identity().layers as usize;
+        let fresh = || Progress { seen: vec![false; layers], settled: false };
+        let progress = self.blocks.entry(tile.key).or_insert_with(fresh);
+        // A layer that does not exist is told as such below, unless the block was answered already.
+        let Some(seen) = progress.seen.get_mut(tile.layer as usize) else { return !progress.settled };
+        let again = std::mem::replace(seen, true);
+        if !progress.settled {
+            return true;
+        }
+        if again {
+            *progress = fresh();
+            progress.seen[tile.layer as usize] = true;
+            self.settled -= 1;
+            return true;
+        }
+        if progress.seen.iter().all(|seen| *seen) {
+            self.blocks.remove(&tile.key);
+            self.settled -= 1;
+        }
+        false
+    }
+
+    fn settle(&mut self, key: BlockKey) -> Result<(), Error> {
+        self.store.with_pool(|pool, _| pool.discard(self.writer, key));
+        let Some(progress) = self.blocks.get_mut(&key) else { return Ok(()) };
+        if progress.seen.iter().all(|seen| *seen) {
+            self.blocks.remove(&key);
+            return Ok(());
+        }
+        progress.settled = true;
+        self.settled += 1;
+        if self.settled > SETTLED_MAX {
+            return Err(Error::Deaf { limit: SETTLED_MAX });
+        }
+        Ok(())
+    }
+
+    /// Verifies and copies a tile. `None` while its block is incomplete.
+    fn store_tile(&self, message: &TileMessage) -> Result<Option<PutOutcome>, Refusal> {
+        let shape = self.store.identity().tile_shape;
+        let wanted =
+            self.store.with_pool(|pool, now| pool.admit(self.writer, message.key, message.layer, now));
+        match wanted.map_err(|error| refusal(&error))? {
+            Admission::Wanted => {}
+            Admission::Duplicate => return Ok(Some(PutOutcome::Duplicate)),
+            Admission::Repeated { crc32c } => return repeated(message, crc32c),
+        }
+        let tile = Tile::from_bytes(shape, &message.data)
+            .map_err(|error| Refusal::corrupt(format!("layer {}: {error}", message.layer)))?;
+        // The copy is checked, not the message: what is stored is what the checksum stands for.
+        if crc32c(tile.as_bytes()) != message.crc32c {
+            return Err(Refusal::corrupt(format!("layer {} does not match its checksum", message.layer)));
+        }
+        let page = Page { payload: Arc::new(tile), crc32c: message.crc32c };
+        let put =
+            self.store.with_pool(|pool, now| pool.put(self.writer, message.key, message.layer, page, now));
+        match put.map_err(|error| refusal(&error))? {
+            Put::Open => Ok(None),
+            Put::Sealed(_) => Ok(Some(PutOutcome::Stored)),
+            Put::Duplicate => Ok(Some(PutOutcome::Duplicate)),
+            Put::Repeated { crc32c } => repeated(message, crc32c),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.store.with_pool(|pool, _| pool.close_writer(self.writer));
+    }
+}
+
+/// The same tile twice is harmless, another one in its place is not.
+fn repeated(message: &TileMessage, first: u32) -> Result<Option<PutOutcome>, Refusal> {
+    if first == message.crc32c {
+        return Ok(None);
+    }
+    Err(Refusal::corrupt(format!("layer {} came twice with different contents", message.layer)))
+}
+
+fn refusal(error: &longshore_blocks::Error) -> Refusal {
+    let outcome = match error.kind() {
+        longshore_blocks::Kind::NoSpace => PutOutcome::NoSpace,
+        _ => PutOutcome::Corrupt,
+    };
+    Refusal { outcome, message: error.to_string() }
+}

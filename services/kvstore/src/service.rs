@@ -1,0 +1,166 @@
+//! The shard as a service: one method per call, and the reaper of views.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use longshore_attention::Tile;
+use longshore_blocks::{BlockKey, pool::ViewId};
+use longshore_chassis::{Metrics, Tasks};
+use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard};
+use longshore_proto::types::{
+    AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats,
+    TileMessage, WireTileShape,
+};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+
+use crate::{
+    Config, Error, ShardIdentity, attend, get,
+    metrics::{self, StoreMetrics},
+    put,
+    store::{Store, check_count},
+    views,
+};
+
+/// Lookups of more keys run off the reactor, in steps of this many.
+const LOOKUP_STEP_KEYS: usize = 1_024;
+
+/// A KV shard.
+#[derive(Debug)]
+pub struct KvStore {
+    store: Arc<Store>,
+    tasks: Tasks,
+}
+
+impl KvStore {
+    /// An empty shard whose background work runs until `tasks` is cancelled. Must be called on a runtime. Fails when the
+    /// shapes make no sense or the capacity does not hold one block.
+    pub fn new(
+        config: Config,
+        identity: ShardIdentity,
+        tasks: &Tasks,
+        metrics: &Metrics,
+    ) -> Result<Arc<Self>, Error> {
+        let tasks = tasks.child();
+        let interval = Duration::from_millis(config.reap_interval_ms);
+        let own = StoreMetrics::register(metrics);
+        let store = Arc::new(Store::new(config, identity, own)?);
+        metrics::register_occupancy(metrics, &store);
+        let (weak, scope) = (Arc::downgrade(&store), tasks.clone());
+        tasks.spawn_critical("kvstore-reaper", async move {
+            tokio::select! {
+                () = reap(&weak, interval) => {}
+                () = scope.cancelled() => {}
+            }
+            Ok::<(), Error>(())
+        });
+        Ok(Arc::new(Self { store, tasks }))
+    }
+
+    /// Flips a bit of a stored tile without its checksum, as failing memory would. False when no such block is held.
+    #[doc(hidden)]
+    pub fn corrupt_for_test(&self, key: BlockKey, layer: u32) -> bool {
+        self.store.with_pool(|pool, _| {
+            pool.rot_for_test(key, layer, |tile| {
+                let mut body = tile.as_bytes().to_vec();
+                body[0] ^= 1;
+                Arc::new(Tile::from_bytes(tile.shape(), &body).expect("the shape is the tile's own"))
+            })
+        })
+    }
+}
+
+/// Closes views whose lease ended, until the shard is gone.
+async fn reap(store: &Weak<Store>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(store) = store.upgrade() else { return };
+        let expired = store.with_pool(|pool, now| pool.expire(now));
+        if expired > 0 {
+            tracing::debug!(shard = %store.identity().shard_id, expired, "views expired");
+        }
+    }
+}
+
+#[async_trait]
+impl Shard for KvStore {
+    async fn lookup(&self, _ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, CallError> {
+        self.store.check_identity(&lookup.identity)?;
+        check_count("keys", lookup.keys.len())?;
+        if lookup.keys.len() <= LOOKUP_STEP_KEYS {
+            return Ok(find(&self.store, &lookup));
+        }
+        let store = self.store.clone();
+        Ok(self.store.block_on_thread(move || find(&store, &lookup)).await?)
+    }
+
+    async fn put_blocks(
+        &self,
+        ctx: &CallContext,
+        identity: Identity,
+        shape: WireTileShape,
+        tiles: mpsc::Receiver<TileMessage>,
+    ) -> Result<BoxStream<PutAck>, CallError> {
+        Ok(put::start(&self.store, &self.tasks, ctx, &identity, &shape, tiles)?)
+    }
+
+    async fn get_blocks(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+    ) -> Result<BoxStream<Option<TileMessage>>, CallError> {
+        Ok(get::start(&self.store, &self.tasks, ctx, get)?)
+    }
+
+    async fn open_view(&self, _ctx: &CallContext, open: OpenView) -> Result<OpenedView, CallError> {
+        Ok(views::open(&self.store, open).await?)
+    }
+
+    async fn attend(
+        &self,
+        ctx: &CallContext,
+        queries: mpsc::Receiver<AttendQuery>,
+    ) -> Result<BoxStream<AttendAnswer>, CallError> {
+        Ok(attend::start(&self.store, &self.tasks, ctx, queries))
+    }
+
+    async fn close_view(&self, _ctx: &CallContext, view_id: u64) -> Result<(), CallError> {
+        self.store.with_pool(|pool, _| pool.close_view(ViewId(view_id)));
+        Ok(())
+    }
+
+    async fn stats(&self, _ctx: &CallContext) -> Result<ShardStats, CallError> {
+        let pool = self.store.with_pool(|pool, _| pool.stats());
+        Ok(ShardStats {
+            shard_id: self.store.identity().shard_id.0.clone(),
+            capacity_bytes: pool.budget_bytes,
+            used_bytes: pool.used_bytes,
+            blocks: pool.blocks,
+            pinned_blocks: pool.pinned_blocks,
+            open_blocks: pool.open_blocks,
+            views: pool.views,
+            stored_total: pool.stored_total,
+            evicted_total: pool.evicted_total,
+            corrupt_total: self.store.metrics.corrupt_blocks.get() + pool.condemned_total,
+            hits_total: pool.hits_total,
+            misses_total: pool.misses_total,
+            attend_total: self.store.metrics.attend_queries.get(),
+        })
+    }
+}
+
+/// Looks keys up a step at a time, so that the lock is never held for long. The last step comes first: uses are recorded from
+/// the tail of a prefix to its head.
+fn find(store: &Store, lookup: &Lookup) -> Vec<bool> {
+    let mut found = vec![false; lookup.keys.len()];
+    let steps = lookup.keys.chunks(LOOKUP_STEP_KEYS).zip(found.chunks_mut(LOOKUP_STEP_KEYS));
+    for (keys, found) in steps.rev() {
+        let namespace = lookup.identity.namespace;
+        found.copy_from_slice(&store.with_pool(|pool, now| pool.lookup(namespace, keys, now)));
+    }
+    found
+}

@@ -1,0 +1,169 @@
+//! What the calls of a shard share: identity, the locked pool, the clock, the permits for compute.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use longshore_attention::{CpuExecutor, Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
+use longshore_blocks::{BlockPool, Deployment, Geometry, PoolConfig, ShardId};
+use longshore_proto::types::{Dtype, Identity, WireTileShape};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+
+use crate::{Config, Error, metrics::StoreMetrics};
+
+/// Most keys or blocks of one request.
+pub(crate) const KEYS_MAX: usize = 65_536;
+/// Most blocks of one view: a sequence of 2^28 tokens of the smallest blocks.
+const VIEW_BLOCKS_MAX: usize = 1 << 24;
+
+/// Who a shard is and what it holds.
+#[derive(Debug, Clone)]
+pub struct ShardIdentity {
+    /// Name of the shard, unique in the cluster.
+    pub shard_id: ShardId,
+    /// What the KV of this deployment depends on.
+    pub deployment: Deployment,
+    /// Epoch of the shard map, as the membership tells it.
+    pub epoch: watch::Receiver<u64>,
+    /// Block and stripe sizes.
+    pub geometry: Geometry,
+    /// Shape of every tile.
+    pub tile_shape: TileShape,
+    /// Layers of the model, each with one tile per block.
+    pub layers: u32,
+}
+
+/// Payload of the pool's pages.
+pub(crate) type Pool = BlockPool<Arc<Tile>>;
+
+/// State of a shard.
+pub(crate) struct Store {
+    config: Config,
+    identity: ShardIdentity,
+    pool: Mutex<Pool>,
+    started: Instant,
+    executor: CpuExecutor,
+    attend_permits: Semaphore,
+    pub(crate) metrics: StoreMetrics,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("shard_id", &self.identity.shard_id.0).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    pub(crate) fn new(config: Config, identity: ShardIdentity, metrics: StoreMetrics) -> Result<Self, Error> {
+        identity.tile_shape.validate()?;
+        if identity.tile_shape.block_tokens != identity.geometry.block_tokens() as usize {
+            let problem = format!(
+                "is {} in the tile shape, {} in the geometry",
+                identity.tile_shape.block_tokens,
+                identity.geometry.block_tokens()
+            );
+            return Err(Error::invalid("block_tokens", problem));
+        }
+        let pool = BlockPool::new(PoolConfig {
+            budget_bytes: config.capacity_bytes,
+            tile_bytes: identity.tile_shape.bytes() as u64,
+            layers: identity.layers,
+            retention_ms: config.retention_ms,
+            writers_max: config.writers_max,
+            views_max: config.views_max,
+            view_blocks_max: VIEW_BLOCKS_MAX,
+            view_secret: fresh_secret(),
+        })?;
+        Ok(Self {
+            attend_permits: Semaphore::new(config.attend_concurrency),
+            config,
+            identity,
+            pool: Mutex::new(pool),
+            started: Instant::now(),
+            executor: CpuExecutor,
+            metrics,
+        })
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn identity(&self) -> &ShardIdentity {
+        &self.identity
+    }
+
+    pub(crate) fn executor(&self) -> &dyn Executor {
+        &self.executor
+    }
+
+    pub(crate) fn attend_permits(&self) -> &Semaphore {
+        &self.attend_permits
+    }
+
+    /// Lends the pool and the time. Never hold it over anything slow.
+    pub(crate) fn with_pool<T>(&self, use_pool: impl FnOnce(&mut Pool, u64) -> T) -> T {
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // Every operation of the pool leaves it consistent before it can panic, so a poisoned lock is still good.
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        use_pool(&mut pool, now_ms)
+    }
+
+    /// Refuses callers of another deployment or epoch.
+    pub(crate) fn check_identity(&self, identity: &Identity) -> Result<(), Error> {
+        let shard = || self.identity.shard_id.clone();
+        if identity.deployment != self.identity.deployment {
+            return Err(Error::OtherDeployment { shard: shard() });
+        }
+        let own = *self.identity.epoch.borrow();
+        if identity.shard_map_epoch != own {
+            return Err(Error::OtherEpoch { shard: shard(), theirs: identity.shard_map_epoch, own });
+        }
+        Ok(())
+    }
+
+    /// Refuses tiles of another shape, naming the field.
+    pub(crate) fn check_shape(&self, shape: &WireTileShape) -> Result<(), Error> {
+        let own = &self.identity.tile_shape;
+        let own_dtype = match own.dtype {
+            KvDtype::F32 => Dtype::F32,
+            KvDtype::F16 => Dtype::F16,
+        };
+        let fields = [
+            ("shape.block_tokens", u64::from(shape.block_tokens), own.block_tokens as u64),
+            ("shape.kv_heads", u64::from(shape.kv_heads), own.kv_heads as u64),
+            ("shape.head_dim", u64::from(shape.head_dim), own.head_dim as u64),
+            ("shape.layout", u64::from(shape.layout), u64::from(LAYOUT_CPU_PANELS)),
+            ("shape.layers", u64::from(shape.layers), u64::from(self.identity.layers)),
+        ];
+        if let Some((field, theirs, own)) = fields.iter().find(|(_, theirs, own)| theirs != own) {
+            return Err(Error::invalid(*field, format!("is {theirs}, this shard holds {own}")));
+        }
+        if shape.dtype != own_dtype {
+            let problem = format!("is {:?}, this shard holds {own_dtype:?}", shape.dtype);
+            return Err(Error::invalid("shape.dtype", problem));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses requests with too many of something.
+pub(crate) fn check_count(field: &str, count: usize) -> Result<(), Error> {
+    if count > KEYS_MAX {
+        return Err(Error::invalid(field, format!("has {count} entries, limit {KEYS_MAX}")));
+    }
+    Ok(())
+}
+
+/// 32 bytes that nobody can guess: the keys of the standard library's hasher come from the operating system.
+fn fresh_secret() -> [u8; 32] {
+    let mut secret = [0; 32];
+    for (word, chunk) in secret.chunks_exact_mut(8).enumerate() {
+        chunk.copy_from_slice(&RandomState::new().hash_one(word).to_le_bytes());
+    }
+    secret
+}

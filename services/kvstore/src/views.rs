@@ -1,0 +1,97 @@
+//! Opening views: blocks are pinned, then verified, then named.
+
+use std::sync::Arc;
+
+use longshore_blocks::{
+    BlockKey, Namespace,
+    pool::{Opened, ViewId},
+};
+use longshore_proto::types::{OpenView, OpenedView};
+use rayon::prelude::*;
+
+use crate::{
+    Error,
+    get::is_sound,
+    store::{Store, check_count},
+};
+
+/// Leases that a view may have, milliseconds.
+const LEASE_MS: std::ops::RangeInclusive<u32> = 1_000..=600_000;
+/// Largest block index: positions stay far from the end of their type.
+const BLOCK_INDEX_MAX: u64 = 1 << 48;
+
+/// Opens a view or appends to one.
+pub(crate) async fn open(store: &Arc<Store>, open: OpenView) -> Result<OpenedView, Error> {
+    store.check_identity(&open.identity)?;
+    check(&open)?;
+    let namespace = open.identity.namespace;
+    let opened = store
+        .with_pool(|pool, now| pool.open_view(namespace, &open.blocks, u64::from(open.lease_ms), now))?;
+    let view = match opened {
+        Opened::Missing(keys) => return Ok(OpenedView::Missing(keys)),
+        Opened::Open(id) => Unnamed { store: store.clone(), id, kept: false },
+    };
+    let corrupt = verify(store, namespace, view.id).await?;
+    if !corrupt.is_empty() {
+        return Ok(OpenedView::Missing(corrupt));
+    }
+    let view_id = match open.append_to {
+        None => view.keep(),
+        Some(into) => {
+            store.with_pool(|pool, now| pool.append_view(namespace, ViewId(into), view.id, now))?;
+            into
+        }
+    };
+    Ok(OpenedView::Open { view_id })
+}
+
+fn check(open: &OpenView) -> Result<(), Error> {
+    check_count("blocks", open.blocks.len())?;
+    if !LEASE_MS.contains(&open.lease_ms) {
+        let problem =
+            format!("is {}, must be from {} to {}", open.lease_ms, LEASE_MS.start(), LEASE_MS.end());
+        return Err(Error::invalid("lease_ms", problem));
+    }
+    match open.blocks.iter().find(|(index, _)| *index > BLOCK_INDEX_MAX) {
+        Some((index, _)) => {
+            Err(Error::invalid("block_indices", format!("has {index}, limit {BLOCK_INDEX_MAX}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Checks every tile of a view; drops the blocks that changed since they were stored and names them.
+async fn verify(store: &Arc<Store>, namespace: Namespace, view: ViewId) -> Result<Vec<BlockKey>, Error> {
+    let blocks = store.with_pool(|pool, now| pool.view(namespace, view, now))?;
+    let layers = store.identity().layers;
+    let broken = store
+        .compute(move || {
+            let broken = blocks.par_iter().filter(|entry| !is_sound(&entry.block, 0..layers));
+            broken.map(|entry| entry.block.clone()).collect::<Vec<_>>()
+        })
+        .await?;
+    broken.iter().for_each(|block| store.condemn(block));
+    Ok(broken.iter().map(|block| block.key()).collect())
+}
+
+/// A view that its caller does not know of yet: closed unless it is kept, also when the caller leaves meanwhile.
+struct Unnamed {
+    store: Arc<Store>,
+    id: ViewId,
+    kept: bool,
+}
+
+impl Unnamed {
+    fn keep(mut self) -> u64 {
+        self.kept = true;
+        self.id.0
+    }
+}
+
+impl Drop for Unnamed {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.store.with_pool(|pool, _| pool.close_view(self.id));
+        }
+    }
+}

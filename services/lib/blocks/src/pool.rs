@@ -1,0 +1,302 @@
+//! What a shard holds: blocks being written, sealed blocks, the views that pin them, and what goes when room is needed.
+//! Generic over the tile payload; owns the bookkeeping, never looks into a payload, never reads a clock.
+
+mod evict;
+mod sealed;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod view;
+mod write;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use crate::{BlockKey, Error, Namespace};
+
+pub use evict::{EvictionPolicy, Lru};
+pub use sealed::{Generation, Page, SealedBlock};
+pub use stats::PoolStats;
+pub use view::{Opened, ViewBlock, ViewId};
+pub use write::{Admission, Put, WriterId};
+
+/// Sizes and limits of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Bytes that pages may occupy, those of open blocks included.
+    pub budget_bytes: u64,
+    /// Bytes of one page: the body of one tile.
+    pub tile_bytes: u64,
+    /// Pages of a block, one per layer.
+    pub layers: u32,
+    /// How long a block is kept from eviction after it was sealed or reported as held, milliseconds.
+    pub retention_ms: u64,
+    /// Most writers at a time.
+    pub writers_max: usize,
+    /// Most views at a time.
+    pub views_max: usize,
+    /// Most blocks of one view.
+    pub view_blocks_max: usize,
+    /// Secret of this incarnation. View ids follow from it, so that they can be neither guessed nor mistaken for those of an
+    /// earlier incarnation.
+    pub view_secret: [u8; 32],
+}
+
+/// The blocks of one shard. Time is an argument, in milliseconds from any fixed start.
+///
+/// A block is *open* while one writer writes it (several writers may write the same block, each into its own pages) and
+/// *sealed* once a writer brought all its layers. Sealed blocks are found, viewed and, unless a view pins them or their
+/// retention lease runs, evicted. An open block occupies all of its pages from its first tile on, so that a block that was
+/// begun can be finished.
+#[derive(Debug)]
+pub struct BlockPool<T> {
+    config: PoolConfig,
+    held: HashMap<Generation, Held<T>>,
+    index: HashMap<(Namespace, BlockKey), Generation>,
+    /// Unpinned blocks by the end of their retention lease; those whose lease ended move to `policy` when room is needed.
+    leases: BTreeSet<(u64, Generation)>,
+    policy: Box<dyn EvictionPolicy>,
+    writers: HashMap<WriterId, write::Writer<T>>,
+    views: HashMap<ViewId, view::View<T>>,
+    open_blocks: u64,
+    pinned_blocks: u64,
+    condemned_blocks: u64,
+    last_id: u64,
+    last_tick: u64,
+    totals: stats::Totals,
+}
+
+/// A sealed block and what keeps it.
+#[derive(Debug)]
+struct Held<T> {
+    block: Arc<SealedBlock<T>>,
+    /// Views that pin it, counted with multiplicity.
+    pins: u64,
+    last_use: u64,
+    lease_until_ms: u64,
+    /// A check of its bytes failed: nobody finds it any more, and it goes with its last pin.
+    condemned: bool,
+}
+
+impl<T> BlockPool<T> {
+    /// An empty pool that evicts the least recently used block first.
+    pub fn new(config: PoolConfig) -> Result<Self, Error> {
+        Self::with_policy(config, Box::new(Lru::default()))
+    }
+
+    /// An empty pool with another order of eviction.
+    pub fn with_policy(config: PoolConfig, policy: Box<dyn EvictionPolicy>) -> Result<Self, Error> {
+        config.validate()?;
+        Ok(Self {
+            config,
+            held: HashMap::new(),
+            index: HashMap::new(),
+            leases: BTreeSet::new(),
+            policy,
+            writers: HashMap::new(),
+            views: HashMap::new(),
+            open_blocks: 0,
+            pinned_blocks: 0,
+            condemned_blocks: 0,
+            last_id: 0,
+            last_tick: 0,
+            totals: stats::Totals::default(),
+        })
+    }
+
+    /// Sizes and limits.
+    pub fn config(&self) -> &PoolConfig {
+        &self.config
+    }
+
+    /// Says which blocks are held sealed. A hit is a promise: the block is kept for the retention time.
+    pub fn lookup(&mut self, namespace: Namespace, keys: &[BlockKey], now_ms: u64) -> Vec<bool> {
+        let found: Vec<_> = keys.iter().map(|key| self.index.get(&(namespace, *key)).copied()).collect();
+        let hits = found.iter().flatten().count();
+        self.totals.hits += hits as u64;
+        self.totals.misses += (found.len() - hits) as u64;
+        // Last key first: of one prefix, the tail then goes before the head, without which it is worth nothing.
+        found.iter().rev().flatten().for_each(|&generation| self.renew(generation, now_ms));
+        found.iter().map(Option::is_some).collect()
+    }
+
+    /// A sealed block, to be read at once; counts as a use. It may be evicted while the caller still reads its copy.
+    pub fn get(&mut self, namespace: Namespace, key: BlockKey, now_ms: u64) -> Option<Arc<SealedBlock<T>>> {
+        let generation = *self.index.get(&(namespace, key))?;
+        self.renew(generation, now_ms);
+        self.held.get(&generation).map(|held| held.block.clone())
+    }
+
+    /// Withdraws a block whose bytes failed a check: it is no longer found, views that hold it fail, and its pages are freed
+    /// with the last of them. Unknown generations are no error: somebody else was faster.
+    pub fn condemn(&mut self, generation: Generation) {
+        let Some(held) = self.held.get_mut(&generation).filter(|held| !held.condemned) else { return };
+        held.condemned = true;
+        let name = (held.block.namespace(), held.block.key());
+        let pinned = held.pins > 0;
+        self.totals.condemned += 1;
+        self.condemned_blocks += 1;
+        self.index.remove(&name);
+        if pinned {
+            self.pinned_blocks -= 1;
+            self.views.values_mut().for_each(|view| view.condemn(generation));
+        } else {
+            self.remove(generation);
+        }
+    }
+
+    /// Ends the leases of views that nobody used in time; returns how many.
+    pub fn expire(&mut self, now_ms: u64) -> usize {
+        let late: Vec<ViewId> =
+            self.views.iter().filter(|(_, view)| view.expires_at_ms <= now_ms).map(|(id, _)| *id).collect();
+        late.iter().for_each(|id| self.close_view(*id));
+        self.totals.expired_views += late.len() as u64;
+        late.len()
+    }
+
+    /// Puts another payload in the place of a sealed block's page, keeping its checksum: stands for memory that rots. True
+    /// when the block was held.
+    #[doc(hidden)]
+    pub fn rot_for_test(&mut self, key: BlockKey, layer: u32, rot: impl Fn(&T) -> T) -> bool
+    where
+        T: Clone,
+    {
+        let mut found = false;
+        for held in self.held.values_mut().filter(|held| held.block.key() == key && !held.condemned) {
+            held.block = Arc::new(held.block.rotten(layer, &rot));
+            found = true;
+        }
+        found
+    }
+
+    /// Makes room for one more block, or fails without evicting what would not help.
+    fn make_room(&mut self, now_ms: u64) -> Result<(), Error> {
+        if self.fits() {
+            return Ok(());
+        }
+        while let Some(&(until, generation)) = self.leases.first().filter(|(until, _)| *until <= now_ms) {
+            self.leases.remove(&(until, generation));
+            let last_use = self.held.get(&generation).expect("leased blocks are held").last_use;
+            self.policy.insert(generation, last_use);
+        }
+        while !self.fits() {
+            let Some(victim) = self.policy.pop() else {
+                self.totals.no_space += 1;
+                return Err(Error::NoSpace {
+                    needed_bytes: self.config.block_bytes(),
+                    used_bytes: self.used_bytes(),
+                    budget_bytes: self.config.budget_bytes,
+                });
+            };
+            self.remove(victim);
+            self.totals.evicted += 1;
+        }
+        Ok(())
+    }
+
+    fn fits(&self) -> bool {
+        self.used_bytes().saturating_add(self.config.block_bytes()) <= self.config.budget_bytes
+    }
+
+    /// Takes an unpinned block out of everything.
+    fn remove(&mut self, generation: Generation) {
+        self.unqueue(generation);
+        let held = self.held.remove(&generation).expect("only held blocks are removed");
+        debug_assert_eq!(held.pins, 0, "pinned blocks stay");
+        if held.condemned {
+            self.condemned_blocks -= 1;
+        } else {
+            self.index.remove(&(held.block.namespace(), held.block.key()));
+        }
+    }
+
+    /// Takes a block out of the queues towards eviction.
+    fn unqueue(&mut self, generation: Generation) {
+        let held = self.held.get(&generation).expect("only held blocks are queued");
+        if !self.leases.remove(&(held.lease_until_ms, generation)) {
+            self.policy.remove(generation, held.last_use);
+        }
+    }
+
+    /// Queues an unpinned block towards eviction, first by its lease.
+    fn queue(&mut self, generation: Generation) {
+        let held = self.held.get(&generation).expect("only held blocks are queued");
+        self.leases.insert((held.lease_until_ms, generation));
+    }
+
+    /// A use: the block becomes the most recently used one and its lease starts again.
+    fn renew(&mut self, generation: Generation, now_ms: u64) {
+        let unpinned = self.held.get(&generation).is_some_and(|held| held.pins == 0);
+        if unpinned {
+            self.unqueue(generation);
+        }
+        let tick = self.next_tick();
+        let held = self.held.get_mut(&generation).expect("the index names held blocks only");
+        held.last_use = tick;
+        held.lease_until_ms = held.lease_until_ms.max(now_ms.saturating_add(self.config.retention_ms));
+        if unpinned {
+            self.queue(generation);
+        }
+    }
+
+    fn pin(&mut self, generation: Generation) -> Arc<SealedBlock<T>> {
+        if self.held.get(&generation).is_some_and(|held| held.pins == 0) {
+            self.unqueue(generation);
+            self.pinned_blocks += 1;
+        }
+        let held = self.held.get_mut(&generation).expect("the index names held blocks only");
+        held.pins += 1;
+        held.block.clone()
+    }
+
+    fn unpin(&mut self, generation: Generation) {
+        let tick = self.next_tick();
+        let held = self.held.get_mut(&generation).expect("pinned blocks are held");
+        held.pins -= 1;
+        held.last_use = tick;
+        if held.pins > 0 {
+            return;
+        }
+        let condemned = held.condemned;
+        self.queue(generation);
+        if condemned {
+            self.remove(generation);
+        } else {
+            self.pinned_blocks -= 1;
+        }
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    fn next_tick(&mut self) -> u64 {
+        self.last_tick += 1;
+        self.last_tick
+    }
+}
+
+impl PoolConfig {
+    /// Bytes of a whole block.
+    pub fn block_bytes(&self) -> u64 {
+        self.tile_bytes.saturating_mul(u64::from(self.layers))
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        let invalid = |field, problem: String| Err(Error::Invalid { field, problem });
+        if self.tile_bytes == 0 {
+            return invalid("tile_bytes", "is 0, must be at least 1".to_owned());
+        }
+        if self.layers == 0 {
+            return invalid("layers", "is 0, must be at least 1".to_owned());
+        }
+        if self.budget_bytes < self.block_bytes() {
+            let problem = format!("is {}, one block needs {}", self.budget_bytes, self.block_bytes());
+            return invalid("budget_bytes", problem);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! Blocks that are complete.
+
+use crate::{BlockKey, Namespace};
+
+/// Tells apart the blocks that were ever sealed in one pool, those of equal keys too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Generation(pub(super) u64);
+
+/// One tile and its checksum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// The tile.
+    pub payload: T,
+    /// CRC-32C of its body, as it was verified when the tile came in.
+    pub crc32c: u32,
+}
+
+/// A complete block: one page per layer. Immutable.
+#[derive(Debug)]
+pub struct SealedBlock<T> {
+    namespace: Namespace,
+    key: BlockKey,
+    generation: Generation,
+    pages: Vec<Page<T>>,
+}
+
+impl<T> SealedBlock<T> {
+    pub(super) fn new(
+        namespace: Namespace,
+        key: BlockKey,
+        generation: Generation,
+        pages: Vec<Page<T>>,
+    ) -> Self {
+        Self { namespace, key, generation, pages }
+    }
+
+    /// Whose block it is.
+    pub fn namespace(&self) -> Namespace {
+        self.namespace
+    }
+
+    /// Key.
+    pub fn key(&self) -> BlockKey {
+        self.key
+    }
+
+    /// Generation, never given to another block of the pool.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Pages by layer.
+    pub fn pages(&self) -> &[Page<T>] {
+        &self.pages
+    }
+
+    /// The same block with the payload of one layer changed and its checksum kept.
+    pub(super) fn rotten(&self, layer: u32, rot: impl Fn(&T) -> T) -> Self
+    where
+        T: Clone,
+    {
+        let mut pages = self.pages.clone();
+        if let Some(page) = pages.get_mut(layer as usize) {
+            page.payload = rot(&page.payload);
+        }
+        Self::new(self.namespace, self.key, self.generation, pages)
+    }
+}

@@ -1,0 +1,86 @@
+//! Occupancy and counters of a pool.
+
+use super::BlockPool;
+
+/// Occupancy now and counters since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Bytes that pages may occupy.
+    pub budget_bytes: u64,
+    /// Bytes that pages occupy: open, sealed and condemned blocks.
+    pub used_bytes: u64,
+    /// Sealed blocks that can be found.
+    pub blocks: u64,
+    /// Sealed blocks that a view keeps from eviction.
+    pub pinned_blocks: u64,
+    /// Blocks being written, one per writer and key.
+    pub open_blocks: u64,
+    /// Blocks that failed a check and wait for their views to end.
+    pub condemned_blocks: u64,
+    /// Writers at work.
+    pub writers: u64,
+    /// Open views.
+    pub views: u64,
+    /// Blocks sealed since start.
+    pub stored_total: u64,
+    /// Blocks that came although they were held, since start.
+    pub duplicate_total: u64,
+    /// Open blocks dropped before they were complete, since start.
+    pub dropped_total: u64,
+    /// Blocks evicted since start.
+    pub evicted_total: u64,
+    /// Blocks withdrawn after a failed check since start.
+    pub condemned_total: u64,
+    /// Blocks refused for want of room since start.
+    pub no_space_total: u64,
+    /// Lookups of a block that was held, since start.
+    pub hits_total: u64,
+    /// Lookups of a block that was not held, since start.
+    pub misses_total: u64,
+    /// Views that expired since start.
+    pub expired_views_total: u64,
+}
+
+/// Counters since start.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Totals {
+    pub(super) stored: u64,
+    pub(super) duplicates: u64,
+    pub(super) dropped: u64,
+    pub(super) evicted: u64,
+    pub(super) condemned: u64,
+    pub(super) no_space: u64,
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+    pub(super) expired_views: u64,
+}
+
+impl<T> BlockPool<T> {
+    /// Bytes that pages occupy: every block takes all of its pages from its first tile on.
+    pub fn used_bytes(&self) -> u64 {
+        (self.held.len() as u64 + self.open_blocks) * self.config.block_bytes()
+    }
+
+    /// Occupancy and counters.
+    pub fn stats(&self) -> PoolStats {
+        PoolStats {
+            budget_bytes: self.config.budget_bytes,
+            used_bytes: self.used_bytes(),
+            blocks: self.index.len() as u64,
+            pinned_blocks: self.pinned_blocks,
+            open_blocks: self.open_blocks,
+            condemned_blocks: self.condemned_blocks,
+            writers: self.writers.len() as u64,
+            views: self.views.len() as u64,
+            stored_total: self.totals.stored,
+            duplicate_total: self.totals.duplicates,
+            dropped_total: self.totals.dropped,
+            evicted_total: self.totals.evicted,
+            condemned_total: self.totals.condemned,
+            no_space_total: self.totals.no_space,
+            hits_total: self.totals.hits,
+            misses_total: self.totals.misses,
+            expired_views_total: self.totals.expired_views,
+        }
+    }
+}

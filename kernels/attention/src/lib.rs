@@ -3,6 +3,7 @@
 
 mod error;
 mod executor;
+mod exp2;
 mod partial;
 mod shape;
 mod tile;

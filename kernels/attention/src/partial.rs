@@ -1,6 +1,9 @@
-//! Partial results of attention and their merge.
+//! Partial results of attention and their merge: the one place where two partials become one.
+
+use pulp::{Arch, Simd, WithSimd};
 
 use crate::Error;
+use crate::exp2::exp2;
 
 /// Attention of some rows over some keys: per (row, query head) the running maximum `m` (base 2), the sum `l` and the
 /// un-normalised output `o`. The empty key set is (−∞, 0, 0), the identity of [`Partials::merge`].
@@ -14,36 +17,205 @@ pub struct Partials {
     o: Vec<f32>,
 }
 
+/// How one row takes in a partial of later keys.
+///
+/// Scaled values become `fma(later, x_later, earlier * x_earlier)`, both factors being `exp2(m_x - m)`; a −∞ maximum never
+/// enters any arithmetic, so the identity changes no bit on either side.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Fold {
+    /// The later keys are none.
+    Keep,
+    /// The earlier keys are none.
+    Replace,
+    /// Both are rescaled to the larger maximum.
+    Scale {
+        /// Factor of the earlier partial.
+        earlier: f32,
+        /// Factor of the later partial.
+        later: f32,
+    },
+}
+
+impl Fold {
+    /// The fold of a later partial (`m`, `l`) onto an earlier one, whose `m` and `l` it updates.
+    #[inline(always)]
+    pub(crate) fn begin(m: &mut f32, l: &mut f32, later_m: f32, later_l: f32) -> Self {
+        if later_m == f32::NEG_INFINITY {
+            return Self::Keep;
+        }
+        if *m == f32::NEG_INFINITY {
+            (*m, *l) = (later_m, later_l);
+            return Self::Replace;
+        }
+        let top = if later_m > *m { later_m } else { *m };
+        let (earlier, later) = (exp2(*m - top), exp2(later_m - top));
+        *m = top;
+        *l = later.mul_add(later_l, earlier * *l);
+        Self::Scale { earlier, later }
+    }
+
+    /// Folds some elements of the output.
+    #[inline(always)]
+    pub(crate) fn output(self, o: &mut [f32], later_o: &[f32]) {
+        match self {
+            Self::Keep => {}
+            Self::Replace => o.copy_from_slice(later_o),
+            Self::Scale { earlier, later } => {
+                for (o, &later_o) in o.iter_mut().zip(later_o) {
+                    *o = later.mul_add(later_o, earlier * *o);
+                }
+            }
+        }
+    }
+}
+
 impl Partials {
     /// The identity: no keys seen.
     pub fn identity(rows: usize, heads: usize, head_dim: usize) -> Self {
         let n = rows * heads;
-        Self { rows, heads, head_dim, m: vec![f32::NEG_INFINITY; n], l: vec![0.0; n], o: vec![0.0; n * head_dim] }
+        Self {
+            rows,
+            heads,
+            head_dim,
+            m: vec![f32::NEG_INFINITY; n],
+            l: vec![0.0; n],
+            o: vec![0.0; n * head_dim],
+        }
     }
 
     /// Merges `other` (keys that come later) into self: both are rescaled to the larger maximum. Bit for bit, merging
     /// the identity changes nothing. Errors when the shapes differ.
-    pub fn merge(&mut self, _other: &Self) -> Result<(), Error> {
-        todo!()
+    pub fn merge(&mut self, other: &Self) -> Result<(), Error> {
+        if self.shape() != other.shape() {
+            let problem = format!(
+                "has shape {:?}, must be {:?} (rows, query heads, head size)",
+                other.shape(),
+                self.shape()
+            );
+            return Err(Error::Invalid { field: "partials", problem });
+        }
+        Arch::new().dispatch(Merge { earlier: self, later: other });
+        Ok(())
     }
 
     /// `O = o / l`, f32 `[rows, heads * head_dim]`; rows without keys are 0.
     pub fn finish(self) -> Vec<f32> {
-        todo!()
+        let mut output = self.o;
+        if self.head_dim == 0 {
+            return output;
+        }
+        for (row, &l) in output.chunks_exact_mut(self.head_dim).zip(&self.l) {
+            if l == 0.0 {
+                row.fill(0.0);
+            } else {
+                row.iter_mut().for_each(|o| *o /= l);
+            }
+        }
+        output
     }
 
     /// Wire form, f32 `[rows, heads, 2 + head_dim]` as (m, l, o...).
     pub fn to_interleaved(&self) -> Vec<f32> {
-        todo!()
+        let mut data = Vec::with_capacity(self.m.len() * (2 + self.head_dim));
+        for (row, (&m, &l)) in self.m.iter().zip(&self.l).enumerate() {
+            data.extend([m, l]);
+            data.extend_from_slice(&self.o[row * self.head_dim..][..self.head_dim]);
+        }
+        data
     }
 
-    /// Reads the wire form; refuses a wrong length, NaN anywhere, negative or infinite `l`, `m` = +∞.
-    pub fn from_interleaved(_rows: usize, _heads: usize, _head_dim: usize, _data: &[f32]) -> Result<Self, Error> {
-        todo!()
+    /// Reads the wire form; refuses a wrong length, NaN anywhere, negative or infinite `l`, `m` = +∞, infinite `o`, and rows
+    /// where `m` and `l` disagree on whether there are any keys.
+    pub fn from_interleaved(rows: usize, heads: usize, head_dim: usize, data: &[f32]) -> Result<Self, Error> {
+        let width = head_dim.checked_add(2);
+        let wanted = rows.checked_mul(heads).and_then(|n| n.checked_mul(width?));
+        let (Some(wanted), Some(width)) = (wanted, width) else {
+            return Err(invalid(format!("cannot have {rows} rows of {heads} heads of {head_dim} elements")));
+        };
+        if data.len() != wanted {
+            let problem = format!("has {} elements, {rows} rows of {heads} heads need {wanted}", data.len());
+            return Err(invalid(problem));
+        }
+        let mut partials = Self {
+            rows,
+            heads,
+            head_dim,
+            m: Vec::with_capacity(rows * heads),
+            l: Vec::with_capacity(rows * heads),
+            o: Vec::with_capacity(rows * heads * head_dim),
+        };
+        for (index, row) in data.chunks_exact(width).enumerate() {
+            check_row(row).map_err(|problem| {
+                invalid(format!("{problem} in row {}, query head {}", index / heads, index % heads))
+            })?;
+            partials.m.push(row[0]);
+            partials.l.push(row[1]);
+            partials.o.extend_from_slice(&row[2..]);
+        }
+        Ok(partials)
     }
 
     /// Rows, query heads and head size.
     pub fn shape(&self) -> (usize, usize, usize) {
         (self.rows, self.heads, self.head_dim)
     }
+
+    /// `m`, `l` and `o` (`head_dim` elements) of one row and query head.
+    pub fn row(&self, row: usize, head: usize) -> (f32, f32, &[f32]) {
+        let index = row * self.heads + head;
+        (self.m[index], self.l[index], &self.o[index * self.head_dim..][..self.head_dim])
+    }
+
+    /// Sets one row and query head; `o` may be longer than the head (padding).
+    pub(crate) fn set_row(&mut self, row: usize, head: usize, m: f32, l: f32, o: &[f32]) {
+        let index = row * self.heads + head;
+        (self.m[index], self.l[index]) = (m, l);
+        self.o[index * self.head_dim..][..self.head_dim].copy_from_slice(&o[..self.head_dim]);
+    }
 }
+
+/// The merge of all rows, compiled once per instruction set.
+struct Merge<'a> {
+    earlier: &'a mut Partials,
+    later: &'a Partials,
+}
+
+impl WithSimd for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        let Self { earlier, later } = self;
+        let dim = earlier.head_dim;
+        for row in 0..earlier.m.len() {
+            let fold = Fold::begin(&mut earlier.m[row], &mut earlier.l[row], later.m[row], later.l[row]);
+            fold.output(&mut earlier.o[row * dim..][..dim], &later.o[row * dim..][..dim]);
+        }
+    }
+}
+
+/// Checks one row (m, l, o...) of the wire form; the answer is what is wrong.
+fn check_row(row: &[f32]) -> Result<(), String> {
+    let (m, l, o) = (row[0], row[1], &row[2..]);
+    if m.is_nan() || m == f32::INFINITY {
+        return Err(format!("has maximum {m}"));
+    }
+    if !l.is_finite() || l < 0.0 {
+        return Err(format!("has sum {l}"));
+    }
+    if (m == f32::NEG_INFINITY) != (l == 0.0) {
+        return Err(format!("has sum {l} under maximum {m}"));
+    }
+    match o.iter().find(|o| !o.is_finite()) {
+        Some(o) => Err(format!("has output {o}")),
+        None if l == 0.0 && o.iter().any(|&o| o != 0.0) => Err("has output without keys".to_owned()),
+        None => Ok(()),
+    }
+}
+
+fn invalid(problem: String) -> Error {
+    Error::Invalid { field: "partials", problem }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,13 @@
 
 use crate::Error;
 
-/// Layout id of the CPU tile: per KV head, K transposed in 16-key panels `[block / 16][head_dim][16]`, then V in 16-column
-/// panels `[ceil(head_dim / 16)][block][16]` (columns past `head_dim` are zero).
+/// Keys of a K panel, columns of a V panel.
+pub(crate) const LANES: usize = 16;
+
+/// Layout id of the CPU tile. Heads lie one after the other, in order; each head is its K, then its V:
+/// K transposed in 16-key panels `[block / 16][head_dim][16]`, V in 16-column panels
+/// `[ceil(head_dim / 16)][block][16]` (columns past `head_dim` are zero). Elements are little-endian, without gaps
+/// between panels or heads.
 pub const LAYOUT_CPU_PANELS: u32 = 1;
 
 /// Element type of K and V in a tile.
@@ -72,7 +77,10 @@ impl TileShape {
     pub fn validate(&self) -> Result<(), Error> {
         let invalid = |field, problem: String| Err(Error::Invalid { field, problem });
         if !self.block_tokens.is_power_of_two() || !(16..=256).contains(&self.block_tokens) {
-            return invalid("block_tokens", format!("is {}, must be a power of two from 16 to 256", self.block_tokens));
+            return invalid(
+                "block_tokens",
+                format!("is {}, must be a power of two from 16 to 256", self.block_tokens),
+            );
         }
         if !(1..=1024).contains(&self.kv_heads) {
             return invalid("kv_heads", format!("is {}, must be from 1 to 1024", self.kv_heads));
@@ -81,7 +89,10 @@ impl TileShape {
             return invalid("head_dim", format!("is {}, must be from 1 to 1024", self.head_dim));
         }
         if self.bytes() > Self::MAX_BYTES {
-            return invalid("tile_shape", format!("makes tiles of {} bytes, limit {}", self.bytes(), Self::MAX_BYTES));
+            return invalid(
+                "tile_shape",
+                format!("makes tiles of {} bytes, limit {}", self.bytes(), Self::MAX_BYTES),
+            );
         }
         Ok(())
     }
@@ -93,7 +104,7 @@ impl TileShape {
 
     /// Elements of the V panels of one head, padding columns included.
     pub fn v_head_elements(&self) -> usize {
-        self.block_tokens * self.head_dim.next_multiple_of(16)
+        self.block_tokens * self.head_dim.next_multiple_of(LANES)
     }
 
     /// Bytes of the whole body.

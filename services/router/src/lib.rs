@@ -1,1 +1,14 @@
-//! placeholder
+//! The front door: takes prompts over gRPC and OpenAI HTTP, finds the cached prefix, picks workers by load, and streams
+//! answers that survive the loss of a worker. Must never compute attention, hold KV, or know where a process runs.
+
+mod config;
+mod error;
+pub mod grpc;
+pub mod http;
+mod metrics;
+mod service;
+
+pub use config::{Config, HttpConfig};
+pub use error::{Error, Kind};
+pub use metrics::{Outcome, OutcomeLabel, RouterMetrics, code_name};
+pub use service::{Parts, Router};

@@ -1,0 +1,278 @@
+//! One attempt to go on with a sequence: prefill what the store lacks, then decode on one worker.
+
+use std::collections::HashSet;
+
+use futures::StreamExt as _;
+use longshore_cluster::{ClusterView, Member};
+use longshore_fabric::{Code, Error as CallError};
+use longshore_proto::types::{
+    DecodeEvent, DecodeStart, FinishReason, GenerateEvent, Identity, PrefillEvent, PrefillStart,
+};
+use longshore_routing::{Cost, Phase};
+
+use super::{
+    answer::Decoded,
+    request::{Progress, Request},
+    sequence::Sequence,
+    workers::Picked,
+};
+use crate::Error;
+
+/// One attempt at one view of the cluster.
+#[derive(Debug)]
+pub(crate) struct Attempt<'a> {
+    pub(crate) request: &'a Request<'a>,
+    pub(crate) view: &'a ClusterView,
+    pub(crate) identity: Identity,
+}
+
+/// Why an attempt ended without an answer.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The client gets this error.
+    Final(Error),
+    /// Another attempt can mend it.
+    Again(Failure),
+}
+
+/// A fault that another attempt can mend.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// What happened, naming the worker.
+    pub(crate) error: CallError,
+    /// A worker that the next attempt should not use.
+    pub(crate) exclude: Option<String>,
+    /// A decode worker failed, so that another one takes over.
+    pub(crate) takeover: bool,
+}
+
+impl Attempt<'_> {
+    /// Lets prefill workers store every block that is missing; a worker that is away is replaced by the next one.
+    pub(crate) async fn prefill(&self, sequence: &Sequence, cached_blocks: u64) -> Result<(), Fault> {
+        let missing = sequence.stored_blocks() - cached_blocks;
+        if missing == 0 {
+            return Ok(());
+        }
+        let cost = Cost { prefill_tokens: sequence.tokens_of(missing), decode_sequences: 0 };
+        let workers = &self.request.inner.workers;
+        let mut excluded = HashSet::new();
+        let mut last: Option<CallError> = None;
+        loop {
+            let picked = workers.pick(&self.request.ctx, self.view, Phase::Prefill, &excluded, cost).await;
+            let picked = picked.map_err(|error| Fault::Final(self.no_prefill(error, last.take())))?;
+            let member = picked.member.clone();
+            let Err(error) = self.prefill_on(&picked, sequence, cached_blocks).await? else {
+                workers.succeeded(&member);
+                return Ok(());
+            };
+            match error.code {
+                Code::Unavailable | Code::Cancelled | Code::ResourceExhausted => {
+                    self.note_failure(&member, &error);
+                    tracing::warn!(request = %self.request.ctx.request_id, worker = %member.id, %error, "prefill failed");
+                    excluded.insert(member.id);
+                    last = Some(error);
+                }
+                // Cached blocks were evicted meanwhile, or the cluster changed: look again.
+                Code::NotFound | Code::DataLoss | Code::FailedPrecondition => {
+                    workers.forget(&member);
+                    return Err(again(&member, error, false, false));
+                }
+                _ => return Err(Fault::Final(worker_error(&member, error))),
+            }
+        }
+    }
+
+    /// The outer error is the client's side, the inner one the worker's.
+    async fn prefill_on(
+        &self,
+        picked: &Picked,
+        sequence: &Sequence,
+        cached_blocks: u64,
+    ) -> Result<Result<(), CallError>, Fault> {
+        let request = self.request;
+        let start = PrefillStart {
+            request_id: request.ctx.request_id.clone(),
+            identity: self.identity,
+            prompt_tokens: sequence.total_tokens(),
+            cached_blocks,
+        };
+        let stream = async {
+            let client = request.inner.connector.prefiller(&picked.member.address)?;
+            client.prefill(&request.ctx.child(), start, sequence.chunks()).await
+        };
+        let mut stream = match stream.await {
+            Ok(stream) => stream,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut done = sequence.tokens_of(cached_blocks);
+        while let Some(event) = stream.next().await {
+            match event {
+                Err(error) => return Ok(Err(error)),
+                Ok(PrefillEvent::Finished { .. }) => return Ok(Ok(())),
+                Ok(PrefillEvent::Progress { done_tokens }) => {
+                    let now = done_tokens.clamp(done, sequence.total_tokens());
+                    picked.prefilled(now - done);
+                    done = now;
+                    self.report(sequence, done).await.map_err(Fault::Final)?;
+                }
+            }
+        }
+        Ok(Err(CallError::new(Code::Unavailable, "the prefill ended without a result")))
+    }
+
+    /// Progress is for the prompt; what a takeover computes again is nobody's progress.
+    async fn report(&self, sequence: &Sequence, done_tokens: u64) -> Result<(), Error> {
+        if !self.request.start.progress || sequence.generated_tokens() > 0 {
+            return Ok(());
+        }
+        let total_tokens = sequence.prompt_tokens();
+        self.request.outlet.send(GenerateEvent::Progress { done_tokens, total_tokens }).await
+    }
+
+    /// Generates on one decode worker until the answer ends or the worker fails.
+    pub(crate) async fn decode(
+        &self,
+        progress: &mut Progress,
+        excluded: &HashSet<String>,
+    ) -> Result<FinishReason, Fault> {
+        let picked = self.pick_decode(excluded).await?;
+        let member = picked.member.clone();
+        match self.decode_on(&picked, progress).await? {
+            Ok(reason) => {
+                self.request.inner.workers.succeeded(&member);
+                Ok(reason)
+            }
+            Err(error) => Err(self.decode_fault(&member, error)),
+        }
+    }
+
+    async fn pick_decode(&self, excluded: &HashSet<String>) -> Result<Picked, Fault> {
+        let workers = &self.request.inner.workers;
+        let cost = Cost { prefill_tokens: 0, decode_sequences: 1 };
+        let first = workers.pick(&self.request.ctx, self.view, Phase::Decode, excluded, cost).await;
+        match first {
+            // Nobody else is left: a worker that failed may be back, and its handshake tells.
+            Err(Error::NoWorker { .. }) if !excluded.is_empty() => {
+                let again =
+                    workers.pick(&self.request.ctx, self.view, Phase::Decode, &HashSet::new(), cost).await;
+                again.map_err(|error| match error {
+                    Error::NoWorker { .. } => {
+                        Fault::Again(Failure { error: error.into(), exclude: None, takeover: false })
+                    }
+                    other => Fault::Final(other),
+                })
+            }
+            other => other.map_err(Fault::Final),
+        }
+    }
+
+    async fn decode_on(
+        &self,
+        picked: &Picked,
+        progress: &mut Progress,
+    ) -> Result<Result<FinishReason, CallError>, Fault> {
+        let request = self.request;
+        let start = self.decode_start(progress);
+        let stream = async {
+            let client = request.inner.connector.decoder(&picked.member.address)?;
+            client.decode(&request.ctx.child(), start, progress.sequence.chunks()).await
+        };
+        let mut stream = match stream.await {
+            Ok(stream) => stream,
+            Err(error) => return Ok(Err(error)),
+        };
+        while let Some(event) = stream.next().await {
+            let (token_id, logprob, top) = match event {
+                Err(error) => return Ok(Err(error)),
+                Ok(DecodeEvent::Finished { stopped: true }) => return Ok(Ok(FinishReason::Stop)),
+                Ok(DecodeEvent::Finished { stopped: false }) => return Ok(Ok(FinishReason::Length)),
+                Ok(DecodeEvent::Token { token_id, logprob, top }) => (token_id, logprob, top),
+            };
+            if progress.generated() >= progress.max_tokens() {
+                return Ok(Ok(FinishReason::Length));
+            }
+            if token_id >= request.inner.limits.vocabulary {
+                return Ok(Err(CallError::new(Code::Internal, format!("token id {token_id} is no token"))));
+            }
+            let decoded = Decoded { token_id, logprob, top };
+            if request.token(progress, decoded).await.map_err(Fault::Final)? {
+                return Ok(Ok(FinishReason::Stop));
+            }
+        }
+        Ok(Err(CallError::new(Code::Unavailable, "the decode ended without a result")))
+    }
+
+    fn decode_start(&self, progress: &Progress) -> DecodeStart {
+        let request = self.request;
+        let ends = request.inner.model.tokenizer.eos_ids();
+        DecodeStart {
+            request_id: request.ctx.request_id.clone(),
+            identity: self.identity,
+            prompt_tokens: progress.sequence.prompt_tokens(),
+            generated_tokens: progress.generated(),
+            sampling: progress.sampling.clone(),
+            stop_token_ids: if progress.sampling.ignore_eos { Vec::new() } else { ends.to_vec() },
+        }
+    }
+
+    fn decode_fault(&self, member: &Member, error: CallError) -> Fault {
+        match error.code {
+            // A worker that cancels by itself stops; when the client cancels, nobody is here any more.
+            Code::Unavailable | Code::Cancelled | Code::ResourceExhausted => {
+                self.note_failure(member, &error);
+                again(member, error, true, true)
+            }
+            Code::FailedPrecondition => {
+                self.request.inner.workers.forget(member);
+                again(member, error, true, true)
+            }
+            // Blocks are missing or damaged, which is not the worker's fault.
+            Code::NotFound | Code::DataLoss => again(member, error, false, false),
+            _ => Fault::Final(worker_error(member, error)),
+        }
+    }
+
+    /// A worker that is full is alive; only one that is away is avoided.
+    fn note_failure(&self, member: &Member, error: &CallError) {
+        if error.code != Code::ResourceExhausted {
+            self.request.inner.workers.failed(member);
+        }
+    }
+
+    /// The error of a prefill that nobody is left to do.
+    fn no_prefill(&self, error: Error, last: Option<CallError>) -> Error {
+        match (error, last) {
+            (Error::NoWorker { role, retry_after, .. }, Some(last))
+                if last.code == Code::ResourceExhausted =>
+            {
+                Error::WorkersBusy { role, retry_after: last.retry_after.unwrap_or(retry_after) }
+            }
+            (Error::NoWorker { role, retry_after, why }, Some(last)) => {
+                Error::NoWorker { role, retry_after, why: format!("{why}, the last with: {last}") }
+            }
+            (error, _) => error,
+        }
+    }
+}
+
+fn again(member: &Member, error: CallError, exclude: bool, takeover: bool) -> Fault {
+    Fault::Again(Failure {
+        error: named(member, error),
+        exclude: exclude.then(|| member.id.clone()),
+        takeover,
+    })
+}
+
+/// A fault that no other worker would mend.
+fn worker_error(member: &Member, error: CallError) -> Error {
+    match error.code {
+        // The deadline is the request's own.
+        Code::DeadlineExceeded => Error::Deadline,
+        _ => Error::Worker(named(member, error)),
+    }
+}
+
+/// The same error naming the worker.
+fn named(member: &Member, error: CallError) -> CallError {
+    CallError { message: format!("{} worker `{}`: {}", member.role, member.id, error.message), ..error }
+}

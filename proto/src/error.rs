@@ -25,6 +25,16 @@ impl WireError {
         Self::Invalid { field: field.into(), problem: problem.into() }
     }
 
+    /// The same fault seen from the message that holds the faulty one in field `outer`.
+    pub fn within(self, outer: &str) -> Self {
+        let path =
+            |field: String| if field.is_empty() { outer.to_owned() } else { format!("{outer}.{field}") };
+        match self {
+            Self::Invalid { field, problem } => Self::Invalid { field: path(field), problem },
+            Self::Checksum { field } => Self::Checksum { field: path(field) },
+        }
+    }
+
     /// Dotted path of the field.
     pub fn field(&self) -> &str {
         match self {

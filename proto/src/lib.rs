@@ -1,7 +1,17 @@
 //! The wire: schemas, generated types, and our own types with checked conversions between the two.
 
-#[allow(missing_docs, clippy::all, unreachable_pub, rust_2018_idioms, unused_lifetimes, missing_debug_implementations,
-    reason = "generated code")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::use_self,
+    clippy::str_to_string,
+    unreachable_pub,
+    rust_2018_idioms,
+    unused_lifetimes,
+    missing_debug_implementations,
+    reason = "generated code"
+)]
 /// Generated messages, clients and servers of `longshore.v1`.
 pub mod v1 {
     tonic::include_proto!("longshore.v1");

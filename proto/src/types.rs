@@ -1,17 +1,22 @@
 //! Our own types of what travels: plain, validated, free of wire details. `TryFrom` the generated ones names the field.
 
+mod check;
 mod cluster;
 mod generate;
 mod kv;
 mod work;
 
+pub use check::{CHUNK_TOKENS_MAX, KEYS_MAX, REQUEST_ID_BYTES_MAX, validate_request_id};
 pub use cluster::{Describe, Member, ModelDescription, Role};
 pub use generate::{
-    ChatMessage, FinishReason, Finished, GenerateEvent, GenerateStart, Prompt, PromptChunk, Sampling, ShardBytes, TextTokens, TokenChoice,
-    TokenLogprob,
+    ChatMessage, FinishReason, Finished, GenerateEvent, GenerateStart, Prompt, PromptChunk, Sampling,
+    ShardBytes, TextTokens, TokenChoice, TokenLogprob,
 };
 pub use kv::{
-    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, PutOutcome, ShardStats,
-    Tensor, TileMessage, WireTileShape,
+    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, Lookup, OpenView,
+    OpenedView, PutAck, PutOutcome, ShardStats, Tensor, TileMessage, WireTileShape,
 };
 pub use work::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
+
+#[cfg(test)]
+mod tests;

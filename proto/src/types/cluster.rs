@@ -2,6 +2,8 @@
 
 use super::WireTileShape;
 
+mod convert;
+
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {

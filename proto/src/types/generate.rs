@@ -1,5 +1,8 @@
 //! What clients ask for and get.
 
+mod convert;
+mod events;
+
 /// How the next token is chosen, with every default filled in and every range checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {

@@ -3,6 +3,10 @@
 use bytes::Bytes;
 use longshore_blocks::{BlockKey, Deployment, Namespace};
 
+mod attend;
+mod convert;
+mod store;
+
 /// Element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {

@@ -2,6 +2,8 @@
 
 use super::{Identity, Sampling, TokenLogprob};
 
+mod convert;
+
 /// Parameters of one prefill; the tokens follow in chunks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrefillStart {

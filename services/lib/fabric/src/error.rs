@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use longshore_proto::WireError;
+
 /// Code of an [`Error`]; the subset of gRPC's codes that Longshore uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
@@ -74,5 +76,23 @@ impl Error {
     /// Whether the same call can succeed later without a change by the caller.
     pub fn retryable(&self) -> bool {
         matches!(self.code, Code::ResourceExhausted | Code::Unavailable)
+    }
+}
+
+impl From<WireError> for Error {
+    /// A fault of a message that somebody sent to us: the sender is to blame.
+    fn from(fault: WireError) -> Self {
+        let code = match fault {
+            WireError::Invalid { .. } => Code::InvalidArgument,
+            WireError::Checksum { .. } => Code::DataLoss,
+        };
+        Self::new(code, fault.to_string()).with_field(fault.field())
+    }
+}
+
+impl Error {
+    /// A fault of an answer that we got: the peer is to blame, and what it sent is not used.
+    pub(crate) fn bad_answer(fault: &WireError) -> Self {
+        Self::new(Code::DataLoss, format!("the answer of the peer makes no sense: {fault}"))
     }
 }

@@ -1,13 +1,21 @@
 //! The `grpc` lane: the service traits over tonic clients.
 
+mod call;
+mod front;
+mod pool;
+mod shard;
+mod workers;
+
 use std::{sync::Arc, time::Duration};
 
-use crate::{Code, Connector, Decoder, Describer, Error, Inference, Prefiller, Shard};
+use crate::{Connector, Decoder, Describer, Error, Inference, Prefiller, Shard};
+
+use pool::{Pool, Use};
 
 /// Limits and timings of gRPC clients.
 #[derive(Debug, Clone)]
 pub struct GrpcOptions {
-    /// Most connections kept; the one that was used least recently makes room.
+    /// Most connections kept; the one that was asked for least recently makes room.
     pub connections_max: usize,
     /// How long a connection attempt may take.
     pub connect_timeout: Duration,
@@ -42,33 +50,44 @@ impl Default for GrpcOptions {
 
 /// Clients of `http://host:port` addresses over a bounded pool of lazy connections. Cheap to clone; clones share the pool.
 #[derive(Debug, Clone)]
-pub struct GrpcConnector {}
+pub struct GrpcConnector {
+    pool: Arc<Pool>,
+}
 
 impl GrpcConnector {
-    /// An empty pool. Call it on a tokio runtime; its connections live there, whichever thread makes clients later.
-    pub fn new(_options: GrpcOptions) -> Self {
-        Self {}
+    /// An empty pool.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime. The connections live on the runtime of this call, whichever thread makes clients later.
+    pub fn new(options: GrpcOptions) -> Self {
+        Self { pool: Arc::new(Pool::new(options)) }
     }
 }
 
 impl Connector for GrpcConnector {
-    fn shard(&self, _address: &str) -> Result<Arc<dyn Shard>, Error> {
-        Err(Error::new(Code::Unimplemented, "not yet"))
+    fn shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
+        let calls = self.pool.channel(address, Use::Calls)?;
+        let tiles = self.pool.channel(address, Use::Tiles)?;
+        Ok(Arc::new(shard::ShardClient::new(calls, tiles, self.pool.message_bytes_max())))
     }
 
-    fn prefiller(&self, _address: &str) -> Result<Arc<dyn Prefiller>, Error> {
-        Err(Error::new(Code::Unimplemented, "not yet"))
+    fn prefiller(&self, address: &str) -> Result<Arc<dyn Prefiller>, Error> {
+        let channel = self.pool.channel(address, Use::Calls)?;
+        Ok(Arc::new(workers::PrefillerClient::new(channel, self.pool.message_bytes_max())))
     }
 
-    fn decoder(&self, _address: &str) -> Result<Arc<dyn Decoder>, Error> {
-        Err(Error::new(Code::Unimplemented, "not yet"))
+    fn decoder(&self, address: &str) -> Result<Arc<dyn Decoder>, Error> {
+        let channel = self.pool.channel(address, Use::Calls)?;
+        Ok(Arc::new(workers::DecoderClient::new(channel, self.pool.message_bytes_max())))
     }
 
-    fn inference(&self, _address: &str) -> Result<Arc<dyn Inference>, Error> {
-        Err(Error::new(Code::Unimplemented, "not yet"))
+    fn inference(&self, address: &str) -> Result<Arc<dyn Inference>, Error> {
+        let channel = self.pool.channel(address, Use::Calls)?;
+        Ok(Arc::new(front::InferenceClient::new(channel, self.pool.message_bytes_max())))
     }
 
-    fn describer(&self, _address: &str) -> Result<Arc<dyn Describer>, Error> {
-        Err(Error::new(Code::Unimplemented, "not yet"))
+    fn describer(&self, address: &str) -> Result<Arc<dyn Describer>, Error> {
+        let channel = self.pool.channel(address, Use::Calls)?;
+        Ok(Arc::new(front::DescriberClient::new(channel, self.pool.message_bytes_max())))
     }
 }

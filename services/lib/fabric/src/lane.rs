@@ -2,35 +2,53 @@
 
 use std::{
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use futures::Stream;
+use futures::{FutureExt, Stream};
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+use tokio_util::{
+    sync::{DropGuard, WaitForCancellationFutureOwned},
+    task::task_tracker::TaskTrackerToken,
+};
 
 use crate::{BoxStream, CallContext, Code, Error};
 
 /// One call on its way to a service. The service sees `context`, whose token fires when the caller cancels, or drops the
-/// call's future or its answer stream.
+/// call's future or its answer stream. A panic of the service becomes an `Internal` error.
 #[derive(Debug)]
 pub(crate) struct Hop {
     pub(crate) context: CallContext,
-    guard: DropGuard,
+    held: Held,
+}
+
+/// Dropped when the call ends, however it ends.
+#[derive(Debug)]
+struct Held {
+    _guard: DropGuard,
+    _counted: Option<TaskTrackerToken>,
 }
 
 impl Hop {
     /// Enters a call of `caller`.
     pub(crate) fn new(caller: &CallContext) -> Self {
         let context = caller.child();
-        let guard = context.cancel.clone().drop_guard();
-        Self { context, guard }
+        let held = Held { _guard: context.cancel.clone().drop_guard(), _counted: None };
+        Self { context, held }
+    }
+
+    /// The same, counted as long as it lasts.
+    pub(crate) fn holding(mut self, counted: TaskTrackerToken) -> Self {
+        self.held._counted = Some(counted);
+        self
     }
 
     /// Waits for a single answer.
-    pub(crate) async fn answer<T>(self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        within(&self.context, call).await
+    pub(crate) async fn answer<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let call = AssertUnwindSafe(within(&self.context, call));
+        call.catch_unwind().await.unwrap_or_else(|_| Err(panicked()))
     }
 
     /// Waits for an answer stream; the stream stays under deadline and cancellation.
@@ -38,20 +56,23 @@ impl Hop {
         self,
         call: impl Future<Output = Result<BoxStream<T>, Error>>,
     ) -> Result<BoxStream<T>, Error> {
-        let stream = within(&self.context, call).await?;
+        let stream = self.answer(call).await?;
         Ok(self.bound(stream))
     }
 
     /// Puts `stream` under this call's deadline and cancellation.
     pub(crate) fn bound<T: Send + 'static>(self, stream: BoxStream<T>) -> BoxStream<T> {
-        let Self { context, guard } = self;
+        let Self { context, held } = self;
         Box::pin(Bounded {
-            inner: Some(stream),
+            inner: Some((stream, held)),
             cancelled: Box::pin(context.cancel.cancelled_owned()),
             deadline: context.deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
-            _guard: Some(guard),
         })
     }
+}
+
+fn panicked() -> Error {
+    Error::new(Code::Internal, "the service panicked")
 }
 
 /// The caller went away.
@@ -84,26 +105,11 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// Ends when `cancel` fires, so that a request stream does not outlive its call.
-pub(crate) fn until_cancelled<S: Stream>(
-    cancel: CancellationToken,
-    stream: S,
-) -> impl Stream<Item = S::Item> {
-    futures::StreamExt::take_until(stream, cancel.cancelled_owned())
-}
-
+/// A stream under deadline and cancellation. What the call holds is dropped at the first end or error.
 struct Bounded<T> {
-    inner: Option<BoxStream<T>>,
+    inner: Option<(BoxStream<T>, Held)>,
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
     deadline: Option<Pin<Box<Sleep>>>,
-    _guard: Option<DropGuard>,
-}
-
-impl<T> Bounded<T> {
-    fn end(&mut self) {
-        self.inner = None;
-        self._guard = None;
-    }
 }
 
 impl<T> Stream for Bounded<T> {
@@ -111,20 +117,19 @@ impl<T> Stream for Bounded<T> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let Some(inner) = this.inner.as_mut() else {
+        let Some((inner, _)) = this.inner.as_mut() else {
             return Poll::Ready(None);
         };
-        if this.cancelled.as_mut().poll(cx).is_ready() {
-            this.end();
-            return Poll::Ready(Some(Err(cancelled())));
-        }
-        if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
-            this.end();
-            return Poll::Ready(Some(Err(deadline_exceeded())));
-        }
-        let item = std::task::ready!(inner.as_mut().poll_next(cx));
+        let item = if this.cancelled.as_mut().poll(cx).is_ready() {
+            Some(Err(cancelled()))
+        } else if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            Some(Err(deadline_exceeded()))
+        } else {
+            let polled = catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll_next(cx)));
+            ready!(polled.unwrap_or_else(|_| Poll::Ready(Some(Err(panicked())))))
+        };
         if !matches!(item, Some(Ok(_))) {
-            this.end();
+            this.inner = None;
         }
         Poll::Ready(item)
     }

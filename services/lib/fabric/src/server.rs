@@ -1,109 +1,139 @@
-//! gRPC servers: listeners with health, reflection, limits and graceful shutdown.
+//! gRPC servers: listeners with health, reflection, limits and graceful shutdown, and the adapters from the generated
+//! service traits to ours. A service crate hands over its trait object and never sees a status.
 
-use std::{sync::Arc, time::Duration};
+mod call;
+mod front;
+mod options;
+mod pump;
+mod run;
+mod shard;
+mod socket;
+mod workers;
 
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use std::{pin::Pin, sync::Arc};
 
-use crate::{Decoder, Describer, Error, Inference, Prefiller, Shard};
+use futures::{Stream, StreamExt};
+use longshore_proto::v1::{
+    cluster_service_server::ClusterServiceServer, decode_service_server::DecodeServiceServer,
+    inference_service_server::InferenceServiceServer, kv_store_service_server::KvStoreServiceServer,
+    prefill_service_server::PrefillServiceServer,
+};
+use tokio::sync::watch;
+use tonic::{Response, Status, server::NamedService, service::RoutesBuilder};
 
-/// Limits and timings of one gRPC listener.
-#[derive(Debug, Clone)]
-pub struct ServerOptions {
-    /// Largest message of internal services, in either direction.
-    pub message_bytes_max: usize,
-    /// Largest message of `InferenceService`, in either direction.
-    pub inference_message_bytes_max: usize,
-    /// Most connections; later ones are closed at once.
-    pub connections_max: usize,
-    /// Most calls at a time on one connection.
-    pub streams_max: u32,
-    /// HTTP/2 flow-control window of one stream.
-    pub stream_window_bytes: u32,
-    /// HTTP/2 flow-control window of one connection.
-    pub connection_window_bytes: u32,
-    /// Largest HTTP/2 frame.
-    pub frame_bytes_max: u32,
-    /// Silence after which the peer is pinged.
-    pub keepalive_interval: Duration,
-    /// How long the peer may take to answer a ping before its connection counts as dead.
-    pub keepalive_timeout: Duration,
-    /// How long calls may go on after the shutdown started.
-    pub drain_timeout: Duration,
-}
+use crate::{BoxStream, Decoder, Describer, Inference, Prefiller, Shard};
 
-impl Default for ServerOptions {
-    fn default() -> Self {
-        Self {
-            message_bytes_max: 16 << 20,
-            inference_message_bytes_max: 4 << 20,
-            connections_max: 1024,
-            streams_max: 1024,
-            stream_window_bytes: 4 << 20,
-            connection_window_bytes: 16 << 20,
-            frame_bytes_max: 256 << 10,
-            keepalive_interval: Duration::from_secs(20),
-            keepalive_timeout: Duration::from_secs(10),
-            drain_timeout: Duration::from_secs(20),
-        }
-    }
-}
+pub(crate) use call::{REQUEST_ID, TRACEPARENT};
+pub use options::ServerOptions;
+pub use run::serve;
 
-/// What a listener serves. Health and reflection are always there.
+/// What a listener serves. Health (`""`, `liveness`, `readiness` and every service by name) and reflection are always there.
 #[derive(Debug)]
-pub struct Services {}
-
-/// Switches the readiness of a listener, as `grpc.health.v1` tells it.
-#[derive(Debug, Clone)]
-pub struct Readiness {}
+pub struct Services {
+    options: ServerOptions,
+    routes: RoutesBuilder,
+    names: Vec<&'static str>,
+    desk: call::Desk,
+    readiness: Readiness,
+}
 
 impl Services {
     /// Nothing but health and reflection.
-    pub fn new(_options: ServerOptions) -> Self {
-        Self {}
+    pub fn new(options: ServerOptions) -> Self {
+        Self {
+            options,
+            routes: RoutesBuilder::default(),
+            names: Vec::new(),
+            desk: call::Desk::default(),
+            readiness: Readiness { ready: Arc::new(watch::Sender::new(true)) },
+        }
     }
 
     /// Serves `KvStoreService`.
-    pub fn shard(self, _shard: Arc<dyn Shard>) -> Self {
+    pub fn shard(mut self, shard: Arc<dyn Shard>) -> Self {
+        let limit = self.options.message_bytes_max;
+        let service = KvStoreServiceServer::new(shard::ShardService { shard, desk: self.desk.clone() });
+        self.add(service.max_decoding_message_size(limit).max_encoding_message_size(limit));
         self
     }
 
     /// Serves `PrefillService`.
-    pub fn prefiller(self, _prefiller: Arc<dyn Prefiller>) -> Self {
+    pub fn prefiller(mut self, prefiller: Arc<dyn Prefiller>) -> Self {
+        let limit = self.options.message_bytes_max;
+        let service =
+            PrefillServiceServer::new(workers::PrefillerService { prefiller, desk: self.desk.clone() });
+        self.add(service.max_decoding_message_size(limit).max_encoding_message_size(limit));
         self
     }
 
     /// Serves `DecodeService`.
-    pub fn decoder(self, _decoder: Arc<dyn Decoder>) -> Self {
+    pub fn decoder(mut self, decoder: Arc<dyn Decoder>) -> Self {
+        let limit = self.options.message_bytes_max;
+        let service = DecodeServiceServer::new(workers::DecoderService { decoder, desk: self.desk.clone() });
+        self.add(service.max_decoding_message_size(limit).max_encoding_message_size(limit));
         self
     }
 
     /// Serves `InferenceService`.
-    pub fn inference(self, _inference: Arc<dyn Inference>) -> Self {
+    pub fn inference(mut self, inference: Arc<dyn Inference>) -> Self {
+        let limit = self.options.inference_message_bytes_max;
+        let service =
+            InferenceServiceServer::new(front::InferenceFront { inference, desk: self.desk.clone() });
+        self.add(service.max_decoding_message_size(limit).max_encoding_message_size(limit));
         self
     }
 
     /// Serves `ClusterService`.
-    pub fn describer(self, _describer: Arc<dyn Describer>) -> Self {
+    pub fn describer(mut self, describer: Arc<dyn Describer>) -> Self {
+        let limit = self.options.message_bytes_max;
+        let service = ClusterServiceServer::new(front::ClusterFront { describer, desk: self.desk.clone() });
+        self.add(service.max_decoding_message_size(limit).max_encoding_message_size(limit));
         self
     }
 
-    /// The switch of `readiness` and of every service's health; ready until told otherwise.
+    /// The switch of this listener's readiness; ready until told otherwise.
     pub fn readiness(&self) -> Readiness {
-        Readiness {}
+        self.readiness.clone()
+    }
+
+    fn add<S>(&mut self, service: S)
+    where
+        S: tower::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<tonic::body::Body>,
+                Error = std::convert::Infallible,
+            > + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        self.names.push(S::NAME);
+        self.routes.add_service(service);
     }
 }
 
-impl Readiness {
-    /// Serving or not; `liveness` stays as it is.
-    pub fn set(&self, _ready: bool) {}
+/// Says whether a listener wants work, as `grpc.health.v1` tells it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Readiness {
+    ready: Arc<watch::Sender<bool>>,
 }
 
-/// Serves until `shutdown` fires and the calls under way ended, at most for the drain timeout after that.
-pub async fn serve(
-    _listener: TcpListener,
-    _services: Services,
-    _shutdown: CancellationToken,
-) -> Result<(), Error> {
-    Ok(())
+impl Readiness {
+    /// Serving or not: `""`, `readiness` and every service by name. `liveness` stays as it is.
+    pub fn set(&self, ready: bool) {
+        self.ready.send_replace(ready);
+    }
+}
+
+/// A response stream as tonic wants it.
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn answer<A, T>(answers: BoxStream<A>) -> Response<Answers<T>>
+where
+    A: Into<T> + Send + 'static,
+    T: Send + 'static,
+{
+    Response::new(Box::pin(answers.map(|answer| answer.map(Into::into).map_err(Status::from))))
 }

@@ -38,8 +38,7 @@ impl Local {
 impl Shard for Local {
     async fn lookup(&self, ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error> {
         let (shard, hop) = (self.shard()?, Hop::new(ctx));
-        let context = hop.context.clone();
-        hop.answer(shard.lookup(&context, lookup)).await
+        hop.answer(shard.lookup(&hop.context, lookup)).await
     }
 
     async fn put_blocks(
@@ -66,8 +65,7 @@ impl Shard for Local {
 
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {
         let (shard, hop) = (self.shard()?, Hop::new(ctx));
-        let context = hop.context.clone();
-        hop.answer(shard.open_view(&context, open)).await
+        hop.answer(shard.open_view(&hop.context, open)).await
     }
 
     async fn attend(
@@ -82,14 +80,12 @@ impl Shard for Local {
 
     async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error> {
         let (shard, hop) = (self.shard()?, Hop::new(ctx));
-        let context = hop.context.clone();
-        hop.answer(shard.close_view(&context, view_id)).await
+        hop.answer(shard.close_view(&hop.context, view_id)).await
     }
 
     async fn stats(&self, ctx: &CallContext) -> Result<ShardStats, Error> {
         let (shard, hop) = (self.shard()?, Hop::new(ctx));
-        let context = hop.context.clone();
-        hop.answer(shard.stats(&context)).await
+        hop.answer(shard.stats(&hop.context)).await
     }
 }
 
@@ -142,14 +138,12 @@ impl Inference for Local {
         skip_special_tokens: bool,
     ) -> Result<Vec<u32>, Error> {
         let (router, hop) = (self.inference()?, Hop::new(ctx));
-        let context = hop.context.clone();
-        hop.answer(router.tokenize(&context, model, text, skip_special_tokens)).await
+        hop.answer(router.tokenize(&hop.context, model, text, skip_special_tokens)).await
     }
 
     async fn list_models(&self, ctx: &CallContext) -> Result<Vec<ModelDescription>, Error> {
         let (router, hop) = (self.inference()?, Hop::new(ctx));
-        let context = hop.context.clone();
-        hop.answer(router.list_models(&context)).await
+        hop.answer(router.list_models(&hop.context)).await
     }
 }
 
@@ -157,7 +151,6 @@ impl Inference for Local {
 impl Describer for Local {
     async fn describe(&self, ctx: &CallContext) -> Result<Describe, Error> {
         let (process, hop) = (self.registry.describers.get(&self.id)?, Hop::new(ctx));
-        let context = hop.context.clone();
-        hop.answer(process.describe(&context)).await
+        hop.answer(process.describe(&hop.context)).await
     }
 }

@@ -1,0 +1,136 @@
+//! Connections by address: lazy, shared, bounded in number.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use http::Uri;
+use tokio::runtime::Handle;
+use tonic::transport::{Channel, Endpoint};
+
+use super::GrpcOptions;
+use crate::Error;
+
+/// What a connection carries. Tiles have one of their own, so that bulk never delays a query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Use {
+    Calls,
+    Tiles,
+}
+
+#[derive(Debug)]
+pub(super) struct Pool {
+    options: GrpcOptions,
+    runtime: Handle,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    channels: HashMap<(String, Use), Slot>,
+    /// Counts requests for channels; the oldest slot has the lowest stamp.
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    channel: Channel,
+    stamp: u64,
+}
+
+impl Pool {
+    pub(super) fn new(options: GrpcOptions) -> Self {
+        Self { options, runtime: Handle::current(), slots: Mutex::default() }
+    }
+
+    pub(super) fn message_bytes_max(&self) -> usize {
+        self.options.message_bytes_max
+    }
+
+    /// The connection to `address` for `purpose`. Clients keep a handle, so that one that is pushed out of the pool lives
+    /// on until its last client is gone.
+    pub(super) fn channel(&self, address: &str, purpose: Use) -> Result<Channel, Error> {
+        let endpoint = self.endpoint(address)?;
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.clock += 1;
+        let stamp = slots.clock;
+        let key = (address.to_owned(), purpose);
+        if let Some(slot) = slots.channels.get_mut(&key) {
+            slot.stamp = stamp;
+            return Ok(slot.channel.clone());
+        }
+        if slots.channels.len() >= self.options.connections_max {
+            let oldest = slots.channels.iter().min_by_key(|(_, slot)| slot.stamp).map(|(key, _)| key.clone());
+            oldest.map(|key| slots.channels.remove(&key));
+        }
+        // Channels spawn their driver on the runtime that is current; callers may be plain threads.
+        let _entered = self.runtime.enter();
+        let channel = endpoint.connect_lazy();
+        slots.channels.insert(key, Slot { channel: channel.clone(), stamp });
+        Ok(channel)
+    }
+
+    fn endpoint(&self, address: &str) -> Result<Endpoint, Error> {
+        let refuse = || Error::invalid("address", format!("is `{address}`, must be `http://HOST:PORT`"));
+        let uri: Uri = address.parse().map_err(|_| refuse())?;
+        let plain = uri.scheme_str() == Some("http") && uri.port_u16().is_some_and(|port| port != 0);
+        if !plain || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return Err(refuse());
+        }
+        let options = &self.options;
+        Ok(Endpoint::from(uri)
+            .connect_timeout(options.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(options.keepalive_interval)
+            .keep_alive_timeout(options.keepalive_timeout)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(options.stream_window_bytes)
+            .initial_connection_window_size(options.connection_window_bytes)
+            .max_frame_size(options.frame_bytes_max))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Code;
+
+    #[tokio::test]
+    async fn addresses_that_make_no_sense_are_refused() {
+        let pool = Pool::new(GrpcOptions::default());
+        for bad in [
+            "",
+            "local:a",
+            "127.0.0.1:80",
+            "http://",
+            "http://a",
+            "http://a:0",
+            "https://a:1",
+            "http://a:1/x",
+            "http://a:1/?q",
+            "http://a b:1",
+        ] {
+            let error = pool.channel(bad, Use::Calls).unwrap_err();
+            assert_eq!(
+                (error.code, error.field.as_deref()),
+                (Code::InvalidArgument, Some("address")),
+                "{bad}"
+            );
+        }
+        pool.channel("http://127.0.0.1:9", Use::Calls).unwrap();
+        pool.channel("http://[::1]:9/", Use::Calls).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_pool_is_bounded_and_keeps_what_is_used() {
+        let pool = Pool::new(GrpcOptions { connections_max: 2, ..GrpcOptions::default() });
+        for address in ["http://a:1", "http://b:1", "http://a:1", "http://c:1"] {
+            pool.channel(address, Use::Calls).unwrap();
+        }
+        let slots = pool.slots.lock().unwrap();
+        let mut kept: Vec<&str> = slots.channels.keys().map(|(address, _)| address.as_str()).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, ["http://a:1", "http://c:1"]);
+    }
+}

@@ -1,0 +1,104 @@
+//! [`Shard`] over `KvStoreService`.
+
+use async_trait::async_trait;
+use longshore_proto::{
+    types::{
+        AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats,
+        TileMessage, WireTileShape,
+    },
+    v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
+};
+use tokio::sync::mpsc;
+use tonic::transport::Channel;
+
+use super::call::{messages, request, streaming, unary};
+use crate::{BoxStream, CallContext, Error, Shard, lane::Hop};
+
+/// A shard behind an address.
+#[derive(Debug)]
+pub(super) struct ShardClient {
+    calls: KvStoreServiceClient<Channel>,
+    tiles: KvStoreServiceClient<Channel>,
+}
+
+impl ShardClient {
+    pub(super) fn new(calls: Channel, tiles: Channel, message_bytes_max: usize) -> Self {
+        let client = |channel| {
+            KvStoreServiceClient::new(channel)
+                .max_decoding_message_size(message_bytes_max)
+                .max_encoding_message_size(message_bytes_max)
+        };
+        Self { calls: client(calls), tiles: client(tiles) }
+    }
+}
+
+#[async_trait]
+impl Shard for ShardClient {
+    async fn lookup(&self, ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error> {
+        let asked = lookup.keys.len();
+        let request = request(ctx, v1::LookupRequest::from(lookup))?;
+        let mut client = self.calls.clone();
+        let answer = unary(ctx, client.lookup(request)).await?;
+        answer.into_present(asked).map_err(|fault| Error::bad_answer(&fault))
+    }
+
+    async fn put_blocks(
+        &self,
+        ctx: &CallContext,
+        identity: Identity,
+        shape: WireTileShape,
+        tiles: mpsc::Receiver<TileMessage>,
+    ) -> Result<BoxStream<PutAck>, Error> {
+        let hop = Hop::new(ctx);
+        let start = v1::PutBlocksStart { identity: Some(identity.into()), shape: Some(shape.into()) };
+        let part = |part| v1::PutBlocksRequest { part: Some(part) };
+        let tiles = messages(&hop.context, Some(part(Part::Start(start))), tiles, move |tile| {
+            vec![part(Part::Tile(tile.into()))]
+        });
+        let request = request(&hop.context, tiles)?;
+        let mut client = self.tiles.clone();
+        streaming(hop, client.put_blocks(request), PutAck::try_from).await
+    }
+
+    async fn get_blocks(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        let hop = Hop::new(ctx);
+        let request = request(&hop.context, v1::GetBlocksRequest::from(get))?;
+        let mut client = self.tiles.clone();
+        streaming(hop, client.get_blocks(request), Option::try_from).await
+    }
+
+    async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {
+        let request = request(ctx, v1::OpenViewRequest::from(open))?;
+        let mut client = self.calls.clone();
+        let answer = unary(ctx, client.open_view(request)).await?;
+        OpenedView::try_from(answer).map_err(|fault| Error::bad_answer(&fault))
+    }
+
+    async fn attend(
+        &self,
+        ctx: &CallContext,
+        queries: mpsc::Receiver<AttendQuery>,
+    ) -> Result<BoxStream<AttendAnswer>, Error> {
+        let hop = Hop::new(ctx);
+        let queries = messages(&hop.context, None, queries, |query| vec![v1::AttendRequest::from(query)]);
+        let request = request(&hop.context, queries)?;
+        let mut client = self.calls.clone();
+        streaming(hop, client.attend(request), AttendAnswer::try_from).await
+    }
+
+    async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error> {
+        let request = request(ctx, v1::CloseViewRequest { view_id })?;
+        let mut client = self.calls.clone();
+        unary(ctx, client.close_view(request)).await.map(drop)
+    }
+
+    async fn stats(&self, ctx: &CallContext) -> Result<ShardStats, Error> {
+        let request = request(ctx, v1::StatsRequest {})?;
+        let mut client = self.calls.clone();
+        unary(ctx, client.stats(request)).await.map(Into::into)
+    }
+}

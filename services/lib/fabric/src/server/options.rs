@@ -1,0 +1,56 @@
+//! Limits and timings of one gRPC listener.
+
+use std::time::Duration;
+
+/// Limits and timings of one gRPC listener.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Largest message of internal services, in either direction.
+    pub message_bytes_max: usize,
+    /// Largest message of `InferenceService`, in either direction.
+    pub inference_message_bytes_max: usize,
+    /// Most connections; later ones are closed at once.
+    pub connections_max: usize,
+    /// Most calls at a time on one connection.
+    pub streams_max: u32,
+    /// HTTP/2 flow-control window of one stream: what a client may send ahead of a busy service.
+    pub stream_window_bytes: u32,
+    /// HTTP/2 flow-control window of one connection.
+    pub connection_window_bytes: u32,
+    /// Largest HTTP/2 frame.
+    pub frame_bytes_max: u32,
+    /// Largest list of headers of one call.
+    pub header_bytes_max: u32,
+    /// Silence after which the peer is pinged.
+    pub keepalive_interval: Duration,
+    /// How long the peer may take to answer a ping before its connection counts as dead.
+    pub keepalive_timeout: Duration,
+    /// How long calls may go on after the shutdown started; later ones are cut off.
+    pub drain_timeout: Duration,
+}
+
+impl ServerOptions {
+    /// For listeners that clients reach: small windows, because anybody may open many connections.
+    pub fn front() -> Self {
+        Self { stream_window_bytes: 256 << 10, connection_window_bytes: 1 << 20, ..Self::default() }
+    }
+}
+
+impl Default for ServerOptions {
+    /// For listeners inside the cluster: windows that keep tiles flowing.
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 16 << 20,
+            inference_message_bytes_max: 4 << 20,
+            connections_max: 1024,
+            streams_max: 1024,
+            stream_window_bytes: 4 << 20,
+            connection_window_bytes: 16 << 20,
+            frame_bytes_max: 256 << 10,
+            header_bytes_max: 16 << 10,
+            keepalive_interval: Duration::from_secs(20),
+            keepalive_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(20),
+        }
+    }
+}

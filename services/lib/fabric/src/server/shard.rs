@@ -1,0 +1,155 @@
+//! `KvStoreService` over a [`Shard`].
+
+use std::sync::Arc;
+
+use longshore_blocks::BlockKey;
+use longshore_proto::{
+    WireError,
+    types::{
+        AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, PutAck, PutOutcome, TileMessage,
+        WireTileShape,
+    },
+    v1::{self, kv_store_service_server::KvStoreService, put_blocks_request::Part},
+};
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    Answers, answer,
+    call::Desk,
+    pump::{self, Step},
+};
+use crate::{Error, Shard, status::code_number};
+
+/// Serves `shard`.
+#[derive(Debug)]
+pub(super) struct ShardService {
+    pub(super) shard: Arc<dyn Shard>,
+    pub(super) desk: Desk,
+}
+
+#[tonic::async_trait]
+impl KvStoreService for ShardService {
+    type PutBlocksStream = Answers<v1::PutBlocksResponse>;
+    type GetBlocksStream = Answers<v1::GetBlocksResponse>;
+    type AttendStream = Answers<v1::AttendResponse>;
+
+    async fn lookup(
+        &self,
+        request: Request<v1::LookupRequest>,
+    ) -> Result<Response<v1::LookupResponse>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let lookup = Lookup::try_from(request.into_inner()).map_err(Error::from)?;
+        let present = hop.answer(self.shard.lookup(&hop.context, lookup)).await?;
+        Ok(Response::new(present.into()))
+    }
+
+    async fn put_blocks(
+        &self,
+        request: Request<Streaming<v1::PutBlocksRequest>>,
+    ) -> Result<Response<Self::PutBlocksStream>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let mut incoming = request.into_inner();
+        let Some(Part::Start(start)) = pump::first(&hop, &mut incoming).await?.part else {
+            return Err(pump::start_missing().into());
+        };
+        let (identity, shape) = put_start(start)?;
+        let (sender, tiles) = mpsc::channel(pump::QUEUE);
+        let pump = pump::pump(incoming, sender, None, put_step);
+        let context = hop.context.clone();
+        let acks = pump::converse(hop, pump, self.shard.put_blocks(&context, identity, shape, tiles)).await?;
+        Ok(answer(acks))
+    }
+
+    async fn get_blocks(
+        &self,
+        request: Request<v1::GetBlocksRequest>,
+    ) -> Result<Response<Self::GetBlocksStream>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let get = GetBlocks::try_from(request.into_inner()).map_err(Error::from)?;
+        let context = hop.context.clone();
+        Ok(answer(hop.stream(self.shard.get_blocks(&context, get)).await?))
+    }
+
+    async fn open_view(
+        &self,
+        request: Request<v1::OpenViewRequest>,
+    ) -> Result<Response<v1::OpenViewResponse>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let open = OpenView::try_from(request.into_inner()).map_err(Error::from)?;
+        let opened = hop.answer(self.shard.open_view(&hop.context, open)).await?;
+        Ok(Response::new(opened.into()))
+    }
+
+    async fn attend(
+        &self,
+        request: Request<Streaming<v1::AttendRequest>>,
+    ) -> Result<Response<Self::AttendStream>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let (sender, queries) = mpsc::channel(pump::QUEUE);
+        let draining = Some(self.desk.draining.clone());
+        let pump = pump::pump(request.into_inner(), sender, draining, |message| Ok(attend_step(message)));
+        let context = hop.context.clone();
+        Ok(answer(pump::converse(hop, pump, self.shard.attend(&context, queries)).await?))
+    }
+
+    async fn close_view(
+        &self,
+        request: Request<v1::CloseViewRequest>,
+    ) -> Result<Response<v1::CloseViewResponse>, Status> {
+        let hop = self.desk.enter(&request)?;
+        hop.answer(self.shard.close_view(&hop.context, request.get_ref().view_id)).await?;
+        Ok(Response::new(v1::CloseViewResponse {}))
+    }
+
+    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let stats = hop.answer(self.shard.stats(&hop.context)).await?;
+        Ok(Response::new(stats.into()))
+    }
+}
+
+fn put_start(start: v1::PutBlocksStart) -> Result<(Identity, WireTileShape), Error> {
+    let identity = start.identity.ok_or_else(|| Error::invalid("start.identity", "is missing"))?;
+    let identity = Identity::try_from(identity).map_err(|fault| fault.within("start.identity"))?;
+    let shape = start.shape.ok_or_else(|| Error::invalid("start.shape", "is missing"))?;
+    let shape = WireTileShape::try_from(shape).map_err(|fault| fault.within("start.shape"))?;
+    Ok((identity, shape))
+}
+
+/// A tile for the service. One that does not match its checksum is answered here: the other blocks of the stream go on.
+fn put_step(message: v1::PutBlocksRequest) -> Result<Step<TileMessage, PutAck>, Error> {
+    let tile = match message.part {
+        Some(Part::Tile(tile)) => tile,
+        Some(Part::Start(_)) => return Err(pump::start_repeated()),
+        None => return Err(Error::invalid("part", "is not set")),
+    };
+    let (key, layer) = (tile.key.clone(), tile.layer);
+    match TileMessage::try_from(tile) {
+        Ok(tile) => Ok(Step::Forward(tile)),
+        Err(fault @ WireError::Invalid { .. }) => Err(fault.within("tile").into()),
+        Err(fault @ WireError::Checksum { .. }) => {
+            let Ok(key) = <[u8; 16]>::try_from(key.as_ref()) else {
+                return Err(fault.within("tile").into());
+            };
+            let message = format!("{} (layer {layer})", fault.within("tile"));
+            Ok(Step::Answer(PutAck { key: BlockKey(key), outcome: PutOutcome::Corrupt, message }))
+        }
+    }
+}
+
+/// A query for the service. A bad one fails alone: the stream belongs to many sequences.
+fn attend_step(message: v1::AttendRequest) -> Step<AttendQuery, AttendAnswer> {
+    let query_id = message.query_id;
+    match AttendQuery::try_from(message) {
+        Ok(query) => Step::Forward(query),
+        Err(fault) => {
+            let error = Error::from(fault);
+            Step::Answer(AttendAnswer::Failed {
+                query_id,
+                code: code_number(error.code),
+                message: error.message,
+            })
+        }
+    }
+}

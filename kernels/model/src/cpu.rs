@@ -47,7 +47,11 @@ struct Layer {
 
 impl CpuBackend {
     /// Dequantises and packs all weights; `progress` counts their bytes in the files.
-    pub fn new(config: ModelConfig, weights: &Weights, progress: &dyn Fn(LoadProgress)) -> Result<Self, Error> {
+    pub fn new(
+        config: ModelConfig,
+        weights: &Weights,
+        progress: &dyn Fn(LoadProgress),
+    ) -> Result<Self, Error> {
         load::load(config, weights, progress)
     }
 
@@ -58,7 +62,11 @@ impl CpuBackend {
 
     fn check_width(&self, x: &Activations) -> Result<(), Error> {
         let (found, hidden) = (x.width(), self.config.hidden);
-        if found == hidden { Ok(()) } else { Err(invalid("x", format!("has rows of {found} elements, must have {hidden}"))) }
+        if found == hidden {
+            Ok(())
+        } else {
+            Err(invalid("x", format!("has rows of {found} elements, must have {hidden}")))
+        }
     }
 
     /// Biases, norms and rotation of one row's heads, in place: `row` f32 `[(query_heads + 2 kv_heads) * head_dim]`.
@@ -118,7 +126,10 @@ impl Backend for CpuBackend {
         let layer = self.layer(layer)?;
         self.check_width(x)?;
         if positions.len() != x.rows() {
-            return Err(invalid("positions", format!("has {} elements for {} rows", positions.len(), x.rows())));
+            return Err(invalid(
+                "positions",
+                format!("has {} elements for {} rows", positions.len(), x.rows()),
+            ));
         }
         let heads = self.config.heads;
         let (q_width, kv_width) = (heads.query_heads() * heads.head_dim, heads.kv_heads * heads.head_dim);
@@ -128,13 +139,18 @@ impl Backend for CpuBackend {
         layer.qkv.multiply(&normed, rows, &mut fused);
         let mut q = vec![0.0; rows * q_width];
         let (mut k, mut v) = (vec![0.0; rows * kv_width], vec![0.0; rows * kv_width]);
-        let outputs = q.par_chunks_exact_mut(q_width).zip(k.par_chunks_exact_mut(kv_width)).zip(v.par_chunks_exact_mut(kv_width));
-        fused.par_chunks_exact_mut(width).zip(positions).zip(outputs).for_each(|((row, position), ((q, k), v))| {
-            self.shape_heads(layer, row, &self.rope.at(*position));
-            q.copy_from_slice(&row[..q_width]);
-            k.copy_from_slice(&row[q_width..q_width + kv_width]);
-            v.copy_from_slice(&row[q_width + kv_width..]);
-        });
+        let outputs = q
+            .par_chunks_exact_mut(q_width)
+            .zip(k.par_chunks_exact_mut(kv_width))
+            .zip(v.par_chunks_exact_mut(kv_width));
+        fused.par_chunks_exact_mut(width).zip(positions).zip(outputs).for_each(
+            |((row, position), ((q, k), v))| {
+                self.shape_heads(layer, row, &self.rope.at(*position));
+                q.copy_from_slice(&row[..q_width]);
+                k.copy_from_slice(&row[q_width..q_width + kv_width]);
+                v.copy_from_slice(&row[q_width + kv_width..]);
+            },
+        );
         Ok(Qkv { q, k, v })
     }
 
@@ -156,10 +172,14 @@ impl Backend for CpuBackend {
     fn logits(&self, x: &Activations, rows: &[usize]) -> Result<Vec<f32>, Error> {
         self.check_width(x)?;
         if let Some(i) = rows.iter().position(|row| *row >= x.rows()) {
-            return Err(invalid(&format!("rows[{i}]"), format!("is {}, there are {} rows", rows[i], x.rows())));
+            return Err(invalid(
+                &format!("rows[{i}]"),
+                format!("is {}, there are {} rows", rows[i], x.rows()),
+            ));
         }
         let hidden = self.config.hidden;
-        let chosen: Vec<f32> = rows.iter().flat_map(|row| &x.host()[row * hidden..][..hidden]).copied().collect();
+        let chosen: Vec<f32> =
+            rows.iter().flat_map(|row| &x.host()[row * hidden..][..hidden]).copied().collect();
         let normed = rows::norm_rows(&chosen, &self.output_norm, self.config.norm_eps);
         let mut logits = vec![0.0; rows.len() * self.config.vocabulary];
         self.output.as_ref().unwrap_or(&self.embedding).multiply(&normed, rows.len(), &mut logits);

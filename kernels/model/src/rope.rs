@@ -109,14 +109,17 @@ fn check_scaling(scaling: &RopeScaling, dim: usize) -> Result<(), Error> {
         RopeScaling::None => Ok(()),
         RopeScaling::Linear { factor } => check_factor(*factor),
         RopeScaling::Ntk { factor } if dim > 2 => check_factor(*factor),
-        RopeScaling::Ntk { .. } => Err(invalid("rope.dim", format!("is {dim}, must be over 2 for NTK scaling"))),
+        RopeScaling::Ntk { .. } => {
+            Err(invalid("rope.dim", format!("is {dim}, must be over 2 for NTK scaling")))
+        }
         RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context } => {
             check_factor(*factor)?;
             check_original(*original_context)?;
             if low.is_finite() && high.is_finite() && *low > 0.0 && high > low {
                 return Ok(());
             }
-            let problem = format!("is {high}, must be finite and over `low_freq_factor` ({low}), which must be over 0");
+            let problem =
+                format!("is {high}, must be finite and over `low_freq_factor` ({low}), which must be over 0");
             Err(invalid("rope.scaling.high_freq_factor", problem))
         }
         RopeScaling::Yarn { factor, original_context, attention_factor, beta_fast, beta_slow } => {
@@ -131,7 +134,9 @@ fn check_scaling(scaling: &RopeScaling, dim: usize) -> Result<(), Error> {
             if beta_fast.is_finite() && beta_slow.is_finite() && *beta_slow > 0.0 && beta_fast >= beta_slow {
                 return Ok(());
             }
-            let problem = format!("is {beta_fast}, must be finite and at least `beta_slow` ({beta_slow}), which must be over 0");
+            let problem = format!(
+                "is {beta_fast}, must be finite and at least `beta_slow` ({beta_slow}), which must be over 0"
+            );
             Err(invalid("rope.scaling.beta_fast", problem))
         }
         RopeScaling::Factors(factors) => {
@@ -141,7 +146,9 @@ fn check_scaling(scaling: &RopeScaling, dim: usize) -> Result<(), Error> {
             }
             match factors.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
                 None => Ok(()),
-                Some(f) => Err(invalid("rope.scaling.factors", format!("has {f}, must be finite and over 0"))),
+                Some(f) => {
+                    Err(invalid("rope.scaling.factors", format!("has {f}, must be finite and over 0")))
+                }
             }
         }
     }
@@ -167,8 +174,9 @@ fn frequencies(theta: f64, dim: usize, scaling: &RopeScaling) -> Vec<f64> {
             plain(theta).map(scale).collect()
         }
         RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, .. } => {
-            let pair_with =
-                |rotations: f64| dim as f64 * (*original_context as f64 / (rotations * TAU)).ln() / (2.0 * theta.ln());
+            let pair_with = |rotations: f64| {
+                dim as f64 * (*original_context as f64 / (rotations * TAU)).ln() / (2.0 * theta.ln())
+            };
             let low = pair_with(f64::from(*beta_fast)).floor().max(0.0);
             let high = pair_with(f64::from(*beta_slow)).ceil().min(dim as f64 - 1.0);
             let width = (high - low).max(0.001);

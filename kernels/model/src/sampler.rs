@@ -72,7 +72,8 @@ impl Sampler {
         };
         let normaliser = choice::log_sum_exp(logits);
         let logprob = |token: u32| (f64::from(logits[token as usize]) - normaliser) as f32;
-        let top = choice::best(logits, wanted as usize).into_iter().map(|token| (token, logprob(token))).collect();
+        let top =
+            choice::best(logits, wanted as usize).into_iter().map(|token| (token, logprob(token))).collect();
         Ok(Sampled { token, logprob: Some(logprob(token)), top })
     }
 
@@ -115,7 +116,9 @@ fn check(logits: &[f32]) -> Result<(), Error> {
     }
     match logits.iter().position(|logit| !logit.is_finite()) {
         None => Ok(()),
-        Some(token) => Err(Error::NotFinite { what: format!("logit of token `{token}`"), value: logits[token] }),
+        Some(token) => {
+            Err(Error::NotFinite { what: format!("logit of token `{token}`"), value: logits[token] })
+        }
     }
 }
 

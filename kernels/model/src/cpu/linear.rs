@@ -5,7 +5,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Outputs of a panel.
-pub(crate) const PANEL: usize = 16;
+const PANEL: usize = 16;
 
 /// Rows that share one pass over a panel.
 const TILE_ROWS: usize = 8;
@@ -33,31 +33,30 @@ impl std::fmt::Debug for PackedMatrix {
 impl PackedMatrix {
     /// Packs `weights`, f32 `[rows_out, cols_in]`.
     pub(crate) fn pack(rows_out: usize, cols_in: usize, weights: &[f32]) -> Self {
-        assert!(cols_in > 0 && weights.len() == rows_out * cols_in, "weights must be [{rows_out}, {cols_in}]");
+        assert!(
+            cols_in > 0 && weights.len() == rows_out * cols_in,
+            "weights must be [{rows_out}, {cols_in}]"
+        );
         let mut panels = vec![0.0; rows_out.next_multiple_of(PANEL) * cols_in];
-        panels.par_chunks_mut(PANEL * cols_in).zip(weights.par_chunks(PANEL * cols_in)).for_each(|(panel, rows)| {
-            for (j, row) in rows.chunks_exact(cols_in).enumerate() {
-                for (k, weight) in row.iter().enumerate() {
-                    panel[k * PANEL + j] = *weight;
+        panels.par_chunks_mut(PANEL * cols_in).zip(weights.par_chunks(PANEL * cols_in)).for_each(
+            |(panel, rows)| {
+                for (j, row) in rows.chunks_exact(cols_in).enumerate() {
+                    for (k, weight) in row.iter().enumerate() {
+                        panel[k * PANEL + j] = *weight;
+                    }
                 }
-            }
-        });
+            },
+        );
         Self { outputs: rows_out, inputs: cols_in, panels }
-    }
-
-    /// Outputs.
-    pub(crate) fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Inputs.
-    pub(crate) fn inputs(&self) -> usize {
-        self.inputs
     }
 
     /// Copies the weights of one output, f32 `[in]`.
     pub(crate) fn row(&self, output: usize, row: &mut [f32]) {
-        assert!(output < self.outputs && row.len() == self.inputs, "row {output} must exist and have {} elements", self.inputs);
+        assert!(
+            output < self.outputs && row.len() == self.inputs,
+            "row {output} must exist and have {} elements",
+            self.inputs
+        );
         let panel = &self.panels[output / PANEL * PANEL * self.inputs..][..PANEL * self.inputs];
         for (element, weights) in row.iter_mut().zip(panel.chunks_exact(PANEL)) {
             *element = weights[output % PANEL];
@@ -167,7 +166,11 @@ mod tests {
             for (r, (x, out)) in x.chunks(inputs).zip(out.chunks(outputs)).enumerate() {
                 for (o, weights) in weights.chunks(inputs).enumerate() {
                     let want: f64 = x.iter().zip(weights).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                    assert!((f64::from(out[o]) - want).abs() < 1e-5, "seed {seed} [{r}, {o}]: {} != {want}", out[o]);
+                    assert!(
+                        (f64::from(out[o]) - want).abs() < 1e-5,
+                        "seed {seed} [{r}, {o}]: {} != {want}",
+                        out[o]
+                    );
                 }
                 let mut alone = vec![f32::NAN; outputs];
                 matrix.multiply(x, 1, &mut alone);
@@ -181,7 +184,6 @@ mod tests {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
         let weights = random(21 * 6, &mut rng);
         let matrix = PackedMatrix::pack(21, 6, &weights);
-        assert_eq!((matrix.outputs(), matrix.inputs()), (21, 6));
         for (o, want) in weights.chunks(6).enumerate() {
             let mut row = [0.0; 6];
             matrix.row(o, &mut row);

@@ -32,7 +32,8 @@ pub(super) fn load(
     check(&config)?;
     let rope = Rope::new(&config.rope)?;
     let total_bytes = names(&config).map(|name| source.bytes(name)).sum();
-    let mut loader = Loader { config: &config, source, progress, state: LoadProgress { done_bytes: 0, total_bytes } };
+    let mut loader =
+        Loader { config: &config, source, progress, state: LoadProgress { done_bytes: 0, total_bytes } };
     let table = [(WeightName::Embedding, config.vocabulary)];
     let embedding = loader.stacked(&table, config.hidden)?;
     let layers = (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;

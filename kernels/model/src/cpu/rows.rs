@@ -24,7 +24,10 @@ pub(super) fn add_rows(a: &mut [f32], b: &[f32], width: usize) {
 /// RMSNorm of each row of `weight.len()` elements: `x / sqrt(mean(x²) + eps) * weight`.
 pub(super) fn norm_rows(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let mut normed = x.to_vec();
-    normed.par_chunks_exact_mut(weight.len()).with_min_len(TASK_ROWS).for_each(|row| norm_in_place(row, weight, eps));
+    normed
+        .par_chunks_exact_mut(weight.len())
+        .with_min_len(TASK_ROWS)
+        .for_each(|row| norm_in_place(row, weight, eps));
     normed
 }
 

@@ -77,7 +77,9 @@ impl Tiny {
         if !variant.tied {
             put(WeightName::Output, vocabulary, hidden, 0.0);
         }
-        for (layer, weight) in (0..2).flat_map(|l| LayerWeight::ALL.map(|w| (l, w))).filter(|(_, w)| w.used_by(&config)) {
+        for (layer, weight) in
+            (0..2).flat_map(|l| LayerWeight::ALL.map(|w| (l, w))).filter(|(_, w)| w.used_by(&config))
+        {
             let (rows, cols, centre) = match weight {
                 LayerWeight::AttnNorm | LayerWeight::FfnNorm => (1, hidden, 1.0),
                 LayerWeight::QNorm | LayerWeight::KNorm => (1, 6, 1.0),
@@ -188,7 +190,10 @@ fn check_close(found: &[f32], expected: &[f64], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         let error = (f64::from(*found) - expected).abs();
-        assert!(error < 2e-5 * (1.0 + expected.abs()), "seed {SEED}, {what}[{i}]: {found} must be {expected}");
+        assert!(
+            error < 2e-5 * (1.0 + expected.abs()),
+            "seed {SEED}, {what}[{i}]: {found} must be {expected}"
+        );
     }
 }
 
@@ -210,7 +215,11 @@ fn every_variant_agrees_with_the_formulas() {
             check_close(&qkv.k[r * 12..][..12], &k, &format!("{variant:?} k of row {r}"));
             check_close(&qkv.v[r * 12..][..12], &v, &format!("{variant:?} v of row {r}"));
             let expected = model.finish(&row, &wide(&attention[r * 24..][..24]));
-            check_close(&finished.host()[r * 20..][..20], &expected, &format!("{variant:?} finish of row {r}"));
+            check_close(
+                &finished.host()[r * 20..][..20],
+                &expected,
+                &format!("{variant:?} finish of row {r}"),
+            );
         }
         for (logits, r) in logits.chunks(51).zip([3, 1]) {
             let expected = model.logits(&wide(&x.host()[r * 20..][..20]));
@@ -225,7 +234,8 @@ fn embeddings_are_the_table() {
         let model = Tiny::new(variant);
         let x = model.backend().embed(&[50, 0, 17, 17]).unwrap();
         let table = &model.weights[&WeightName::Embedding].data;
-        let expected: Vec<f32> = [50, 0, 17, 17].into_iter().flat_map(|t| &table[t * 20..][..20]).copied().collect();
+        let expected: Vec<f32> =
+            [50, 0, 17, 17].into_iter().flat_map(|t| &table[t * 20..][..20]).copied().collect();
         assert_eq!(x.host(), expected);
         assert_eq!((x.rows(), x.width()), (4, 20));
     }

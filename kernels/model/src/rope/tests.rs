@@ -19,7 +19,10 @@ fn check(rope: &Rope, expected: &[(usize, f64)]) {
 fn plain_frequencies_fall_geometrically() {
     let rope = Rope::new(&config(100_000.0, 64, RopeScaling::None)).unwrap();
     assert_eq!(rope.frequencies().len(), 32);
-    check(&rope, &[(0, 1.0), (1, 0.6978305848598664), (16, 0.00316227766016838), (31, 1.4330125702369627e-05)]);
+    check(
+        &rope,
+        &[(0, 1.0), (1, 0.6978305848598664), (16, 0.00316227766016838), (31, 1.4330125702369627e-05)],
+    );
     assert_eq!(rope.magnitude(), 1.0);
 }
 
@@ -37,7 +40,13 @@ fn ntk_scaling_raises_the_base() {
     let rope = Rope::new(&config(10_000.0, 64, RopeScaling::Ntk { factor: 4.0 })).unwrap();
     check(
         &rope,
-        &[(0, 1.0), (1, 0.7170983281048126), (12, 0.01849032392581585), (20, 0.0012929275784091781), (31, 3.3338035804083106e-05)],
+        &[
+            (0, 1.0),
+            (1, 0.7170983281048126),
+            (12, 0.01849032392581585),
+            (20, 0.0012929275784091781),
+            (31, 3.3338035804083106e-05),
+        ],
     );
 }
 

@@ -82,7 +82,8 @@ pub(super) fn draw(logits: &[f32], params: &SamplerParams, uniform: f64) -> u32 
 pub(super) fn survivors(logits: &[f32], params: &SamplerParams) -> Vec<Candidate> {
     let (max, temperature) = (maximum(logits), f64::from(params.temperature));
     let weight = |logit: f32| ((f64::from(logit) - max) / temperature).exp();
-    let weigh = |tokens: Vec<u32>| tokens.into_iter().map(|t| (t, weight(logits[t as usize]))).collect::<Vec<_>>();
+    let weigh =
+        |tokens: Vec<u32>| tokens.into_iter().map(|t| (t, weight(logits[t as usize]))).collect::<Vec<_>>();
     let top_k = match params.top_k as usize {
         0 => logits.len(),
         k => k.min(logits.len()),
@@ -102,7 +103,12 @@ pub(super) fn survivors(logits: &[f32], params: &SamplerParams) -> Vec<Candidate
 }
 
 /// The likeliest of the first `top_k` tokens whose weights reach `top_p` of those of all `top_k`.
-fn nucleus(logits: &[f32], top_k: usize, top_p: f64, weigh: impl Fn(Vec<u32>) -> Vec<Candidate>) -> Vec<Candidate> {
+fn nucleus(
+    logits: &[f32],
+    top_k: usize,
+    top_p: f64,
+    weigh: impl Fn(Vec<u32>) -> Vec<Candidate>,
+) -> Vec<Candidate> {
     let everything = if top_k < logits.len() { best(logits, top_k) } else { (0..top_k as u32).collect() };
     let limit = top_p * weigh(everything).iter().map(|(_, weight)| weight).sum::<f64>();
     let mut n = FIRST_CANDIDATES.min(top_k);

@@ -60,14 +60,29 @@ impl SamplerParams {
         };
         let t = self.temperature;
         check("temperature", t, t >= 0.0, "finite and at least 0; hint: 0 is greedy")?;
-        check("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "over 0 and at most 1; hint: 1 is off")?;
+        check(
+            "top_p",
+            self.top_p,
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "over 0 and at most 1; hint: 1 is off",
+        )?;
         check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1; hint: 0 is off")?;
         let r = self.repetition_penalty;
         check("repetition_penalty", r, r > 0.0, "finite and over 0; hint: 1 is off")?;
         let presence = self.presence_penalty;
-        check("presence_penalty", presence, (-2.0..=2.0).contains(&presence), "from -2 to 2; hint: 0 is off")?;
+        check(
+            "presence_penalty",
+            presence,
+            (-2.0..=2.0).contains(&presence),
+            "from -2 to 2; hint: 0 is off",
+        )?;
         let frequency = self.frequency_penalty;
-        check("frequency_penalty", frequency, (-2.0..=2.0).contains(&frequency), "from -2 to 2; hint: 0 is off")?;
+        check(
+            "frequency_penalty",
+            frequency,
+            (-2.0..=2.0).contains(&frequency),
+            "from -2 to 2; hint: 0 is off",
+        )?;
         match self.logprobs {
             Some(n) if n > Self::MAX_LOGPROBS => Err(Error::Invalid {
                 field: "logprobs".to_owned(),

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::choice::{best, greedy, log_sum_exp, survivors, uniform};
+use super::choice::{best, log_sum_exp, survivors, uniform};
 use super::*;
 
 fn sampler(params: SamplerParams) -> Sampler {
@@ -32,11 +32,15 @@ fn logits_of(probabilities: &[f64]) -> Vec<f32> {
 #[track_caller]
 fn check_close(found: &[f64], expected: &[f64], n: u64) {
     // Chi-square against its mean and four standard deviations.
-    let cells: Vec<(f64, f64)> = found.iter().copied().zip(expected.iter().copied()).filter(|(_, e)| *e > 0.0).collect();
+    let cells: Vec<(f64, f64)> =
+        found.iter().copied().zip(expected.iter().copied()).filter(|(_, e)| *e > 0.0).collect();
     assert!(found.iter().zip(expected).all(|(f, e)| *e > 0.0 || *f == 0.0), "{found:?} outside {expected:?}");
     let chi: f64 = cells.iter().map(|(f, e)| n as f64 * (f - e).powi(2) / e).sum();
     let freedom = cells.len() as f64 - 1.0;
-    assert!(chi < freedom + 4.0 * (2.0 * freedom).sqrt(), "chi-square {chi} of {found:?} against {expected:?}");
+    assert!(
+        chi < freedom + 4.0 * (2.0 * freedom).sqrt(),
+        "chi-square {chi} of {found:?} against {expected:?}"
+    );
 }
 
 #[test]
@@ -58,9 +62,21 @@ fn frequencies_follow_the_distribution() {
     let total: f64 = flat.iter().sum();
     let flat: Vec<f64> = flat.iter().map(|p| p / total).collect();
     check_close(&draw(SamplerParams { temperature: 2.0, ..Default::default() }), &flat, n);
-    check_close(&draw(SamplerParams { top_k: 2, ..Default::default() }), &[2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0, 0.0], n);
-    check_close(&draw(SamplerParams { top_p: 0.8, ..Default::default() }), &[0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0.0, 0.0], n);
-    check_close(&draw(SamplerParams { min_p: 0.2, ..Default::default() }), &[0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0.0, 0.0], n);
+    check_close(
+        &draw(SamplerParams { top_k: 2, ..Default::default() }),
+        &[2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0, 0.0],
+        n,
+    );
+    check_close(
+        &draw(SamplerParams { top_p: 0.8, ..Default::default() }),
+        &[0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0.0, 0.0],
+        n,
+    );
+    check_close(
+        &draw(SamplerParams { min_p: 0.2, ..Default::default() }),
+        &[0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0.0, 0.0],
+        n,
+    );
 }
 
 #[test]
@@ -79,7 +95,8 @@ fn large_nuclei_are_found_whole() {
     let logits: Vec<f32> = (0..30_000).map(|i| ((i * 7919) % 30_000) as f32 * 1e-6).collect();
     let kept = survivors(&logits, &SamplerParams { top_p: 0.5, ..Default::default() });
     let total = log_sum_exp(&logits).exp();
-    let mass = |n: usize| kept[..n].iter().map(|(t, _)| f64::from(logits[*t as usize]).exp()).sum::<f64>() / total;
+    let mass =
+        |n: usize| kept[..n].iter().map(|(t, _)| f64::from(logits[*t as usize]).exp()).sum::<f64>() / total;
     assert!(kept.len() > 14_000 && mass(kept.len()) >= 0.5 - 1e-12 && mass(kept.len() - 1) < 0.5 + 1e-12);
 }
 
@@ -102,7 +119,8 @@ fn penalties_change_seen_tokens_only() {
 
 #[test]
 fn extreme_penalties_and_temperatures_stay_finite() {
-    let params = SamplerParams { repetition_penalty: f32::MIN_POSITIVE, temperature: 1e-30, ..Default::default() };
+    let params =
+        SamplerParams { repetition_penalty: f32::MIN_POSITIVE, temperature: 1e-30, ..Default::default() };
     let mut extreme = sampler(params);
     extreme.observe_prompt(&[0, 1, 2]);
     assert_eq!(extreme.sample(&[3e38, 3e38, -3e38, 0.0], 1).unwrap().token, 0);
@@ -113,7 +131,8 @@ fn extreme_penalties_and_temperatures_stay_finite() {
 #[test]
 fn logprobs_are_of_the_raw_distribution() {
     let p = [0.5, 0.25, 0.15, 0.07, 0.03];
-    let params = SamplerParams { logprobs: Some(2), presence_penalty: 2.0, temperature: 0.0, ..Default::default() };
+    let params =
+        SamplerParams { logprobs: Some(2), presence_penalty: 2.0, temperature: 0.0, ..Default::default() };
     let mut sampler = sampler(params);
     sampler.observe_generated(0);
     sampler.observe_generated(1);
@@ -204,17 +223,18 @@ proptest! {
         if params.top_k > 0 {
             order.truncate(params.top_k as usize);
         }
-        let exp = |i: usize| (f64::from(logits[i]) / f64::from(params.temperature)).exp();
+        // Relative to the likeliest, because plain exponentials underflow at low temperatures.
+        let highest = f64::from(logits[order[0]]);
+        let exp = |i: usize| ((f64::from(logits[i]) - highest) / f64::from(params.temperature)).exp();
         let total: f64 = order.iter().map(|i| exp(*i)).sum();
         let kept = tokens(&logits, &params);
         prop_assert!(kept.contains(&(order[0] as u32)));
         let (mut before, slack) = (0.0, 1e-9);
         for i in order {
             let inside = kept.contains(&(i as u32));
-            let relative = exp(i) / exp(greedy(&logits) as usize);
-            let wanted = before < f64::from(params.top_p) && relative >= f64::from(params.min_p);
+            let wanted = before < f64::from(params.top_p) && exp(i) >= f64::from(params.min_p);
             let close = (before - f64::from(params.top_p)).abs() < slack
-                || (relative - f64::from(params.min_p)).abs() < slack;
+                || (exp(i) - f64::from(params.min_p)).abs() < slack;
             prop_assert!(inside == wanted || close, "token {} is {}", i, if inside { "kept" } else { "dropped" });
             before += exp(i) / total;
         }

@@ -1,0 +1,235 @@
+//! Our numbers against a float64 NumPy forward pass over the same weights (`tests/reference/forward.py`, which shares no code
+//! with ours): residual streams, logits and greedy tokens of real text. The model and the attention primitive are driven
+//! directly, by a plain loop over the layers.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use longshore_attention::{
+    AttendItem, CpuExecutor, ExactBlock, Executor as _, KvDtype, PagedKv, Partials, Queries, Tile, TileShape, WorkList,
+};
+use longshore_model::{Backend as _, CpuBackend, LoadedModel, Sampler, SamplerParams};
+use longshore_tests::server::{model, python};
+
+const GENERATED: usize = 16;
+const BLOCK_TOKENS: usize = 64;
+/// Smaller than the real one, so that 600 tokens already need merges.
+const STRIPE_BLOCKS: usize = 4;
+
+/// The KV of one sequence in one layer.
+struct LayerKv {
+    shape: TileShape,
+    tiles: Vec<Tile>,
+}
+
+impl PagedKv for LayerKv {
+    fn shape(&self) -> TileShape {
+        self.shape
+    }
+
+    fn len(&self) -> usize {
+        self.tiles.len()
+    }
+
+    fn tile(&self, index: usize) -> &Tile {
+        &self.tiles[index]
+    }
+}
+
+/// One sequence, computed by a plain loop.
+struct Sequence<'a> {
+    backend: &'a CpuBackend,
+    tokens: usize,
+    layers: Vec<LayerKv>,
+}
+
+impl<'a> Sequence<'a> {
+    fn new(backend: &'a CpuBackend, dtype: KvDtype) -> Self {
+        let config = backend.config();
+        let (kv_heads, head_dim) = (config.heads.kv_heads, config.heads.head_dim);
+        let shape = TileShape { block_tokens: BLOCK_TOKENS, kv_heads, head_dim, dtype };
+        let layers = (0..config.layers).map(|_| LayerKv { shape, tiles: Vec::new() }).collect();
+        Self { backend, tokens: 0, layers }
+    }
+
+    /// Appends tokens; returns their residual stream after the last layer and their logits.
+    fn append(&mut self, tokens: &[u32]) -> (Vec<f32>, Vec<f32>) {
+        let first = self.tokens;
+        self.tokens += tokens.len();
+        let positions: Vec<u64> = (first as u64..self.tokens as u64).collect();
+        let mut x = self.backend.embed(tokens).unwrap();
+        for layer in 0..self.layers.len() {
+            let qkv = self.backend.qkv(layer, &x, &positions).unwrap();
+            self.layers[layer].write(first, &qkv.k, &qkv.v);
+            let attention = self.attend(layer, first, &qkv.q);
+            x = self.backend.finish(layer, x, &attention).unwrap();
+        }
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        let logits = self.backend.logits(&x, &rows).unwrap();
+        (x.host().to_vec(), logits)
+    }
+
+    /// Attention of rows from position `first` on over everything written: a partial per stripe, merged in order.
+    fn attend(&self, layer: usize, first: usize, q: &[f32]) -> Vec<f32> {
+        let config = self.backend.config();
+        let kv = &self.layers[layer];
+        let scale = config.attention_scale();
+        let queries = Queries { shape: config.heads, first_position: first as u64, scale, data: q };
+        let blocks: Vec<ExactBlock> = (0..kv.tiles.len())
+            .map(|tile| ExactBlock {
+                tile: tile as u32,
+                first_position: (tile * BLOCK_TOKENS) as u64,
+                len: (self.tokens - tile * BLOCK_TOKENS).min(BLOCK_TOKENS) as u32,
+            })
+            .collect();
+        let mut whole = Partials::identity(queries.rows(), config.heads.query_heads(), config.heads.head_dim);
+        for stripe in blocks.chunks(STRIPE_BLOCKS) {
+            let work = WorkList { exact: stripe.to_vec(), ..WorkList::default() };
+            let partials = CpuExecutor.attend(&[AttendItem { queries, kv, work: &work, initial: None }]).unwrap();
+            whole.merge(&partials[0]).unwrap();
+        }
+        whole.finish()
+    }
+}
+
+impl LayerKv {
+    /// Writes rows from position `first` on into their tiles.
+    fn write(&mut self, mut first: usize, k: &[f32], v: &[f32]) {
+        let width = self.shape.kv_heads * self.shape.head_dim;
+        let (mut k, mut v) = (k, v);
+        while !k.is_empty() {
+            let offset = first % BLOCK_TOKENS;
+            if offset == 0 {
+                self.tiles.push(Tile::zeroed(self.shape));
+            }
+            let elements = ((BLOCK_TOKENS - offset) * width).min(k.len());
+            self.tiles[first / BLOCK_TOKENS].write(offset, &k[..elements], &v[..elements]).unwrap();
+            (k, v) = (&k[elements..], &v[elements..]);
+            first += elements / width;
+        }
+    }
+}
+
+/// Greedy tokens after `logits` of the last prompt token.
+fn generate(sequence: &mut Sequence<'_>, mut logits: Vec<f32>) -> Vec<u32> {
+    let sampler = Sampler::new(SamplerParams::greedy()).unwrap();
+    let mut tokens = Vec::new();
+    while tokens.len() < GENERATED {
+        tokens.push(sampler.sample(&logits, tokens.len() as u64).unwrap().token);
+        if tokens.len() < GENERATED {
+            logits = sequence.append(&tokens[tokens.len() - 1..]).1;
+        }
+    }
+    tokens
+}
+
+/// What the reference says of one prompt.
+struct Expected {
+    name: String,
+    prompt: Vec<u32>,
+    hidden: Vec<f32>,
+    logits: Vec<f32>,
+    generated: Vec<u32>,
+}
+
+/// Runs the reference over the prompts that lie beside it.
+fn reference(model: &Path) -> Vec<Expected> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("reference");
+    let prompts = folder.join("prompts.json");
+    let out = tempfile::tempdir().unwrap();
+    let mut command = Command::new(python());
+    command.arg(folder.join("forward.py")).arg(model).arg("--prompts").arg(&prompts).arg("--out").arg(out.path());
+    command.args(["--generate", &GENERATED.to_string()]);
+    let output = command.output().unwrap_or_else(|error| panic!("cannot start `{}`: {error}", python()));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "the reference failed; hint: it needs Python with numpy and gguf, which `tests/run` provisions \
+         (LONGSHORE_TEST_PYTHON is `{}`)\n{complaint}",
+        python()
+    );
+    let ids = |value: &serde_json::Value| -> Vec<u32> {
+        value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
+    };
+    let json = |path: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let prompts = json(&prompts);
+    let of = |(name, prompt): (&String, &serde_json::Value)| Expected {
+        name: name.clone(),
+        prompt: ids(prompt),
+        hidden: read_npy(&out.path().join(format!("{name}.hidden.npy"))),
+        logits: read_npy(&out.path().join(format!("{name}.logits.npy"))),
+        generated: ids(&json(&out.path().join(format!("{name}.json")))["tokens"]),
+    };
+    prompts.as_object().unwrap().iter().map(of).collect()
+}
+
+/// Elements of a little-endian f32 NumPy array.
+fn read_npy(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00", "{}", path.display());
+    let header = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    let text = String::from_utf8_lossy(&bytes[10..header]);
+    assert!(text.contains("'descr': '<f4', 'fortran_order': False"), "{text}");
+    bytes[header..].as_chunks().0.iter().map(|element| f32::from_le_bytes(*element)).collect()
+}
+
+/// How far rows are from the reference.
+#[derive(Debug)]
+struct Distance {
+    worst_row: f64,
+    mean: f64,
+    last: f64,
+    max_error: f64,
+}
+
+fn distance(found: &[f32], expected: &[f32], width: usize) -> Distance {
+    assert_eq!(found.len(), expected.len());
+    let square = |x: f64| x * x;
+    let row = |(found, expected): (&[f32], &[f32])| {
+        let error: f64 = found.iter().zip(expected).map(|(f, e)| square(f64::from(*f) - f64::from(*e))).sum();
+        let norm: f64 = expected.iter().map(|e| square(f64::from(*e))).sum();
+        (error / norm).sqrt()
+    };
+    let rows: Vec<f64> = found.chunks(width).zip(expected.chunks(width)).map(row).collect();
+    // Unlike `f64::max`, a comparison that must hold lets no NaN through.
+    assert!(rows.iter().all(|row| row.is_finite()), "rows are not finite");
+    let errors = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - f64::from(*e)).abs());
+    Distance {
+        worst_row: rows.iter().copied().fold(0.0, f64::max),
+        mean: rows.iter().sum::<f64>() / rows.len() as f64,
+        last: rows[rows.len() - 1],
+        max_error: errors.fold(0.0, f64::max),
+    }
+}
+
+/// Compares all rows of all prompts; `limit` bounds the relative L2 distance of every row.
+fn compare(backend: &CpuBackend, expected: &[Expected], dtype: KvDtype, limit: f64) {
+    let config = backend.config();
+    for Expected { name, prompt, hidden, logits, generated } in expected {
+        let mut sequence = Sequence::new(backend, dtype);
+        let (found_hidden, found_logits) = sequence.append(prompt);
+        let of_hidden = distance(&found_hidden, hidden, config.hidden);
+        let of_logits = distance(&found_logits, logits, config.vocabulary);
+        let kv = dtype.name();
+        println!("{name}, {} tokens, {kv} KV: hidden {of_hidden:?}", prompt.len());
+        println!("{name}, {} tokens, {kv} KV: logits {of_logits:?}", prompt.len());
+        assert!(of_hidden.worst_row < limit, "{name}, {kv}: hidden states are off: {of_hidden:?}");
+        assert!(of_logits.worst_row < limit, "{name}, {kv}: logits are off: {of_logits:?}");
+        if dtype == KvDtype::F32 {
+            let last = found_logits[found_logits.len() - config.vocabulary..].to_vec();
+            assert_eq!(generate(&mut sequence, last), *generated, "{name}: greedy tokens");
+        }
+    }
+}
+
+#[test]
+fn hidden_states_logits_and_greedy_tokens_agree_with_float64() {
+    let path = model();
+    let expected = reference(&path);
+    let lengths: Vec<usize> = expected.iter().map(|expected| expected.prompt.len()).collect();
+    assert_eq!(lengths, [20, 197, 600], "prompts of the reference");
+    let LoadedModel { info, weights } = LoadedModel::open(&path, &|_| ()).unwrap();
+    let backend = CpuBackend::new(info.config, &weights, &|_| ()).unwrap();
+    compare(&backend, &expected, KvDtype::F32, 1e-3);
+    compare(&backend, &expected, KvDtype::F16, 1e-2);
+}

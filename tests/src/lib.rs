@@ -1,4 +1,5 @@
 //! What the integration tests share: the tree as text, and the real program as a child process.
 
+pub mod house;
 pub mod server;
 pub mod tree;

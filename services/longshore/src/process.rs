@@ -43,13 +43,15 @@ pub(crate) fn prepare(config: &Config) -> Result<Metrics> {
     Ok(metrics)
 }
 
-/// Serves health, metrics and configuration when an address is configured.
-pub(crate) async fn admin(config: &Config, metrics: &Metrics, tasks: &Tasks) -> Result<Readiness> {
-    let readiness = Readiness::default();
+/// Serves health, metrics and configuration when an address is configured. It is not ready until the model is, nor after
+/// `root` is cancelled; `outer` outlives the drain, so that probes see it.
+pub(crate) async fn admin(config: &Config, metrics: &Metrics, root: &Tasks, outer: &Tasks) -> Result<Readiness> {
+    let readiness = Readiness::new(root.token());
+    readiness.wait_for("model", "loads");
     if !config.listen.admin.is_empty() {
         let (listener, address) = longshore_chassis::bind(&config.listen.admin).await?;
         tracing::info!(%address, "admin listens");
-        Admin { readiness: readiness.clone(), metrics: metrics.clone(), config: render(config) }.serve(listener, tasks);
+        Admin { readiness: readiness.clone(), metrics: metrics.clone(), config: render(config) }.serve(listener, outer);
     }
     Ok(readiness)
 }

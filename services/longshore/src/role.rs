@@ -23,8 +23,7 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let views = membership.watch();
     let _registration = membership.register(this.clone()).await.context("cannot join the cluster")?;
     let (root, outer) = (Tasks::new(), Tasks::new());
-    let readiness = process::admin(&config, &metrics, &outer).await?;
-    readiness.not_ready("model", "loading");
+    let readiness = process::admin(&config, &metrics, &root, &outer).await?;
     let opened = { let config = config.clone(); blocking(move || Node::open(&config)).await? };
     let connector = Arc::new(GrpcConnector::new(GrpcOptions::default()));
     let deadline = Duration::from_millis(config.drain.deadline_ms);

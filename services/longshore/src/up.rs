@@ -31,9 +31,8 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
         "" => None,
         address => Some(bind(address).await.context("`listen.grpc`")?),
     };
-    let outer = Tasks::new();
-    let readiness = process::admin(&config, &metrics, &outer).await?;
-    readiness.not_ready("model", "loading");
+    let (root, outer) = (Tasks::new(), Tasks::new());
+    let readiness = process::admin(&config, &metrics, &root, &outer).await?;
     let for_node = config.clone();
     let (node, engine) = blocking(move || {
         let node = Node::open(&for_node)?;
@@ -46,7 +45,6 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let connector = Arc::new(AnyConnector::new(local.clone(), GrpcConnector::new(GrpcOptions::default())));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
     let parts = Parts { config, node, views: membership.watch(), connector, metrics };
-    let root = Tasks::new();
     let house = House { parts, local, membership, front: root.child(), workers: root.child(), shards: root.child() };
     let _registrations = house.furnish(&args, &engine).await?;
     let router = house.parts.router(&member(Role::Router, 0), &house.front);

@@ -43,13 +43,32 @@ impl Parts {
         let identity = longshore_kvstore::ShardIdentity {
             shard_id: ShardId(this.id.clone()),
             deployment: self.node.deployment,
-            cluster: self.views.clone(),
+            epoch: self.epochs(tasks),
             geometry: self.node.geometry,
             tile_shape: self.node.tile_shape,
             layers: self.node.info.config.layers as u32,
         };
-        let metrics = longshore_kvstore::KvStoreMetrics::register(&self.labelled(this));
-        Ok(KvStore::new(self.config.kvstore.clone(), identity, tasks, metrics))
+        KvStore::new(self.config.kvstore.clone(), identity, tasks, &self.labelled(this)).context("cannot set up the shard")
+    }
+
+    /// The epoch of the shard map, followed for as long as `tasks` lives.
+    fn epochs(&self, tasks: &Tasks) -> watch::Receiver<u64> {
+        let mut views = self.views.clone();
+        let (send, epochs) = watch::channel(views.borrow_and_update().epoch());
+        let scope = tasks.clone();
+        tasks.spawn("epochs", async move {
+            let follow = async {
+                while views.changed().await.is_ok() {
+                    let epoch = views.borrow_and_update().epoch();
+                    send.send_if_modified(|last| std::mem::replace(last, epoch) != epoch);
+                }
+            };
+            tokio::select! {
+                () = follow => {}
+                () = scope.cancelled() => {}
+            }
+        });
+        epochs
     }
 
     /// A prefill worker.
@@ -112,7 +131,7 @@ impl Parts {
             return Ok(String::new());
         }
         let (listener, address) = longshore_chassis::bind(&self.config.listen.http).await.context("`listen.http`")?;
-        longshore_router::http::serve(listener, router, tasks);
+        tasks.spawn("http", longshore_router::http::serve(listener, router.clone(), tasks.clone()));
         Ok(address.to_string())
     }
 }

@@ -1,0 +1,287 @@
+//! A whole cluster in this process with a tiny random model: shards that can be wrapped to misbehave, workers, a router.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use longshore_attention::{CpuExecutor, KvDtype, TileShape};
+use longshore_blocks::{Deployment, DeploymentParts, Geometry, ShardId};
+use longshore_chassis::{Metrics, Tasks};
+use longshore_cluster::{Member, Membership, MemoryMembership, Registration, Role};
+use longshore_decode::DecodeWorker;
+use longshore_engine::{Engine, EngineOptions, Limits, ShardDirectory, WorkerParts};
+use longshore_fabric::{
+    AnyConnector, CallContext, Error, GrpcConnector, GrpcOptions, Inference, LocalConnector, Shard,
+};
+use longshore_kvstore::{KvStore, ShardIdentity};
+use longshore_model::{
+    CpuBackend, LoadedModel,
+    testing::{TinyOptions, write_tiny_gguf},
+};
+use longshore_prefill::PrefillWorker;
+use longshore_proto::types::{Finished, GenerateEvent, GenerateStart, ModelDescription, PromptChunk, Sampling, WireTileShape};
+use longshore_router::Router;
+use tokio::sync::{mpsc, watch};
+
+/// Puts something between the cluster and one of its shards.
+pub type Wrap = Box<dyn Fn(usize, Arc<KvStore>) -> Arc<dyn Shard>>;
+
+/// How a house is built.
+#[allow(missing_debug_implementations, reason = "a closure has nothing to show")]
+pub struct Plan {
+    /// KV shards.
+    pub shards: usize,
+    /// Decode workers.
+    pub decoders: usize,
+    /// Blocks of a stripe.
+    pub stripe_blocks: u32,
+    /// What the cluster sees of each shard.
+    pub wrap: Wrap,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { shards: 2, decoders: 1, stripe_blocks: 2, wrap: Box::new(|_, shard| shard) }
+    }
+}
+
+/// A cluster in this process.
+#[allow(missing_debug_implementations, reason = "its parts are what a test looks at")]
+pub struct House {
+    /// Front door.
+    pub router: Router,
+    /// The shards themselves, unwrapped.
+    pub shards: Vec<Arc<KvStore>>,
+    /// What the KV depends on.
+    pub deployment: Deployment,
+    /// Block and stripe sizes.
+    pub geometry: Geometry,
+    tasks: Tasks,
+    _registrations: Vec<Registration>,
+    _folder: tempfile::TempDir,
+}
+
+/// An answer: its tokens and its last event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Vocabulary ids.
+    pub tokens: Vec<u32>,
+    /// Totals.
+    pub finished: Finished,
+}
+
+impl House {
+    /// Builds and starts everything.
+    pub async fn build(plan: Plan) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("tiny.gguf");
+        write_tiny_gguf(&path, &TinyOptions::default()).expect("a tiny model");
+        let loaded = LoadedModel::open(&path, &|_| ()).expect("the tiny model loads");
+        let geometry = Geometry::new(16, plan.stripe_blocks).expect("a geometry");
+        let parts = DeploymentParts {
+            model: &loaded.info.digest,
+            position: &loaded.info.config.position_fingerprint(),
+            representation: "f16",
+            block_tokens: 16,
+            stripe_blocks: plan.stripe_blocks,
+            prefill_policy: "exact",
+        };
+        let tasks = Tasks::new();
+        let mut site = Site {
+            deployment: Deployment::new(&parts),
+            geometry,
+            loaded,
+            local: LocalConnector::new(),
+            membership: MemoryMembership::new(),
+            tasks: tasks.clone(),
+            registrations: Vec::new(),
+        };
+        let shards = site.shards(&plan).await;
+        site.workers(&plan).await;
+        let router = site.router();
+        let deployment = site.deployment;
+        Self { router, shards, deployment, geometry, tasks, _registrations: site.registrations, _folder: folder }
+    }
+
+    /// Greedy answer to token ids.
+    pub async fn generate(&self, prompt: &[u32], max_tokens: u32) -> Result<Answer, Error> {
+        let sampling = Sampling { temperature: 0.0, max_tokens: Some(max_tokens), ignore_eos: true, ..Sampling::default() };
+        let start = GenerateStart { sampling, ..GenerateStart::default() };
+        let (send, chunks) = mpsc::channel(1);
+        send.send(PromptChunk::Tokens(prompt.to_vec())).await.expect("a channel of one takes one");
+        drop(send);
+        let mut events = self.router.generate(&CallContext::new("test"), start, chunks).await?;
+        let mut tokens = Vec::new();
+        while let Some(event) = events.next().await {
+            match event? {
+                GenerateEvent::Tokens(piece) => tokens.extend(piece.token_ids),
+                GenerateEvent::Finished(finished) => return Ok(Answer { tokens, finished }),
+                _ => {}
+            }
+        }
+        panic!("the answer ended without its last event");
+    }
+
+    /// Ends every task; names those that did not end.
+    pub async fn end(self) -> Vec<String> {
+        self.tasks.drain(std::time::Duration::from_secs(20)).await
+    }
+}
+
+struct Site {
+    deployment: Deployment,
+    geometry: Geometry,
+    loaded: LoadedModel,
+    local: LocalConnector,
+    membership: MemoryMembership,
+    tasks: Tasks,
+    registrations: Vec<Registration>,
+}
+
+impl Site {
+    fn tile_shape(&self) -> TileShape {
+        let heads = self.loaded.info.config.heads;
+        TileShape { block_tokens: 16, kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype: KvDtype::F16 }
+    }
+
+    async fn join(&mut self, role: Role, id: &str) -> Member {
+        let weight = u32::from(role == Role::KvStore);
+        let member = Member { id: id.to_owned(), role, address: format!("local:{id}"), incarnation: 1, weight };
+        let registration = self.membership.register(member.clone()).await.expect("ids are unique");
+        self.registrations.push(registration);
+        member
+    }
+
+    async fn shards(&mut self, plan: &Plan) -> Vec<Arc<KvStore>> {
+        let mut shards = Vec::new();
+        for index in 0..plan.shards {
+            self.join(Role::KvStore, &format!("kv-{index}")).await;
+        }
+        // The map is whole: its epoch no longer changes.
+        let (_, epoch) = watch::channel(self.membership.view().epoch());
+        for index in 0..plan.shards {
+            let identity = ShardIdentity {
+                shard_id: ShardId(format!("kv-{index}")),
+                deployment: self.deployment,
+                epoch: epoch.clone(),
+                geometry: self.geometry,
+                tile_shape: self.tile_shape(),
+                layers: self.loaded.info.config.layers as u32,
+            };
+            let store = KvStore::new(longshore_kvstore::Config::default(), identity, &self.tasks, &Metrics::new());
+            let store = store.expect("a shard with default settings");
+            self.local.add_shard(format!("kv-{index}"), (plan.wrap)(index, Arc::clone(&store)));
+            shards.push(store);
+        }
+        shards
+    }
+
+    async fn workers(&mut self, plan: &Plan) {
+        let backend = CpuBackend::new(self.loaded.info.config.clone(), &self.loaded.weights, &|_| ()).expect("a backend");
+        let options = EngineOptions { kv_dtype: KvDtype::F16, ..EngineOptions::default() };
+        let engine = Engine::new(Arc::new(backend), Arc::new(CpuExecutor), self.geometry, options).expect("an engine");
+        let engine = Arc::new(engine);
+        let config = longshore_prefill::Config { chunk_tokens: 64, ..longshore_prefill::Config::default() };
+        let metrics = longshore_prefill::PrefillMetrics::register(&Metrics::new());
+        let prefill = PrefillWorker::new(config, self.parts(&engine), &self.tasks, metrics);
+        let member = self.join(Role::Prefill, "prefill-0").await;
+        self.local.add_prefiller("prefill-0", prefill);
+        self.describe(member);
+        for index in 0..plan.decoders {
+            let id = format!("decode-{index}");
+            let metrics = longshore_decode::DecodeMetrics::register(&Metrics::new());
+            let decode = DecodeWorker::new(longshore_decode::Config::default(), self.parts(&engine), &self.tasks, metrics);
+            let member = self.join(Role::Decode, &id).await;
+            self.local.add_decoder(id, decode);
+            self.describe(member);
+        }
+    }
+
+    fn parts(&self, engine: &Arc<Engine>) -> WorkerParts {
+        let connector = Arc::new(self.local.clone());
+        let tracker = self.tasks.tracker().clone();
+        let shards = ShardDirectory::new(self.membership.watch(), connector, tracker, 64);
+        let limits = Limits {
+            deployment: self.deployment,
+            context_tokens: self.loaded.info.config.context_tokens,
+            vocabulary: self.loaded.info.config.vocabulary as u32,
+        };
+        WorkerParts { engine: Arc::clone(engine), shards: Arc::new(shards), limits }
+    }
+
+    fn wire_tile_shape(&self) -> WireTileShape {
+        let shape = self.tile_shape();
+        WireTileShape {
+            block_tokens: 16,
+            kv_heads: shape.kv_heads as u32,
+            head_dim: shape.head_dim as u32,
+            dtype: longshore_proto::types::Dtype::F16,
+            layout: longshore_attention::LAYOUT_CPU_PANELS,
+            layers: self.loaded.info.config.layers as u32,
+        }
+    }
+
+    fn describe(&self, this: Member) {
+        let model = ModelDescription {
+            name: "tiny".to_owned(),
+            architecture: "llama".to_owned(),
+            max_context_tokens: self.loaded.info.config.context_tokens,
+            vocabulary: self.loaded.info.config.vocabulary as u32,
+            tile_shape: self.wire_tile_shape(),
+            kv_bytes_per_token: 0,
+            deployment: self.deployment,
+        };
+        let id = this.id.clone();
+        self.local.add_describer(id, Arc::new(Sign { this, model }));
+    }
+
+    fn router(&self) -> Router {
+        let this = Member { id: "router-0".into(), role: Role::Router, address: "local:router-0".into(), incarnation: 1, weight: 0 };
+        let connector = AnyConnector::new(self.local.clone(), GrpcConnector::new(GrpcOptions::default()));
+        let loaded = LoadedModel::open(&self.loaded.info.path, &|_| ()).expect("the tiny model loads again");
+        Router::new(longshore_router::Parts {
+            config: longshore_router::Config::default(),
+            this,
+            version: "test".to_owned(),
+            model_name: "tiny".to_owned(),
+            model: Arc::new(loaded.info),
+            deployment: self.deployment,
+            geometry: self.geometry,
+            tile_shape: self.wire_tile_shape(),
+            max_context_tokens: self.loaded.info.config.context_tokens,
+            cluster: self.membership.watch(),
+            connector: Arc::new(connector),
+            tasks: self.tasks.clone(),
+            metrics: longshore_router::RouterMetrics::register(&Metrics::new()),
+            nonce: 1,
+        })
+    }
+}
+
+/// Answers `Describe`.
+#[derive(Debug)]
+struct Sign {
+    this: Member,
+    model: ModelDescription,
+}
+
+#[async_trait::async_trait]
+impl longshore_fabric::Describer for Sign {
+    async fn describe(&self, _ctx: &CallContext) -> Result<longshore_proto::types::Describe, Error> {
+        let role = match self.this.role {
+            Role::Router => longshore_proto::types::Role::Router,
+            Role::Prefill => longshore_proto::types::Role::Prefill,
+            Role::Decode => longshore_proto::types::Role::Decode,
+            Role::KvStore => longshore_proto::types::Role::KvStore,
+        };
+        let this = longshore_proto::types::Member {
+            id: self.this.id.clone(),
+            role,
+            address: self.this.address.clone(),
+            incarnation: self.this.incarnation,
+            weight: self.this.weight,
+            healthy: true,
+        };
+        let members = vec![this.clone()];
+        Ok(longshore_proto::types::Describe { this, members, epoch: 0, models: vec![self.model.clone()], version: "test".into() })
+    }
+}

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 use crate::shape::LANES;
 use crate::{Error, KvDtype, TileShape};
@@ -119,13 +118,18 @@ impl Tile {
     }
 
     /// K panels and V panels of one head as f32: in place, or widened into `room`.
+    #[inline(always)]
     pub(crate) fn head<'a>(&'a self, kv_head: usize, room: &'a mut Widened) -> (&'a [Lane], &'a [Lane]) {
         let range = self.shape.head_range(kv_head);
         let lanes = match self.shape.dtype {
             KvDtype::F32 => self.elements::<f32>()[range].as_chunks().0,
             KvDtype::F16 => {
                 room.lanes.resize(range.len() / LANES, [0.0; LANES]);
-                self.elements::<f16>()[range].convert_to_f32_slice(room.lanes.as_flattened_mut());
+                for (wide, &narrow) in
+                    room.lanes.as_flattened_mut().iter_mut().zip(&self.elements::<u16>()[range])
+                {
+                    *wide = widen(narrow);
+                }
                 &room.lanes
             }
         };
@@ -167,6 +171,21 @@ impl TileShape {
         let (k, v) = (k_place(self.head_dim, token, element), v_place(self.block_tokens, token, element));
         (start + k, start + self.k_head_elements() + v)
     }
+}
+
+/// The f32 of an f16's bits, exactly; in operations that the compiler can do on a whole vector at once.
+#[inline(always)]
+fn widen(narrow: u16) -> f32 {
+    /// Difference of the exponents' biases, as a power of two.
+    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
+    const INFINITY: u32 = 0x7c00;
+
+    let narrow = u32::from(narrow);
+    let magnitude = narrow & 0x7fff;
+    let finite = f32::from_bits(magnitude << 13) * REBIAS;
+    let special = f32::from_bits((magnitude << 13) | f32::INFINITY.to_bits());
+    let wide = if magnitude >= INFINITY { special } else { finite };
+    f32::from_bits(wide.to_bits() | (narrow & 0x8000) << 16)
 }
 
 /// Place of a key's element in the K panels of a head: `[token / 16][element][token % 16]`.

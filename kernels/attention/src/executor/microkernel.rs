@@ -99,14 +99,17 @@ pub(super) fn outputs<const R: usize>(
             }
         }
     }
-    for (key, v) in panel.iter().enumerate().take(seen.end.min(MAX_KEYS)).skip(seen.common) {
-        for r in 0..R {
+    // Row by row, so that the sums of the loop above stay in registers.
+    for r in 0..R {
+        let mut sum = sums[r];
+        for (key, v) in panel.iter().enumerate().take(seen.end.min(MAX_KEYS)).skip(seen.common) {
             if block.visibility.sees(seen.positions[r], key) {
                 for i in 0..LANES {
-                    sums[r][i] = scores[r][key].mul_add(v[i], sums[r][i]);
+                    sum[i] = scores[r][key].mul_add(v[i], sum[i]);
                 }
             }
         }
+        sums[r] = sum;
     }
     sums
 }

@@ -4,7 +4,7 @@ use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Tile, Widened};
+use super::{Tile, Widened, widen};
 use crate::{KvDtype, TileShape};
 
 fn shape(block_tokens: usize, kv_heads: usize, head_dim: usize, dtype: KvDtype) -> TileShape {
@@ -72,6 +72,17 @@ fn f16_rounds_to_nearest_and_widens_exactly() {
     assert_eq!([k[0][0], k[1][0], k[2][0], k[3][0]], expected);
     assert_eq!(v[0][..4], expected);
     assert_eq!((k.len(), v.len()), (4, 16));
+}
+
+#[test]
+fn every_f16_widens_exactly() {
+    for bits in 0..=u16::MAX {
+        let (found, expected) = (widen(bits), f16::from_bits(bits).to_f32());
+        assert!(
+            found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan()),
+            "{bits:#x}: {found}"
+        );
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub struct Activations {
 impl Activations {
     /// Rows in host memory, f32 `[rows, width]`.
     pub fn from_host(width: usize, data: Vec<f32>) -> Self {
-        debug_assert!(width > 0 && data.len() % width == 0);
+        debug_assert!(width > 0 && data.len().is_multiple_of(width));
         Self { rows: data.len() / width, width, data }
     }
 

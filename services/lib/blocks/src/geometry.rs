@@ -59,3 +59,42 @@ impl Default for Geometry {
         Self { block_tokens: 64, stripe_blocks: 32 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_sizes_out_of_range_by_name() {
+        for (block, stripe, field) in [
+            (0, 32, "block_tokens"),
+            (8, 32, "block_tokens"),
+            (48, 32, "block_tokens"),
+            (512, 32, "block_tokens"),
+            (64, 0, "stripe_blocks"),
+            (64, 1025, "stripe_blocks"),
+        ] {
+            let error = Geometry::new(block, stripe).unwrap_err();
+            assert!(matches!(error, Error::Invalid { field: named, .. } if named == field), "{error}");
+        }
+        assert!(Geometry::new(16, 1).is_ok() && Geometry::new(256, 1024).is_ok());
+    }
+
+    #[test]
+    fn one_token_at_least_is_left_for_the_decode_worker() {
+        let geometry = Geometry::default();
+        let stored = |tokens| geometry.stored_blocks(tokens);
+        assert_eq!([0, 1, 64, 65, 128, 129].map(stored), [0, 0, 0, 1, 1, 2]);
+        for tokens in 1..1000 {
+            let rest = tokens - stored(tokens) * 64;
+            assert!((1..=64).contains(&rest), "{rest} of {tokens} tokens are left");
+        }
+    }
+
+    #[test]
+    fn stripes_follow_blocks() {
+        let geometry = Geometry::new(16, 3).unwrap();
+        assert_eq!([0, 2, 3, 5, 6].map(|block| geometry.stripe_of(block)), [0, 0, 1, 1, 2]);
+        assert_eq!([0, 15, 16, 33].map(|tokens| geometry.full_blocks(tokens)), [0, 0, 1, 2]);
+    }
+}

@@ -1,4 +1,7 @@
-//! Block keys: a keyed hash chain over token ids.
+//! Block keys: a keyed hash chain over token ids. They name what is stored, so their bytes never change.
+
+#[cfg(test)]
+mod tests;
 
 use crate::{Geometry, Namespace};
 
@@ -72,14 +75,19 @@ impl KeyChain {
 
     /// Name of the stripe that block `index` lies in, from which its shard follows: the key of the last block before the
     /// stripe, or the namespace for the first one. Prompts that share a beginning thus share its shards, and a stripe
-    /// can be placed before its blocks are known.
+    /// can be placed before its blocks are known. The tokens before the stripe must have been pushed.
     pub fn stripe_seed(&self, index: u64) -> [u8; 32] {
         let stripe = self.geometry.stripe_of(index);
         let mut hasher = blake3::Hasher::new_keyed(self.namespace.as_bytes());
         hasher.update(b"stripe");
         if stripe > 0 {
             let last_before = stripe * u64::from(self.geometry.stripe_blocks()) - 1;
-            if let Some(key) = self.keys.get(last_before as usize) {
+            let key = self.keys.get(last_before as usize);
+            debug_assert!(
+                key.is_some(),
+                "block {index} is placed by the keys before its stripe, which are not known"
+            );
+            if let Some(key) = key {
                 hasher.update(&key.0);
             }
         }

@@ -86,3 +86,52 @@ impl std::fmt::Debug for Namespace {
         write!(f, "Namespace({:02x}{:02x}…)", self.0[0], self.0[1])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARTS: DeploymentParts<'_> = DeploymentParts {
+        model: &[7; 32],
+        position: "rope",
+        representation: "f16",
+        block_tokens: 64,
+        stripe_blocks: 32,
+        prefill_policy: "exact",
+    };
+
+    #[test]
+    fn every_part_changes_the_deployment() {
+        let others = [
+            DeploymentParts { model: &[8; 32], ..PARTS },
+            DeploymentParts { position: "ropef", ..PARTS },
+            DeploymentParts { representation: "f32", ..PARTS },
+            DeploymentParts { block_tokens: 32, ..PARTS },
+            DeploymentParts { stripe_blocks: 64, ..PARTS },
+            DeploymentParts { prefill_policy: "sparse", ..PARTS },
+            // The end of one part is not the beginning of the next.
+            DeploymentParts { position: "rop", representation: "ef16", ..PARTS },
+        ];
+        let mut digests: Vec<_> = others.iter().map(Deployment::new).collect();
+        digests.push(Deployment::new(&PARTS));
+        for (at, digest) in digests.iter().enumerate() {
+            assert!(!digests[..at].contains(digest), "{at}");
+        }
+    }
+
+    #[test]
+    fn every_salt_has_its_own_namespace_and_none_is_the_deployment() {
+        let deployment = Deployment::new(&PARTS);
+        let spaces = [&b""[..], b"a", b"b", b"aa", b"\0"].map(|salt| deployment.namespace(salt));
+        for (at, space) in spaces.iter().enumerate() {
+            assert!(!spaces[..at].contains(space), "{at}");
+            assert_ne!(space.as_bytes(), deployment.as_bytes());
+        }
+    }
+
+    #[test]
+    fn logs_never_show_a_whole_namespace() {
+        let shown = format!("{:?}", Deployment::new(&PARTS).namespace(b"secret"));
+        assert!(shown.len() < 24, "{shown}");
+    }
+}

@@ -1,5 +1,8 @@
 //! Rendezvous hashing of stripes over shards.
 
+#[cfg(test)]
+mod tests;
+
 use crate::Error;
 
 /// Name of a shard, unique in the cluster.
@@ -65,6 +68,7 @@ fn score(shard: &ShardEntry, stripe_seed: &[u8; 32]) -> f64 {
     hasher.update(shard.id.0.as_bytes());
     let mut word = [0; 8];
     hasher.finalize_xof().fill(&mut word);
-    let unit = ((u64::from_le_bytes(word) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    // 52 bits, so that the half is exact and the quotient never reaches 1.
+    let unit = ((u64::from_le_bytes(word) >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
     -f64::from(shard.weight) / unit.ln()
 }

@@ -3,6 +3,8 @@
 
 mod config;
 mod error;
+#[cfg(test)]
+mod fixture;
 pub mod grpc;
 pub mod http;
 mod metrics;

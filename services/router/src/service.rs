@@ -12,7 +12,7 @@ mod request;
 mod sequence;
 mod stop;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 mod workers;
 
 use std::{sync::Arc, time::Duration};
@@ -41,7 +41,8 @@ use ids::Ids;
 use outlet::Outlet;
 use prompt::PromptLimits;
 use request::Request;
-use workers::{Workers, wire_role};
+use workers::Workers;
+pub(crate) use workers::wire_role;
 
 /// What a router is made of.
 #[derive(Debug)]

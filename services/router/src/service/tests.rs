@@ -1,1 +1,5 @@
-//! tests
+//! The router in front of fakes.
+
+mod answers;
+mod failures;
+mod limits;

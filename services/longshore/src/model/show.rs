@@ -24,7 +24,10 @@ pub(crate) fn list() -> Result<()> {
         names.sort();
         rows.extend(names.iter().map(|name| (name.clone(), describe(&folder.join(name)))));
     }
-    for pinned in PINNED.iter().filter(|pinned| rows.iter().all(|(name, _)| name != pinned.name)) {
+    for pinned in PINNED {
+        if rows.iter().any(|(name, _)| name == pinned.name) {
+            continue;
+        }
         rows.push((pinned.name.to_owned(), format!("not pulled; run `longshore model pull {}`", pinned.name)));
     }
     console::note(format!("models in {}", folder.display()));

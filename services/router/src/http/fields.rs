@@ -36,6 +36,10 @@ pub(crate) enum LogprobsField {
     Count(u32),
 }
 
+/// `seed`: any integer of 64 bits; negative ones are taken as the bits that they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seed(pub(crate) u64);
+
 /// Whether a field that is not supported says anything: null, false and empty values do not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Presence(pub(crate) bool);
@@ -196,6 +200,28 @@ impl<'de> Deserialize<'de> for LogprobsField {
 
             fn visit_u64<E: de::Error>(self, count: u64) -> Result<LogprobsField, E> {
                 Ok(LogprobsField::Count(u32::try_from(count).unwrap_or(u32::MAX)))
+            }
+        }
+        deserializer.deserialize_any(Form)
+    }
+}
+
+impl<'de> Deserialize<'de> for Seed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Form;
+        impl Visitor<'_> for Form {
+            type Value = Seed;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer of 64 bits")
+            }
+
+            fn visit_u64<E: de::Error>(self, seed: u64) -> Result<Seed, E> {
+                Ok(Seed(seed))
+            }
+
+            fn visit_i64<E: de::Error>(self, seed: i64) -> Result<Seed, E> {
+                Ok(Seed(seed as u64))
             }
         }
         deserializer.deserialize_any(Form)

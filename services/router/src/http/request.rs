@@ -10,7 +10,8 @@ use super::{
     answer::Endpoint,
     error::ApiError,
     fields::{
-        Content, LogprobsField, Message, Presence, PromptField, ResponseFormat, StopField, StreamOptions,
+        Content, LogprobsField, Message, Presence, PromptField, ResponseFormat, Seed, StopField,
+        StreamOptions,
     },
 };
 use crate::service::check;
@@ -70,7 +71,7 @@ struct Body {
     repetition_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
-    seed: Option<i128>,
+    seed: Option<Seed>,
     logprobs: Option<LogprobsField>,
     top_logprobs: Option<u32>,
     ignore_eos: Option<bool>,
@@ -187,7 +188,7 @@ pub(crate) fn parse(bytes: &[u8], endpoint: Endpoint) -> Result<ApiRequest, ApiE
         repetition_penalty: body.repetition_penalty.unwrap_or(defaults.repetition_penalty),
         presence_penalty: body.presence_penalty.unwrap_or(defaults.presence_penalty),
         frequency_penalty: body.frequency_penalty.unwrap_or(defaults.frequency_penalty),
-        seed: body.seed.map(seed).transpose()?,
+        seed: body.seed.map(|Seed(seed)| seed),
         max_tokens,
         logprobs,
         ignore_eos,
@@ -351,11 +352,4 @@ fn top_k(top_k: Option<i64>) -> Result<u32, ApiError> {
         Some(k) => u32::try_from(k)
             .map_err(|_| ApiError::invalid("top_k", format_args!("is {k}, must be 1 or more, or -1"))),
     }
-}
-
-/// Negative seeds are taken as the bits that they are.
-fn seed(seed: i128) -> Result<u64, ApiError> {
-    let signed = i64::try_from(seed).map(|seed| seed as u64);
-    let problem = format_args!("is {seed}, must fit 64 bits").to_string();
-    u64::try_from(seed).or(signed).map_err(|_| ApiError::invalid("seed", problem))
 }

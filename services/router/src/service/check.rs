@@ -80,7 +80,8 @@ mod tests {
             check(&start).map_err(|error| error.to_string())
         };
         assert_eq!(with(|_| ()), Ok(()));
-        let table: [(&str, fn(&mut GenerateStart)); 14] = [
+        type Case = (&'static str, fn(&mut GenerateStart));
+        let table: [Case; 14] = [
             ("temperature", |s| s.sampling.temperature = -1.0),
             ("temperature", |s| s.sampling.temperature = f32::NAN),
             ("temperature", |s| s.sampling.temperature = f32::INFINITY),

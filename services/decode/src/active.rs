@@ -37,7 +37,7 @@ pub(crate) struct Active {
     pub(crate) puts: CancellationToken,
     /// Waits for its reader.
     pub(crate) paused: bool,
-    pub(crate) places: Places,
+    pub(crate) _places: Places,
 }
 
 /// What follows a step.

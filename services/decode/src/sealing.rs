@@ -70,6 +70,7 @@ impl Sealing {
         let index = block.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
         let Some(standing) = index.and_then(|index| self.blocks.get_mut(index)) else { return false };
         let Standing::UnderWay { retry } = *standing else { return false };
+        let again = matches!(outcome, Ok(PutOutcome::Corrupt)) && !retry;
         let failure = match outcome {
             Ok(PutOutcome::Stored | PutOutcome::Duplicate) => {
                 *standing = Standing::Stored;
@@ -80,7 +81,6 @@ impl Sealing {
             Ok(PutOutcome::NoSpace) => "its shard has no room".to_owned(),
             Err(failure) => failure,
         };
-        let again = matches!(outcome, Ok(PutOutcome::Corrupt)) && !retry;
         *standing = if again { Standing::Waiting { retry: true } } else { Standing::Failed };
         self.last_failure = Some(failure);
         false

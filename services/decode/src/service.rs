@@ -240,7 +240,7 @@ impl Ready {
             events,
             puts: worker.tasks.token().child_token(),
             paused: false,
-            places,
+            _places: places,
         }
     }
 }

@@ -257,7 +257,7 @@ impl Stepper {
     /// Hands stored blocks over to their views. Between two steps, because a block must be counted exactly once: by its
     /// shard or here.
     fn hand_over(&mut self) {
-        let config = &self.worker.config;
+        let worker = Arc::clone(&self.worker);
         for index in (0..self.active.len()).rev() {
             let active = &mut self.active[index];
             let stored = active.sealing.stored();
@@ -265,9 +265,9 @@ impl Stepper {
                 continue;
             }
             let before = active.sequence.remote_blocks();
-            let ctx = active.ctx.child().with_timeout(config.append_timeout());
+            let ctx = active.ctx.child().with_timeout(worker.config.append_timeout());
             let appended =
-                self.runtime.block_on(active.sequence.append_remote(&ctx, stored, config.lease_ms));
+                self.runtime.block_on(active.sequence.append_remote(&ctx, stored, worker.config.lease_ms));
             let failure = appended.err().map(|error| error.to_string());
             active.sealing.handed_over(active.sequence.remote_blocks() - before, failure);
             if let Some(cause) = active.sequence.broken() {

@@ -211,7 +211,7 @@ impl StepObserver for Streamer<'_> {
                 Ok::<_, longshore_engine::Error>(())
             })?;
             let done = layer + 1;
-            if done % self.every == 0 || done == self.layers {
+            if done.is_multiple_of(self.every) || done == self.layers {
                 let new_tokens = (input.tokens.len() * done / self.layers) as u64;
                 // A reader that is behind misses steps, nothing else.
                 self.events

@@ -10,6 +10,8 @@ mod sequence;
 mod shards;
 mod step;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use error::Error;
 pub use events::{EventSender, SendOutcome, event_channel};

@@ -167,11 +167,6 @@ impl Sequence {
         end.div_ceil(u64::from(self.geometry.block_tokens()))
     }
 
-    /// Rows of the step under way.
-    pub(crate) fn rows(&self) -> u64 {
-        self.under_way
-    }
-
     /// Stripes that shard `shard` has a part of, ascending, and the name of its view.
     pub(crate) fn view(&self, shard: usize) -> Option<(u64, &[u64])> {
         self.views[shard].as_ref().map(|view| (view.id, view.stripes.as_slice()))

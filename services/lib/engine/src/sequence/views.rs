@@ -105,7 +105,7 @@ impl Sequence {
         prefix: &[u32],
     ) -> Result<Self, Error> {
         let mut sequence = Self::new(engine, identity, links);
-        if prefix.len() % sequence.shape.block_tokens != 0 {
+        if !prefix.len().is_multiple_of(sequence.shape.block_tokens) {
             let problem =
                 format!("has {} tokens, not a multiple of {}", prefix.len(), sequence.shape.block_tokens);
             return Err(Error::Invalid { field: "prefix", problem });

@@ -1,0 +1,10 @@
+//! What tests of the engine and of the workers need: a tiny model, shards in memory with faults to order, and a cluster of
+//! them.
+
+mod cluster;
+mod model;
+mod shard;
+
+pub use cluster::{TestCluster, reference_tiles};
+pub use model::{TinyModel, tokens};
+pub use shard::{Bodies, Faults, MemoryShard};

@@ -1,0 +1,157 @@
+//! A cluster of shards in memory, and the reference that every placement is held against.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use longshore_attention::{CpuExecutor, KvDtype};
+use longshore_blocks::{Deployment, DeploymentParts, Geometry};
+use longshore_cluster::{ClusterView, Member, Role};
+use longshore_fabric::{CallContext, LocalConnector, Shard};
+use longshore_model::Backend;
+use longshore_proto::types::Identity;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use super::{Bodies, MemoryShard, TinyModel};
+use crate::{
+    Engine, EngineOptions, Limits, Logits, Sequence, ShardDirectory, ShardLinks, StepInput, WorkerParts,
+};
+
+/// Blocks of 16 tokens in stripes of 3, so that short prompts cross both.
+const BLOCK_TOKENS: u32 = 16;
+const STRIPE_BLOCKS: u32 = 3;
+
+/// A tiny model and shards in memory.
+#[derive(Debug)]
+pub struct TestCluster {
+    /// The model.
+    pub model: Arc<TinyModel>,
+    /// The walk.
+    pub engine: Arc<Engine>,
+    /// The shards.
+    pub shards: Vec<MemoryShard>,
+    /// What workers take.
+    pub parts: WorkerParts,
+    /// Changes the membership.
+    pub views: watch::Sender<Arc<ClusterView>>,
+    /// Reaches `local:shard-N`.
+    pub connector: LocalConnector,
+    deployment: Deployment,
+}
+
+impl TestCluster {
+    /// A cluster of `shards` shards; must be made on a runtime.
+    pub fn new(shards: usize, dtype: KvDtype) -> Self {
+        Self::with_options(shards, EngineOptions { kv_dtype: dtype, ..EngineOptions::default() })
+    }
+
+    /// A cluster with settings of the walk.
+    pub fn with_options(count: usize, options: EngineOptions) -> Self {
+        let geometry = Geometry::new(BLOCK_TOKENS, STRIPE_BLOCKS).expect("the sizes are in range");
+        let model = Arc::new(TinyModel::new(7));
+        let engine =
+            Engine::new(Arc::clone(&model) as Arc<dyn Backend>, Arc::new(CpuExecutor), geometry, options);
+        let engine = Arc::new(engine.expect("the tiny model makes valid tiles"));
+        let connector = LocalConnector::new();
+        let (heads, layers) = (model.config().heads, model.config().layers);
+        let shard = || MemoryShard::new(heads, geometry, engine.tile_shape(), layers);
+        let shards: Vec<MemoryShard> = (0..count).map(|_| shard()).collect();
+        for (index, shard) in shards.iter().enumerate() {
+            connector.add_shard(format!("shard-{index}"), Arc::new(shard.clone()) as Arc<dyn Shard>);
+        }
+        let (views, receiver) = watch::channel(Arc::new(view(0..count)));
+        let directory = ShardDirectory::new(receiver, Arc::new(connector.clone()), TaskTracker::new(), 16);
+        let deployment = Deployment::new(&DeploymentParts {
+            model: &[1; 32],
+            position: "plain",
+            representation: options.kv_dtype.name(),
+            block_tokens: BLOCK_TOKENS,
+            stripe_blocks: STRIPE_BLOCKS,
+            prefill_policy: "exact",
+        });
+        let limits =
+            Limits { deployment, context_tokens: 1024, vocabulary: model.config().vocabulary as u32 };
+        let parts = WorkerParts { engine: Arc::clone(&engine), shards: Arc::new(directory), limits };
+        Self { model, engine, shards, parts, views, connector, deployment }
+    }
+
+    /// What a caller of this cluster says of itself, for the tenant with `salt`.
+    pub fn identity(&self, salt: &[u8]) -> Identity {
+        Identity {
+            deployment: self.deployment,
+            namespace: self.deployment.namespace(salt),
+            shard_map_epoch: self.parts.shards.epoch(),
+        }
+    }
+
+    /// Links of the newest shard map.
+    pub fn links(&self) -> Arc<ShardLinks> {
+        self.parts.shards.current().expect("local addresses make clients")
+    }
+
+    /// Bodies of all tiles on all shards.
+    pub fn bodies(&self) -> Bodies {
+        self.shards.iter().flat_map(|shard| shard.bodies()).collect()
+    }
+
+    /// Open views on all shards.
+    pub fn open_views(&self) -> usize {
+        self.shards.iter().map(|shard| shard.views()).sum()
+    }
+
+    /// Computes the KV of `tokens` in one go and stores its full blocks, as a prefill worker would.
+    pub async fn store(&self, salt: &[u8], tokens: &[u32]) {
+        let (engine, identity, links) = (Arc::clone(&self.engine), self.identity(salt), self.links());
+        let (owned, full) = (tokens.to_vec(), tokens.len() as u64 / u64::from(BLOCK_TOKENS));
+        let computing = Arc::clone(&links);
+        let computed = tokio::task::spawn_blocking(move || {
+            let mut sequence = Sequence::new(&engine, identity, computing);
+            step(&engine, &mut sequence, &owned, Logits::None);
+            sequence
+        });
+        let sequence = computed.await.expect("the reference computes");
+        for block in 0..full {
+            let tiles = sequence.block_messages(block).expect("the block is full and local");
+            let link = &links.links()[sequence.owner(block).expect("there are shards")];
+            let shape = self.engine.wire_tile_shape();
+            let ctx = CallContext::new("store");
+            crate::store_block(&ctx, link, identity, shape, tiles).await.expect("the shard takes the block");
+        }
+    }
+}
+
+/// One step of one sequence; returns its logits.
+fn step(engine: &Engine, sequence: &mut Sequence, tokens: &[u32], logits: Logits) -> Option<Vec<f32>> {
+    let ctx = CallContext::new("reference");
+    let outputs = engine.step(&ctx, &mut [StepInput { sequence, tokens, logits }], &mut ());
+    outputs.expect("the step runs").remove(0).expect("nothing remote fails")
+}
+
+/// Tiles of the full blocks of `tokens`, computed in one go without shards, by block and layer, and the logits of the
+/// last token.
+pub fn reference_tiles(
+    engine: &Engine,
+    identity: Identity,
+    links: Arc<ShardLinks>,
+    tokens: &[u32],
+) -> (Bodies, Vec<f32>) {
+    let mut sequence = Sequence::new(engine, identity, links);
+    let logits = step(engine, &mut sequence, tokens, Logits::Last).expect("logits were asked for");
+    let mut bodies = BTreeMap::new();
+    for block in 0..sequence.full_blocks() {
+        for tile in sequence.block_messages(block).expect("the block is full and local") {
+            bodies.insert((tile.key, tile.layer as usize), tile.data.to_vec());
+        }
+    }
+    (bodies, logits)
+}
+
+fn view(shards: std::ops::Range<usize>) -> ClusterView {
+    let members = shards.map(|index| Member {
+        id: format!("shard-{index}"),
+        role: Role::KvStore,
+        address: format!("local:shard-{index}"),
+        incarnation: 1,
+        weight: 1,
+    });
+    ClusterView::new(members.collect()).expect("the members are valid")
+}

@@ -1,0 +1,372 @@
+//! A shard in memory, the shortest that keeps the contract, with faults to order.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use longshore_attention::{
+    AttendItem, CpuExecutor, ExactBlock, Executor, HeadShape, PagedKv, Queries, Tile, TileShape, WorkList,
+};
+use longshore_blocks::{BlockKey, Geometry, Namespace, crc32c};
+use longshore_fabric::{BoxStream, CallContext, Code, Error, Shard};
+use longshore_proto::types::{
+    AttendAnswer, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, Lookup, OpenView, OpenedView,
+    PutAck, PutOutcome, ShardStats, Tensor, TileMessage, WireTileShape,
+};
+use tokio::sync::mpsc;
+
+/// Tiles as they travel, by block and layer.
+pub type Bodies = BTreeMap<(BlockKey, usize), Vec<u8>>;
+
+type Key = (Namespace, BlockKey);
+/// Blocks with their tiles in one layer, by stripe.
+type Stripes = BTreeMap<u64, Vec<(u64, Arc<Tile>)>>;
+
+/// What goes wrong, and how often.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// Blocks still to be acknowledged as corrupt.
+    pub corrupt_puts: AtomicU64,
+    /// Blocks still to be refused for want of room.
+    pub refused_puts: AtomicU64,
+    /// Calls of `put_blocks` still to fail with `Unavailable`.
+    pub failed_puts: AtomicU64,
+    /// Milliseconds before a block is acknowledged.
+    pub ack_delay_ms: AtomicU64,
+    /// Attention queries still to fail with `DataLoss`.
+    pub corrupt_attends: AtomicU64,
+    /// Attention queries still to fail with `Unavailable`.
+    pub failed_attends: AtomicU64,
+    /// Attention answers that still lack their last stripe.
+    pub short_attends: AtomicU64,
+    /// Calls of `open_view` that append still to fail without an answer.
+    pub failed_appends: AtomicU64,
+}
+
+/// Takes one from a counter of faults.
+fn strikes(fault: &AtomicU64) -> bool {
+    fault.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
+#[derive(Debug)]
+struct View {
+    namespace: Namespace,
+    blocks: BTreeMap<u64, BlockKey>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blocks: HashMap<Key, Vec<Arc<Tile>>>,
+    views: HashMap<u64, View>,
+    opened: u64,
+    tiles_received: u64,
+    stats: ShardStats,
+}
+
+/// A shard in memory; clones are the same shard.
+#[derive(Debug, Clone)]
+pub struct MemoryShard {
+    heads: HeadShape,
+    geometry: Geometry,
+    shape: TileShape,
+    layers: usize,
+    /// What goes wrong.
+    pub faults: Arc<Faults>,
+    state: Arc<Mutex<State>>,
+}
+
+impl MemoryShard {
+    /// An empty shard.
+    pub fn new(heads: HeadShape, geometry: Geometry, shape: TileShape, layers: usize) -> Self {
+        Self { heads, geometry, shape, layers, faults: Arc::default(), state: Arc::default() }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics while it holds a shard")
+    }
+
+    /// Bodies of all tiles, by block key and layer.
+    pub fn bodies(&self) -> Bodies {
+        let state = self.state();
+        let tiles = state.blocks.iter().flat_map(|((_, key), tiles)| {
+            tiles.iter().enumerate().map(|(layer, tile)| ((*key, layer), tile.as_bytes().to_vec()))
+        });
+        tiles.collect()
+    }
+
+    /// Open views.
+    pub fn views(&self) -> usize {
+        self.state().views.len()
+    }
+
+    /// Forgets every block and view.
+    pub fn forget(&self) {
+        let mut state = self.state();
+        *state = State { opened: state.opened, ..State::default() };
+    }
+
+    /// Tiles that arrived so far, whatever became of them.
+    pub fn tiles_received(&self) -> u64 {
+        self.state().tiles_received
+    }
+
+    /// Attention queries answered so far.
+    pub fn attends(&self) -> u64 {
+        self.state().stats.attend_total
+    }
+
+    fn put(
+        &self,
+        identity: &Identity,
+        open: &mut HashMap<BlockKey, Vec<Option<Tile>>>,
+        tile: &TileMessage,
+    ) -> Option<PutOutcome> {
+        let mut state = self.state();
+        state.tiles_received += 1;
+        if state.blocks.contains_key(&(identity.namespace, tile.key)) {
+            return (tile.layer == 0).then_some(PutOutcome::Duplicate);
+        }
+        if crc32c(&tile.data) != tile.crc32c {
+            return Some(PutOutcome::Corrupt);
+        }
+        let Ok(body) = Tile::from_bytes(self.shape, &tile.data) else { return Some(PutOutcome::Corrupt) };
+        let tiles = open.entry(tile.key).or_insert_with(|| (0..self.layers).map(|_| None).collect());
+        tiles[tile.layer as usize] = Some(body);
+        if tiles.iter().any(Option::is_none) {
+            return None;
+        }
+        let tiles = open.remove(&tile.key)?;
+        if strikes(&self.faults.corrupt_puts) {
+            return Some(PutOutcome::Corrupt);
+        }
+        if strikes(&self.faults.refused_puts) {
+            return Some(PutOutcome::NoSpace);
+        }
+        state
+            .blocks
+            .insert((identity.namespace, tile.key), tiles.into_iter().flatten().map(Arc::new).collect());
+        state.stats.stored_total += 1;
+        Some(PutOutcome::Stored)
+    }
+
+    fn answer(&self, query: &AttendQuery) -> Result<Vec<AttendPartial>, Error> {
+        if strikes(&self.faults.corrupt_attends) {
+            return Err(Error::new(Code::DataLoss, "a tile did not match its checksum"));
+        }
+        if strikes(&self.faults.failed_attends) {
+            return Err(Error::new(Code::Unavailable, "the shard is ill"));
+        }
+        let mut partials = Vec::new();
+        for (index, item) in query.items.iter().enumerate() {
+            for (stripe, tiles) in self.view_stripes(item.view_id, query)? {
+                partials.push(self.attend_stripe(index, stripe, &tiles, item)?);
+            }
+        }
+        if strikes(&self.faults.short_attends) {
+            partials.pop();
+        }
+        self.state().stats.attend_total += 1;
+        Ok(partials)
+    }
+
+    fn view_stripes(&self, view_id: u64, query: &AttendQuery) -> Result<Stripes, Error> {
+        let state = self.state();
+        let missing = || Error::new(Code::NotFound, format!("view `{view_id}` is not open"));
+        let view = state.views.get(&view_id).filter(|view| view.namespace == query.identity.namespace);
+        let mut stripes: Stripes = BTreeMap::new();
+        for (&block, key) in &view.ok_or_else(missing)?.blocks {
+            let tiles = state.blocks.get(&(query.identity.namespace, *key)).ok_or_else(missing)?;
+            let tile = Arc::clone(&tiles[query.layer as usize]);
+            stripes.entry(self.geometry.stripe_of(block)).or_default().push((block, tile));
+        }
+        Ok(stripes)
+    }
+
+    fn attend_stripe(
+        &self,
+        index: usize,
+        stripe: u64,
+        tiles: &[(u64, Arc<Tile>)],
+        item: &longshore_proto::types::AttendItem,
+    ) -> Result<AttendPartial, Error> {
+        let block_tokens = self.geometry.block_tokens();
+        let exact = tiles.iter().enumerate().map(|(tile, (block, _))| ExactBlock {
+            tile: tile as u32,
+            first_position: block * u64::from(block_tokens),
+            len: block_tokens,
+        });
+        let work = WorkList { exact: exact.collect(), ..WorkList::default() };
+        let data: Vec<f32> =
+            item.queries.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let queries = Queries {
+            shape: self.heads,
+            first_position: item.first_position,
+            scale: item.scale,
+            data: &data,
+        };
+        let kv = StripeTiles { shape: self.shape, tiles };
+        let computed = CpuExecutor.attend(&[AttendItem { queries, kv: &kv, work: &work, initial: None }]);
+        let partial = computed.map_err(|error| Error::new(Code::Internal, error.to_string()))?.remove(0);
+        let (rows, heads, head_dim) = partial.shape();
+        let data = partial.to_interleaved().iter().flat_map(|element| element.to_le_bytes()).collect();
+        let shape = vec![rows as u64, heads as u64, 2 + head_dim as u64];
+        Ok(AttendPartial { item: index as u32, stripe, partial: Tensor { dtype: Dtype::F32, shape, data } })
+    }
+}
+
+struct StripeTiles<'a> {
+    shape: TileShape,
+    tiles: &'a [(u64, Arc<Tile>)],
+}
+
+impl PagedKv for StripeTiles<'_> {
+    fn shape(&self) -> TileShape {
+        self.shape
+    }
+
+    fn len(&self) -> usize {
+        self.tiles.len()
+    }
+
+    fn tile(&self, index: usize) -> &Tile {
+        &self.tiles[index].1
+    }
+}
+
+#[async_trait]
+impl Shard for MemoryShard {
+    async fn lookup(&self, _ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error> {
+        let state = self.state();
+        let held = |key: &BlockKey| state.blocks.contains_key(&(lookup.identity.namespace, *key));
+        Ok(lookup.keys.iter().map(held).collect())
+    }
+
+    async fn put_blocks(
+        &self,
+        _ctx: &CallContext,
+        identity: Identity,
+        _shape: WireTileShape,
+        tiles: mpsc::Receiver<TileMessage>,
+    ) -> Result<BoxStream<PutAck>, Error> {
+        if strikes(&self.faults.failed_puts) {
+            return Err(Error::new(Code::Unavailable, "the shard is ill"));
+        }
+        let (shard, open, told) = (self.clone(), HashMap::new(), HashSet::new());
+        let acks = futures::stream::unfold(
+            (shard, tiles, open, told),
+            move |(shard, mut tiles, mut open, mut told)| async move {
+                loop {
+                    let tile = tiles.recv().await?;
+                    let Some(outcome) = shard.put(&identity, &mut open, &tile) else { continue };
+                    if outcome == PutOutcome::Duplicate && !told.insert(tile.key) {
+                        continue;
+                    }
+                    let delay = shard.faults.ack_delay_ms.load(Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(delay)).await;
+                    let ack = PutAck { key: tile.key, outcome, message: String::new() };
+                    return Some((Ok(ack), (shard, tiles, open, told)));
+                }
+            },
+        );
+        Ok(acks.boxed())
+    }
+
+    async fn get_blocks(
+        &self,
+        _ctx: &CallContext,
+        get: GetBlocks,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        let state = self.state();
+        let mut answers = Vec::new();
+        for key in get.keys {
+            let Some(tiles) = state.blocks.get(&(get.identity.namespace, key)) else {
+                answers.push(Ok(None));
+                continue;
+            };
+            for (layer, tile) in tiles.iter().enumerate() {
+                let data = bytes::Bytes::copy_from_slice(tile.as_bytes());
+                let crc32c = crc32c(&data);
+                answers.push(Ok(Some(TileMessage { key, layer: layer as u32, data, crc32c })));
+            }
+        }
+        Ok(futures::stream::iter(answers).boxed())
+    }
+
+    async fn open_view(&self, _ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {
+        if open.append_to.is_some() && strikes(&self.faults.failed_appends) {
+            return Err(Error::new(Code::Unavailable, "the shard is ill"));
+        }
+        let mut state = self.state();
+        let namespace = open.identity.namespace;
+        let missing: Vec<BlockKey> = open
+            .blocks
+            .iter()
+            .map(|(_, key)| *key)
+            .filter(|key| !state.blocks.contains_key(&(namespace, *key)))
+            .collect();
+        if !missing.is_empty() {
+            return Ok(OpenedView::Missing(missing));
+        }
+        let view_id = match open.append_to {
+            Some(view_id) => view_id,
+            None => {
+                state.opened += 1;
+                state.opened
+            }
+        };
+        let view = match open.append_to {
+            Some(view_id) => state.views.get_mut(&view_id),
+            None => Some(state.views.entry(view_id).or_insert(View { namespace, blocks: BTreeMap::new() })),
+        };
+        let view = view.ok_or_else(|| Error::new(Code::NotFound, format!("view `{view_id}` is not open")))?;
+        view.blocks.extend(open.blocks);
+        Ok(OpenedView::Open { view_id })
+    }
+
+    async fn attend(
+        &self,
+        _ctx: &CallContext,
+        queries: mpsc::Receiver<AttendQuery>,
+    ) -> Result<BoxStream<AttendAnswer>, Error> {
+        let shard = self.clone();
+        let answers = futures::stream::unfold((shard, queries), |(shard, mut queries)| async move {
+            let query = queries.recv().await?;
+            let query_id = query.query_id;
+            let answer = match shard.answer(&query) {
+                Ok(partials) => AttendAnswer::Partials { query_id, partials, last: true },
+                Err(error) => {
+                    let code = match error.code {
+                        Code::NotFound => 5,
+                        Code::DataLoss => 15,
+                        Code::Unavailable => 14,
+                        _ => 13,
+                    };
+                    AttendAnswer::Failed { query_id, code, message: error.message }
+                }
+            };
+            Some((Ok(answer), (shard, queries)))
+        });
+        Ok(answers.boxed())
+    }
+
+    async fn close_view(&self, _ctx: &CallContext, view_id: u64) -> Result<(), Error> {
+        self.state().views.remove(&view_id);
+        Ok(())
+    }
+
+    async fn stats(&self, _ctx: &CallContext) -> Result<ShardStats, Error> {
+        let state = self.state();
+        Ok(ShardStats {
+            blocks: state.blocks.len() as u64,
+            views: state.views.len() as u64,
+            ..state.stats.clone()
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! A cluster with its runtime, driven from a test's own thread as an engine thread would.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use longshore_attention::KvDtype;
+use longshore_engine::{
+    EngineOptions, Error, Logits, Sequence, StepInput,
+    testing::{Bodies, TestCluster, reference_tiles},
+};
+use longshore_fabric::CallContext;
+use tokio::runtime::Runtime;
+
+/// Tokens of a block in the test cluster.
+pub(crate) const BLOCK: usize = 16;
+const LEASE_MS: u32 = 60_000;
+
+/// Floats as bits, so that a comparison is exact and shows NaN.
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+pub(crate) struct World {
+    pub(crate) runtime: Runtime,
+    pub(crate) cluster: TestCluster,
+}
+
+impl World {
+    pub(crate) fn new(shards: usize, dtype: KvDtype) -> Self {
+        Self::with_options(shards, EngineOptions { kv_dtype: dtype, ..EngineOptions::default() })
+    }
+
+    pub(crate) fn with_options(shards: usize, options: EngineOptions) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime starts");
+        let cluster = runtime.block_on(async { TestCluster::with_options(shards, options) });
+        Self { runtime, cluster }
+    }
+
+    pub(crate) fn links(&self) -> std::sync::Arc<longshore_engine::ShardLinks> {
+        let _on_runtime = self.runtime.enter();
+        self.cluster.links()
+    }
+
+    pub(crate) fn empty(&self) -> Sequence {
+        Sequence::new(&self.cluster.engine, self.cluster.identity(b""), self.links())
+    }
+
+    pub(crate) fn reference(&self, tokens: &[u32]) -> (Bodies, Vec<f32>) {
+        self.reference_as(b"", tokens)
+    }
+
+    pub(crate) fn reference_as(&self, salt: &[u8], tokens: &[u32]) -> (Bodies, Vec<f32>) {
+        reference_tiles(&self.cluster.engine, self.cluster.identity(salt), self.links(), tokens)
+    }
+
+    pub(crate) fn store(&self, tokens: &[u32]) {
+        self.store_as(b"", tokens);
+    }
+
+    pub(crate) fn store_as(&self, salt: &[u8], tokens: &[u32]) {
+        self.runtime.block_on(self.cluster.store(salt, tokens));
+    }
+
+    pub(crate) fn open(&self, prefix: &[u32]) -> Sequence {
+        self.open_as(b"", prefix).expect("the blocks are there")
+    }
+
+    pub(crate) fn open_as(&self, salt: &[u8], prefix: &[u32]) -> Result<Sequence, Error> {
+        let (ctx, identity, links) = (CallContext::new("test"), self.cluster.identity(salt), self.links());
+        self.runtime.block_on(Sequence::open(&self.cluster.engine, &ctx, identity, links, prefix, LEASE_MS))
+    }
+
+    pub(crate) fn fetch(&self, prefix: &[u32]) -> Result<Sequence, Error> {
+        let (ctx, identity, links) = (CallContext::new("test"), self.cluster.identity(b""), self.links());
+        self.runtime.block_on(Sequence::fetch(&self.cluster.engine, &ctx, identity, links, prefix))
+    }
+
+    pub(crate) fn append(&self, sequence: &mut Sequence, count: u64) -> Result<(), Error> {
+        self.runtime.block_on(sequence.append_remote(&CallContext::new("test"), count, LEASE_MS))
+    }
+
+    /// One step that must work; its logits.
+    pub(crate) fn step(&self, sequence: &mut Sequence, tokens: &[u32]) -> Option<Vec<f32>> {
+        self.try_step(sequence, tokens).expect("the step works")
+    }
+
+    pub(crate) fn try_step(
+        &self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+    ) -> Result<Option<Vec<f32>>, Error> {
+        let input = StepInput { sequence, tokens, logits: Logits::Last };
+        self.cluster.engine.step(&CallContext::new("test"), &mut [input], &mut ())?.remove(0)
+    }
+
+    /// Tiles of the full local blocks of a sequence without remote ones.
+    pub(crate) fn full_tiles(&self, sequence: &Sequence) -> Bodies {
+        let blocks = 0..sequence.full_blocks();
+        let tiles = blocks.flat_map(|block| sequence.block_messages(block).expect("the block is local"));
+        tiles.map(|tile| ((tile.key, tile.layer as usize), tile.data.to_vec())).collect()
+    }
+
+    pub(crate) fn attends(&self) -> u64 {
+        self.cluster.shards.iter().map(|shard| shard.attends()).sum()
+    }
+
+    /// Waits for views to be closed in the background.
+    pub(crate) fn views_settle_at(&self, expected: usize) -> bool {
+        for _ in 0..200 {
+            if self.cluster.open_views() == expected {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        false
+    }
+}

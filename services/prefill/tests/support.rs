@@ -1,0 +1,99 @@
+//! A prefill worker on a cluster of shards in memory.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use longshore_attention::KvDtype;
+use longshore_chassis::Tasks;
+use longshore_engine::testing::{Bodies, TestCluster, reference_tiles};
+use longshore_fabric::{BoxStream, CallContext, Error, Prefiller};
+use longshore_prefill::{Config, PrefillMetrics, PrefillWorker};
+use longshore_proto::types::{PrefillEvent, PrefillStart};
+use tokio::sync::mpsc;
+
+/// Tokens of a block in the test cluster.
+pub(crate) const BLOCK: usize = 16;
+
+pub(crate) struct World {
+    pub(crate) cluster: TestCluster,
+    pub(crate) worker: Arc<PrefillWorker>,
+    pub(crate) tasks: Tasks,
+    pub(crate) metrics: PrefillMetrics,
+}
+
+impl World {
+    pub(crate) fn new(shards: usize, config: Config) -> Self {
+        Self::with_dtype(shards, config, KvDtype::F32)
+    }
+
+    pub(crate) fn with_dtype(shards: usize, config: Config, dtype: KvDtype) -> Self {
+        let (cluster, tasks, metrics) =
+            (TestCluster::new(shards, dtype), Tasks::new(), PrefillMetrics::default());
+        let worker = PrefillWorker::new(config, cluster.parts.clone(), &tasks, metrics.clone());
+        Self { cluster, worker, tasks, metrics }
+    }
+
+    pub(crate) fn start(&self, prompt_tokens: usize, cached_blocks: usize) -> PrefillStart {
+        PrefillStart {
+            request_id: "test".to_owned(),
+            identity: self.cluster.identity(b""),
+            prompt_tokens: prompt_tokens as u64,
+            cached_blocks: cached_blocks as u64,
+        }
+    }
+
+    /// Starts a prefill whose tokens come in small chunks.
+    pub(crate) async fn call(
+        &self,
+        start: PrefillStart,
+        prompt: &[u32],
+    ) -> Result<BoxStream<PrefillEvent>, Error> {
+        let (sender, receiver) = mpsc::channel(1);
+        let chunks: Vec<Vec<u32>> = prompt.chunks(50).map(<[u32]>::to_vec).collect();
+        self.tasks.spawn("test-feed", async move {
+            for chunk in chunks {
+                if sender.send(chunk).await.is_err() {
+                    break;
+                }
+            }
+        });
+        self.worker.prefill(&CallContext::new("test"), start, receiver).await
+    }
+
+    /// All events of a prefill that must work; the last one is `Finished`.
+    pub(crate) async fn prefill(&self, prompt: &[u32], cached_blocks: usize) -> Vec<PrefillEvent> {
+        let stream =
+            self.call(self.start(prompt.len(), cached_blocks), prompt).await.expect("the call is good");
+        let events: Vec<_> = stream.collect().await;
+        events.into_iter().map(|event| event.expect("nothing fails")).collect()
+    }
+
+    /// The error of a prefill that must fail, at once or as its last event.
+    pub(crate) async fn failure(&self, start: PrefillStart, prompt: &[u32]) -> Error {
+        match self.call(start, prompt).await {
+            Err(error) => error,
+            Ok(stream) => {
+                let events: Vec<_> = stream.collect().await;
+                events.into_iter().next_back().expect("a stream ends with something").expect_err("it fails")
+            }
+        }
+    }
+
+    /// Tiles of the first `blocks` blocks of `prompt`.
+    pub(crate) fn reference(&self, prompt: &[u32], blocks: usize) -> Bodies {
+        let identity = self.cluster.identity(b"");
+        reference_tiles(&self.cluster.engine, identity, self.cluster.links(), &prompt[..blocks * BLOCK]).0
+    }
+}
+
+/// Waits until `condition` holds, for two seconds at most.
+pub(crate) async fn settles(condition: impl Fn() -> bool) -> bool {
+    for _ in 0..200 {
+        if condition() {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    false
+}

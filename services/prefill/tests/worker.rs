@@ -1,0 +1,251 @@
+//! What a prefill stores, and how it ends.
+
+mod support;
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use futures::StreamExt;
+use longshore_attention::KvDtype;
+use longshore_blocks::Deployment;
+use longshore_engine::testing::tokens;
+use longshore_fabric::Code;
+use longshore_prefill::{Config, PrefixPolicy};
+use longshore_proto::types::{Identity, PrefillEvent, PrefillStart};
+
+use support::{BLOCK, World, settles};
+
+fn chunks_of(chunk_tokens: u32) -> Config {
+    Config { chunk_tokens, ..Config::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_tiles_are_stored_whatever_the_chunks_shards_and_memory() {
+    let prompt = tokens(1, 11 * BLOCK + 1);
+    let small = Config { local_kv_bytes: 8 * 3 * 4096, ..chunks_of(32) };
+    for (shards, config) in [(1, chunks_of(512)), (3, chunks_of(16)), (3, chunks_of(50)), (2, small)] {
+        for dtype in [KvDtype::F32, KvDtype::F16] {
+            let world = World::with_dtype(shards, config.clone(), dtype);
+            let events = world.prefill(&prompt, 0).await;
+            assert!(
+                world.cluster.bodies() == world.reference(&prompt, 11),
+                "{shards} shards, {config:?}, {dtype:?}"
+            );
+            let Some(PrefillEvent::Finished { computed_blocks, stored_bytes }) = events.last() else {
+                panic!("the last event is {:?}", events.last())
+            };
+            let block_bytes = 3 * world.cluster.engine.tile_shape().bytes() as u64;
+            assert_eq!((*computed_blocks, *stored_bytes), (11, 11 * block_bytes));
+            assert!(settles(|| world.cluster.open_views() == 0).await, "views are closed");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_larger_than_the_memory_attends_to_its_own_blocks_on_the_shards() {
+    let prompt = tokens(2, 20 * BLOCK + 3);
+    let world = World::new(3, Config { local_kv_bytes: 4 * 3 * 2048, ..chunks_of(16) });
+    world.prefill(&prompt, 0).await;
+    assert!(world.cluster.shards.iter().any(|shard| shard.attends() > 0), "queries were shipped");
+    assert!(world.cluster.bodies() == world.reference(&prompt, 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cached_prefix_is_not_computed_again_and_changes_no_bit() {
+    let prompt = tokens(3, 10 * BLOCK);
+    for prefix in [PrefixPolicy::Auto, PrefixPolicy::Ship, PrefixPolicy::Fetch] {
+        let world = World::new(3, Config { prefix, ..chunks_of(32) });
+        world.prefill(&prompt[..5 * BLOCK + 1], 0).await;
+        let computed = world.metrics.tokens.get();
+        let events = world.prefill(&prompt, 5).await;
+        // The last block is left to the decode worker.
+        assert!(
+            matches!(events.last(), Some(PrefillEvent::Finished { computed_blocks: 4, .. })),
+            "{events:?}"
+        );
+        assert_eq!(world.metrics.tokens.get() - computed, 4 * BLOCK as u64);
+        assert!(world.cluster.bodies() == world.reference(&prompt, 9), "{prefix:?}");
+        let attends: u64 = world.cluster.shards.iter().map(|shard| shard.attends()).sum();
+        let shipped = match prefix {
+            PrefixPolicy::Auto => continue,
+            PrefixPolicy::Ship => true,
+            PrefixPolicy::Fetch => false,
+        };
+        assert_eq!(attends > 0, shipped, "{prefix:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_computed_when_everything_is_cached_or_short() {
+    let world = World::new(1, Config::default());
+    let prompt = tokens(4, 3 * BLOCK);
+    world.prefill(&prompt, 0).await;
+    let computed = world.metrics.tokens.get();
+    for (length, cached) in [(3 * BLOCK, 2), (3 * BLOCK, 99), (BLOCK, 0), (1, 0)] {
+        let events = world.prefill(&prompt[..length], cached).await;
+        assert_eq!(events, [PrefillEvent::Finished { computed_blocks: 0, stored_bytes: 0 }]);
+    }
+    assert_eq!(world.metrics.tokens.get(), computed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_rises_to_the_end() {
+    let world = World::new(2, Config { progress_layers: 1, ..chunks_of(32) });
+    let events = world.prefill(&tokens(5, 6 * BLOCK + 1), 0).await;
+    let done: Vec<u64> = events
+        .iter()
+        .filter_map(|event| match event {
+            PrefillEvent::Progress { done_tokens } => Some(*done_tokens),
+            PrefillEvent::Finished { .. } => None,
+        })
+        .collect();
+    assert_eq!(done, [10, 21, 32, 42, 53, 64, 74, 85, 96]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tiles_leave_while_later_layers_compute() {
+    let world = World::new(1, Config::default());
+    world.cluster.model.layer_delay_ms.store(100, Ordering::SeqCst);
+    let prompt = tokens(6, 4 * BLOCK + 1);
+    let stream = world.call(world.start(prompt.len(), 0), &prompt).await.expect("the call is good");
+    let shard = &world.cluster.shards[0];
+    assert!(settles(|| shard.tiles_received() >= 4).await);
+    assert!(
+        world.cluster.model.layers_computed.load(Ordering::SeqCst) < 3,
+        "the first layer left before the last began"
+    );
+    assert!(stream.collect::<Vec<_>>().await.iter().all(Result::is_ok));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_the_answer_stops_the_computation_and_releases_everything() {
+    let world = World::new(2, chunks_of(16));
+    let prompt = tokens(7, 40 * BLOCK);
+    world.prefill(&prompt[..3 * BLOCK + 1], 0).await;
+    world.cluster.model.layer_delay_ms.store(20, Ordering::SeqCst);
+    let before = world.cluster.model.layers_computed.load(Ordering::SeqCst);
+    let mut stream = world.call(world.start(prompt.len(), 3), &prompt).await.expect("the call is good");
+    stream.next().await.expect("there is progress").expect("nothing fails");
+    drop(stream);
+    let layers = || world.cluster.model.layers_computed.load(Ordering::SeqCst) - before;
+    let at_drop = layers();
+    assert!(settles(|| world.cluster.open_views() == 0 && world.metrics.queue_depth.get() == 0).await);
+    assert!(layers() <= at_drop + 2, "{} layers after {at_drop}", layers());
+    assert_eq!(world.metrics.cancelled.get(), 1);
+    world.cluster.model.layer_delay_ms.store(0, Ordering::SeqCst);
+    world.prefill(&tokens(8, 2 * BLOCK), 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_refuses_with_a_hint_when_to_retry() {
+    let world = World::new(1, Config { queue_max: 1, ..Config::default() });
+    world.cluster.model.layer_delay_ms.store(50, Ordering::SeqCst);
+    let prompt = tokens(9, 2 * BLOCK);
+    let start = world.start(prompt.len(), 0);
+    let under_way = [world.call(start.clone(), &prompt).await, world.call(start.clone(), &prompt).await];
+    let error = world.call(start, &prompt).await.err().expect("two prompts fill the worker");
+    assert_eq!(error.code, Code::ResourceExhausted);
+    assert!(error.retry_after.is_some());
+    assert_eq!(world.metrics.rejected.get(), 1);
+    for stream in under_way {
+        let events: Vec<_> = stream.expect("there was room").collect().await;
+        assert!(events.iter().all(Result::is_ok));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_cached_blocks_are_not_found() {
+    for prefix in [PrefixPolicy::Ship, PrefixPolicy::Fetch] {
+        let world = World::new(2, Config { prefix, ..Config::default() });
+        let prompt = tokens(10, 5 * BLOCK);
+        let error = world.failure(world.start(prompt.len(), 2), &prompt).await;
+        assert_eq!(error.code, Code::NotFound, "{error}");
+        assert!(settles(|| world.cluster.open_views() == 0).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_blocks_are_sent_again_once() {
+    let world = World::new(1, Config::default());
+    let prompt = tokens(11, 5 * BLOCK + 1);
+    world.cluster.shards[0].faults.corrupt_puts.store(3, Ordering::SeqCst);
+    world.prefill(&prompt, 0).await;
+    assert_eq!(world.metrics.resent_blocks.get(), 3);
+    assert!(world.cluster.bodies() == world.reference(&prompt, 5));
+
+    let prompt = tokens(12, 2 * BLOCK + 1);
+    world.cluster.shards[0].faults.corrupt_puts.store(9, Ordering::SeqCst);
+    let error = world.failure(world.start(prompt.len(), 0), &prompt).await;
+    assert_eq!(error.code, Code::DataLoss, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_and_ill_shards_have_their_own_codes() {
+    let world = World::new(1, chunks_of(16));
+    let prompt = tokens(13, 5 * BLOCK + 1);
+    world.cluster.shards[0].faults.refused_puts.store(1, Ordering::SeqCst);
+    let error = world.failure(world.start(prompt.len(), 0), &prompt).await;
+    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    assert!(error.retry_after.is_some());
+
+    world.cluster.shards[0].faults.failed_puts.store(1, Ordering::SeqCst);
+    let error = world.failure(world.start(prompt.len(), 0), &prompt).await;
+    assert_eq!(error.code, Code::Unavailable, "{error}");
+
+    let nowhere = World::new(0, Config::default());
+    let error = nowhere.failure(nowhere.start(prompt.len(), 0), &prompt).await;
+    assert_eq!(error.code, Code::Unavailable, "{error}");
+    world.prefill(&prompt, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_name_their_field() {
+    let world = World::new(1, Config::default());
+    let good = world.start(20, 0);
+    let prompt = tokens(14, 20);
+    let other = Identity { deployment: Deployment::from_bytes([9; 32]), ..good.identity };
+    let old = Identity { shard_map_epoch: good.identity.shard_map_epoch + 1, ..good.identity };
+    let table = [
+        (
+            PrefillStart { identity: other, ..good.clone() },
+            prompt.clone(),
+            Code::FailedPrecondition,
+            "identity.deployment",
+        ),
+        (
+            PrefillStart { identity: old, ..good.clone() },
+            prompt.clone(),
+            Code::FailedPrecondition,
+            "identity.shard_map_epoch",
+        ),
+        (world.start(0, 0), Vec::new(), Code::InvalidArgument, "start.prompt_tokens"),
+        (world.start(1_025, 0), prompt.clone(), Code::OutOfRange, "start.prompt_tokens"),
+        (world.start(21, 0), prompt.clone(), Code::InvalidArgument, "tokens"),
+        (world.start(19, 0), prompt.clone(), Code::InvalidArgument, "tokens"),
+        (good.clone(), [&prompt[..19], &[97]].concat(), Code::InvalidArgument, "tokens.token_ids"),
+    ];
+    for (start, prompt, code, field) in table {
+        let error = world.failure(start, &prompt).await;
+        assert_eq!((error.code, error.field.as_deref()), (code, Some(field)), "{error}");
+        assert!(error.message.contains('`'), "{error}");
+    }
+    world.prefill(&prompt, 0).await;
+    assert_eq!(world.metrics.queue_depth.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stops_ends_its_prompts_and_takes_no_more() {
+    let world = World::new(1, chunks_of(16));
+    world.cluster.model.layer_delay_ms.store(30, Ordering::SeqCst);
+    let prompt = tokens(15, 30 * BLOCK);
+    let start = world.start(prompt.len(), 0);
+    let streams = [world.call(start.clone(), &prompt).await, world.call(start.clone(), &prompt).await];
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(world.tasks.drain(Duration::from_secs(10)).await, Vec::<String>::new());
+    for stream in streams {
+        let events: Vec<_> = stream.expect("the worker ran").collect().await;
+        let error = events.last().expect("there is an end").as_ref().expect_err("it did not finish");
+        assert_eq!(error.code, Code::Unavailable, "{error}");
+    }
+    let error = world.call(start, &prompt).await.err().expect("it is over");
+    assert_eq!(error.code, Code::Unavailable, "{error}");
+}

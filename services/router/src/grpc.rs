@@ -11,3 +11,6 @@ use crate::Router;
 pub fn serve_on(services: Services, router: &Router) -> Services {
     services.inference(Arc::new(router.clone())).describer(Arc::new(router.clone()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -220,3 +220,53 @@ fn hide(scores: &mut [f32], position: u64, block: &Block<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pulp::{Scalar, WithSimd};
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::{FoldAll, Scratch, run};
+    use crate::executor::{AttendItem, PagedKv};
+    use crate::{ExactBlock, HeadShape, KvDtype, Queries, Tile, TileShape, WorkList};
+
+    struct One(Tile);
+
+    impl PagedKv for One {
+        fn shape(&self) -> TileShape {
+            self.0.shape()
+        }
+        fn len(&self) -> usize {
+            1
+        }
+        fn tile(&self, _index: usize) -> &Tile {
+            &self.0
+        }
+    }
+
+    /// Processors without fused multiply-adds or vectors give the same bits, only later.
+    #[test]
+    fn instruction_sets_agree_bit_for_bit() {
+        println!("seed 51");
+        let mut rng = ChaCha8Rng::seed_from_u64(51);
+        let mut draw = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-3.0..3.0)).collect() };
+        let heads = HeadShape { kv_heads: 1, group: 2, head_dim: 40 };
+        for dtype in [KvDtype::F32, KvDtype::F16] {
+            let mut tile = Tile::zeroed(TileShape { block_tokens: 64, kv_heads: 1, head_dim: 40, dtype });
+            tile.write(0, &draw(64 * 40), &draw(64 * 40)).unwrap();
+            let (kv, data) = (One(tile), draw(23 * 2 * 40));
+            let exact = vec![ExactBlock { tile: 0, first_position: 0, len: 61 }];
+            let work = WorkList { exact, ..WorkList::default() };
+            let queries = Queries { shape: heads, first_position: 30, scale: 0.2, data: &data };
+            let item = AttendItem { queries, kv: &kv, work: &work, initial: None };
+            let fast = run(&item, 0, 0, &mut Scratch::default());
+            let scratch = &mut Scratch::default();
+            let plain = FoldAll { item: &item, kv_head: 0, first: 0, scratch }.with_simd(Scalar::new());
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+            assert_eq!(bits(&fast.m), bits(&plain.m));
+            assert_eq!(bits(&fast.l), bits(&plain.l));
+            assert_eq!(bits(fast.o.as_flattened()), bits(plain.o.as_flattened()));
+        }
+    }
+}

@@ -17,6 +17,7 @@ use crate::tokenizer::Tokenizer;
 /// Instructions and, at 64 bytes each, data of one rendering: some seconds and 256 MiB at worst. A prompt of a million tokens
 /// takes a small part of it.
 const FUEL: u64 = 4 << 20;
+const JSON_BYTES_MAX: usize = 16 << 20;
 const NAME: &str = "chat_template";
 
 /// A compiled chat template. Clones share it.
@@ -120,6 +121,10 @@ fn write_json(
     indent: Option<usize>,
     depth: usize,
 ) -> Result<(), minijinja::Error> {
+    // Lists that hold each other many times are small in memory and endless in JSON.
+    if out.len() > JSON_BYTES_MAX {
+        return Err(minijinja::Error::from(ErrorKind::OutOfFuel));
+    }
     match value.kind() {
         ValueKind::Undefined | ValueKind::None => out.push_str("null"),
         ValueKind::String => out.push_str(&json_string(value.as_str().unwrap_or_default())),
@@ -137,7 +142,8 @@ fn write_json(
                 write_json(out, &value.get_item(key)?, indent, depth + 1)
             })?;
         }
-        // Booleans and numbers print as JSON does.
+        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+        // Numbers print as in JSON.
         _ => out.push_str(&value.to_string()),
     }
     Ok(())

@@ -141,3 +141,6 @@ fn refuse_overlaps(mut ranges: Vec<(u64, u64, String)>) -> Result<(), Fault> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,7 +96,10 @@ pub(crate) fn dequantize(kind: TensorType, bytes: &[u8], out: &mut [f32]) -> boo
         out.len() / elements,
         "tensor sizes were checked when the file was opened"
     );
-    assert!(bytes.len() % block_bytes == 0 && out.len() % elements == 0, "tensors are whole blocks");
+    assert!(
+        bytes.len().is_multiple_of(block_bytes) && out.len().is_multiple_of(elements),
+        "tensors are whole blocks"
+    );
     const STEP_ELEMENTS: usize = 1 << 16;
     let step_blocks = STEP_ELEMENTS / elements;
     let decode = kind.decode_block();

@@ -134,3 +134,6 @@ fn template(
         .map(|source| ChatTemplate::new(source, &name(&tokens.bos), &name(&tokens.eos)))
         .transpose()
 }
+
+#[cfg(test)]
+mod tests;

@@ -236,8 +236,9 @@ impl Weights {
         let tied_copy = naming.of(WeightName::Output);
         let optional = naming.of(WeightName::RopeFreqs);
         for name in tensors.keys() {
-            let known = expected.contains_key(name) || naming.is_redundant(name) || *name == optional;
-            if !known && !(config.tied_embeddings && *name == tied_copy) {
+            let spare = naming.is_redundant(name) || *name == optional;
+            let copy = config.tied_embeddings && *name == tied_copy;
+            if !(expected.contains_key(name) || spare || copy) {
                 let feature =
                     format!("tensor `{}` in a `{}` model", super::fault::quote(name), config.architecture);
                 return Err(Fault::unsupported(feature, "use weights of the unmodified architecture"));

@@ -117,7 +117,7 @@ fn head_shape(keys: &Keys<'_>, hidden: usize) -> Result<HeadShape, Fault> {
         return Err(Fault::corrupt(keys.key("attention.head_count"), problem));
     }
     let head_dim = keys.unsigned("attention.key_length")?.map(clamp);
-    if head_dim.is_none() && hidden % query_heads != 0 {
+    if head_dim.is_none() && !hidden.is_multiple_of(query_heads) {
         let problem = format!("is {hidden}, which is no multiple of the {query_heads} heads");
         return Err(Fault::corrupt(keys.key("embedding_length"), problem));
     }

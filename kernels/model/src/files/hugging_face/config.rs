@@ -86,7 +86,7 @@ fn head_shape(fields: &Fields<'_>, hidden: usize) -> Result<HeadShape, Fault> {
         return Err(Fault::corrupt("num_attention_heads", problem));
     }
     let head_dim = fields.unsigned("head_dim")?.map(|dim| dim as usize);
-    if head_dim.is_none() && hidden % query_heads != 0 {
+    if head_dim.is_none() && !hidden.is_multiple_of(query_heads) {
         let problem = format!("is {hidden}, which is no multiple of the {query_heads} heads");
         return Err(Fault::corrupt("hidden_size", problem));
     }

@@ -105,10 +105,11 @@ impl From<Error> for Failure {
 async fn compute(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> Result<(), Failure> {
     let query_id = query.query_id;
     store.check_identity(&query.identity)?;
+    let views = plan::views(store, &query)?;
     let mut plan = {
         let _permit = permit(store).await;
         let planner = store.clone();
-        store.compute(move || Plan::new(&planner, &query)).await??
+        store.compute(move || Plan::new(&planner, &query, views)).await??
     };
     loop {
         let (returned, partials) = {

@@ -105,7 +105,8 @@ impl Store {
         &self.attend_permits
     }
 
-    /// Lends the pool and the time. Never hold it over anything slow.
+    /// Lends the pool and the time. Never hold it over anything slow, and never call it on a rayon thread: those know only
+    /// the real clock, not the one that tests move.
     pub(crate) fn with_pool<T>(&self, use_pool: impl FnOnce(&mut Pool, u64) -> T) -> T {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         // Every operation of the pool leaves it consistent before it can panic, so a poisoned lock is still good.

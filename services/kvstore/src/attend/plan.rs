@@ -31,7 +31,7 @@ struct Item {
     first_position: u64,
     scale: f32,
     rows: Vec<f32>,
-    blocks: Arc<Vec<ViewBlock<Arc<Tile>>>>,
+    blocks: Blocks,
 }
 
 /// One item over one stripe: what makes one partial.
@@ -42,16 +42,29 @@ struct Unit {
     blocks: Range<usize>,
 }
 
+/// Blocks of one view.
+type Blocks = Arc<Vec<ViewBlock<Arc<Tile>>>>;
+
+/// Finds the views of a query's items and renews their leases.
+pub(super) fn views(store: &Store, query: &AttendQuery) -> Result<Vec<Blocks>, Error> {
+    if query.items.len() > ITEMS_MAX {
+        return Err(Error::invalid("items", format!("has {}, limit {ITEMS_MAX}", query.items.len())));
+    }
+    let namespace = query.identity.namespace;
+    let views = store.with_pool(|pool, now| {
+        let views = query.items.iter().map(|item| pool.view(namespace, ViewId(item.view_id), now));
+        views.collect::<Result<_, _>>()
+    });
+    Ok(views?)
+}
+
 impl Plan {
-    /// Checks the query and touches its views.
-    pub(super) fn new(store: &Store, query: &AttendQuery) -> Result<Self, Error> {
+    /// Checks the query; `views` has the blocks of every item.
+    pub(super) fn new(store: &Store, query: &AttendQuery, views: Vec<Blocks>) -> Result<Self, Error> {
         let identity = store.identity();
         if query.layer >= identity.layers {
             let problem = format!("is {}, the model has {} layers", query.layer, identity.layers);
             return Err(Error::invalid("layer", problem));
-        }
-        if query.items.len() > ITEMS_MAX {
-            return Err(Error::invalid("items", format!("has {}, limit {ITEMS_MAX}", query.items.len())));
         }
         let bytes: usize = query.items.iter().map(|item| item.queries.data.len()).sum();
         let bytes_max = store.config().attend_query_bytes_max;
@@ -60,9 +73,12 @@ impl Plan {
                 format!("have {bytes} bytes of rows, limit {bytes_max}; hint: send fewer rows a query");
             return Err(Error::invalid("items", problem));
         }
-        let items = query.items.iter().enumerate();
+        let tile = &identity.tile_shape;
+        let items = query.items.iter().zip(views).enumerate();
         let items = items
-            .map(|(index, item)| Item::new(store, query, item).map_err(|error| within(index, error)))
+            .map(|(index, (item, blocks))| {
+                Item::new(tile, item, blocks).map_err(|error| within(index, error))
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let stripe_of = |block: u64| identity.geometry.stripe_of(block);
         let units = items.iter().enumerate().flat_map(|(item, it)| it.units(item, stripe_of)).collect();
@@ -131,8 +147,8 @@ impl Plan {
 }
 
 impl Item {
-    fn new(store: &Store, query: &AttendQuery, item: &AttendItem) -> Result<Self, Error> {
-        let shape = head_shape(&item.queries, &store.identity().tile_shape)?;
+    fn new(tile: &TileShape, item: &AttendItem, blocks: Blocks) -> Result<Self, Error> {
+        let shape = head_shape(&item.queries, tile)?;
         let rows = item.queries.to_f32().ok_or_else(|| Error::invalid("queries.dtype", "is not F32"))?;
         if item.first_position.checked_add(item.queries.shape[0]).is_none() {
             return Err(Error::invalid("first_position", "is too large for its rows"));
@@ -143,8 +159,6 @@ impl Item {
         if let Some(position) = rows.iter().position(|value| !value.is_finite()) {
             return Err(Error::invalid("queries", format!("is {} at element {position}", rows[position])));
         }
-        let namespace = query.identity.namespace;
-        let blocks = store.with_pool(|pool, now| pool.view(namespace, ViewId(item.view_id), now))?;
         let (first_position, scale) = (item.first_position, item.scale);
         Ok(Self { view_id: item.view_id, shape, first_position, scale, rows, blocks })
     }

@@ -163,15 +163,21 @@ async fn unknown_views_and_those_of_others_look_the_same() {
 }
 
 #[tokio::test]
-async fn stored_values_that_are_no_numbers_never_become_an_answer() {
+async fn values_that_are_no_numbers_are_not_stored_and_never_become_an_answer() {
     let shard = shard(2);
-    let nan = vec![0x7e; shape().bytes()];
-    let tiles = (0..LAYERS).map(|layer| {
-        let data = Bytes::from(nan.clone());
+    let nan = (0..LAYERS).map(|layer| {
+        let data = Bytes::from(vec![0x7e; shape().bytes()]);
         TileMessage { key: key(1), layer, crc32c: crc32c(&data), data }
     });
-    assert_eq!(outcomes(&shard.put("", tiles.collect()).await), [(1, PutOutcome::Stored)]);
-    let view = shard.view(&[(0, 1)]).await;
-    let (code, message) = shard.refused(query(1, 0, vec![item(view, 16, 1)])).await;
+    let acks = shard.put("", nan.collect()).await;
+    assert_eq!(outcomes(&acks), [(1, PutOutcome::Corrupt)]);
+    assert!(acks[0].message.contains("finite"), "{}", acks[0].message);
+
+    // Finite rows whose products overflow.
+    shard.store(&[2]).await;
+    let view = shard.view(&[(0, 2)]).await;
+    let large = Tensor::from_f32(&[1, HEADS as u64, HEAD_DIM as u64], &[f32::MAX; HEADS * HEAD_DIM]);
+    let (code, message) =
+        shard.refused(query(1, 0, vec![AttendItem { queries: large, ..item(view, 16, 1) }])).await;
     assert_eq!(code, 15, "DATA_LOSS: {message}");
 }

@@ -64,18 +64,17 @@ impl Sealing {
         None
     }
 
-    /// Takes note of an answer; returns whether the block is stored now. What arrived damaged is sent again at once, but
-    /// only once.
-    pub(crate) fn answered(&mut self, block: u64, outcome: Result<PutOutcome, String>) -> bool {
+    /// Takes note of an answer. What arrived damaged is sent again at once, but only once.
+    pub(crate) fn answered(&mut self, block: u64, outcome: Result<PutOutcome, String>) {
         let index = block.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        let Some(standing) = index.and_then(|index| self.blocks.get_mut(index)) else { return false };
-        let Standing::UnderWay { retry } = *standing else { return false };
+        let Some(standing) = index.and_then(|index| self.blocks.get_mut(index)) else { return };
+        let Standing::UnderWay { retry } = *standing else { return };
         let again = matches!(outcome, Ok(PutOutcome::Corrupt)) && !retry;
         let failure = match outcome {
             Ok(PutOutcome::Stored | PutOutcome::Duplicate) => {
                 *standing = Standing::Stored;
                 self.last_failure = None;
-                return true;
+                return;
             }
             Ok(PutOutcome::Corrupt) => "it arrived damaged".to_owned(),
             Ok(PutOutcome::NoSpace) => "its shard has no room".to_owned(),
@@ -83,7 +82,6 @@ impl Sealing {
         };
         *standing = if again { Standing::Waiting { retry: true } } else { Standing::Failed };
         self.last_failure = Some(failure);
-        false
     }
 
     /// Leading blocks that can be handed over.
@@ -130,9 +128,9 @@ mod tests {
         assert_eq!(sealing.next_to_send(), Some(7));
         assert_eq!(sealing.next_to_send(), Some(8));
         assert_eq!(sealing.next_to_send(), None);
-        assert!(sealing.answered(8, Ok(PutOutcome::Stored)));
+        sealing.answered(8, Ok(PutOutcome::Stored));
         assert_eq!(sealing.stored(), 0);
-        assert!(sealing.answered(7, Ok(PutOutcome::Duplicate)));
+        sealing.answered(7, Ok(PutOutcome::Duplicate));
         assert_eq!(sealing.stored(), 2);
         sealing.handed_over(2, None);
         assert_eq!((sealing.stored(), sealing.waiting()), (0, 0));
@@ -144,7 +142,7 @@ mod tests {
     fn a_failed_block_waits_for_the_next_full_one() {
         let mut sealing = sealed(0, 1);
         assert_eq!(sealing.next_to_send(), Some(0));
-        assert!(!sealing.answered(0, Ok(PutOutcome::NoSpace)));
+        sealing.answered(0, Ok(PutOutcome::NoSpace));
         assert_eq!(sealing.next_to_send(), None);
         assert_eq!(sealing.last_failure(), "its shard has no room");
         sealing.seal(2);
@@ -185,9 +183,9 @@ mod tests {
     #[test]
     fn answers_for_unknown_blocks_change_nothing() {
         let mut sealing = sealed(5, 6);
-        assert!(!sealing.answered(4, Ok(PutOutcome::Stored)));
-        assert!(!sealing.answered(5, Ok(PutOutcome::Stored)));
-        assert!(!sealing.answered(9, Ok(PutOutcome::Stored)));
+        for block in [4, 5, 9] {
+            sealing.answered(block, Ok(PutOutcome::Stored));
+        }
         assert_eq!(sealing.stored(), 0);
     }
 }

@@ -85,6 +85,13 @@ impl DecodeWorker {
     }
 }
 
+/// Stops the engine thread, whose sequences end as at a shutdown.
+impl Drop for DecodeWorker {
+    fn drop(&mut self) {
+        self.worker.tasks.cancel();
+    }
+}
+
 #[async_trait]
 impl Decoder for DecodeWorker {
     async fn decode(

@@ -91,14 +91,16 @@ impl Stepper {
             Command::Admit(active) => self.active.push(*active),
             Command::Resume { id, delivered } => self.resume(id, delivered),
             Command::Stored { id, block, outcome } => {
-                if let Err(failure) = &outcome {
-                    tracing::debug!(block, %failure, "a block was not stored");
-                }
-                let stored = self.active.iter_mut().find(|active| active.id == id);
-                match stored.is_some_and(|active| active.sealing.answered(block, outcome)) {
-                    true => self.worker.metrics.stored_blocks.inc(),
-                    false => self.worker.metrics.put_failures.inc(),
+                match &outcome {
+                    Ok(PutOutcome::Stored | PutOutcome::Duplicate) => self.worker.metrics.stored_blocks.inc(),
+                    failure => {
+                        tracing::debug!(block, ?failure, "a block was not stored");
+                        self.worker.metrics.put_failures.inc()
+                    }
                 };
+                if let Some(active) = self.active.iter_mut().find(|active| active.id == id) {
+                    active.sealing.answered(block, outcome);
+                }
             }
         }
     }
@@ -131,11 +133,14 @@ impl Stepper {
     }
 
     fn end(&mut self, index: usize, outcome: Result<DecodeEvent, Error>) {
+        // Blocks of a finished answer still go to the store, where the next turn of a conversation finds them.
+        if outcome.is_ok() {
+            self.send_blocks(index);
+        }
         let active = self.active.swap_remove(index);
         if active.paused {
             self.worker.metrics.paused_sequences.dec();
         }
-        // Blocks of a finished answer may still reach the store, where the next turn of a conversation finds them.
         if outcome.is_err() {
             active.puts.cancel();
         }
@@ -216,17 +221,21 @@ impl Stepper {
     fn seal(&mut self) {
         let limit = self.worker.config.local_blocks_max;
         for index in (0..self.active.len()).rev() {
-            let active = &mut self.active[index];
-            active.sealing.seal(active.sequence.full_blocks());
-            let waiting = active.sealing.waiting();
+            self.send_blocks(index);
+            let sealing = &self.active[index].sealing;
+            let waiting = sealing.waiting();
             if waiting > limit {
-                let last = active.sealing.last_failure().to_owned();
+                let last = sealing.last_failure().to_owned();
                 self.end(index, Err(Error::NotStored { waiting, limit, last }));
-                continue;
             }
-            while let Some(block) = self.active[index].sealing.next_to_send() {
-                self.put(index, block);
-            }
+        }
+    }
+
+    fn send_blocks(&mut self, index: usize) {
+        let active = &mut self.active[index];
+        active.sealing.seal(active.sequence.full_blocks());
+        while let Some(block) = self.active[index].sealing.next_to_send() {
+            self.put(index, block);
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a decode worker generates, alone and in company, and how sequences end.
 
+#[path = "support/world.rs"]
 mod support;
 
 use std::{sync::atomic::Ordering, time::Duration};
@@ -239,8 +240,8 @@ async fn shards_that_take_no_blocks_are_no_error_while_memory_lasts() {
         shard.faults.corrupt_puts.store(1, Ordering::SeqCst);
         shard.faults.refused_puts.store(1, Ordering::SeqCst);
     }
-    let (answer, _) = world.generate(&prompt, 0, greedy(120)).await;
-    assert_eq!(answer, world.reference(&prompt, &greedy(120)));
+    let stream = world.call(world.start(&prompt, 0, greedy(120)), &prompt).await.expect("the call is good");
+    assert_eq!(finished(stream).await.0, world.reference(&prompt, &greedy(120)));
     assert!(world.metrics.put_failures.get() > 0);
 }
 
@@ -286,7 +287,11 @@ async fn bad_requests_name_their_field() {
         ),
         (DecodeStart { prompt_tokens: 11, ..good.clone() }, Code::InvalidArgument, "tokens"),
         (DecodeStart { prompt_tokens: 9, ..good.clone() }, Code::InvalidArgument, "tokens"),
-        (sampling(Sampling { temperature: -1.0, ..greedy(5) }), Code::InvalidArgument, "start.sampling"),
+        (
+            sampling(Sampling { temperature: -1.0, seed: Some(1), ..greedy(5) }),
+            Code::InvalidArgument,
+            "start.sampling",
+        ),
         (
             sampling(Sampling { temperature: f32::NAN, seed: Some(1), ..greedy(5) }),
             Code::InvalidArgument,

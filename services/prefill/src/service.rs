@@ -160,6 +160,13 @@ impl Worker {
     }
 }
 
+/// Stops the engine threads, whose prompts end as at a shutdown.
+impl Drop for PrefillWorker {
+    fn drop(&mut self) {
+        self.worker.tasks.cancel();
+    }
+}
+
 #[async_trait]
 impl Prefiller for PrefillWorker {
     async fn prefill(

@@ -1,5 +1,6 @@
 //! What shards and callers can do wrong, and what it means for a sequence and its neighbours.
 
+#[path = "support/world.rs"]
 mod support;
 
 use std::sync::atomic::Ordering;

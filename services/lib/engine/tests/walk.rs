@@ -1,5 +1,6 @@
 //! The bits of the walk never depend on chunks, batches, shards, or on what is remote; and what fails, fails alone.
 
+#[path = "support/world.rs"]
 mod support;
 
 use longshore_attention::KvDtype;

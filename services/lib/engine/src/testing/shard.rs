@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -32,8 +32,10 @@ type Stripes = BTreeMap<u64, Vec<(u64, Arc<Tile>)>>;
 /// What goes wrong, and how often.
 #[derive(Debug, Default)]
 pub struct Faults {
-    /// Blocks still to be acknowledged as corrupt.
+    /// Blocks still to be acknowledged as corrupt, each once.
     pub corrupt_puts: AtomicU64,
+    /// Acknowledges every block as corrupt.
+    pub corrupt_all_puts: AtomicBool,
     /// Blocks still to be refused for want of room.
     pub refused_puts: AtomicU64,
     /// Calls of `put_blocks` still to fail with `Unavailable`.
@@ -67,6 +69,7 @@ struct State {
     views: HashMap<u64, View>,
     opened: u64,
     tiles_received: u64,
+    damaged: HashSet<BlockKey>,
     stats: ShardStats,
 }
 
@@ -143,7 +146,10 @@ impl MemoryShard {
             return None;
         }
         let tiles = open.remove(&tile.key)?;
-        if strikes(&self.faults.corrupt_puts) {
+        let damaged = self.faults.corrupt_all_puts.load(Ordering::SeqCst)
+            || (!state.damaged.contains(&tile.key) && strikes(&self.faults.corrupt_puts));
+        if damaged {
+            state.damaged.insert(tile.key);
             return Some(PutOutcome::Corrupt);
         }
         if strikes(&self.faults.refused_puts) {

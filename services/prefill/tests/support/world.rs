@@ -1,5 +1,4 @@
 //! A prefill worker on a cluster of shards in memory.
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,11 +1,24 @@
 //! One attention stream to one shard, shared by every sequence of a process.
 
+mod answer;
+mod session;
+mod split;
+
 use std::sync::Arc;
 
 use longshore_attention::Partials;
 use longshore_proto::types::AttendQuery;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc, oneshot},
+};
+use tokio_util::task::TaskTracker;
 
-use crate::{CallContext, Error, Shard};
+use crate::{CallContext, Code, Error, Shard, lane};
+
+use answer::Expected;
+use session::{Outcome, Question};
+use split::Span;
 
 /// A partial of one stripe, as an answer brought it.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,35 +31,86 @@ pub struct StripePartial {
     pub partial: Partials,
 }
 
-/// Multiplexes queries of many sequences over one `attend` stream; reopens it after a failure. Cheap to clone.
+/// Multiplexes queries of many sequences over one `attend` stream; reopens it after a failure, which everything in flight
+/// sees as `Unavailable`. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct AttendLink {}
+pub struct AttendLink {
+    questions: mpsc::Sender<Question>,
+    slots: Arc<Semaphore>,
+    runtime: Handle,
+}
 
-/// An answer under way.
+/// An answer under way. Dropping it gives the answer up.
 #[derive(Debug)]
-pub struct PendingAttend {}
+pub struct PendingAttend {
+    context: CallContext,
+    runtime: Handle,
+    expected: Expected,
+    pieces: Vec<(Vec<Span>, oneshot::Receiver<Outcome>)>,
+}
 
 impl AttendLink {
-    /// A link to `shard`. Its task runs on `tasks` until the last clone is dropped. `in_flight_max` bounds queries under way.
-    pub fn new(
-        _shard: Arc<dyn Shard>,
-        _tasks: &tokio_util::task::TaskTracker,
-        _in_flight_max: usize,
-    ) -> Self {
-        todo!()
+    /// A link to `shard`. Its task runs on `tasks` until the last clone is dropped. `in_flight_max` (at least 1) bounds
+    /// messages under way; each carries about 1 MiB of query rows at most.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime. The stream lives on the runtime of this call.
+    pub fn new(shard: Arc<dyn Shard>, tasks: &TaskTracker, in_flight_max: usize) -> Self {
+        let in_flight_max = in_flight_max.clamp(1, Semaphore::MAX_PERMITS);
+        let runtime = Handle::current();
+        let (questions, asked) = mpsc::channel(in_flight_max);
+        tasks.spawn_on(session::run(shard, asked, in_flight_max), &runtime);
+        Self { questions, slots: Arc::new(Semaphore::new(in_flight_max)), runtime }
     }
 
     /// Sends a query (its `query_id` is overwritten). Splits it by rows into messages of about 1 MiB. Blocks the calling
-    /// compute thread while too many are under way; never call it on a reactor thread.
-    pub fn query_blocking(&self, _ctx: &CallContext, _query: AttendQuery) -> Result<PendingAttend, Error> {
-        todo!()
+    /// compute thread while too many are under way, at most until the context's deadline or cancellation.
+    ///
+    /// # Panics
+    /// On a reactor thread, which must never block.
+    pub fn query_blocking(&self, ctx: &CallContext, query: AttendQuery) -> Result<PendingAttend, Error> {
+        let expected = Expected::of(&query)?;
+        let mut pieces = Vec::new();
+        for piece in split::split(query, &expected) {
+            let slot = self.runtime.block_on(lane::within(ctx, async {
+                Arc::clone(&self.slots).acquire_owned().await.map_err(|_| closed())
+            }))?;
+            let (reply, answer) = oneshot::channel();
+            let question =
+                Question { query: piece.query, partials_max: piece.partials_max, reply, _slot: slot };
+            // Every question holds a slot and the channel has room for all of them.
+            self.questions.try_send(question).map_err(|_| closed())?;
+            pieces.push((piece.spans, answer));
+        }
+        Ok(PendingAttend { context: ctx.clone(), runtime: self.runtime.clone(), expected, pieces })
     }
+}
+
+fn closed() -> Error {
+    Error::new(Code::Unavailable, "the attention link is closed")
 }
 
 impl PendingAttend {
     /// Waits for the whole answer: partials ascending by item and stripe, rows of split messages joined, every shape
     /// checked against the query. Ends early with `Cancelled` or `DeadlineExceeded` as the context says.
+    ///
+    /// # Panics
+    /// On a reactor thread, which must never block.
     pub fn wait_blocking(self) -> Result<Vec<StripePartial>, Error> {
-        todo!()
+        let Self { context, runtime, expected, pieces } = self;
+        let mut joiner = answer::Joiner::new(&expected);
+        for (spans, mut answer) in pieces {
+            let outcome = match answer.try_recv() {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    runtime.block_on(lane::within(&context, async { answer.await.map_err(|_| closed())? }))
+                }
+            };
+            joiner.add(&spans, outcome?)?;
+        }
+        joiner.finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,16 @@
+//! One body of checks for every lane, and what only the gRPC lane has.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
+
+#[path = "lanes/attention.rs"]
+mod attention;
+#[path = "lanes/calls.rs"]
+mod calls;
+#[path = "lanes/fake.rs"]
+mod fake;
+#[path = "lanes/house.rs"]
+mod house;
+#[path = "lanes/prompts.rs"]
+mod prompts;
+#[path = "lanes/wire.rs"]
+mod wire;

@@ -1,0 +1,294 @@
+//! A shard and a router that are just large enough to talk to.
+
+use std::{
+    collections::HashMap,
+    ops::Deref,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use longshore_blocks::{BlockKey, Deployment, Namespace, crc32c};
+use longshore_fabric::{BoxStream, CallContext, Code, Describer, Error, Inference, Shard};
+use longshore_proto::types::*;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Layers of a block.
+pub(crate) const LAYERS: u32 = 2;
+/// A lookup that asks for this key never ends.
+pub(crate) const STUCK: BlockKey = BlockKey([0xff; 16]);
+/// A lookup that asks for this key fails with every detail.
+pub(crate) const FAULTY: BlockKey = BlockKey([0xfe; 16]);
+/// A lookup that asks for this key panics.
+pub(crate) const PANICS: BlockKey = BlockKey([0xfd; 16]);
+/// A query over this view is answered with a wrong shape.
+pub(crate) const MISSHAPEN_VIEW: u64 = 666;
+/// Tokens of a prompt that the router accepts.
+pub(crate) const PROMPT_TOKENS_MAX: usize = 200_000;
+
+pub(crate) fn identity() -> Identity {
+    let deployment = Deployment::from_bytes([1; 32]);
+    Identity { deployment, namespace: Namespace::from_bytes([2; 32]), shard_map_epoch: 3 }
+}
+
+pub(crate) fn shape() -> WireTileShape {
+    WireTileShape { block_tokens: 16, kv_heads: 1, head_dim: 4, dtype: Dtype::F32, layout: 1, layers: LAYERS }
+}
+
+pub(crate) fn tile(key: BlockKey, layer: u32, bytes: usize) -> TileMessage {
+    let data = bytes::Bytes::from(vec![key.0[0] ^ layer as u8; bytes]);
+    TileMessage { key, layer, crc32c: crc32c(&data), data }
+}
+
+pub(crate) fn lookup(keys: &[BlockKey]) -> Lookup {
+    Lookup { identity: identity(), keys: keys.to_vec() }
+}
+
+pub(crate) fn queries(view_id: u64, rows: u64) -> AttendItem {
+    let values: Vec<f32> = (0..rows * 2 * 4).map(|value| value as f32).collect();
+    AttendItem { view_id, first_position: 64, queries: Tensor::from_f32(&[rows, 2, 4], &values), scale: 0.5 }
+}
+
+/// A fake that test and lane share.
+#[derive(Debug)]
+pub(crate) struct Served<T>(pub(crate) Arc<T>);
+
+impl<T> Deref for Served<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct FakeShard {
+    pub(crate) blocks: Mutex<HashMap<BlockKey, Vec<TileMessage>>>,
+    pub(crate) views: Mutex<HashMap<u64, Vec<(u64, BlockKey)>>>,
+    pub(crate) next_view: AtomicU64,
+    /// The context of the last lookup.
+    pub(crate) seen: Mutex<Option<CallContext>>,
+    /// A stuck call noticed that its caller went away.
+    pub(crate) gone: Notify,
+    tasks: tokio_util::task::TaskTracker,
+}
+
+impl FakeShard {
+    fn holds(&self, key: &BlockKey) -> bool {
+        self.blocks.lock().unwrap().get(key).is_some_and(|tiles| tiles.len() == LAYERS as usize)
+    }
+
+    /// Never ends by itself. Whether the token fires is what counts: the future may be dropped before it looks.
+    fn stuck<T: Send>(self: &Arc<Self>, ctx: &CallContext) -> impl Future<Output = T> + Send + use<T> {
+        let (this, cancel) = (Arc::clone(self), ctx.cancel.clone());
+        self.tasks.spawn(async move {
+            cancel.cancelled().await;
+            this.gone.notify_one();
+        });
+        std::future::pending()
+    }
+
+    fn store(&self, tile: TileMessage) -> Option<PutAck> {
+        let mut blocks = self.blocks.lock().unwrap();
+        let tiles = blocks.entry(tile.key).or_default();
+        let key = tile.key;
+        tiles.push(tile);
+        let done = tiles.len() == LAYERS as usize;
+        done.then(|| PutAck { key, outcome: PutOutcome::Stored, message: String::new() })
+    }
+
+    fn attend_to(&self, query: AttendQuery) -> AttendAnswer {
+        let query_id = query.query_id;
+        let mut partials = Vec::new();
+        for (item, index) in query.items.iter().zip(0..) {
+            let known =
+                item.view_id == MISSHAPEN_VIEW || self.views.lock().unwrap().contains_key(&item.view_id);
+            if !known {
+                let message = format!("`items[{index}].view_id` is not open");
+                return AttendAnswer::Failed { query_id, code: 5, message };
+            }
+            let rows = item.queries.shape[0] - u64::from(item.view_id == MISSHAPEN_VIEW);
+            let values: Vec<f32> =
+                (0..rows * 2).flat_map(|row| [0.0, 1.0, row as f32, 0.0, 0.0, 0.0]).collect();
+            partials.push(AttendPartial {
+                item: index,
+                stripe: 0,
+                partial: Tensor::from_f32(&[rows, 2, 6], &values),
+            });
+        }
+        AttendAnswer::Partials { query_id, partials, last: true }
+    }
+}
+
+#[async_trait]
+impl Shard for Served<FakeShard> {
+    async fn lookup(&self, ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error> {
+        *self.seen.lock().unwrap() = Some(ctx.clone());
+        match lookup.keys.first() {
+            Some(&STUCK) => return self.0.stuck(ctx).await,
+            Some(&PANICS) => panic!("as asked"),
+            Some(&FAULTY) => {
+                let error = Error::new(Code::ResourceExhausted, "the `queue` is full, hint: wait");
+                return Err(error.with_field("keys").with_retry_after(Duration::from_millis(250)));
+            }
+            _ => {}
+        }
+        Ok(lookup.keys.iter().map(|key| self.holds(key)).collect())
+    }
+
+    async fn put_blocks(
+        &self,
+        _: &CallContext,
+        _: Identity,
+        _: WireTileShape,
+        tiles: mpsc::Receiver<TileMessage>,
+    ) -> Result<BoxStream<PutAck>, Error> {
+        let this = Arc::clone(&self.0);
+        let acks =
+            ReceiverStream::new(tiles).filter_map(move |tile| std::future::ready(this.store(tile).map(Ok)));
+        Ok(Box::pin(acks))
+    }
+
+    async fn get_blocks(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        if get.keys == [STUCK] {
+            let first = futures::stream::iter([Ok(None)]);
+            return Ok(Box::pin(first.chain(futures::stream::once(self.0.stuck(ctx)))));
+        }
+        let blocks = self.blocks.lock().unwrap();
+        let read = |key: &BlockKey| match blocks.get(key) {
+            Some(tiles) => tiles.iter().cloned().map(Some).collect(),
+            None => vec![None],
+        };
+        let tiles: Vec<_> = get.keys.iter().flat_map(read).map(Ok).collect();
+        Ok(Box::pin(futures::stream::iter(tiles)))
+    }
+
+    async fn open_view(&self, _: &CallContext, open: OpenView) -> Result<OpenedView, Error> {
+        let missing: Vec<_> =
+            open.blocks.iter().map(|(_, key)| *key).filter(|key| !self.holds(key)).collect();
+        if !missing.is_empty() {
+            return Ok(OpenedView::Missing(missing));
+        }
+        let view_id = open.append_to.unwrap_or_else(|| self.next_view.fetch_add(1, Ordering::SeqCst) + 1);
+        self.views.lock().unwrap().entry(view_id).or_default().extend(open.blocks);
+        Ok(OpenedView::Open { view_id })
+    }
+
+    async fn attend(
+        &self,
+        _: &CallContext,
+        mut queries: mpsc::Receiver<AttendQuery>,
+    ) -> Result<BoxStream<AttendAnswer>, Error> {
+        let (sender, answers) = mpsc::channel(4);
+        let this = Arc::clone(&self.0);
+        self.tasks.spawn(async move {
+            while let Some(query) = queries.recv().await {
+                if sender.send(Ok(this.attend_to(query))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Box::pin(ReceiverStream::new(answers)))
+    }
+
+    async fn close_view(&self, _: &CallContext, view_id: u64) -> Result<(), Error> {
+        self.views.lock().unwrap().remove(&view_id);
+        Ok(())
+    }
+
+    async fn stats(&self, _: &CallContext) -> Result<ShardStats, Error> {
+        let (blocks, views) =
+            (self.blocks.lock().unwrap().len() as u64, self.views.lock().unwrap().len() as u64);
+        Ok(ShardStats { shard_id: "fake".to_owned(), blocks, views, ..ShardStats::default() })
+    }
+}
+
+/// Refuses prompts beyond its limit, either before it gives its stream or inside of it.
+#[derive(Debug, Default)]
+pub(crate) struct FakeRouter {
+    pub(crate) refuse_in_stream: bool,
+    /// Most tokens that it ever had to hold.
+    pub(crate) read: AtomicU64,
+}
+
+async fn read(this: &FakeRouter, prompt: &mut mpsc::Receiver<PromptChunk>) -> Result<usize, Error> {
+    let mut tokens = 0;
+    while let Some(chunk) = prompt.recv().await {
+        tokens += match chunk {
+            PromptChunk::Tokens(chunk) => chunk.len(),
+            PromptChunk::Text(text) => text.len(),
+            PromptChunk::Message(message) => message.content.len(),
+        };
+        this.read.store(tokens as u64, Ordering::SeqCst);
+        if tokens > PROMPT_TOKENS_MAX {
+            return Err(Error::new(Code::OutOfRange, "the prompt is too long").with_field("tokens"));
+        }
+    }
+    Ok(tokens)
+}
+
+#[async_trait]
+impl Inference for Served<FakeRouter> {
+    async fn generate(
+        &self,
+        _: &CallContext,
+        start: GenerateStart,
+        mut prompt: mpsc::Receiver<PromptChunk>,
+    ) -> Result<BoxStream<GenerateEvent>, Error> {
+        let accepted = move |tokens: usize| GenerateEvent::Accepted {
+            request_id: start.request_id.clone(),
+            prompt_tokens: tokens as u64,
+            cached_tokens: 0,
+            model: start.model.clone(),
+        };
+        let this = Arc::clone(&self.0);
+        if !this.refuse_in_stream {
+            let tokens = read(&this, &mut prompt).await?;
+            return Ok(Box::pin(futures::stream::iter([Ok(accepted(tokens))])));
+        }
+        let reading = async move { read(&this, &mut prompt).await.map(accepted) };
+        Ok(Box::pin(futures::stream::once(reading)))
+    }
+
+    async fn tokenize(&self, _: &CallContext, _: &str, text: &str, skip: bool) -> Result<Vec<u32>, Error> {
+        let begin = (!skip).then_some(1);
+        Ok(begin.into_iter().chain(text.bytes().map(u32::from)).collect())
+    }
+
+    async fn list_models(&self, _: &CallContext) -> Result<Vec<ModelDescription>, Error> {
+        Ok(vec![ModelDescription {
+            name: "fake".to_owned(),
+            architecture: "llama".to_owned(),
+            max_context_tokens: 8192,
+            vocabulary: 256,
+            tile_shape: shape(),
+            kv_bytes_per_token: 64,
+            deployment: identity().deployment,
+        }])
+    }
+}
+
+#[async_trait]
+impl Describer for Served<FakeRouter> {
+    async fn describe(&self, _: &CallContext) -> Result<Describe, Error> {
+        let this = Member {
+            id: "fake".to_owned(),
+            role: Role::Router,
+            address: "local:fake".to_owned(),
+            incarnation: 1,
+            weight: 0,
+            healthy: true,
+        };
+        let members = vec![this.clone()];
+        Ok(Describe { this, members, epoch: 3, models: Vec::new(), version: "0.1.0".to_owned() })
+    }
+}

@@ -1,13 +1,20 @@
 //! Our numbers against a float64 NumPy forward pass over the same weights (`tests/reference/forward.py`, which shares no code
 //! with ours): residual streams, logits and greedy tokens of real text. The model and the attention primitive are driven
 //! directly, by a plain loop over the layers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test's functions may fail and report like its body"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, ExactBlock, Executor as _, KvDtype, PagedKv, Partials, Queries, Tile, TileShape, WorkList,
+    AttendItem, CpuExecutor, ExactBlock, Executor as _, KvDtype, PagedKv, Partials, Queries, Tile, TileShape,
+    WorkList,
 };
+use longshore_model::testing::{StoredType, TinyArchitecture, TinyOptions, write_tiny_gguf};
 use longshore_model::{Backend as _, CpuBackend, LoadedModel, Sampler, SamplerParams};
 use longshore_tests::server::{model, python};
 
@@ -85,7 +92,8 @@ impl<'a> Sequence<'a> {
         let mut whole = Partials::identity(queries.rows(), config.heads.query_heads(), config.heads.head_dim);
         for stripe in blocks.chunks(STRIPE_BLOCKS) {
             let work = WorkList { exact: stripe.to_vec(), ..WorkList::default() };
-            let partials = CpuExecutor.attend(&[AttendItem { queries, kv, work: &work, initial: None }]).unwrap();
+            let partials =
+                CpuExecutor.attend(&[AttendItem { queries, kv, work: &work, initial: None }]).unwrap();
             whole.merge(&partials[0]).unwrap();
         }
         whole.finish()
@@ -132,13 +140,21 @@ struct Expected {
     generated: Vec<u32>,
 }
 
-/// Runs the reference over the prompts that lie beside it.
-fn reference(model: &Path) -> Vec<Expected> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("reference");
-    let prompts = folder.join("prompts.json");
+fn reference_folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("reference")
+}
+
+/// Runs the reference over a file of prompts.
+fn reference(model: &Path, prompts: &Path) -> Vec<Expected> {
     let out = tempfile::tempdir().unwrap();
     let mut command = Command::new(python());
-    command.arg(folder.join("forward.py")).arg(model).arg("--prompts").arg(&prompts).arg("--out").arg(out.path());
+    command
+        .arg(reference_folder().join("forward.py"))
+        .arg(model)
+        .arg("--prompts")
+        .arg(prompts)
+        .arg("--out")
+        .arg(out.path());
     command.args(["--generate", &GENERATED.to_string()]);
     let output = command.output().unwrap_or_else(|error| panic!("cannot start `{}`: {error}", python()));
     let complaint = String::from_utf8_lossy(&output.stderr);
@@ -151,8 +167,9 @@ fn reference(model: &Path) -> Vec<Expected> {
     let ids = |value: &serde_json::Value| -> Vec<u32> {
         value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
     };
-    let json = |path: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
-    let prompts = json(&prompts);
+    let json =
+        |path: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let prompts = json(prompts);
     let of = |(name, prompt): (&String, &serde_json::Value)| Expected {
         name: name.clone(),
         prompt: ids(prompt),
@@ -173,13 +190,22 @@ fn read_npy(path: &Path) -> Vec<f32> {
     bytes[header..].as_chunks().0.iter().map(|element| f32::from_le_bytes(*element)).collect()
 }
 
-/// How far rows are from the reference.
-#[derive(Debug)]
+/// How far rows are from the reference: relative L2 distances, and the largest error of any element.
 struct Distance {
     worst_row: f64,
     mean: f64,
     last: f64,
     max_error: f64,
+}
+
+impl std::fmt::Display for Distance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { worst_row, mean, last, max_error } = self;
+        write!(
+            f,
+            "relative L2 worst {worst_row:.2e}, mean {mean:.2e}, last {last:.2e}; max error {max_error:.2e}"
+        )
+    }
 }
 
 fn distance(found: &[f32], expected: &[f32], width: usize) -> Distance {
@@ -210,11 +236,13 @@ fn compare(backend: &CpuBackend, expected: &[Expected], dtype: KvDtype, limit: f
         let (found_hidden, found_logits) = sequence.append(prompt);
         let of_hidden = distance(&found_hidden, hidden, config.hidden);
         let of_logits = distance(&found_logits, logits, config.vocabulary);
-        let kv = dtype.name();
-        println!("{name}, {} tokens, {kv} KV: hidden {of_hidden:?}", prompt.len());
-        println!("{name}, {} tokens, {kv} KV: logits {of_logits:?}", prompt.len());
-        assert!(of_hidden.worst_row < limit, "{name}, {kv}: hidden states are off: {of_hidden:?}");
-        assert!(of_logits.worst_row < limit, "{name}, {kv}: logits are off: {of_logits:?}");
+        let what = format!("{name}, {} tokens, {} KV", prompt.len(), dtype.name());
+        let report = format!("{what}: hidden states {of_hidden}\n{what}: logits {of_logits}");
+        println!("{report}");
+        assert!(
+            of_hidden.worst_row < limit && of_logits.worst_row < limit,
+            "a row is off by over {limit}\n{report}"
+        );
         if dtype == KvDtype::F32 {
             let last = found_logits[found_logits.len() - config.vocabulary..].to_vec();
             assert_eq!(generate(&mut sequence, last), *generated, "{name}: greedy tokens");
@@ -222,14 +250,39 @@ fn compare(backend: &CpuBackend, expected: &[Expected], dtype: KvDtype, limit: f
     }
 }
 
+fn backend(model: &Path) -> CpuBackend {
+    let LoadedModel { info, weights } = LoadedModel::open(model, &|_| ()).unwrap();
+    CpuBackend::new(info.config, &weights, &|_| ()).unwrap()
+}
+
 #[test]
 fn hidden_states_logits_and_greedy_tokens_agree_with_float64() {
     let path = model();
-    let expected = reference(&path);
+    let expected = reference(&path, &reference_folder().join("prompts.json"));
     let lengths: Vec<usize> = expected.iter().map(|expected| expected.prompt.len()).collect();
     assert_eq!(lengths, [20, 197, 600], "prompts of the reference");
-    let LoadedModel { info, weights } = LoadedModel::open(&path, &|_| ()).unwrap();
-    let backend = CpuBackend::new(info.config, &weights, &|_| ()).unwrap();
+    let backend = backend(&path);
     compare(&backend, &expected, KvDtype::F32, 1e-3);
     compare(&backend, &expected, KvDtype::F16, 1e-2);
+}
+
+/// Biases, norms of heads, both pairings of the rotation, tied and untied outputs, heads wider together than the stream.
+#[test]
+fn every_architecture_agrees_with_float64() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = folder.path().join("prompts.json");
+    let tokens: Vec<u32> = (0..150).map(|i| (i * 71 + 5) % 260).collect();
+    std::fs::write(&prompts, serde_json::json!({ "tokens": tokens }).to_string()).unwrap();
+    for (architecture, tied_embeddings, stored) in [
+        (TinyArchitecture::Llama, false, StoredType::F16),
+        (TinyArchitecture::Qwen2, true, StoredType::Q8_0),
+        (TinyArchitecture::Qwen3, false, StoredType::F32),
+    ] {
+        let path = folder.path().join(format!("{}.gguf", architecture.name()));
+        let options =
+            TinyOptions { architecture, tied_embeddings, stored, query_heads: 6, ..TinyOptions::default() };
+        write_tiny_gguf(&path, &options).unwrap();
+        println!("{options:?}");
+        compare(&backend(&path), &reference(&path, &prompts), KvDtype::F32, 1e-4);
+    }
 }

@@ -122,8 +122,15 @@ impl House {
     }
 
     /// Ends every task; names those that did not end.
-    pub async fn end(self) -> Vec<String> {
+    pub async fn end(&self) -> Vec<String> {
         self.tasks.drain(std::time::Duration::from_secs(20)).await
+    }
+}
+
+impl Drop for House {
+    /// Engine threads end with their tasks; the runtime of a test waits for them.
+    fn drop(&mut self) {
+        self.tasks.cancel();
     }
 }
 

@@ -1,5 +1,14 @@
 //! Faults of messages that came over the wire.
 
+/// What sort of fault a [`WireError`] is; a closed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The sender said something that can never work.
+    InvalidInput,
+    /// Bytes did not match their checksum.
+    Corrupt,
+}
+
 /// A message that does not mean anything; names the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
@@ -33,6 +42,19 @@ impl WireError {
             Self::Invalid { field, problem } => Self::Invalid { field: path(field), problem },
             Self::Checksum { field } => Self::Checksum { field: path(field) },
         }
+    }
+
+    /// The sort of fault.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Invalid { .. } => Kind::InvalidInput,
+            Self::Checksum { .. } => Kind::Corrupt,
+        }
+    }
+
+    /// Whether the same call can succeed later without a change by the caller: corrupt bytes may be whole the next time.
+    pub fn retryable(&self) -> bool {
+        self.kind() == Kind::Corrupt
     }
 
     /// Dotted path of the field.

@@ -23,4 +23,4 @@ pub mod v1 {
 mod error;
 pub mod types;
 
-pub use error::WireError;
+pub use error::{Kind, WireError};

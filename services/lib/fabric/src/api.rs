@@ -1,4 +1,7 @@
 //! The service traits. A service crate implements its own; `grpc` implements them as clients.
+//!
+//! Calls that take a channel give their stream as soon as they know that they want the work: callers may begin to feed
+//! the channel only then, and a failure may come from the call or, later, as the last item of the stream.
 
 use std::{fmt::Debug, pin::Pin, sync::Arc};
 

@@ -18,7 +18,9 @@ use longshore_model::{
     testing::{TinyOptions, write_tiny_gguf},
 };
 use longshore_prefill::PrefillWorker;
-use longshore_proto::types::{Finished, GenerateEvent, GenerateStart, ModelDescription, PromptChunk, Sampling, WireTileShape};
+use longshore_proto::types::{
+    Finished, GenerateEvent, GenerateStart, ModelDescription, PromptChunk, Sampling, WireTileShape,
+};
 use longshore_router::Router;
 use tokio::sync::{mpsc, watch};
 
@@ -99,12 +101,25 @@ impl House {
         site.workers(&plan).await;
         let router = site.router();
         let deployment = site.deployment;
-        Self { router, shards, deployment, geometry, tasks, _registrations: site.registrations, _folder: folder }
+        Self {
+            router,
+            shards,
+            deployment,
+            geometry,
+            tasks,
+            _registrations: site.registrations,
+            _folder: folder,
+        }
     }
 
     /// Greedy answer to token ids.
     pub async fn generate(&self, prompt: &[u32], max_tokens: u32) -> Result<Answer, Error> {
-        let sampling = Sampling { temperature: 0.0, max_tokens: Some(max_tokens), ignore_eos: true, ..Sampling::default() };
+        let sampling = Sampling {
+            temperature: 0.0,
+            max_tokens: Some(max_tokens),
+            ignore_eos: true,
+            ..Sampling::default()
+        };
         let start = GenerateStart { sampling, ..GenerateStart::default() };
         let (send, chunks) = mpsc::channel(1);
         send.send(PromptChunk::Tokens(prompt.to_vec())).await.expect("a channel of one takes one");
@@ -147,12 +162,18 @@ struct Site {
 impl Site {
     fn tile_shape(&self) -> TileShape {
         let heads = self.loaded.info.config.heads;
-        TileShape { block_tokens: 16, kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype: KvDtype::F16 }
+        TileShape {
+            block_tokens: 16,
+            kv_heads: heads.kv_heads,
+            head_dim: heads.head_dim,
+            dtype: KvDtype::F16,
+        }
     }
 
     async fn join(&mut self, role: Role, id: &str) -> Member {
         let weight = u32::from(role == Role::KvStore);
-        let member = Member { id: id.to_owned(), role, address: format!("local:{id}"), incarnation: 1, weight };
+        let member =
+            Member { id: id.to_owned(), role, address: format!("local:{id}"), incarnation: 1, weight };
         let registration = self.membership.register(member.clone()).await.expect("ids are unique");
         self.registrations.push(registration);
         member
@@ -174,7 +195,8 @@ impl Site {
                 tile_shape: self.tile_shape(),
                 layers: self.loaded.info.config.layers as u32,
             };
-            let store = KvStore::new(longshore_kvstore::Config::default(), identity, &self.tasks, &Metrics::new());
+            let store =
+                KvStore::new(longshore_kvstore::Config::default(), identity, &self.tasks, &Metrics::new());
             let store = store.expect("a shard with default settings");
             self.local.add_shard(format!("kv-{index}"), (plan.wrap)(index, Arc::clone(&store)));
             shards.push(store);
@@ -183,9 +205,11 @@ impl Site {
     }
 
     async fn workers(&mut self, plan: &Plan) {
-        let backend = CpuBackend::new(self.loaded.info.config.clone(), &self.loaded.weights, &|_| ()).expect("a backend");
+        let backend = CpuBackend::new(self.loaded.info.config.clone(), &self.loaded.weights, &|_| ())
+            .expect("a backend");
         let options = EngineOptions { kv_dtype: KvDtype::F16, ..EngineOptions::default() };
-        let engine = Engine::new(Arc::new(backend), Arc::new(CpuExecutor), self.geometry, options).expect("an engine");
+        let engine =
+            Engine::new(Arc::new(backend), Arc::new(CpuExecutor), self.geometry, options).expect("an engine");
         let engine = Arc::new(engine);
         let config = longshore_prefill::Config { chunk_tokens: 64, ..longshore_prefill::Config::default() };
         let metrics = longshore_prefill::PrefillMetrics::register(&Metrics::new());
@@ -196,7 +220,12 @@ impl Site {
         for index in 0..plan.decoders {
             let id = format!("decode-{index}");
             let metrics = longshore_decode::DecodeMetrics::register(&Metrics::new());
-            let decode = DecodeWorker::new(longshore_decode::Config::default(), self.parts(&engine), &self.tasks, metrics);
+            let decode = DecodeWorker::new(
+                longshore_decode::Config::default(),
+                self.parts(&engine),
+                &self.tasks,
+                metrics,
+            );
             let member = self.join(Role::Decode, &id).await;
             self.local.add_decoder(id, decode);
             self.describe(member);
@@ -242,7 +271,13 @@ impl Site {
     }
 
     fn router(&self) -> Router {
-        let this = Member { id: "router-0".into(), role: Role::Router, address: "local:router-0".into(), incarnation: 1, weight: 0 };
+        let this = Member {
+            id: "router-0".into(),
+            role: Role::Router,
+            address: "local:router-0".into(),
+            incarnation: 1,
+            weight: 0,
+        };
         let connector = AnyConnector::new(self.local.clone(), GrpcConnector::new(GrpcOptions::default()));
         let loaded = LoadedModel::open(&self.loaded.info.path, &|_| ()).expect("the tiny model loads again");
         Router::new(longshore_router::Parts {
@@ -289,6 +324,12 @@ impl longshore_fabric::Describer for Sign {
             healthy: true,
         };
         let members = vec![this.clone()];
-        Ok(longshore_proto::types::Describe { this, members, epoch: 0, models: vec![self.model.clone()], version: "test".into() })
+        Ok(longshore_proto::types::Describe {
+            this,
+            members,
+            epoch: 0,
+            models: vec![self.model.clone()],
+            version: "test".into(),
+        })
     }
 }

@@ -60,7 +60,8 @@ impl Server {
         model();
         let mut command = Command::new(program());
         command.args(["up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]).args(args);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program starts");
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program starts");
         let stdout = child.stdout.take().expect("stdout is piped");
         let (send, lines) = sync_channel(1024);
         std::thread::spawn(move || {
@@ -82,8 +83,12 @@ impl Server {
             let left = READY_WITHIN.saturating_sub(began.elapsed());
             let line = match self.lines.recv_timeout(left) {
                 Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => panic!("not ready within {READY_WITHIN:?}; it said:\n{seen}"),
-                Err(RecvTimeoutError::Disconnected) => panic!("it ended before it was ready; it said:\n{seen}"),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("not ready within {READY_WITHIN:?}; it said:\n{seen}")
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("it ended before it was ready; it said:\n{seen}")
+                }
             };
             let words: Vec<_> = line.split_whitespace().collect();
             match words.as_slice() {
@@ -174,7 +179,8 @@ pub async fn complete(server: &Server, prompt: &Value, max_tokens: u32) -> (Stri
     let body = json!({"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true, "model": ""});
     let (status, answer) = post(&format!("{}/completions", server.openai), &body).await;
     assert_eq!(status, 200, "{answer}");
-    let text = answer.pointer("/choices/0/text").and_then(Value::as_str).expect("an answer has text").to_owned();
+    let text =
+        answer.pointer("/choices/0/text").and_then(Value::as_str).expect("an answer has text").to_owned();
     (text, answer["usage"].clone())
 }
 

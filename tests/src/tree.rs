@@ -31,7 +31,10 @@ impl Source {
     /// Lines before a trailing inline test module, comments blanked.
     pub fn product_lines(&self) -> Vec<&str> {
         let end = self.text.find("\n#[cfg(test)]\nmod tests {").unwrap_or(self.text.len());
-        self.text[..end].lines().map(|line| if line.trim_start().starts_with("//") { "" } else { line }).collect()
+        self.text[..end]
+            .lines()
+            .map(|line| if line.trim_start().starts_with("//") { "" } else { line })
+            .collect()
     }
 
     /// Functions as (line, name, lines), measured from signature to the closing brace at the same indent.
@@ -41,7 +44,8 @@ impl Source {
         for (at, line) in lines.iter().enumerate() {
             let Some(name) = function_name(line) else { continue };
             let indent = line.len() - line.trim_start().len();
-            let close = |l: &&str| l.len() - l.trim_start().len() == indent && l.trim_start().starts_with('}');
+            let close =
+                |l: &&str| l.len() - l.trim_start().len() == indent && l.trim_start().starts_with('}');
             if line.trim_end().ends_with(';') || line.trim_end().ends_with('}') {
                 continue;
             }
@@ -58,7 +62,8 @@ fn function_name(line: &str) -> Option<String> {
     for prefix in ["pub(crate) ", "pub(super) ", "pub ", "const ", "async ", "unsafe "] {
         words = words.strip_prefix(prefix).unwrap_or(words);
     }
-    let name: String = words.strip_prefix("fn ")?.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    let name: String =
+        words.strip_prefix("fn ")?.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
     (!name.is_empty()).then_some(name)
 }
 
@@ -71,7 +76,11 @@ pub fn sources() -> Vec<Source> {
     }
     files.sort();
     let read = |path: PathBuf| Source {
-        path: path.strip_prefix(&root).expect("collected below the root").to_string_lossy().replace('\\', "/"),
+        path: path
+            .strip_prefix(&root)
+            .expect("collected below the root")
+            .to_string_lossy()
+            .replace('\\', "/"),
         text: std::fs::read_to_string(&path).expect("a source file is UTF-8"),
     };
     files.into_iter().map(read).collect()

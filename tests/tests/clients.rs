@@ -11,7 +11,8 @@ fn run(script: &str, arguments: &[&str]) {
     let script = root().join("tests/clients").join(script);
     let output = Command::new(python()).arg(&script).args(arguments).env("PYTHONUNBUFFERED", "1").output();
     let output = output.expect("Python starts: `tests/run` provisions it");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{} failed:\n{said}", script.display());
     assert!(said.contains("ok      "), "{} checked nothing:\n{said}", script.display());
 }

@@ -46,7 +46,8 @@ async fn small_stripes_spread_over_every_shard_and_still_change_nothing() {
     let one = Server::up(&small);
     let (expected, _) = answers(&one).await;
     drop(one);
-    let args: Vec<&str> = ["--processes", "--shards", "4", "--decode", "2"].into_iter().chain(small).collect();
+    let args: Vec<&str> =
+        ["--processes", "--shards", "4", "--decode", "2"].into_iter().chain(small).collect();
     let server = Server::up(&args);
     let (cold, warm) = answers(&server).await;
     assert_eq!(cold, expected, "cold");
@@ -60,12 +61,14 @@ async fn small_stripes_spread_over_every_shard_and_still_change_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_requests_at_once_get_what_they_get_alone() {
     let server = Server::up(&["--shards", "2"]);
-    let prompts = [json!("The capital of France is"), json!("Once upon a time there was a lighthouse keeper who")];
+    let prompts =
+        [json!("The capital of France is"), json!("Once upon a time there was a lighthouse keeper who")];
     let mut alone = Vec::new();
     for prompt in &prompts {
         alone.push(complete(&server, prompt, 48).await.0);
     }
     assert!(alone[0].contains("Paris"), "{:?}", alone[0]);
-    let (first, second) = tokio::join!(complete(&server, &prompts[0], 48), complete(&server, &prompts[1], 48));
+    let (first, second) =
+        tokio::join!(complete(&server, &prompts[0], 48), complete(&server, &prompts[1], 48));
     assert_eq!([first.0, second.0].as_slice(), alone.as_slice());
 }

@@ -14,8 +14,8 @@ use longshore_blocks::BlockKey;
 use longshore_fabric::{BoxStream, CallContext, Error, Inference, Shard};
 use longshore_kvstore::KvStore;
 use longshore_proto::types::{
-    AttendAnswer, AttendQuery, GenerateEvent, GenerateStart, GetBlocks, Identity, Lookup, OpenView, OpenedView, PromptChunk, PutAck,
-    Sampling, ShardStats, TileMessage, WireTileShape,
+    AttendAnswer, AttendQuery, GenerateEvent, GenerateStart, GetBlocks, Identity, Lookup, OpenView,
+    OpenedView, PromptChunk, PutAck, Sampling, ShardStats, TileMessage, WireTileShape,
 };
 use longshore_tests::house::{House, Plan};
 use tokio::sync::mpsc;
@@ -84,7 +84,9 @@ fn twist(lie: Lie, answer: &mut AttendAnswer) -> bool {
 impl Shard for Liar {
     async fn lookup(&self, ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error> {
         let honest = self.honest.lookup(ctx, lookup).await?;
-        let lies = self.lie == Lie::ClaimsAll && !honest.iter().all(|held| *held) && Self::lies_now(&self.left, &self.told);
+        let lies = self.lie == Lie::ClaimsAll
+            && !honest.iter().all(|held| *held)
+            && Self::lies_now(&self.left, &self.told);
         Ok(if lies { vec![true; honest.len()] } else { honest })
     }
 
@@ -98,7 +100,11 @@ impl Shard for Liar {
         self.honest.put_blocks(ctx, identity, shape, tiles).await
     }
 
-    async fn get_blocks(&self, ctx: &CallContext, get: GetBlocks) -> Result<BoxStream<Option<TileMessage>>, Error> {
+    async fn get_blocks(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
         let tiles = self.honest.get_blocks(ctx, get).await?;
         let (lie, left, told) = (self.lie, Arc::clone(&self.left), Arc::clone(&self.told));
         Ok(Box::pin(tiles.map(move |tile| {
@@ -118,7 +124,11 @@ impl Shard for Liar {
         self.honest.open_view(ctx, open).await
     }
 
-    async fn attend(&self, ctx: &CallContext, queries: mpsc::Receiver<AttendQuery>) -> Result<BoxStream<AttendAnswer>, Error> {
+    async fn attend(
+        &self,
+        ctx: &CallContext,
+        queries: mpsc::Receiver<AttendQuery>,
+    ) -> Result<BoxStream<AttendAnswer>, Error> {
         let answers = self.honest.attend(ctx, queries).await?;
         let (lie, left, told) = (self.lie, Arc::clone(&self.left), Arc::clone(&self.told));
         Ok(Box::pin(answers.map(move |answer| {
@@ -164,8 +174,13 @@ async fn a_lying_shard_never_changes_a_token() {
         // A long rest over a cached prefix makes the prefill worker fetch tiles instead of shipping queries.
         let mut longer = prompt(300);
         longer.extend(prompt(900));
-        let long = house.generate(&longer, 8).await.unwrap_or_else(|error| panic!("{lie:?}, longer: {error:?}"));
-        assert_eq!(long.tokens, honest.generate(&longer, 8).await.expect("an honest answer").tokens, "{lie:?}, longer");
+        let long =
+            house.generate(&longer, 8).await.unwrap_or_else(|error| panic!("{lie:?}, longer: {error:?}"));
+        assert_eq!(
+            long.tokens,
+            honest.generate(&longer, 8).await.expect("an honest answer").tokens,
+            "{lie:?}, longer"
+        );
         if lie != Lie::FlippedFetch {
             assert!(told.load(Ordering::SeqCst) > 0, "{lie:?} was never told, so nothing was tested");
         }
@@ -197,7 +212,8 @@ async fn a_client_that_goes_away_leaves_nothing_behind() {
     let idle = house.generate(&prompt(100), 4).await.expect("an answer");
     assert_eq!(idle.tokens.len(), 4);
     for tokens_read in [0, 1, 5] {
-        let sampling = Sampling { temperature: 0.0, max_tokens: Some(3000), ignore_eos: true, ..Sampling::default() };
+        let sampling =
+            Sampling { temperature: 0.0, max_tokens: Some(3000), ignore_eos: true, ..Sampling::default() };
         let start = GenerateStart { sampling, ..GenerateStart::default() };
         let (send, chunks) = mpsc::channel(1);
         send.send(PromptChunk::Tokens(prompt(700))).await.expect("a channel of one takes one");

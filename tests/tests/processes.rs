@@ -8,7 +8,13 @@ use longshore_tests::server::{Server, complete, long_prompt, post};
 use serde_json::{Value, json};
 
 /// Streams a completion and calls `after` once when `after_tokens` pieces of text came; returns the text.
-async fn stream(server: &Server, prompt: &str, max_tokens: u32, after_tokens: usize, after: impl Fn()) -> Result<String, String> {
+async fn stream(
+    server: &Server,
+    prompt: &str,
+    max_tokens: u32,
+    after_tokens: usize,
+    after: impl Fn(),
+) -> Result<String, String> {
     let body = json!({"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true, "stream": true});
     let request = reqwest::Client::new().post(format!("{}/completions", server.openai)).json(&body);
     let answer = request.send().await.map_err(|error| error.to_string())?;

@@ -17,7 +17,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("longshore-chassis", &[]),
     (
         "longshore-engine",
-        &["longshore-attention", "longshore-blocks", "longshore-fabric", "longshore-model", "longshore-proto", "longshore-cluster", "longshore-routing"],
+        &[
+            "longshore-attention",
+            "longshore-blocks",
+            "longshore-fabric",
+            "longshore-model",
+            "longshore-proto",
+            "longshore-cluster",
+            "longshore-routing",
+        ],
     ),
 ];
 
@@ -41,7 +49,14 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("cudarc", &["longshore-cuda"]),
     (
         "tonic",
-        &["longshore-proto", "longshore-fabric", "longshore-router", "longshore-prefill", "longshore-decode", "longshore-kvstore"],
+        &[
+            "longshore-proto",
+            "longshore-fabric",
+            "longshore-router",
+            "longshore-prefill",
+            "longshore-decode",
+            "longshore-kvstore",
+        ],
     ),
     ("prost", &["longshore-proto", "longshore-fabric"]),
     ("clap", &["longshore"]),
@@ -56,10 +71,15 @@ const OWNERS: &[(&str, &[&str])] = &[
 
 /// Crates that may not even see an async runtime, a clock or the network.
 const PURE: &[&str] = &["longshore-attention", "longshore-model", "longshore-blocks", "longshore-routing"];
-const IMPURE: &[&str] = &["tokio", "tokio-util", "tokio-stream", "futures", "tonic", "axum", "reqwest", "hyper", "async-trait"];
+const IMPURE: &[&str] =
+    &["tokio", "tokio-util", "tokio-stream", "futures", "tonic", "axum", "reqwest", "hyper", "async-trait"];
 
 fn metadata() -> Metadata {
-    MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().exec().expect("cargo metadata runs")
+    MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata runs")
 }
 
 fn normal_dependencies() -> BTreeMap<String, BTreeSet<String>> {
@@ -87,11 +107,16 @@ fn arrows_between_crates_hold() {
     let mut faults = Vec::new();
     for (package, dependencies) in normal_dependencies() {
         let Some(allowed) = allowed(&package) else {
-            faults.push(format!("{package} is not in the architecture: add it to tidy and docs/architecture.md"));
+            faults.push(format!(
+                "{package} is not in the architecture: add it to tidy and docs/architecture.md"
+            ));
             continue;
         };
         let ours = dependencies.iter().filter(|d| d.starts_with("longshore"));
-        faults.extend(ours.filter(|d| !allowed.contains(d.as_str())).map(|d| format!("{package} may not depend on {d}")));
+        faults.extend(
+            ours.filter(|d| !allowed.contains(d.as_str()))
+                .map(|d| format!("{package} may not depend on {d}")),
+        );
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
@@ -101,13 +126,18 @@ fn foreign_apis_have_one_owner() {
     let mut faults = Vec::new();
     for (package, dependencies) in normal_dependencies() {
         for (foreign, owners) in OWNERS {
-            if dependencies.contains(*foreign) && !owners.contains(&package.as_str()) && package != "longshore-tests" {
+            if dependencies.contains(*foreign)
+                && !owners.contains(&package.as_str())
+                && package != "longshore-tests"
+            {
                 faults.push(format!("{package} may not depend on {foreign}: only {owners:?}"));
             }
         }
         if PURE.contains(&package.as_str()) {
             let impure = IMPURE.iter().filter(|i| dependencies.contains(**i));
-            faults.extend(impure.map(|i| format!("{package} decides and does no I/O: it may not depend on {i}")));
+            faults.extend(
+                impure.map(|i| format!("{package} decides and does no I/O: it may not depend on {i}")),
+            );
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
@@ -121,7 +151,8 @@ fn services_touch_tonic_only_in_their_grpc_module() {
             && !s.path.contains("/grpc")
             && s.product_lines().iter().any(|l| l.contains("tonic::") || l.contains("prost::"))
     };
-    let faults: Vec<_> = sources().into_iter().filter(|s| s.is_product()).filter(|s| offends(&s)).map(|s| s.path).collect();
+    let faults: Vec<_> =
+        sources().into_iter().filter(|s| s.is_product()).filter(|s| offends(&s)).map(|s| s.path).collect();
     assert!(faults.is_empty(), "tonic outside grpc.rs: {faults:?}");
 }
 
@@ -141,13 +172,25 @@ fn every_service_has_the_same_files() {
 /// Text that may stand only below some folders, with the reason.
 const BANNED: &[(&str, &[&str], &str)] = &[
     ("unsafe {", &["kernels/"], "unsafe lives in kernels/ and the lanes that need it"),
-    ("std::env::", &["services/lib/chassis/", "services/longshore/"], "environment is read by chassis and the binary"),
+    (
+        "std::env::",
+        &["services/lib/chassis/", "services/longshore/"],
+        "environment is read by chassis and the binary",
+    ),
     // OpenAI answers carry the time of day; nothing is decided by it.
-    ("SystemTime::now", &["services/lib/chassis/", "services/longshore/", "services/router/src/http.rs"], "time is passed in"),
+    (
+        "SystemTime::now",
+        &["services/lib/chassis/", "services/longshore/", "services/router/src/http.rs"],
+        "time is passed in",
+    ),
     ("unbounded_channel", &[], "every queue has a bound"),
     ("todo!(", &[], "no stubs"),
     ("unimplemented!(", &[], "no stubs"),
-    ("println!", &["services/longshore/src/console.rs", "services/longshore/src/console/"], "the binary's console module prints"),
+    (
+        "println!",
+        &["services/longshore/src/console.rs", "services/longshore/src/console/"],
+        "the binary's console module prints",
+    ),
     ("thread::sleep", &["services/longshore/"], "waiting is the caller's business"),
 ];
 
@@ -165,7 +208,9 @@ fn banned_text_stays_out() {
                 }
             }
         }
-        if source.path.starts_with("kernels/") && source.product_lines().iter().any(|l| l.contains("Instant::now")) {
+        if source.path.starts_with("kernels/")
+            && source.product_lines().iter().any(|l| l.contains("Instant::now"))
+        {
             faults.push(format!("{}: kernels know no clock", source.path));
         }
     }
@@ -176,7 +221,8 @@ fn banned_text_stays_out() {
 fn names_say_what_they_hold() {
     let mut faults = Vec::new();
     for source in sources() {
-        let stem = source.path.rsplit('/').next().and_then(|f| f.strip_suffix(".rs")).unwrap_or_default().to_owned();
+        let stem =
+            source.path.rsplit('/').next().and_then(|f| f.strip_suffix(".rs")).unwrap_or_default().to_owned();
         let folder_named = |name: &str| source.path.contains(&format!("/{name}/"));
         for banned in ["utils", "util", "common", "helpers", "misc"] {
             if stem == banned || folder_named(banned) {
@@ -205,7 +251,8 @@ fn files_stay_short() {
     let mut faults = Vec::new();
     for source in sources() {
         let lines = source.text.lines().count();
-        let limit = RATCHET.iter().find(|(path, _)| *path == source.path).map_or(FILE_LINES_REVIEW, |(_, n)| *n);
+        let limit =
+            RATCHET.iter().find(|(path, _)| *path == source.path).map_or(FILE_LINES_REVIEW, |(_, n)| *n);
         if lines > limit || lines > FILE_LINES_MAX {
             faults.push(format!("{}: {lines} lines, limit {limit}", source.path));
         }
@@ -221,7 +268,10 @@ fn functions_stay_short() {
     for source in sources().iter().filter(|s| s.is_product()) {
         for (line, name, lines) in source.functions() {
             if lines > FUNCTION_LINES_MAX {
-                faults.push(format!("{}:{line}: fn {name} has {lines} lines, limit {FUNCTION_LINES_MAX}", source.path));
+                faults.push(format!(
+                    "{}:{line}: fn {name} has {lines} lines, limit {FUNCTION_LINES_MAX}",
+                    source.path
+                ));
             }
         }
     }

@@ -71,6 +71,8 @@ mod tests {
     fn unknown_flags_are_refused() {
         assert!(Cli::try_parse_from(["longshore", "up", "--shard", "3"]).is_err());
         assert!(Cli::try_parse_from(["longshore", "up", "--shards", "0"]).is_err());
-        assert!(Cli::try_parse_from(["longshore", "up", "--processes", "--shards", "3", "--decode", "2"]).is_ok());
+        assert!(
+            Cli::try_parse_from(["longshore", "up", "--processes", "--shards", "3", "--decode", "2"]).is_ok()
+        );
     }
 }

@@ -148,7 +148,11 @@ impl Validate for ModelConfig {
             faults.push(Fault::new(path, "reference", format!("is `{}`: {error}", self.reference)));
         }
         if self.dtype().is_none() {
-            faults.push(Fault::new(path, "kv_dtype", format!("is `{}`, must be `f16` or `f32`", self.kv_dtype)));
+            faults.push(Fault::new(
+                path,
+                "kv_dtype",
+                format!("is `{}`, must be `f16` or `f32`", self.kv_dtype),
+            ));
         }
         if let Err(error) = Geometry::new(self.block_tokens, self.stripe_blocks) {
             faults.push(Fault { key: path.to_owned(), problem: format!("cannot lay out blocks: {error}") });

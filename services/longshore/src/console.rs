@@ -41,8 +41,11 @@ pub(crate) fn token_bar(what: &str, total: u64) -> ProgressBar {
 }
 
 fn bar(what: &str, total: u64, template: &str) -> ProgressBar {
-    let target =
-        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr_with_hz(10) } else { ProgressDrawTarget::hidden() };
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr_with_hz(10)
+    } else {
+        ProgressDrawTarget::hidden()
+    };
     let bar = ProgressBar::with_draw_target(Some(total), target);
     let style = ProgressStyle::with_template(template).expect("the templates above are valid");
     bar.set_style(style.progress_chars("=> "));

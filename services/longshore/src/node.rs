@@ -72,9 +72,14 @@ impl Node {
             bar.set_position(progress.done_bytes);
         };
         let loaded = LoadedModel::open(&self.path, &read).context("cannot load the model")?;
-        ensure!(loaded.info.digest == self.info.digest, "{} changed while it was read; hint: start again", self.path.display());
+        ensure!(
+            loaded.info.digest == self.info.digest,
+            "{} changed while it was read; hint: start again",
+            self.path.display()
+        );
         bar.set_prefix("packing");
-        let backend = CpuBackend::new(loaded.info.config.clone(), &loaded.weights, &read).context("cannot pack the weights")?;
+        let backend = CpuBackend::new(loaded.info.config.clone(), &loaded.weights, &read)
+            .context("cannot pack the weights")?;
         bar.finish_and_clear();
         let options = EngineOptions { kv_dtype: self.tile_shape.dtype, ..EngineOptions::default() };
         let engine = Engine::new(Arc::new(backend), Arc::new(CpuExecutor), self.geometry, options);
@@ -124,7 +129,11 @@ fn context_tokens(config: &Config, info: &ModelInfo) -> Result<u64> {
     let own = info.config.context_tokens;
     let asked = config.model.max_context_tokens;
     if asked > own {
-        tracing::warn!(asked, own, "`model.max_context_tokens` is beyond what the model was made for: answers degrade there");
+        tracing::warn!(
+            asked,
+            own,
+            "`model.max_context_tokens` is beyond what the model was made for: answers degrade there"
+        );
     }
     let tokens = if asked == 0 { own } else { asked };
     ensure!(tokens >= 2, "`model.max_context_tokens` is {tokens}, must be at least 2");

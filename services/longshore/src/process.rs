@@ -1,13 +1,16 @@
 //! What a process says of itself, and its way from start to drain.
 
 use std::{
+    io::IsTerminal,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use longshore_chassis::{Admin, LogCounters, Metrics, Readiness, Signals, Sources, Tasks, load, render, telemetry};
+use longshore_chassis::{
+    Admin, LogCounters, Metrics, Readiness, Signals, Sources, Tasks, load, render, telemetry,
+};
 use longshore_cluster::{ClusterView, Member, Role};
 use longshore_fabric::{CallContext, Describer, Error};
 use longshore_proto::types::{self, Describe, ModelDescription};
@@ -17,7 +20,9 @@ use crate::{cli::ServeArgs, config::Config, console};
 
 /// Reads the configuration. `None`: it was only to be checked or printed.
 pub(crate) fn configuration(serve: &ServeArgs, sets: Vec<String>) -> Result<Option<Config>> {
-    let sources = Sources::from_process(serve.config.clone(), sets).reserve("LONGSHORE_URL").reserve("LONGSHORE_TEST_PYTHON");
+    let sources = Sources::from_process(serve.config.clone(), sets)
+        .reserve("LONGSHORE_URL")
+        .reserve("LONGSHORE_TEST_PYTHON");
     let config: Config = load(&sources)?;
     if serve.print_config {
         console::say(render(&config).trim_end());
@@ -38,20 +43,28 @@ pub(crate) fn prepare(config: &Config) -> Result<Metrics> {
     metrics.register_build(env!("CARGO_PKG_VERSION"), "");
     if config.compute.threads > 0 {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(config.compute.threads);
-        pool.thread_name(|index| format!("compute-{index}")).build_global().context("cannot set up the compute threads")?;
+        pool.thread_name(|index| format!("compute-{index}"))
+            .build_global()
+            .context("cannot set up the compute threads")?;
     }
     Ok(metrics)
 }
 
 /// Serves health, metrics and configuration when an address is configured. It is not ready until the model is, nor after
 /// `root` is cancelled; `outer` outlives the drain, so that probes see it.
-pub(crate) async fn admin(config: &Config, metrics: &Metrics, root: &Tasks, outer: &Tasks) -> Result<Readiness> {
+pub(crate) async fn admin(
+    config: &Config,
+    metrics: &Metrics,
+    root: &Tasks,
+    outer: &Tasks,
+) -> Result<Readiness> {
     let readiness = Readiness::new(root.token());
     readiness.wait_for("model", "loads");
     if !config.listen.admin.is_empty() {
         let (listener, address) = longshore_chassis::bind(&config.listen.admin).await?;
         tracing::info!(%address, "admin listens");
-        Admin { readiness: readiness.clone(), metrics: metrics.clone(), config: render(config) }.serve(listener, outer);
+        Admin { readiness: readiness.clone(), metrics: metrics.clone(), config: render(config) }
+            .serve(listener, outer);
     }
     Ok(readiness)
 }
@@ -63,9 +76,14 @@ pub(crate) fn incarnation() -> u64 {
 }
 
 /// Waits for a signal or a failed critical task, then drains the scopes in order: the front door before what it needs.
-pub(crate) async fn until_drained(scopes: &[Tasks], root: &Tasks, signals: &mut Signals, deadline: Duration) -> Result<()> {
+pub(crate) async fn until_drained(
+    scopes: &[Tasks],
+    root: &Tasks,
+    signals: &mut Signals,
+    deadline: Duration,
+) -> Result<()> {
     tokio::select! {
-        signal = signals.next() => console::note(format!("{signal}: draining; once more ends at once")),
+        signal = signals.next() => told(format_args!("{signal}: draining; once more ends at once")),
         () = root.cancelled() => {}
     }
     let drain = async {
@@ -79,12 +97,21 @@ pub(crate) async fn until_drained(scopes: &[Tasks], root: &Tasks, signals: &mut 
     };
     tokio::select! {
         () = drain => {}
-        signal = signals.next() => console::note(format!("{signal}: ended without draining")),
+        signal = signals.next() => told(format_args!("{signal}: ended without draining")),
     }
     root.cancel();
     match root.failure() {
         Some(failure) => Err(anyhow::anyhow!("{failure}")),
         None => Ok(()),
+    }
+}
+
+/// Says it to a person at a terminal; a supervised process has its supervisor say it once for all.
+fn told(what: std::fmt::Arguments<'_>) {
+    if std::io::stderr().is_terminal() {
+        console::note(what.to_string());
+    } else {
+        tracing::info!("{what}");
     }
 }
 

@@ -24,7 +24,10 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let _registration = membership.register(this.clone()).await.context("cannot join the cluster")?;
     let (root, outer) = (Tasks::new(), Tasks::new());
     let readiness = process::admin(&config, &metrics, &root, &outer).await?;
-    let opened = { let config = config.clone(); blocking(move || Node::open(&config)).await? };
+    let opened = {
+        let config = config.clone();
+        blocking(move || Node::open(&config)).await?
+    };
     let connector = Arc::new(GrpcConnector::new(GrpcOptions::default()));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
     let parts = Parts { config, node: opened, views, connector, metrics };
@@ -42,22 +45,34 @@ async fn start(role: Role, this: &Member, parts: &Parts, tasks: &Tasks) -> Resul
         Role::KvStore => {
             let store = parts.kvstore(this, tasks)?;
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
-            parts.serve_grpc(listener, |s| longshore_kvstore::grpc::serve(s, store).describer(describer), tasks);
+            parts.serve_grpc(
+                listener,
+                |s| longshore_kvstore::grpc::serve(s, store).describer(describer),
+                tasks,
+            );
         }
         Role::Prefill => {
             let worker = parts.prefill(this, engine(parts).await?, tasks);
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
-            parts.serve_grpc(listener, |s| longshore_prefill::grpc::serve(s, worker).describer(describer), tasks);
+            parts.serve_grpc(
+                listener,
+                |s| longshore_prefill::grpc::serve(s, worker).describer(describer),
+                tasks,
+            );
         }
         Role::Decode => {
             let worker = parts.decode(this, engine(parts).await?, tasks);
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
-            parts.serve_grpc(listener, |s| longshore_decode::grpc::serve(s, worker).describer(describer), tasks);
+            parts.serve_grpc(
+                listener,
+                |s| longshore_decode::grpc::serve(s, worker).describer(describer),
+                tasks,
+            );
         }
         Role::Router => {
             let router = parts.router(this, tasks);
             let (listener, address) = bind(&parts.config.listen.grpc).await?;
-            parts.serve_grpc(listener, |s| longshore_router::grpc::serve_on(s, &router), tasks);
+            parts.serve_front(listener, &router, tasks);
             let http = parts.serve_http(&router, tasks).await?;
             tracing::info!(grpc = %ready::loopback_url(&address.to_string()), %http, "router listens");
         }
@@ -72,7 +87,9 @@ async fn engine(parts: &Parts) -> Result<Arc<longshore_engine::Engine>> {
 }
 
 /// Runs long work off the reactor.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work).await.context("a worker thread panicked")?
 }
 
@@ -88,7 +105,12 @@ fn membership(role: Role, args: &RoleArgs, config: &mut Config) -> Result<(Membe
     }
     let known = members.iter().find(|member| member.id == config.cluster.id).cloned();
     if let Some(known) = &known {
-        ensure!(known.role == role, "`--id {}` is a {} in the member list, not a {name}", known.id, known.role.as_str());
+        ensure!(
+            known.role == role,
+            "`--id {}` is a {} in the member list, not a {name}",
+            known.id,
+            known.role.as_str()
+        );
         // A listed member listens where the others look for it, unless told otherwise.
         if args.listen.is_none() && role != Role::Router {
             config.listen.grpc = known.address.trim_start_matches("http://").to_owned();

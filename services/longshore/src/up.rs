@@ -11,13 +11,7 @@ use longshore_cluster::{Member, Membership, MemoryMembership, Registration, Role
 use longshore_engine::Engine;
 use longshore_fabric::{AnyConnector, GrpcConnector, GrpcOptions, LocalConnector};
 
-use crate::{
-    cli::UpArgs,
-    node::Node,
-    process, ready,
-    role::blocking,
-    wiring::Parts,
-};
+use crate::{cli::UpArgs, node::Node, process, ready, role::blocking, wiring::Parts};
 
 /// Runs until Ctrl-C or SIGTERM, then drains.
 pub(crate) async fn up(args: UpArgs) -> Result<()> {
@@ -45,12 +39,13 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let connector = Arc::new(AnyConnector::new(local.clone(), GrpcConnector::new(GrpcOptions::default())));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
     let parts = Parts { config, node, views: membership.watch(), connector, metrics };
-    let house = House { parts, local, membership, front: root.child(), workers: root.child(), shards: root.child() };
+    let house =
+        House { parts, local, membership, front: root.child(), workers: root.child(), shards: root.child() };
     let _registrations = house.furnish(&args, &engine).await?;
     let router = house.parts.router(&member(Role::Router, 0), &house.front);
     let address = grpc.as_ref().map_or_else(String::new, |(_, address)| address.to_string());
     if let Some((listener, _)) = grpc {
-        house.parts.serve_grpc(listener, |s| longshore_router::grpc::serve_on(s, &router), &house.front);
+        house.parts.serve_front(listener, &router, &house.front);
     }
     let http = house.parts.serve_http(&router, &house.front).await?;
     readiness.ready("model");
@@ -85,7 +80,9 @@ impl House {
     /// Starts shards and workers and lets them join; shards first, so that the map is whole before anybody works.
     async fn furnish(&self, args: &UpArgs, engine: &Arc<Engine>) -> Result<Vec<Registration>> {
         let mut registrations = Vec::new();
-        for (role, count) in [(Role::KvStore, args.shards), (Role::Prefill, args.prefill), (Role::Decode, args.decode)] {
+        for (role, count) in
+            [(Role::KvStore, args.shards), (Role::Prefill, args.prefill), (Role::Decode, args.decode)]
+        {
             for index in 0..count {
                 let this = member(role, index);
                 self.start(&this, engine)?;
@@ -100,11 +97,14 @@ impl House {
         let id = this.id.clone();
         match this.role {
             Role::KvStore => self.local.add_shard(id, self.parts.kvstore(this, &self.shards)?),
-            Role::Prefill => self.local.add_prefiller(id, self.parts.prefill(this, Arc::clone(engine), &self.workers)),
-            Role::Decode => self.local.add_decoder(id, self.parts.decode(this, Arc::clone(engine), &self.workers)),
+            Role::Prefill => {
+                self.local.add_prefiller(id, self.parts.prefill(this, Arc::clone(engine), &self.workers))
+            }
+            Role::Decode => {
+                self.local.add_decoder(id, self.parts.decode(this, Arc::clone(engine), &self.workers))
+            }
             Role::Router => {}
         }
         Ok(())
     }
 }
-

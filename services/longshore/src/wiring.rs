@@ -48,7 +48,8 @@ impl Parts {
             tile_shape: self.node.tile_shape,
             layers: self.node.info.config.layers as u32,
         };
-        KvStore::new(self.config.kvstore.clone(), identity, tasks, &self.labelled(this)).context("cannot set up the shard")
+        KvStore::new(self.config.kvstore.clone(), identity, tasks, &self.labelled(this))
+            .context("cannot set up the shard")
     }
 
     /// The epoch of the shard map, followed for as long as `tasks` lives.
@@ -85,7 +86,12 @@ impl Parts {
 
     fn worker(&self, engine: Arc<Engine>, tasks: &Tasks) -> WorkerParts {
         let tracker = tasks.tracker().clone();
-        let shards = ShardDirectory::new(self.views.clone(), Arc::clone(&self.connector), tracker, ATTEND_IN_FLIGHT_MAX);
+        let shards = ShardDirectory::new(
+            self.views.clone(),
+            Arc::clone(&self.connector),
+            tracker,
+            ATTEND_IN_FLIGHT_MAX,
+        );
         WorkerParts { engine, shards: Arc::new(shards), limits: self.node.limits() }
     }
 
@@ -111,17 +117,42 @@ impl Parts {
 
     /// Answers `Describe` for a process that is no router.
     pub(crate) fn describer(&self, this: &Member) -> Arc<process::Process> {
-        Arc::new(process::Process { this: this.clone(), views: self.views.clone(), model: self.node.describe_model() })
+        Arc::new(process::Process {
+            this: this.clone(),
+            views: self.views.clone(),
+            model: self.node.describe_model(),
+        })
     }
 
     fn labelled(&self, this: &Member) -> Metrics {
         self.metrics.labelled("member", &this.id)
     }
 
-    /// Serves gRPC until `tasks` is cancelled and its calls ended.
-    pub(crate) fn serve_grpc(&self, listener: TcpListener, add: impl FnOnce(Services) -> Services, tasks: &Tasks) {
+    /// Serves gRPC between processes until `tasks` is cancelled and its calls ended.
+    pub(crate) fn serve_grpc(
+        &self,
+        listener: TcpListener,
+        add: impl FnOnce(Services) -> Services,
+        tasks: &Tasks,
+    ) {
+        self.serve_with(ServerOptions::default(), listener, add, tasks);
+    }
+
+    /// Serves gRPC to clients, with smaller windows.
+    pub(crate) fn serve_front(&self, listener: TcpListener, router: &Router, tasks: &Tasks) {
+        let add = |services| longshore_router::grpc::serve_on(services, router);
+        self.serve_with(ServerOptions::front(), listener, add, tasks);
+    }
+
+    fn serve_with(
+        &self,
+        options: ServerOptions,
+        listener: TcpListener,
+        add: impl FnOnce(Services) -> Services,
+        tasks: &Tasks,
+    ) {
         let drain_timeout = Duration::from_millis(self.config.drain.deadline_ms);
-        let services = add(Services::new(ServerOptions { drain_timeout, ..ServerOptions::default() }));
+        let services = add(Services::new(ServerOptions { drain_timeout, ..options }));
         tasks.spawn_critical("grpc", serve(listener, services, tasks.token()));
     }
 
@@ -130,7 +161,8 @@ impl Parts {
         if self.config.listen.http.is_empty() {
             return Ok(String::new());
         }
-        let (listener, address) = longshore_chassis::bind(&self.config.listen.http).await.context("`listen.http`")?;
+        let (listener, address) =
+            longshore_chassis::bind(&self.config.listen.http).await.context("`listen.http`")?;
         tasks.spawn("http", longshore_router::http::serve(listener, router.clone(), tasks.clone()));
         Ok(address.to_string())
     }

@@ -65,14 +65,21 @@ pub(crate) async fn serve(args: BenchServeArgs) -> Result<()> {
     let report = report(&args, &target, samples, failures.len() as u32, began.elapsed().as_secs_f64());
     print(&args, &report)?;
     match failures.into_iter().next() {
-        Some(first) => Err(first.context(format!("{} of {} requests failed, the first", report.failed, report.requests))),
+        Some(first) => {
+            Err(first.context(format!("{} of {} requests failed, the first", report.failed, report.requests)))
+        }
         None => Ok(()),
     }
 }
 
 type Outcomes = (Vec<Sample>, Vec<anyhow::Error>);
 
-async fn client(target: Arc<Target>, args: Arc<BenchServeArgs>, next: Arc<AtomicU32>, bar: indicatif::ProgressBar) -> Outcomes {
+async fn client(
+    target: Arc<Target>,
+    args: Arc<BenchServeArgs>,
+    next: Arc<AtomicU32>,
+    bar: indicatif::ProgressBar,
+) -> Outcomes {
     let (mut samples, mut failures) = Outcomes::default();
     loop {
         let index = next.fetch_add(1, Ordering::Relaxed);
@@ -111,7 +118,8 @@ impl Target {
     async fn first_model(&self) -> Result<String> {
         let url = format!("{}/models", self.base);
         let answer = self.authorized(self.http.get(&url)).send().await;
-        let answer = answer.with_context(|| format!("cannot reach {url}; hint: is `longshore up` running?"))?;
+        let answer =
+            answer.with_context(|| format!("cannot reach {url}; hint: is `longshore up` running?"))?;
         let body: Value = answer.json().await.with_context(|| format!("{url} does not answer JSON"))?;
         let id = body.pointer("/data/0/id").and_then(Value::as_str);
         Ok(id.with_context(|| format!("{url} lists no model; hint: pass --model"))?.to_owned())
@@ -195,12 +203,14 @@ impl Sample {
 /// Words that follow from (seed, index, place), after words that all prompts share.
 fn prompt(args: &BenchServeArgs, index: u32) -> String {
     const WORDS: [&str; 16] = [
-        "harbour", "crane", "ledger", "signal", "anchor", "cargo", "tide", "lantern", "rope", "berth", "compass", "granary",
-        "mast", "quay", "pilot", "winch",
+        "harbour", "crane", "ledger", "signal", "anchor", "cargo", "tide", "lantern", "rope", "berth",
+        "compass", "granary", "mast", "quay", "pilot", "winch",
     ];
     let word = |place: u32| {
         let own = if place < args.shared_words { 0 } else { u64::from(index) + 1 };
-        let mut x = args.seed ^ own.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(place).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mut x = args.seed
+            ^ own.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            ^ u64::from(place).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         x ^= x >> 31;
         x = x.wrapping_mul(0x94D0_49BB_1331_11EB);
         WORDS[(x >> 60) as usize]
@@ -230,7 +240,10 @@ fn print(args: &BenchServeArgs, report: &Report) -> Result<()> {
         console::say(serde_json::to_string_pretty(report).context("a report is JSON")?);
         return Ok(());
     }
-    console::say(format!("{} at {}: {} requests, {} at a time, {:.1} s", report.model, report.url, report.requests, report.concurrency, report.seconds));
+    console::say(format!(
+        "{} at {}: {} requests, {} at a time, {:.1} s",
+        report.model, report.url, report.requests, report.concurrency, report.seconds
+    ));
     console::say(format!(
         "tokens: {} prompt ({} cached), {} generated, {:.1} generated tokens/s",
         console::grouped(report.prompt_tokens),
@@ -240,7 +253,10 @@ fn print(args: &BenchServeArgs, report: &Report) -> Result<()> {
     ));
     console::say("\n|  | mean | p50 | p90 | p99 | max |\n| --- | --- | --- | --- | --- | --- |");
     for (name, s) in [("TTFT, ms", report.ttft_ms), ("inter-token, ms", report.inter_token_ms)] {
-        console::say(format!("| {name} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} |", s.mean, s.p50, s.p90, s.p99, s.max));
+        console::say(format!(
+            "| {name} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} |",
+            s.mean, s.p50, s.p90, s.p99, s.max
+        ));
     }
     Ok(())
 }

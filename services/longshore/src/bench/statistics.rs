@@ -26,7 +26,9 @@ impl Summary {
             return Self::default();
         }
         samples.sort_by(f64::total_cmp);
-        let rank = |share: f64| samples[((samples.len() as f64 * share).ceil() as usize).clamp(1, samples.len()) - 1];
+        let rank = |share: f64| {
+            samples[((samples.len() as f64 * share).ceil() as usize).clamp(1, samples.len()) - 1]
+        };
         Self {
             count: samples.len(),
             mean: samples.iter().sum::<f64>() / samples.len() as f64,

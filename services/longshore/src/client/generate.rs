@@ -22,24 +22,31 @@ pub(crate) async fn generate(args: GenerateArgs) -> Result<()> {
 
 fn prompt(args: &GenerateArgs) -> Result<Vec<PromptChunk>> {
     if let Some(path) = &args.token_file {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         return token_chunks(&text);
     }
     let text = match (&args.prompt, &args.file) {
         (Some(prompt), None) => prompt.clone(),
-        (None, Some(path)) => std::fs::read_to_string(path).with_context(|| format!("cannot read {} as UTF-8", path.display()))?,
+        (None, Some(path)) => std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {} as UTF-8", path.display()))?,
         (None, None) if !std::io::stdin().is_terminal() => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input as UTF-8")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("cannot read the prompt from standard input as UTF-8")?;
             text
         }
-        _ => bail!("no prompt; hint: `longshore generate \"The capital of France is\"`, `--file`, or pipe it in"),
+        _ => bail!(
+            "no prompt; hint: `longshore generate \"The capital of France is\"`, `--file`, or pipe it in"
+        ),
     };
     Ok(stream::text_chunks(&text))
 }
 
 fn token_chunks(text: &str) -> Result<Vec<PromptChunk>> {
-    let parse = |word: &str| word.parse::<u32>().with_context(|| format!("`--token-file`: `{word}` is no token id"));
+    let parse =
+        |word: &str| word.parse::<u32>().with_context(|| format!("`--token-file`: `{word}` is no token id"));
     let ids: Vec<u32> = text.split_whitespace().map(parse).collect::<Result<_>>()?;
     Ok(ids.chunks(CHUNK_TOKENS).map(|chunk| PromptChunk::Tokens(chunk.to_vec())).collect())
 }

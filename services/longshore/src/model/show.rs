@@ -19,7 +19,8 @@ pub(crate) fn list() -> Result<()> {
     let folder = cache.models();
     let mut rows = Vec::new();
     if let Ok(entries) = fs::read_dir(&folder) {
-        let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> =
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.retain(|name| !name.starts_with('.'));
         names.sort();
         rows.extend(names.iter().map(|name| (name.clone(), describe(&folder.join(name)))));
@@ -28,7 +29,10 @@ pub(crate) fn list() -> Result<()> {
         if rows.iter().any(|(name, _)| name == pinned.name) {
             continue;
         }
-        rows.push((pinned.name.to_owned(), format!("not pulled; run `longshore model pull {}`", pinned.name)));
+        rows.push((
+            pinned.name.to_owned(),
+            format!("not pulled; run `longshore model pull {}`", pinned.name),
+        ));
     }
     console::note(format!("models in {}", folder.display()));
     for (name, what) in rows {
@@ -44,7 +48,10 @@ fn describe(folder: &Path) -> String {
             let c = &info.config;
             let per_token = console::bytes(kv_bytes_per_token(&info, KvDtype::F16));
             let size = console::bytes(info.file_bytes);
-            format!("{} {} layers, {}, {size}, KV {per_token}/token (f16)", c.architecture, c.layers, info.quantization)
+            format!(
+                "{} {} layers, {}, {size}, KV {per_token}/token (f16)",
+                c.architecture, c.layers, info.quantization
+            )
         }
         Err(error) => format!("cannot be read: {error}"),
     }
@@ -72,7 +79,9 @@ pub(crate) fn show(reference: &ModelRef, as_json: bool) -> Result<()> {
         return Ok(());
     }
     for (key, value) in fields {
-        let text = value.as_str().map_or_else(|| value.as_u64().map_or(value.to_string(), console::grouped), str::to_owned);
+        let text = value
+            .as_str()
+            .map_or_else(|| value.as_u64().map_or(value.to_string(), console::grouped), str::to_owned);
         console::say(format!("{key:24} {text}"));
     }
     Ok(())

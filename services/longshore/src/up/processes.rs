@@ -30,7 +30,10 @@ pub(super) async fn run(args: &UpArgs, mut config: Config) -> Result<()> {
     let planned = plan(args)?;
     let folder = tempfile::tempdir().context("cannot create a folder for the configuration")?;
     let (http, grpc) = (chosen(&config.listen.http)?, chosen(&config.listen.grpc)?);
-    ensure!(!grpc.is_empty(), "`listen.grpc` is empty; hint: processes need it, pass `--grpc 127.0.0.1:9000`");
+    ensure!(
+        !grpc.is_empty(),
+        "`listen.grpc` is empty; hint: processes need it, pass `--grpc 127.0.0.1:9000`"
+    );
     share_cores(&mut config, &planned);
     let file = folder.path().join("longshore.toml");
     std::fs::write(&file, render(&without_addresses(&config))).context("cannot write the configuration")?;
@@ -119,7 +122,9 @@ fn without_addresses(config: &Config) -> Config {
 }
 
 fn members(planned: &[Planned]) -> impl Iterator<Item = String> {
-    planned.iter().flat_map(|p| ["--member".to_owned(), format!("{}={}@http://127.0.0.1:{}", p.role, p.id, p.port)])
+    planned
+        .iter()
+        .flat_map(|p| ["--member".to_owned(), format!("{}={}@http://127.0.0.1:{}", p.role, p.id, p.port)])
 }
 
 fn worker(process: &Planned, planned: &[Planned], file: &Path) -> Recipe {
@@ -131,7 +136,8 @@ fn worker(process: &Planned, planned: &[Planned], file: &Path) -> Recipe {
 }
 
 fn router(planned: &[Planned], file: &Path, config: &Config, http: &str, grpc: &str) -> Recipe {
-    let mut arguments: Vec<String> = ["router", "--id", "router-0", "--listen", grpc, "--supervised"].map(str::to_owned).to_vec();
+    let mut arguments: Vec<String> =
+        ["router", "--id", "router-0", "--listen", grpc, "--supervised"].map(str::to_owned).to_vec();
     arguments.extend(["--set".to_owned(), format!("listen.http={http:?}")]);
     if !config.listen.admin.is_empty() {
         arguments.extend(["--admin".to_owned(), config.listen.admin.clone()]);
@@ -157,7 +163,10 @@ async fn await_answer(name: &str, url: &str) -> Result<()> {
         match client.describe(&ctx).await {
             Ok(_) => return Ok(()),
             Err(error) => {
-                ensure!(began.elapsed() < READY_WITHIN, "{name} at {url} does not answer: {error}; hint: see its log above");
+                ensure!(
+                    began.elapsed() < READY_WITHIN,
+                    "{name} at {url} does not answer: {error}; hint: see its log above"
+                );
                 sleep(Duration::from_millis(50)).await;
             }
         }
@@ -167,7 +176,8 @@ async fn await_answer(name: &str, url: &str) -> Result<()> {
 async fn announce(planned: &[Planned], http: &str, grpc: &str, url: &str) -> Result<()> {
     let client = GrpcConnector::new(GrpcOptions::default());
     let client = client.inference(url).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let models = client.list_models(&CallContext::new("up")).await.map_err(|error| anyhow::anyhow!("{error}"))?;
+    let models =
+        client.list_models(&CallContext::new("up")).await.map_err(|error| anyhow::anyhow!("{error}"))?;
     let model = models.first().context("the router serves no model")?;
     let workers: Vec<_> = planned.iter().map(|p| format!("{} 127.0.0.1:{}", p.id, p.port)).collect();
     ready::announce(model, http, grpc, &workers);

@@ -75,7 +75,11 @@ async fn watch(recipe: Recipe, mut child: Child, stop: CancellationToken, deadli
         if began.elapsed() > GOOD_RUN {
             pause = RESTART_FIRST;
         }
-        console::note(format!("{} ended ({status}); restarting in {:.1} s", recipe.name, pause.as_secs_f64()));
+        console::note(format!(
+            "{} ended ({status}); restarting in {:.1} s",
+            recipe.name,
+            pause.as_secs_f64()
+        ));
         tokio::select! {
             () = sleep(pause) => {}
             () = stop.cancelled() => return Ok(()),
@@ -86,12 +90,18 @@ async fn watch(recipe: Recipe, mut child: Child, stop: CancellationToken, deadli
 }
 
 async fn end(recipe: &Recipe, mut child: Child, deadline: Duration) -> Result<()> {
-    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw) {
+    if let Some(id) =
+        child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw)
+    {
         // A child that ended a moment ago is what we want anyway.
         let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
     }
     if tokio::time::timeout(deadline, child.wait()).await.is_err() {
-        console::note(format!("{} did not end within {:.0} s: killing it", recipe.name, deadline.as_secs_f64()));
+        console::note(format!(
+            "{} did not end within {:.0} s: killing it",
+            recipe.name,
+            deadline.as_secs_f64()
+        ));
         child.kill().await.with_context(|| format!("cannot kill {}", recipe.name))?;
     }
     Ok(())

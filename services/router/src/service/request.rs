@@ -136,6 +136,10 @@ impl Request<'_> {
                 Err(Fault::Final(error)) => return Err(error),
                 Err(Fault::Again(failure)) => failure,
             };
+            // A worker that saw the client go before this task did is no failed worker.
+            if self.ctx.cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
             self.note(&failure, progress, &mut retries)?;
             let pause = self.inner.config.retry_backoff_ms << (retries.failures - 1).min(10);
             tokio::time::sleep(Duration::from_millis(pause)).await;

@@ -1,0 +1,51 @@
+//! Every crate that is built in comes from a registry under a licence that deny.toml allows. Works without cargo-deny.
+
+use std::collections::BTreeSet;
+
+use cargo_metadata::MetadataCommand;
+use longshore_tests::tree::root;
+
+/// The `allow` list of deny.toml.
+fn allowed() -> BTreeSet<String> {
+    let text = std::fs::read_to_string(root().join("deny.toml")).expect("deny.toml is there");
+    let line = text.lines().find(|line| line.starts_with("allow = [")).expect("deny.toml allows licences");
+    line.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// Whether an SPDX expression can be satisfied: some alternative whose every part is allowed.
+fn satisfied(expression: &str, allowed: &BTreeSet<String>) -> bool {
+    let flat = expression.replace(['(', ')'], " ").replace('/', " OR ");
+    let part = |text: &str| allowed.contains(text.trim());
+    // AND binds tighter than OR; a bracket around ORs inside an AND makes this stricter, never laxer.
+    flat.split(" OR ").any(|alternative| alternative.split(" AND ").all(part))
+}
+
+#[test]
+fn dependencies_are_licensed_and_come_from_a_registry() {
+    let metadata = MetadataCommand::new().manifest_path(root().join("Cargo.toml")).exec().expect("cargo metadata runs");
+    let allowed = allowed();
+    assert!(allowed.len() > 3 && metadata.packages.len() > 100, "nothing was read");
+    let mut faults = Vec::new();
+    for package in metadata.packages.iter().filter(|package| package.source.is_some()) {
+        let licence = package.license.clone().unwrap_or_default();
+        if !satisfied(&licence, &allowed) {
+            faults.push(format!("{} {}: licence `{licence}` is not allowed", package.name, package.version));
+        }
+        let source = package.source.as_ref().map(|source| source.repr.clone()).unwrap_or_default();
+        if !source.starts_with("registry+") {
+            faults.push(format!("{} {} comes from {source}", package.name, package.version));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn expressions_are_read_as_spdx_means_them() {
+    let allowed = BTreeSet::from(["MIT".to_owned(), "Apache-2.0".to_owned()]);
+    assert!(satisfied("MIT", &allowed));
+    assert!(satisfied("GPL-3.0 OR MIT", &allowed));
+    assert!(satisfied("MIT/Apache-2.0", &allowed));
+    assert!(!satisfied("MIT AND GPL-3.0", &allowed));
+    assert!(!satisfied("GPL-3.0", &allowed));
+    assert!(!satisfied("", &allowed));
+}

@@ -12,12 +12,15 @@ fn allowed() -> BTreeSet<String> {
     line.split('"').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Whether an SPDX expression can be satisfied: some alternative whose every part is allowed.
+/// Whether an SPDX expression can be satisfied by allowed licences.
 fn satisfied(expression: &str, allowed: &BTreeSet<String>) -> bool {
-    let flat = expression.replace(['(', ')'], " ").replace('/', " OR ");
-    let part = |text: &str| allowed.contains(text.trim());
-    // AND binds tighter than OR; a bracket around ORs inside an AND makes this stricter, never laxer.
-    flat.split(" OR ").any(|alternative| alternative.split(" AND ").all(part))
+    let part = |text: &str| allowed.contains(text.trim().trim_matches(['(', ')']).trim());
+    let either = |text: &str| text.replace('/', " OR ").split(" OR ").any(part);
+    if expression.contains('(') {
+        // The only brackets in use stand around ORs inside an AND.
+        return expression.split(" AND ").all(either);
+    }
+    expression.replace('/', " OR ").split(" OR ").any(|alternative| alternative.split(" AND ").all(part))
 }
 
 #[test]
@@ -46,6 +49,8 @@ fn expressions_are_read_as_spdx_means_them() {
     assert!(satisfied("GPL-3.0 OR MIT", &allowed));
     assert!(satisfied("MIT/Apache-2.0", &allowed));
     assert!(!satisfied("MIT AND GPL-3.0", &allowed));
+    assert!(satisfied("(MIT OR GPL-3.0) AND Apache-2.0", &allowed));
+    assert!(!satisfied("(MIT OR Apache-2.0) AND GPL-3.0", &allowed));
     assert!(!satisfied("GPL-3.0", &allowed));
     assert!(!satisfied("", &allowed));
 }

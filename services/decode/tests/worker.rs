@@ -75,7 +75,7 @@ async fn a_resumed_answer_goes_on_with_the_same_tokens() {
 async fn a_batch_gives_every_sequence_what_it_gets_alone() {
     let world = World::new(3, Config { max_sequences: 4, ..Config::default() });
     let prompts: Vec<Vec<u32>> = (0..7).map(|index| tokens(20 + index, 10 + 17 * index as usize)).collect();
-    let sampling = |index: usize| if index % 2 == 0 { greedy(35) } else { seeded(35) };
+    let sampling = |index: usize| if index.is_multiple_of(2) { greedy(35) } else { seeded(35) };
     for prompt in &prompts {
         world.prefill(prompt).await;
     }

@@ -1,5 +1,8 @@
 //! SIGINT and SIGTERM, and the way from the first of them to the end of the process.
 
+#[cfg(test)]
+mod tests;
+
 use std::{fmt, time::Duration};
 
 use tokio::signal::unix::{self, SignalKind};

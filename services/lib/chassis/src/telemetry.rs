@@ -1,5 +1,8 @@
 //! Logs: `tracing` to standard error, as text or JSON.
 
+#[cfg(test)]
+mod tests;
+
 use std::{io::IsTerminal as _, sync::atomic::AtomicU64};
 
 use prometheus_client::metrics::counter::Counter;

@@ -36,10 +36,11 @@ pub(super) fn read(schema: &Schema, sources: &Sources, faults: &mut Vec<ConfigFa
         walk.file(path);
     }
     for (variable, text) in &sources.env {
-        if let Some(key) = variable.strip_prefix(ENV_PREFIX) {
-            if !sources.reserved_env.contains(variable) && !is_service_link(key, text) {
-                walk.variable(variable, key, text);
-            }
+        if let Some(key) = variable.strip_prefix(ENV_PREFIX)
+            && !sources.reserved_env.contains(variable)
+            && !is_service_link(key, text)
+        {
+            walk.variable(variable, key, text);
         }
     }
     for set in &sources.sets {

@@ -43,7 +43,9 @@ fn quoted(name: &str) -> String {
     if !name.is_empty() && name.chars().all(bare) {
         name.to_owned()
     } else {
-        toml::Value::String(name.to_owned()).to_string()
+        // A key must be a one-line string, which the writer for values does not promise. JSON's escapes are a subset of
+        // TOML's basic string, except that TOML wants DEL escaped.
+        Value::from(name).to_string().replace('\u{7f}', "\\u007F")
     }
 }
 

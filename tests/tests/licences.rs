@@ -25,7 +25,8 @@ fn satisfied(expression: &str, allowed: &BTreeSet<String>) -> bool {
 
 #[test]
 fn dependencies_are_licensed_and_come_from_a_registry() {
-    let metadata = MetadataCommand::new().manifest_path(root().join("Cargo.toml")).exec().expect("cargo metadata runs");
+    let metadata =
+        MetadataCommand::new().manifest_path(root().join("Cargo.toml")).exec().expect("cargo metadata runs");
     let allowed = allowed();
     assert!(allowed.len() > 3 && metadata.packages.len() > 100, "nothing was read");
     let mut faults = Vec::new();

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::{cli::ServeArgs, config::Config, console};
 
-/// Reads the configuration. `None`: it was only to be checked or printed.
+/// Reads the configuration. `None`: it was only to be printed.
 pub(crate) fn configuration(serve: &ServeArgs, sets: Vec<String>) -> Result<Option<Config>> {
     let sources = Sources::from_process(serve.config.clone(), sets)
         .reserve("LONGSHORE_URL")
@@ -28,11 +28,15 @@ pub(crate) fn configuration(serve: &ServeArgs, sets: Vec<String>) -> Result<Opti
         console::say(render(&config).trim_end());
         return Ok(None);
     }
+    Ok(Some(config))
+}
+
+/// Whether the configuration was only to be checked; says so when it was. Called once everything that can be checked was.
+pub(crate) fn only_checked(serve: &ServeArgs) -> bool {
     if serve.check_config {
         console::say("the configuration is valid");
-        return Ok(None);
     }
-    Ok(Some(config))
+    serve.check_config
 }
 
 /// Threads and logs; once per process, before anything computes.

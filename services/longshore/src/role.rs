@@ -7,17 +7,20 @@ use longshore_chassis::{Signals, Tasks, bind};
 use longshore_cluster::{Member, Membership, Role, StaticMembership};
 use longshore_fabric::{GrpcConnector, GrpcOptions};
 
-use crate::{cli::RoleArgs, config::Config, node::Node, process, ready, wiring::Parts};
+use crate::{cli::RoleArgs, config::Config, console, node::Node, process, ready, wiring::Parts};
 
 /// Runs until a signal, then drains.
 pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let Some(mut config) = process::configuration(&args.serve, args.all_sets())? else { return Ok(()) };
+    let (this, membership) = membership(role, &args, &mut config)?;
+    if process::only_checked(&args.serve) {
+        return Ok(());
+    }
     if args.supervised {
         end_with_parent()?;
     }
     let metrics = process::prepare(&config)?;
     let mut signals = Signals::install().context("cannot watch for signals")?;
-    let (this, membership) = membership(role, &args, &mut config)?;
     // Told before minutes are spent on loading; given back until there is something to serve.
     drop(bind(&config.listen.grpc).await.context("`listen.grpc`")?);
     let views = membership.watch();
@@ -32,14 +35,19 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let deadline = Duration::from_millis(config.drain.deadline_ms);
     let parts = Parts { config, node: opened, views, connector, metrics };
     let scope = root.child();
-    start(role, &this, &parts, &scope).await?;
+    let http = start(role, &this, &parts, &scope).await?;
+    if !args.supervised {
+        announce(role, &this, &parts, &http);
+    }
     readiness.ready("model");
     process::until_drained(&[scope], &root, &mut signals, deadline).await?;
     outer.drain(Duration::from_secs(1)).await;
     Ok(())
 }
 
-async fn start(role: Role, this: &Member, parts: &Parts, tasks: &Tasks) -> Result<()> {
+/// Starts the role's service and its listeners; returns the bound HTTP address, empty where there is none.
+async fn start(role: Role, this: &Member, parts: &Parts, tasks: &Tasks) -> Result<String> {
+    let mut http = String::new();
     let describer = parts.describer(this);
     match role {
         Role::KvStore => {
@@ -71,14 +79,28 @@ async fn start(role: Role, this: &Member, parts: &Parts, tasks: &Tasks) -> Resul
         }
         Role::Router => {
             let router = parts.router(this, tasks);
-            let (listener, address) = bind(&parts.config.listen.grpc).await?;
+            let (listener, _) = bind(&parts.config.listen.grpc).await?;
             parts.serve_front(listener, &router, tasks);
-            let http = parts.serve_http(&router, tasks).await?;
-            tracing::info!(grpc = %ready::loopback_url(&address.to_string()), %http, "router listens");
+            http = parts.serve_http(&router, tasks).await?;
         }
     }
     tracing::info!(id = %this.id, role = this.role.as_str(), listen = %parts.config.listen.grpc, "serving");
-    Ok(())
+    Ok(http)
+}
+
+/// Ready lines of a process that was started by hand.
+fn announce(role: Role, this: &Member, parts: &Parts, http: &str) {
+    let grpc = &parts.config.listen.grpc;
+    if role == Role::Router {
+        return ready::announce(&parts.node.describe_model(), http, grpc, &[]);
+    }
+    console::say(format!(
+        "ready; {} `{}` of {} serves at {}",
+        role.as_str(),
+        this.id,
+        parts.node.name,
+        ready::loopback_url(grpc)
+    ));
 }
 
 async fn engine(parts: &Parts) -> Result<Arc<longshore_engine::Engine>> {

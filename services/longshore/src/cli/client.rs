@@ -47,7 +47,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long = "model", value_name = "NAME")]
     pub(crate) model_name: Option<String>,
     /// Softmax temperature; 0 always takes the most likely token.
-    #[arg(short, long, default_value_t = 0.0)]
+    #[arg(short, long, default_value_t = 0.0, allow_hyphen_values = true)]
     pub(crate) temperature: f32,
     /// Most tokens to generate [default: 256].
     #[arg(short = 'n', long)]
@@ -59,13 +59,13 @@ pub(crate) struct SamplingArgs {
     #[arg(long)]
     pub(crate) top_k: Option<u32>,
     /// Keep the smallest set of tokens whose probability reaches P.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub(crate) top_p: Option<f32>,
     /// Drop tokens less likely than this share of the most likely one.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub(crate) min_p: Option<f32>,
     /// Divides the logits of tokens seen already.
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub(crate) repetition_penalty: Option<f32>,
     /// Subtracted from the logits of tokens in the answer.
     #[arg(long, allow_hyphen_values = true)]

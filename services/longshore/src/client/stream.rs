@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
-use longshore_fabric::{CallContext, Connector, Error, GrpcConnector, GrpcOptions};
+use longshore_fabric::{CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions};
 use longshore_proto::types::{FinishReason, Finished, GenerateEvent, GenerateStart, PromptChunk, Sampling};
 use tokio::sync::mpsc;
 
@@ -91,7 +91,11 @@ pub(super) async fn run(
 }
 
 fn told(error: Error) -> anyhow::Error {
-    anyhow::anyhow!("{:?}: {}", error.code, error.message)
+    let hint = match error.code {
+        Code::Unavailable if !error.message.contains("hint:") => "; hint: is `longshore up` running there?",
+        _ => "",
+    };
+    anyhow::anyhow!("{:?}: {}{hint}", error.code, error.message)
 }
 
 struct Shown {

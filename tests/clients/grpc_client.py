@@ -169,6 +169,32 @@ def refuses_bad_input():
         error = refused(requests)
         assert error.code().name == code, (name, error.code(), error.details())
         assert name in field(error) or name in error.details(), (name, field(error), error.details())
+    refuses_undecodable_bytes()
+
+
+def refuses_undecodable_bytes():
+    # No serializers: what is given goes out as it is.
+    tokenize = channel.unary_unary("/longshore.v1.InferenceService/Tokenize")
+    generate = channel.stream_stream("/longshore.v1.InferenceService/Generate")
+    first = start().SerializeToString()
+    cases = [
+        (lambda: tokenize(b"\x12\x02\xff\xfe", timeout=120), "text"),
+        (lambda: tokenize(b"\x0a\x02\xff\xfe", timeout=120), "model"),
+        (lambda: tokenize(b"\x12\x7fab", timeout=120), "text"),
+        (lambda: tokenize(b"\xff\xff\xff\xff", timeout=120), "message"),
+        (lambda: list(generate(iter([first, b"\x12\x04\x0a\x02\xff\xfe"]), timeout=120)), "chunk.text"),
+        (lambda: list(generate(iter([b"\x0a\x04\x0a\x02\xff\xfe"]), timeout=120)), "start.model"),
+        (lambda: list(generate(iter([first, b"\xff\xff\xff\xff"]), timeout=120)), "message"),
+    ]
+    for number, (call, name) in enumerate(cases):
+        try:
+            call()
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, (number, name, error.code(), error.details())
+            assert field(error) == name, (number, name, field(error), error.details())
+            assert "hint:" in error.details(), (number, error.details())
+        else:
+            raise AssertionError(f"undecodable message {number} ({name}) was accepted")
 
 
 def honours_deadlines_and_cancellation():

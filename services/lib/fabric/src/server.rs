@@ -5,6 +5,7 @@ mod call;
 mod front;
 mod options;
 mod pump;
+mod refusal;
 mod run;
 mod shard;
 mod socket;

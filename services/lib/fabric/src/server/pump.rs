@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
+use super::refusal::from_request;
 use crate::{
     BoxStream, Error,
     lane::{Hop, within},
-    status::from_status,
 };
 
 /// Messages that may wait between the wire and the service.
@@ -77,7 +77,7 @@ impl<M, T, F> Pump<M, T, F> {
     {
         loop {
             let message = tokio::select! {
-                message = self.incoming.message() => message.map_err(|status| from_status(&status))?,
+                message = self.incoming.message() => message.map_err(|status| from_request(&status))?,
                 () = idle_in_drain(self.draining.as_ref()) => None,
                 // A service that wants no more messages need not be fed; its answer is under way.
                 () = self.sender.closed() => None,
@@ -163,7 +163,7 @@ impl<A> Stream for Conversation<A> {
 /// The first message of a stream, which carries the parameters.
 pub(super) async fn first<M>(hop: &Hop, incoming: &mut Streaming<M>) -> Result<M, Error> {
     let message =
-        within(&hop.context, async { incoming.message().await.map_err(|status| from_status(&status)) })
+        within(&hop.context, async { incoming.message().await.map_err(|status| from_request(&status)) })
             .await?;
     message.ok_or_else(start_missing)
 }

@@ -11,8 +11,9 @@ use tonic_health::{
     server::{HealthReporter, health_reporter},
 };
 use tonic_reflection::server::Builder as Reflection;
+use tower::util::MapResponseLayer;
 
-use super::{ServerOptions, Services, call::Desk, socket};
+use super::{ServerOptions, Services, call::Desk, refusal, socket};
 use crate::{Code, Error};
 
 /// How long connections may take to flush the ends of their last calls.
@@ -37,6 +38,7 @@ pub async fn serve(
     let sever = CancellationToken::new();
     let sockets = socket::accept(listener, options.connections_max, sever.clone());
     let server = builder(&options)
+        .layer(MapResponseLayer::new(refusal::reword))
         .add_routes(routes.routes())
         .serve_with_incoming_shutdown(sockets, shutdown.clone().cancelled_owned());
     let attendants = async {

@@ -2,17 +2,25 @@
 
 use std::time::Duration;
 
+use bytes::{Buf, BufMut, Bytes};
 use futures::StreamExt;
 use longshore_fabric::{CallContext, Code, server::ServerOptions, status::from_status};
 use longshore_proto::v1::{
     self, inference_service_client::InferenceServiceClient, kv_store_service_client::KvStoreServiceClient,
     put_blocks_request::Part,
 };
-use tonic::{Request, Status, transport::Channel};
+use tonic::{
+    Request, Status,
+    body::Body,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    transport::Channel,
+};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_reflection::pb::{v1 as reflection, v1alpha as reflection_alpha};
+use tower::ServiceExt;
 
 use super::{
     fake::{FakeRouter, STUCK, identity, lookup, shape, tile},
@@ -137,7 +145,137 @@ async fn messages_beyond_the_limit_are_refused() {
     let mut front = InferenceServiceClient::new(channel(&house).await);
     let text = v1::TokenizeRequest { text: "x".repeat(5 << 20), ..Default::default() };
     let status = front.tokenize(text).await.unwrap_err();
-    assert!(matches!(from_status(&status).code, Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
+    refused(&status, Code::OutOfRange, "message");
+    assert!(status.message().contains("the limit is 4194304 bytes; hint: "), "{status:?}");
+    let chunk = v1::TextChunk { text: "x".repeat(5 << 20) };
+    let chunk = Some(v1::generate_request::Chunk::Text(chunk));
+    let start = Some(v1::GenerateStart::default());
+    let messages = [v1::GenerateRequest { start, chunk: None }, v1::GenerateRequest { start: None, chunk }];
+    let answers = front.generate(futures::stream::iter(messages)).await;
+    let status = match answers {
+        Err(status) => status,
+        Ok(answers) => answers.into_inner().filter_map(async |item| item.err()).boxed().next().await.unwrap(),
+    };
+    refused(&status, Code::OutOfRange, "message");
+}
+
+/// Messages as bytes, whether they are Protobuf or not.
+#[derive(Debug, Clone, Copy)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        into.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}
+
+/// The path of a method of `longshore.v1`.
+fn path(method: &str) -> http::uri::PathAndQuery {
+    format!("/longshore.v1.{method}").parse().unwrap()
+}
+
+/// Sends raw messages and returns the first error, which may come before or among the answers.
+async fn stream_error(house: &House, method: &str, messages: &[&'static [u8]]) -> Status {
+    let mut client = Grpc::new(channel(house).await);
+    client.ready().await.unwrap();
+    let messages: Vec<_> = messages.iter().map(|message| Bytes::from_static(message)).collect();
+    let request = Request::new(futures::stream::iter(messages));
+    let mut answers = match client.streaming(request, path(method), Raw).await {
+        Err(status) => return status,
+        Ok(answers) => answers.into_inner(),
+    };
+    loop {
+        match answers.message().await {
+            Err(status) => return status,
+            Ok(answer) => assert!(answer.is_some(), "the stream ended well"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn undecodable_stream_messages_name_their_field() {
+    const START: &[u8] = b"\x0a\x00";
+    let house = House::new(Lane::Grpc).await;
+    let check = async |method, messages: &[&'static [u8]], field, problem| {
+        let status = stream_error(&house, method, messages).await;
+        refused(&status, Code::InvalidArgument, field);
+        assert!(status.message().contains(problem) && status.message().contains("hint: "), "{status:?}");
+    };
+    let generate = "InferenceService/Generate";
+    check(generate, &[START, b"\x12\x04\x0a\x02\xff\xfe"], "chunk.text", "UTF-8").await;
+    check(generate, &[START, b"\x22\x04\x12\x02\xff\xfe"], "chunk.content", "UTF-8").await;
+    check(generate, &[b"\x0a\x04\x0a\x02\xff\xfe"], "start.model", "UTF-8").await;
+    check(generate, &[START, b"\xff\xff\xff\xff"], "message", "invalid varint").await;
+    check(generate, &[b"\x00\x00"], "message", "invalid tag").await;
+    check(generate, &[START, b"\x12\x7fab"], "chunk", "underflow").await;
+    check("KvStoreService/PutBlocks", &[b"\xff\xff"], "message", "invalid varint").await;
+    check("KvStoreService/Attend", &[b"\xff\xff"], "message", "invalid varint").await;
+}
+
+#[tokio::test]
+async fn undecodable_unary_messages_name_their_field() {
+    let house = House::new(Lane::Grpc).await;
+    let mut client = Grpc::new(channel(&house).await);
+    let mut check = async |method, message: &'static [u8], field, problem| {
+        client.ready().await.unwrap();
+        let request = Request::new(Bytes::from_static(message));
+        let status = client.unary(request, path(method), Raw).await.unwrap_err();
+        refused(&status, Code::InvalidArgument, field);
+        assert!(status.message().contains(problem) && status.message().contains("hint: "), "{status:?}");
+    };
+    let tokenize = "InferenceService/Tokenize";
+    check(tokenize, b"\x12\x02\xff\xfe", "text", "UTF-8").await;
+    check(tokenize, b"\x0a\x02\xc3\x28", "model", "UTF-8").await;
+    check(tokenize, b"\xff\xff\xff\xff", "message", "invalid varint").await;
+    check(tokenize, b"\x12\x7fab", "text", "underflow").await;
+    check(tokenize, b"\x10\x01", "text", "wire type").await;
+    check("KvStoreService/Lookup", b"\x0a\x7f", "identity", "underflow").await;
+}
+
+#[tokio::test]
+async fn frames_cut_short_are_the_callers_fault() {
+    let house = House::new(Lane::Grpc).await;
+    let channel = channel(&house).await;
+    for method in ["InferenceService/Tokenize", "InferenceService/Generate"] {
+        // Announces 32 bytes and sends 3.
+        let request = http::Request::post(format!("{}{}", house.address, path(method)))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Body::new("\0\0\0\0\x20abc".to_owned()))
+            .unwrap();
+        let response = channel.clone().oneshot(request).await.unwrap();
+        let status = Status::from_header_map(response.headers()).expect("nothing but a status");
+        refused(&status, Code::InvalidArgument, "message");
+        assert!(status.message().contains("cut short"), "{method}: {status:?}");
+    }
 }
 
 async fn health(channel: &Channel, service: &str) -> Result<ServingStatus, Status> {

@@ -80,8 +80,10 @@ pub(crate) fn incarnation() -> u64 {
 }
 
 /// Waits for a signal or a failed critical task, then drains the scopes in order: the front door before what it needs.
+/// `before` is told the index of each scope just before its turn.
 pub(crate) async fn until_drained(
     scopes: &[Tasks],
+    before: impl Fn(usize),
     root: &Tasks,
     signals: &mut Signals,
     deadline: Duration,
@@ -91,7 +93,8 @@ pub(crate) async fn until_drained(
         () = root.cancelled() => {}
     }
     let drain = async {
-        for scope in scopes {
+        for (index, scope) in scopes.iter().enumerate() {
+            before(index);
             scope.cancel();
             let left = scope.drain(deadline).await;
             if !left.is_empty() {

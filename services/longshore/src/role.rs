@@ -40,7 +40,7 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
         announce(role, &this, &parts, &http);
     }
     readiness.ready("model");
-    process::until_drained(&[scope], &root, &mut signals, deadline).await?;
+    process::until_drained(&[scope], |_| (), &root, &mut signals, deadline).await?;
     outer.drain(Duration::from_secs(1)).await;
     Ok(())
 }

@@ -44,7 +44,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let parts = Parts { config, node, views: membership.watch(), connector, metrics };
     let house =
         House { parts, local, membership, front: root.child(), workers: root.child(), shards: root.child() };
-    let _registrations = house.furnish(&args, &engine).await?;
+    let registrations = house.furnish(&args, &engine).await?;
     let router = house.parts.router(&member(Role::Router, 0), &house.front);
     let address = grpc.as_ref().map_or_else(String::new, |(_, address)| address.to_string());
     if let Some((listener, _)) = grpc {
@@ -55,7 +55,13 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     ready::announce(&house.parts.node.describe_model(), &http, &address, &[]);
     // The front door first, so that streams finish while their workers still live; shards last.
     let scopes = [house.front.clone(), house.workers.clone(), house.shards.clone()];
-    process::until_drained(&scopes, &root, &mut signals, deadline).await?;
+    // Workers hold links to shards through the same registry that holds the workers: taken out of it, they end, and
+    // with them their attention streams.
+    let before = |stage| {
+        let workers = registrations.iter().filter(|r| stage > 0 && r.member().role != Role::KvStore);
+        workers.for_each(|worker| house.local.remove(&worker.member().id));
+    };
+    process::until_drained(&scopes, before, &root, &mut signals, deadline).await?;
     outer.drain(Duration::from_secs(1)).await;
     Ok(())
 }

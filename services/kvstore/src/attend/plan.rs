@@ -58,6 +58,9 @@ pub(super) fn views(store: &Store, query: &AttendQuery) -> Result<Vec<Blocks>, E
     Ok(views?)
 }
 
+/// Stripes that the items of one query may visit together: 16 sequences of four million tokens with the default stripes.
+const UNITS_MAX: usize = 1 << 15;
+
 impl Plan {
     /// Checks the query; `views` has the blocks of every item.
     pub(super) fn new(store: &Store, query: &AttendQuery, views: Vec<Blocks>) -> Result<Self, Error> {
@@ -81,7 +84,13 @@ impl Plan {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let stripe_of = |block: u64| identity.geometry.stripe_of(block);
-        let units = items.iter().enumerate().flat_map(|(item, it)| it.units(item, stripe_of)).collect();
+        let units = items.iter().enumerate().flat_map(|(item, it)| it.units(item, stripe_of));
+        // A view may hold very many stripes and be named by many items: counted before they are all kept.
+        let units: Vec<_> = units.take(UNITS_MAX + 1).collect();
+        if units.len() > UNITS_MAX {
+            let problem = format!("visit more than {UNITS_MAX} stripes; hint: send fewer items a query");
+            return Err(Error::invalid("items", problem));
+        }
         Ok(Self { layer: query.layer as usize, items, units, done: 0 })
     }
 

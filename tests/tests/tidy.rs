@@ -58,7 +58,7 @@ const OWNERS: &[(&str, &[&str])] = &[
             "longshore-kvstore",
         ],
     ),
-    ("prost", &["longshore-proto", "longshore-fabric"]),
+    ("prost", &["longshore-proto"]),
     ("clap", &["longshore"]),
     ("anyhow", &["longshore"]),
     ("tracing-subscriber", &["longshore-chassis"]),
@@ -237,6 +237,26 @@ fn names_say_what_they_hold() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut pages = vec![root().join("README.md")];
+    for folder in ["docs", "docs/adr"] {
+        let entries = std::fs::read_dir(root().join(folder)).expect("the documents are there").flatten();
+        pages.extend(entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "md")));
+    }
+    let mut faults = Vec::new();
+    for page in &pages {
+        let text = std::fs::read_to_string(page).expect("a page is UTF-8");
+        let folder = page.parent().expect("a page lies in a folder");
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            if !target.is_empty() && !target.contains("://") && !folder.join(target).exists() {
+                faults.push(format!("{}: {target} does not exist", page.display()));
+            }
+        }
+    }
+    assert!(pages.len() > 5 && faults.is_empty(), "{}", faults.join("\n"));
 }
 
 const FILE_LINES_MAX: usize = 800;

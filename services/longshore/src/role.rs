@@ -144,6 +144,13 @@ fn membership(role: Role, args: &RoleArgs, config: &mut Config) -> Result<(Membe
         config.cluster.id,
         config.cluster.id
     );
+    for needed in [Role::KvStore, Role::Prefill, Role::Decode] {
+        ensure!(
+            role != Role::Router || members.iter().any(|member| member.role == needed),
+            "`cluster.members` lists no {0}; hint: add `--member {0}=ID@http://HOST:PORT`",
+            needed.as_str()
+        );
+    }
     ensure!(!config.listen.grpc.is_empty(), "`listen.grpc` is empty; hint: pass `--listen 127.0.0.1:9000`");
     let this = known.unwrap_or_else(|| {
         // Nobody calls a router by its membership, so it need not be listed.

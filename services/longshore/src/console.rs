@@ -10,7 +10,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A line of results.
 pub(crate) fn say(line: impl AsRef<str>) {
-    println!("{}", line.as_ref());
+    // A reader that went away (`| head`) wants no more lines; that is no fault of ours.
+    let _ = writeln!(std::io::stdout(), "{}", line.as_ref());
 }
 
 /// A piece of streamed results, shown at once.

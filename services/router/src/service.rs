@@ -245,6 +245,14 @@ impl Inner {
     }
 }
 
+/// Why the caller of `ctx` wants no answer any more, if so. Errors of workers that see this first are not the workers'.
+fn ended(ctx: &CallContext) -> Option<Error> {
+    if ctx.cancel.is_cancelled() {
+        return Some(Error::Cancelled);
+    }
+    ctx.deadline.filter(|deadline| *deadline <= Instant::now()).map(|_| Error::Deadline)
+}
+
 async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -313,10 +321,14 @@ impl Inference for Router {
         inner.limits.check_bytes(text.len() as u64)?;
         let text = text.to_owned();
         let special = if skip_special_tokens { SpecialTokens::Skip } else { SpecialTokens::Add };
-        let _place = inner.admission.admit().await?;
+        let place = inner.admission.admit().await?;
         let work = {
             let inner = Arc::clone(&inner);
-            move || inner.model.tokenizer.encode(&text, special)
+            move || {
+                // The work goes on when the call is dropped, and so does its claim to a place.
+                let _place = place;
+                inner.model.tokenizer.encode(&text, special)
+            }
         };
         let joined = inner.tasks.tracker().spawn_blocking(work).await;
         let tokens = joined.map_err(|error| Error::Internal(format!("tokenizing failed: {error}")))?;

@@ -14,10 +14,11 @@ use futures::{Stream, StreamExt as _};
 use longshore_fabric::{BoxStream, CallContext, Inference};
 use longshore_proto::types::GenerateEvent;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
     App,
+    body::ReadBody,
     chat::ChatForm,
     completions::CompletionsForm,
     error::ApiError,
@@ -49,13 +50,13 @@ pub(crate) async fn answer(
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let read = app.bodies.read(&parts.headers, body).await?;
-    let parsed = parse(app, endpoint, read.bytes).await?;
+    let (parsed, room) = parse(app, endpoint, read).await?;
     let (stream, include_usage) = (parsed.stream, parsed.include_usage);
     let logprobs = parsed.start.sampling.logprobs.is_some();
     let mut events = start(app, &ctx, parsed).await.map_err(|error| in_form(endpoint, error))?;
     // The first event tells whether the prompt fits and is admitted; only then is the status known.
     let first = events.next().await;
-    drop(read.room);
+    drop(room);
     match first {
         Some(Ok(GenerateEvent::Accepted { .. })) => {}
         Some(Ok(_)) | None => {
@@ -78,11 +79,22 @@ pub(crate) async fn answer(
     }
 }
 
-async fn parse(app: &App, endpoint: Endpoint, bytes: Vec<u8>) -> Result<ApiRequest, ApiError> {
-    if bytes.len() <= INLINE_MAX_BYTES {
-        return request::parse(&bytes, endpoint);
+/// Gives the body's room back with what was made of it.
+async fn parse(
+    app: &App,
+    endpoint: Endpoint,
+    read: ReadBody,
+) -> Result<(ApiRequest, Option<OwnedSemaphorePermit>), ApiError> {
+    let inline = read.bytes.len() <= INLINE_MAX_BYTES;
+    // On a blocking thread this goes on when the client hangs up, so it owns the body's room.
+    let work = move || {
+        let ReadBody { bytes, room } = read;
+        request::parse(&bytes, endpoint).map(|parsed| (parsed, room))
+    };
+    if inline {
+        return work();
     }
-    let joined = app.router.tasks().tracker().spawn_blocking(move || request::parse(&bytes, endpoint)).await;
+    let joined = app.router.tasks().tracker().spawn_blocking(work).await;
     joined.map_err(|error| Error::Internal(format!("parsing failed: {error}")))?
 }
 

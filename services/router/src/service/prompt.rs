@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use longshore_model::{ModelInfo, SpecialTokens};
 use longshore_proto::types::{ChatMessage, Prompt, PromptChunk};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::Error;
 
@@ -67,12 +67,31 @@ pub(crate) async fn read(
     idle: Duration,
 ) -> Result<Prompt, Error> {
     let mut reader = Reader { limits, prompt: None, bytes: 0 };
+    let mut until = Instant::now() + idle;
     loop {
-        match tokio::time::timeout(idle, chunks.recv()).await {
-            Ok(Some(chunk)) => reader.accept(chunk)?,
+        match tokio::time::timeout_at(until, chunks.recv()).await {
+            Ok(Some(chunk)) => {
+                if !is_empty(&chunk) {
+                    until = Instant::now() + idle;
+                } else if Instant::now() >= until {
+                    // A queue that is never empty would hide the time-out.
+                    return Err(Error::PromptStalled { waited: idle });
+                }
+                reader.accept(chunk)?;
+            }
             Ok(None) => return reader.prompt.ok_or_else(|| Error::invalid("prompt", "is missing")),
             Err(_) => return Err(Error::PromptStalled { waited: idle }),
         }
+    }
+}
+
+/// Whether a chunk adds nothing: no limit ever stops such chunks, so they must not keep a request alive. Messages count
+/// against the limits even without content.
+fn is_empty(chunk: &PromptChunk) -> bool {
+    match chunk {
+        PromptChunk::Text(text) => text.is_empty(),
+        PromptChunk::Tokens(ids) => ids.is_empty(),
+        PromptChunk::Message(_) => false,
     }
 }
 

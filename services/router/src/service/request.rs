@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use longshore_cluster::ClusterView;
+use longshore_cluster::{ClusterView, Role};
 use longshore_fabric::{CallContext, Code};
 use longshore_proto::types::{
     FinishReason, Finished, GenerateEvent, GenerateStart, Identity, PromptChunk, Sampling, ShardBytes,
@@ -14,9 +14,10 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Inner,
+    admission::Place,
     answer::{Answer, Decoded},
     attempt::{Attempt, Failure, Fault},
-    lookup,
+    ended, lookup,
     outlet::Outlet,
     prompt,
     sequence::Sequence,
@@ -67,11 +68,11 @@ struct Retries {
 impl Request<'_> {
     /// Runs the request; the last event is sent unless it fails.
     pub(crate) async fn run(&self, mut chunks: mpsc::Receiver<PromptChunk>) -> Result<FinishReason, Error> {
-        let _place = self.inner.admission.admit().await?;
+        let place = Arc::new(self.inner.admission.admit().await?);
         let idle = Duration::from_millis(self.inner.config.prompt_idle_ms);
         let prompt = prompt::read(&mut chunks, &self.inner.limits, idle).await?;
         let prompt_read = Instant::now();
-        let sequence = self.sequence(prompt).await?;
+        let sequence = self.sequence(prompt, &place).await?;
         self.inner.limits.check_tokens(sequence.prompt_tokens())?;
         let mut progress = Progress {
             sampling: self.sampling(sequence.prompt_tokens()),
@@ -90,7 +91,11 @@ impl Request<'_> {
         Ok(reason)
     }
 
-    async fn sequence(&self, prompt: longshore_proto::types::Prompt) -> Result<Sequence, Error> {
+    async fn sequence(
+        &self,
+        prompt: longshore_proto::types::Prompt,
+        place: &Arc<Place>,
+    ) -> Result<Sequence, Error> {
         let size = match &prompt {
             longshore_proto::types::Prompt::Text(text) => text.len(),
             longshore_proto::types::Prompt::Tokens(ids) => ids.len(),
@@ -100,8 +105,10 @@ impl Request<'_> {
         };
         let namespace = self.inner.deployment.namespace(&self.start.cache_salt);
         let (geometry, skip) = (self.inner.geometry, self.start.skip_special_tokens);
-        let inner = Arc::clone(self.inner);
+        let (inner, place) = (Arc::clone(self.inner), Arc::clone(place));
         let work = move || {
+            // On a blocking thread this goes on when the request is dropped, and so does its claim to a place.
+            let _place = place;
             let tokens = prompt::tokenize(&inner.model, prompt, skip)?;
             inner.limits.check_tokens(tokens.len() as u64)?;
             Ok(Sequence::new(namespace, geometry, tokens))
@@ -137,13 +144,34 @@ impl Request<'_> {
                 Err(Fault::Again(failure)) => failure,
             };
             // A worker that saw the client go before this task did is no failed worker.
-            if self.ctx.cancel.is_cancelled() {
-                return Err(Error::Cancelled);
+            if let Some(ended) = ended(&self.ctx) {
+                return Err(ended);
             }
             self.note(&failure, progress, &mut retries)?;
-            let pause = self.inner.config.retry_backoff_ms << (retries.failures - 1).min(10);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+            tokio::time::sleep(self.pause(&view, &failure, progress, &mut retries)).await;
         }
+    }
+
+    /// How long to wait before the next attempt. When an answer is under way and nobody has room for it, as long as the
+    /// workers ask for; then all of them are asked again.
+    fn pause(
+        &self,
+        view: &ClusterView,
+        failure: &Failure,
+        progress: &Progress,
+        retries: &mut Retries,
+    ) -> Duration {
+        let pause = self.inner.config.retry_backoff_ms << (retries.failures - 1).min(10);
+        let pause = Duration::from_millis(pause);
+        if failure.error.code != Code::ResourceExhausted || progress.generated() == 0 {
+            return pause;
+        }
+        let others = view.with_role(Role::Decode).any(|member| !retries.excluded.contains(&member.id));
+        if failure.exclude.is_some() && others {
+            return pause;
+        }
+        retries.excluded.clear();
+        pause.max(failure.error.retry_after.unwrap_or_default())
     }
 
     async fn attempt(

@@ -118,6 +118,24 @@ async fn a_prompt_that_stops_coming_times_out() {
 }
 
 #[tokio::test]
+async fn empty_chunks_do_not_keep_a_prompt_alive() {
+    for (empty, pause_ms) in [(text(""), 5), (text(""), 0), (PromptChunk::Tokens(Vec::new()), 5)] {
+        let config = Config { prompt_idle_ms: 50, ..Config::default() };
+        let fixture = Fixture::new(Options { config, ..Options::default() });
+        let (sender, receiver) = mpsc::channel(8);
+        let ctx = CallContext::new("test");
+        let mut events = fixture.router.generate(&ctx, GenerateStart::default(), receiver).await.unwrap();
+        let endless = async {
+            while sender.send(empty.clone()).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), endless).await.expect("the router hangs up");
+        assert_eq!(events.next().await.unwrap().unwrap_err().code, Code::DeadlineExceeded);
+    }
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_with_a_retry_hint() {
     let config = Config { requests_max: 1, queue_max: 1, ..Config::default() };
     let fixture = Fixture::new(Options { config, ..Options::default() });
@@ -164,4 +182,32 @@ async fn a_client_that_reads_nothing_is_cut_off() {
     Fixture::eventually("the end of the decode", || fixture.decoders[0].dropped.load(Ordering::SeqCst) == 1)
         .await;
     Fixture::eventually("room for others", || fixture.metrics.in_flight.get() == 0).await;
+}
+
+/// Work on blocking threads cannot be stopped; if it gave its place back early, clients that hang up could pile it up.
+#[test]
+fn abandoned_work_keeps_its_place() {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let fixture = Fixture::new(Options::default());
+        let (release, blocked) = std::sync::mpsc::channel::<()>();
+        let blocker = tokio::task::spawn_blocking(move || blocked.recv());
+        let ctx = CallContext::new("test");
+
+        let call = fixture.router.tokenize(&ctx, "", "some text", false);
+        tokio::time::timeout(Duration::from_millis(20), call).await.expect_err("the thread is taken");
+        assert_eq!(fixture.metrics.in_flight.get(), 1);
+
+        let long = vec![text(&"q ".repeat(2_100))];
+        let events = fixture.start(GenerateStart::default(), long).await.unwrap();
+        Fixture::eventually("the second place", || fixture.metrics.in_flight.get() == 2).await;
+        drop(events);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(fixture.metrics.in_flight.get(), 2);
+
+        release.send(()).unwrap();
+        blocker.await.unwrap().unwrap();
+        Fixture::eventually("room for others", || fixture.metrics.in_flight.get() == 0).await;
+    });
 }

@@ -12,6 +12,7 @@ use longshore_routing::{Cost, Phase};
 
 use super::{
     answer::Decoded,
+    ended,
     request::{Progress, Request},
     sequence::Sequence,
     workers::Picked,
@@ -59,12 +60,17 @@ impl Attempt<'_> {
         let mut last: Option<CallError> = None;
         loop {
             let picked = workers.pick(&self.request.ctx, self.view, Phase::Prefill, &excluded, cost).await;
-            let picked = picked.map_err(|error| Fault::Final(self.no_prefill(error, last.take())))?;
+            let picked = picked.map_err(|error| {
+                unplaced(self.no_prefill(error, last.take()), sequence.generated_tokens())
+            })?;
             let member = picked.member.clone();
             let Err(error) = self.prefill_on(&picked, sequence, cached_blocks).await? else {
                 workers.succeeded(&member);
                 return Ok(());
             };
+            if let Some(ended) = ended(&self.request.ctx) {
+                return Err(Fault::Final(ended));
+            }
             match error.code {
                 Code::Unavailable | Code::Cancelled | Code::ResourceExhausted => {
                     self.note_failure(&member, &error);
@@ -135,7 +141,7 @@ impl Attempt<'_> {
         progress: &mut Progress,
         excluded: &HashSet<String>,
     ) -> Result<FinishReason, Fault> {
-        let picked = self.pick_decode(excluded).await?;
+        let picked = self.pick_decode(excluded, progress.generated()).await?;
         let member = picked.member.clone();
         match self.decode_on(&picked, progress).await? {
             Ok(reason) => {
@@ -146,7 +152,7 @@ impl Attempt<'_> {
         }
     }
 
-    async fn pick_decode(&self, excluded: &HashSet<String>) -> Result<Picked, Fault> {
+    async fn pick_decode(&self, excluded: &HashSet<String>, generated: u64) -> Result<Picked, Fault> {
         let workers = &self.request.inner.workers;
         let cost = Cost { prefill_tokens: 0, decode_sequences: 1 };
         let first = workers.pick(&self.request.ctx, self.view, Phase::Decode, excluded, cost).await;
@@ -159,10 +165,10 @@ impl Attempt<'_> {
                     Error::NoWorker { .. } => {
                         Fault::Again(Failure { error: error.into(), exclude: None, takeover: false })
                     }
-                    other => Fault::Final(other),
+                    other => unplaced(other, generated),
                 })
             }
-            other => other.map_err(Fault::Final),
+            other => other.map_err(|error| unplaced(error, generated)),
         }
     }
 
@@ -216,12 +222,17 @@ impl Attempt<'_> {
     }
 
     fn decode_fault(&self, member: &Member, error: CallError) -> Fault {
+        if let Some(ended) = ended(&self.request.ctx) {
+            return Fault::Final(ended);
+        }
         match error.code {
-            // A worker that cancels by itself stops; when the client cancels, nobody is here any more.
-            Code::Unavailable | Code::Cancelled | Code::ResourceExhausted => {
+            // A worker that cancels by itself stops.
+            Code::Unavailable | Code::Cancelled => {
                 self.note_failure(member, &error);
                 again(member, error, true, true)
             }
+            // It is alive and has no room, so that nothing fell over.
+            Code::ResourceExhausted => again(member, error, true, false),
             Code::FailedPrecondition => {
                 self.request.inner.workers.forget(member);
                 again(member, error, true, true)
@@ -252,6 +263,16 @@ impl Attempt<'_> {
             }
             (error, _) => error,
         }
+    }
+}
+
+/// No worker may be used. Before the first token a busy cluster refuses at once; an answer under way waits for room.
+fn unplaced(error: Error, generated: u64) -> Fault {
+    match error {
+        Error::WorkersBusy { .. } if generated > 0 => {
+            Fault::Again(Failure { error: error.into(), exclude: None, takeover: false })
+        }
+        other => Fault::Final(other),
     }
 }
 

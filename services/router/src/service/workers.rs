@@ -8,10 +8,11 @@ use std::{
 
 use longshore_blocks::Deployment;
 use longshore_cluster::{ClusterView, Member, Role};
-use longshore_fabric::{CallContext, Connector};
+use longshore_fabric::{CallContext, Code, Connector};
 use longshore_routing::{Cost, LoadLimits, LoadTable, Phase, Ticket};
 use tokio::time::Instant;
 
+use super::ended;
 use crate::{Config, Error, metrics::RouterMetrics};
 
 /// How long a worker that does not fit is left alone before it is asked again: it may have been restarted with other
@@ -104,6 +105,8 @@ impl Workers {
             };
             match self.handshake(ctx, &picked.member).await {
                 Ok(()) => return Ok(picked),
+                // No worker's fault, and no other worker mends it.
+                Err(error @ (Error::Cancelled | Error::Deadline)) => return Err(error),
                 Err(error) => {
                     excluded.insert(picked.member.id.clone());
                     // A worker that does not fit says more than one that is away.
@@ -184,9 +187,17 @@ impl Workers {
             }
             _ => {}
         }
+        let hurried = ctx.time_left().is_some_and(|left| left < self.handshake_timeout);
         let problem = match self.describe(ctx, member).await {
             Ok(problem) => problem,
             Err(error) => {
+                if let Some(ended) = ended(ctx) {
+                    return Err(ended);
+                }
+                // A worker's clock may run out a little before this one.
+                if hurried && error.code == Code::DeadlineExceeded {
+                    return Err(Error::Deadline);
+                }
                 self.failed(member);
                 let why = format!("`{}` at {} does not answer: {error}", member.id, member.address);
                 return Err(Error::NoWorker {

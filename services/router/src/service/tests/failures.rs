@@ -2,9 +2,11 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use longshore_fabric::Code;
+use futures::StreamExt as _;
+use longshore_fabric::{CallContext, Code, Describer as _, Inference as _};
 use longshore_proto::types::{FinishReason, GenerateStart, PromptChunk, Sampling};
 use proptest::prelude::*;
+use tokio::sync::mpsc;
 
 use crate::{
     Config,
@@ -245,6 +247,91 @@ async fn a_client_that_goes_away_cancels_the_workers() {
     Fixture::eventually("the end of the decode", || fixture.decoders[0].dropped.load(Ordering::SeqCst) == 1)
         .await;
     Fixture::eventually("room for others", || fixture.metrics.in_flight.get() == 0).await;
+}
+
+/// Starts a request for 300 tokens under `ctx`, waits until `begun`, cancels, and gives the error.
+async fn cancelled_when(fixture: &Fixture, ctx: CallContext, begun: impl Fn() -> bool) -> Code {
+    let (sender, receiver) = mpsc::channel(1);
+    sender.try_send(PromptChunk::Tokens(prompt_ids(300))).unwrap();
+    drop(sender);
+    let mut events = fixture.router.generate(&ctx, max_tokens(5), receiver).await.unwrap();
+    Fixture::eventually("the call", begun).await;
+    if ctx.deadline.is_none() {
+        ctx.cancel.cancel();
+    }
+    loop {
+        if let Err(error) = events.next().await.expect("the stream ends with an error") {
+            return error.code;
+        }
+    }
+}
+
+async fn all_healthy(fixture: &Fixture) -> bool {
+    let description = fixture.router.describe(&CallContext::new("test")).await.unwrap();
+    description.members.iter().all(|member| member.healthy)
+}
+
+#[tokio::test]
+async fn clients_that_leave_do_not_make_workers_fail() {
+    let fixture = Fixture::new(Options { prefillers: 2, ..Options::default() });
+    fixture.prefillers[0].script(Script::HangAfter(1));
+    let begun = || fixture.prefillers[0].calls() == 1;
+    assert_eq!(cancelled_when(&fixture, CallContext::new("test"), begun).await, Code::Cancelled);
+    assert!(all_healthy(&fixture).await);
+    assert_eq!(fixture.prefillers[1].calls(), 0);
+
+    fixture.decoders[0].script(Script::HangAfter(1));
+    let begun = || fixture.decoders[0].calls().len() == 1;
+    assert_eq!(cancelled_when(&fixture, CallContext::new("test"), begun).await, Code::Cancelled);
+    assert!(all_healthy(&fixture).await);
+}
+
+#[tokio::test]
+async fn handshakes_cut_short_by_the_client_do_not_make_workers_fail() {
+    for ctx in [CallContext::new("test"), CallContext::new("test").with_timeout(Duration::from_millis(100))] {
+        let expected = if ctx.deadline.is_some() { Code::DeadlineExceeded } else { Code::Cancelled };
+        let fixture = Fixture::new(Options { prefillers: 2, ..Options::default() });
+        let calls = |id: &str| &fixture.describers.iter().find(|(known, _)| known == id).unwrap().1;
+        for id in ["prefill-0", "prefill-1"] {
+            calls(id).silent.store(true, Ordering::SeqCst);
+        }
+        let asked = || {
+            let count = |id| calls(id).calls.load(Ordering::SeqCst);
+            count("prefill-0") + count("prefill-1")
+        };
+        assert_eq!(cancelled_when(&fixture, ctx, || asked() == 1).await, expected);
+        assert!(all_healthy(&fixture).await);
+        assert_eq!(asked(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_under_way_waits_for_room() {
+    let config = Config { retry_backoff_ms: 1, retry_after_ms: 30, ..Config::default() };
+    let fixture = Fixture::new(Options { config, decoders: 2, ..Options::default() });
+    fixture.decoders[0].script(Script::FailAfter(70, Code::Unavailable));
+    // The takeover needs a prefill that finds nobody, and then a decode worker that has no room.
+    fixture.prefillers[0].script(Script::Delay(Duration::ZERO));
+    fixture.prefillers[0].script(Script::Refuse(Code::ResourceExhausted));
+    fixture.decoders[1].script(Script::Refuse(Code::ResourceExhausted));
+    let began = std::time::Instant::now();
+    let answer = fixture.generate_ids(max_tokens(100), 200).await.unwrap();
+    undisturbed(&answer, 200, 100);
+    assert!(began.elapsed() >= Duration::from_millis(30), "the wait that the workers ask for is kept");
+    assert_eq!(answer.finished().resumed, 1);
+    assert_eq!(fixture.metrics.resumes.get(), 1);
+}
+
+#[tokio::test]
+async fn a_cluster_that_stays_full_ends_an_answer_under_way() {
+    let config = Config { retry_backoff_ms: 1, retry_after_ms: 1, ..Config::default() };
+    let fixture = Fixture::new(Options { config, ..Options::default() });
+    fixture.decoders[0].script(Script::FailAfter(1, Code::ResourceExhausted));
+    (0..9).for_each(|_| fixture.decoders[0].script(Script::Refuse(Code::ResourceExhausted)));
+    let error = fixture.generate_ids(max_tokens(100), 100).await.unwrap_err();
+    assert_eq!(error.code, Code::ResourceExhausted);
+    assert_eq!(fixture.decoders[0].calls().len(), 4);
+    assert_eq!(fixture.metrics.resumes.get(), 0);
 }
 
 #[tokio::test]

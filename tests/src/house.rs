@@ -17,7 +17,7 @@ use longshore_model::{
     CpuBackend, LoadedModel,
     testing::{TinyOptions, write_tiny_gguf},
 };
-use longshore_prefill::PrefillWorker;
+use longshore_prefill::{PrefillWorker, PrefixPolicy};
 use longshore_proto::types::{
     Finished, GenerateEvent, GenerateStart, ModelDescription, PromptChunk, Sampling, WireTileShape,
 };
@@ -36,13 +36,16 @@ pub struct Plan {
     pub decoders: usize,
     /// Blocks of a stripe.
     pub stripe_blocks: u32,
+    /// How a prefill worker attends to a cached prefix.
+    pub prefix: PrefixPolicy,
     /// What the cluster sees of each shard.
     pub wrap: Wrap,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { shards: 2, decoders: 1, stripe_blocks: 2, wrap: Box::new(|_, shard| shard) }
+        let prefix = PrefixPolicy::default();
+        Self { shards: 2, decoders: 1, stripe_blocks: 2, prefix, wrap: Box::new(|_, shard| shard) }
     }
 }
 
@@ -211,7 +214,8 @@ impl Site {
         let engine =
             Engine::new(Arc::new(backend), Arc::new(CpuExecutor), self.geometry, options).expect("an engine");
         let engine = Arc::new(engine);
-        let config = longshore_prefill::Config { chunk_tokens: 64, ..longshore_prefill::Config::default() };
+        let defaults = longshore_prefill::Config::default();
+        let config = longshore_prefill::Config { chunk_tokens: 64, prefix: plan.prefix, ..defaults };
         let metrics = longshore_prefill::PrefillMetrics::register(&Metrics::new());
         let prefill = PrefillWorker::new(config, self.parts(&engine), &self.tasks, metrics);
         let member = self.join(Role::Prefill, "prefill-0").await;

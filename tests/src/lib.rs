@@ -1,5 +1,6 @@
 //! What the integration tests share: the tree as text, and the real program as a child process.
 
+pub mod client;
 pub mod house;
 pub mod server;
 pub mod tree;

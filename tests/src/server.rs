@@ -110,12 +110,24 @@ impl Server {
     /// Process id of the child with `--id ID`; `None` when it is not running.
     pub fn process(&self, id: &str) -> Option<u32> {
         let ours = |pid: &u32| parent(*pid) == Some(self.child.id());
-        let named = |pid: &u32| {
-            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words: Vec<_> = arguments.split(|byte| *byte == 0).collect();
-            words.windows(2).any(|pair| pair[0] == b"--id" && pair[1] == id.as_bytes())
-        };
+        let named = |pid: &u32| argument(*pid, "--id").as_deref() == Some(id);
         processes().into_iter().filter(ours).find(named)
+    }
+
+    /// gRPC address of a child by `--id`, `http://…`; it keeps it when it is restarted.
+    pub fn address(&self, id: &str) -> String {
+        let pid = self.process(id).unwrap_or_else(|| panic!("{id} is not running"));
+        let listen = argument(pid, "--listen").unwrap_or_else(|| panic!("{id} was told no address"));
+        format!("http://{listen}")
+    }
+
+    /// Processor time that a child took since its start, in clock ticks (10 ms); 0 when it is not running.
+    pub fn ticks(&self, id: &str) -> u64 {
+        let stat = self.process(id).and_then(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+        let stat = stat.unwrap_or_default();
+        // The name in parentheses may hold spaces; user and system time are fields 14 and 15.
+        let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
     }
 
     /// `kill -SIGNAL` for a child by `--id`.
@@ -158,12 +170,21 @@ fn processes() -> Vec<u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// What a process was told after `flag`.
+fn argument(pid: u32, flag: &str) -> Option<String> {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words: Vec<_> = arguments.split(|byte| *byte == 0).collect();
+    let pair = words.windows(2).find(|pair| pair[0] == flag.as_bytes())?;
+    Some(String::from_utf8_lossy(pair[1]).into_owned())
+}
+
 fn parent(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
-fn send_signal(pid: u32, signal: &str) -> bool {
+/// `kill -SIGNAL` for any process; whether it could be sent.
+pub fn send_signal(pid: u32, signal: &str) -> bool {
     Command::new("kill").args([signal, &pid.to_string()]).status().is_ok_and(|status| status.success())
 }
 

@@ -13,6 +13,7 @@ use futures::StreamExt;
 use longshore_blocks::BlockKey;
 use longshore_fabric::{BoxStream, CallContext, Error, Inference, Shard};
 use longshore_kvstore::KvStore;
+use longshore_prefill::PrefixPolicy;
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, GenerateEvent, GenerateStart, GetBlocks, Identity, Lookup, OpenView,
     OpenedView, PromptChunk, PutAck, Sampling, ShardStats, TileMessage, WireTileShape,
@@ -46,6 +47,8 @@ struct Liar {
     lie: Lie,
     left: Arc<AtomicUsize>,
     told: Arc<AtomicUsize>,
+    /// Calls that fetch tiles.
+    fetches: Arc<AtomicUsize>,
 }
 
 impl Liar {
@@ -105,6 +108,7 @@ impl Shard for Liar {
         ctx: &CallContext,
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        self.fetches.fetch_add(1, Ordering::SeqCst);
         let tiles = self.honest.get_blocks(ctx, get).await?;
         let (lie, left, told) = (self.lie, Arc::clone(&self.left), Arc::clone(&self.told));
         Ok(Box::pin(tiles.map(move |tile| {
@@ -154,35 +158,45 @@ fn prompt(length: usize) -> Vec<u32> {
     (0..length).map(|i| 3 + ((i * 7 + i / 5) % 200) as u32).collect()
 }
 
+/// A house whose shards each tell `lie` once; the lies that were told; the calls that fetched tiles.
+async fn lying_house(lie: Lie) -> (House, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let (told, fetches) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let seen = (Arc::clone(&told), Arc::clone(&fetches));
+    let wrap = move |_, honest| -> Arc<dyn Shard> {
+        let (told, fetches) = (Arc::clone(&seen.0), Arc::clone(&seen.1));
+        Arc::new(Liar { honest, lie, left: Arc::new(AtomicUsize::new(1)), told, fetches })
+    };
+    // What is never fetched cannot be fetched damaged.
+    let prefix = if lie == Lie::FlippedFetch { PrefixPolicy::Fetch } else { PrefixPolicy::Auto };
+    let house = House::build(Plan { wrap: Box::new(wrap), prefix, ..Plan::default() }).await;
+    (house, told, fetches)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lying_shard_never_changes_a_token() {
     let honest = House::build(Plan::default()).await;
     let expected = honest.generate(&prompt(300), 40).await.expect("an honest answer").tokens;
     assert_eq!(expected.len(), 40);
+    // A rest behind a cached prefix, which the prefill worker attends to on its shards or fetches.
+    let mut longer = prompt(300);
+    longer.extend(prompt(900));
+    let expected_longer = honest.generate(&longer, 8).await.expect("an honest answer").tokens;
     for lie in LIES {
-        let told = Arc::new(AtomicUsize::new(0));
-        let seen = Arc::clone(&told);
-        let wrap = move |_, honest| -> Arc<dyn Shard> {
-            Arc::new(Liar { honest, lie, left: Arc::new(AtomicUsize::new(1)), told: Arc::clone(&seen) })
-        };
-        let house = House::build(Plan { wrap: Box::new(wrap), ..Plan::default() }).await;
+        let (house, told, fetches) = lying_house(lie).await;
         for round in ["cold", "cached"] {
             let answer = house.generate(&prompt(300), 40).await;
             let answer = answer.unwrap_or_else(|error| panic!("{lie:?}, {round}: {error:?}"));
             assert_eq!(answer.tokens, expected, "{lie:?}, {round}");
         }
-        // A long rest over a cached prefix makes the prefill worker fetch tiles instead of shipping queries.
-        let mut longer = prompt(300);
-        longer.extend(prompt(900));
-        let long =
-            house.generate(&longer, 8).await.unwrap_or_else(|error| panic!("{lie:?}, longer: {error:?}"));
-        assert_eq!(
-            long.tokens,
-            honest.generate(&longer, 8).await.expect("an honest answer").tokens,
-            "{lie:?}, longer"
-        );
-        if lie != Lie::FlippedFetch {
-            assert!(told.load(Ordering::SeqCst) > 0, "{lie:?} was never told, so nothing was tested");
+        let long = house.generate(&longer, 8).await;
+        let long = long.unwrap_or_else(|error| panic!("{lie:?}, longer: {error:?}"));
+        assert_eq!(long.tokens, expected_longer, "{lie:?}, longer");
+        let told = told.load(Ordering::SeqCst);
+        assert!(told > 0, "{lie:?} was never told, so nothing was tested");
+        if lie == Lie::FlippedFetch {
+            // Every damaged tile was refused by its reader, so its shard was asked once more.
+            let fetches = fetches.load(Ordering::SeqCst);
+            assert!(fetches >= 2 * told, "{told} damaged tiles and only {fetches} fetches");
         }
     }
 }

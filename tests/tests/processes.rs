@@ -4,7 +4,12 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use longshore_tests::server::{Server, complete, long_prompt, post};
+use longshore_fabric::Code;
+use longshore_proto::types::GenerateEvent;
+use longshore_tests::{
+    client::{await_start, generate},
+    server::{Server, complete, long_prompt, post, send_signal},
+};
 use serde_json::{Value, json};
 
 /// Streams a completion and calls `after` once when `after_tokens` pieces of text came; returns the text.
@@ -42,53 +47,92 @@ async fn stream(
     Err("the stream ended without [DONE]".to_owned())
 }
 
+/// How long a killed process may take until its next start answers: a pause, then loading the model in a test build.
+const BACK_WITHIN: Duration = Duration::from_secs(90);
+
+/// A worker that a test kills.
+struct Worker {
+    id: &'static str,
+    address: String,
+}
+
+impl Worker {
+    fn of(server: &Server, id: &'static str) -> Self {
+        Self { id, address: server.address(id) }
+    }
+
+    /// Nanoseconds that tell one start from the next; waits until the worker serves.
+    async fn start_after(&self, before: Option<u64>) -> u64 {
+        await_start(&self.address, before, BACK_WITHIN).await.this.incarnation
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_decode_worker_loses_no_token() {
     let server = Server::up(&["--processes", "--shards", "2", "--prefill", "1", "--decode", "2"]);
     let prompt: String = long_prompt().chars().take(2400).collect();
-    let expected = stream(&server, &prompt, 96, usize::MAX, || {}).await.expect("an undisturbed stream");
-    // Which of the two has the sequence is the router's secret: kill one, then the other once the first is back.
-    for victim in ["decode-0", "decode-1"] {
-        let text = stream(&server, &prompt, 96, 20, || server.kill(victim, "-KILL")).await;
-        assert_eq!(text.as_ref(), Ok(&expected), "{victim} was killed");
-        await_process(&server, victim).await;
-    }
-}
-
-async fn await_process(server: &Server, id: &str) {
-    let began = Instant::now();
-    while server.process(id).is_none() {
-        assert!(began.elapsed() < Duration::from_secs(30), "{id} was not restarted");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let (expected, undisturbed) = generate(&server.grpc, &prompt, 96, |_| ()).await.expect("an answer");
+    assert_eq!((expected.len(), undisturbed.resumed), (96, 0));
+    let workers = ["decode-0", "decode-1"].map(|id| Worker::of(&server, id));
+    for round in ["first kill", "second kill"] {
+        let started = [workers[0].start_after(None).await, workers[1].start_after(None).await];
+        let before = workers.each_ref().map(|worker| server.ticks(worker.id));
+        let (mut tokens, mut killed) = (0, None);
+        let answer = generate(&server.grpc, &prompt, 96, |event| {
+            let GenerateEvent::Tokens(piece) = event else { return };
+            tokens += piece.token_ids.len();
+            if tokens >= 20 && killed.is_none() {
+                // Which of the two has the sequence is the router's secret, but only that one computes.
+                let busy = (0..2)
+                    .max_by_key(|index| server.ticks(workers[*index].id).saturating_sub(before[*index]));
+                let victim = busy.expect("there are two");
+                server.kill(workers[victim].id, "-KILL");
+                killed = Some(victim);
+            }
+        });
+        let (tokens, finished) = answer.await.unwrap_or_else(|error| panic!("{round}: {error:?}"));
+        let victim = killed.expect("more than 20 tokens came");
+        assert_eq!(tokens, expected, "{round}: {}", workers[victim].id);
+        assert!(finished.resumed > 0, "{round}: nobody had to take over from {}", workers[victim].id);
+        workers[victim].start_after(Some(started[victim])).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_prefill_worker_is_a_typed_error_and_comes_back() {
     let server = Server::up(&["--processes", "--shards", "1", "--prefill", "1", "--decode", "1"]);
-    let url = format!("{}/completions", server.openai);
-    let body = json!({"prompt": long_prompt(), "max_tokens": 4, "temperature": 0});
-    let request = tokio::spawn({
-        let (url, body) = (url.clone(), body.clone());
-        async move { post(&url, &body).await }
+    let worker = Worker::of(&server, "prefill-0");
+    let started = worker.start_after(None).await;
+    let prompt = long_prompt();
+    let (mut beside, mut killed) = (None, false);
+    let answer = generate(&server.grpc, &prompt, 4, |event| {
+        let GenerateEvent::Progress { done_tokens, total_tokens } = *event else { return };
+        if done_tokens >= total_tokens || killed {
+            return;
+        }
+        match &beside {
+            // Waits behind this one for the same worker.
+            None => {
+                let body = json!({"prompt": format!("Once more. {prompt}"), "max_tokens": 4});
+                let url = format!("{}/completions", server.openai);
+                beside = Some(tokio::spawn(async move { post(&url, &body).await }));
+            }
+            Some(_) => {
+                server.kill(worker.id, "-KILL");
+                killed = true;
+            }
+        }
     });
-    // Some 3,000 tokens take seconds: after one the prefill is in its middle.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert!(!request.is_finished(), "the prefill was over before it could be killed");
-    server.kill("prefill-0", "-KILL");
-    let (status, answer) = request.await.expect("the request ends");
+    let error = answer.await.expect_err("nobody is left to compute the prompt");
+    assert!(killed, "the prefill was over before it could be killed: {error:?}");
+    assert_eq!(error.code, Code::Unavailable, "{error:?}");
+    assert!(error.message.contains("prefill"), "{error:?}");
+    let (status, answer) = beside.expect("begun before the kill").await.expect("the request ends");
     assert_eq!(status, 503, "{answer}");
     assert!(answer["error"]["message"].as_str().is_some_and(|m| m.contains("prefill")), "{answer}");
-    let began = Instant::now();
-    loop {
-        let (status, answer) = post(&url, &body).await;
-        if status == 200 {
-            break;
-        }
-        assert_eq!(status, 503, "{answer}");
-        assert!(began.elapsed() < Duration::from_secs(90), "prefill did not come back: {answer}");
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
+    worker.start_after(Some(started)).await;
+    let (tokens, _) = generate(&server.grpc, &prompt, 4, |_| ()).await.expect("the worker is back");
+    assert_eq!(tokens.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,8 +140,10 @@ async fn a_restarted_shard_is_a_miss_and_not_a_wrong_token() {
     let server = Server::up(&["--processes", "--shards", "1", "--prefill", "1", "--decode", "1"]);
     let prompt: String = long_prompt().chars().take(1600).collect();
     let (expected, _) = complete(&server, &json!(prompt), 24).await;
-    server.kill("kv-0", "-KILL");
-    await_process(&server, "kv-0").await;
+    let shard = Worker::of(&server, "kv-0");
+    let started = shard.start_after(None).await;
+    server.kill(shard.id, "-KILL");
+    shard.start_after(Some(started)).await;
     let began = Instant::now();
     loop {
         let body = json!({"prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": true});
@@ -116,14 +162,31 @@ async fn a_restarted_shard_is_a_miss_and_not_a_wrong_token() {
 async fn ctrl_c_lets_a_stream_finish() {
     for args in [&["--shards", "2"][..], &["--processes", "--shards", "1"]] {
         let mut server = Server::up(args);
-        let pid = server.id().to_string();
-        let interrupt = || {
-            let sent = std::process::Command::new("kill").args(["-INT", &pid]).status();
-            assert!(sent.is_ok_and(|status| status.success()));
-        };
+        let pid = server.id();
+        let interrupt = || assert!(send_signal(pid, "-INT"));
         let text = stream(&server, "Once upon a time", 40, 5, interrupt).await;
         assert!(text.as_ref().is_ok_and(|text| text.len() > 40), "{args:?}: {text:?}");
         let (clean, took) = server.wait(Duration::from_secs(40));
+        assert!(clean, "{args:?}: it did not end cleanly within {took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_a_stream_that_outlives_the_drain_with_an_error() {
+    for args in [&["--shards", "2"][..], &["--processes", "--shards", "1"]] {
+        let args = [args, &["--set", "router.drain_ms=500"]].concat();
+        let mut server = Server::up(&args);
+        let pid = server.id();
+        let interrupt = || assert!(send_signal(pid, "-INT"));
+        let ended = stream(&server, "Once upon a time", 4000, 5, interrupt).await;
+        let error = ended.expect_err("4,000 tokens take longer than the drain");
+        let event: Value = serde_json::from_str(&error)
+            .unwrap_or_else(|_| panic!("{args:?}: the stream broke off without an error event: {error}"));
+        let message = event["message"].as_str().unwrap_or_default();
+        assert!(message.contains("shutting down") && message.contains("hint:"), "{args:?}: {event}");
+        assert!(event["type"].is_string(), "{args:?}: {event}");
+        // `drain.deadline_ms` is 20 s by default; nothing is left that would need it.
+        let (clean, took) = server.wait(Duration::from_secs(20));
         assert!(clean, "{args:?}: it did not end cleanly within {took:?}");
     }
 }

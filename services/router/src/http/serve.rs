@@ -9,7 +9,8 @@ use hyper_util::{
 };
 use longshore_chassis::Tasks;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     sync::Semaphore,
 };
 
@@ -49,6 +50,9 @@ pub async fn serve(listener: TcpListener, router: Router, tasks: Tasks) {
         };
         match accepted {
             Ok((stream, _)) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "no TCP_NODELAY");
+                }
                 let (app, own) = (app.clone(), tasks.clone());
                 tasks.spawn("http connection", async move {
                     let _permit = permit;
@@ -63,10 +67,11 @@ pub async fn serve(listener: TcpListener, router: Router, tasks: Tasks) {
     }
 }
 
-async fn connection(stream: TcpStream, app: axum::Router, limits: Limits, tasks: Tasks) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "no TCP_NODELAY");
-    }
+/// Answers the requests of one connection until either side ends it.
+async fn connection<S>(stream: S, app: axum::Router, limits: Limits, tasks: Tasks)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header);
     let stream = TokioIo::new(WriteStall::new(stream, limits.stall));
@@ -81,5 +86,34 @@ async fn connection(stream: TcpStream, app: axum::Router, limits: Limits, tasks:
     };
     if let Err(error) = result {
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+    use crate::fixture::{Fixture, Options};
+
+    /// Sockets of the kernel hold too much for a test, so the client is a short pipe.
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_loses_its_connection() {
+        for stream in [true, false] {
+            let fixture = Fixture::new(Options::default());
+            let (mut client, server) = tokio::io::duplex(1_024);
+            let limits = Limits { header: Duration::from_secs(60), stall: Duration::from_millis(100) };
+            let app = super::super::app(fixture.router.clone());
+            let body = json!({ "model": "tiny", "prompt": "a", "max_tokens": 1_000, "stream": stream });
+            let body = body.to_string();
+            let head = format!("POST /v1/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+            client.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            let served = connection(server, app, limits, fixture.tasks.clone());
+            tokio::time::timeout(Duration::from_secs(10), served).await.expect("the connection ends");
+            Fixture::eventually("room for others", || fixture.metrics.in_flight.get() == 0).await;
+            assert_eq!(fixture.decoders[0].calls().len(), 1);
+            drop(client);
+        }
     }
 }

@@ -191,7 +191,7 @@ fn abandoned_work_keeps_its_place() {
     let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
     runtime.block_on(async {
         let fixture = Fixture::new(Options::default());
-        let (release, blocked) = std::sync::mpsc::channel::<()>();
+        let (release, blocked) = std::sync::mpsc::sync_channel::<()>(1);
         let blocker = tokio::task::spawn_blocking(move || blocked.recv());
         let ctx = CallContext::new("test");
 

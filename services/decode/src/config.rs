@@ -22,6 +22,8 @@ pub struct Config {
     pub stall_timeout_ms: u64,
     /// Full blocks of one sequence that may wait here for their shards.
     pub local_blocks_max: usize,
+    /// How long opening a sequence's views may take.
+    pub open_timeout_ms: u64,
     /// How long storing one block may take.
     pub put_timeout_ms: u64,
     /// How long handing stored blocks over to a view may take; the worker's other sequences wait meanwhile.
@@ -38,6 +40,7 @@ impl Default for Config {
             event_buffer: 64,
             stall_timeout_ms: 60_000,
             local_blocks_max: 16,
+            open_timeout_ms: 60_000,
             put_timeout_ms: 30_000,
             append_timeout_ms: 5_000,
             lease_ms: 120_000,
@@ -49,6 +52,11 @@ impl Config {
     /// How long a reader may leave a full buffer unread.
     pub(crate) fn stall_timeout(&self) -> Duration {
         Duration::from_millis(self.stall_timeout_ms)
+    }
+
+    /// How long opening a sequence's views may take.
+    pub(crate) fn open_timeout(&self) -> Duration {
+        Duration::from_millis(self.open_timeout_ms)
     }
 
     /// How long storing one block may take.
@@ -69,6 +77,7 @@ impl Validate for Config {
         check_range(faults, path, "event_buffer", self.event_buffer, 1..=65_536);
         check_range(faults, path, "stall_timeout_ms", self.stall_timeout_ms, 1..=600_000);
         check_range(faults, path, "local_blocks_max", self.local_blocks_max, 1..=65_536);
+        check_range(faults, path, "open_timeout_ms", self.open_timeout_ms, 1..=600_000);
         check_range(faults, path, "put_timeout_ms", self.put_timeout_ms, 1..=600_000);
         check_range(faults, path, "append_timeout_ms", self.append_timeout_ms, 1..=60_000);
         check_range(faults, path, "lease_ms", self.lease_ms, 1_000..=600_000);

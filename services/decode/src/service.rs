@@ -220,7 +220,19 @@ impl Admission {
         let stored = geometry.stored_blocks(tokens.len() as u64) * u64::from(geometry.block_tokens());
         let (identity, lease_ms) = (self.start.identity, self.worker.config.lease_ms);
         let prefix = &tokens[..stored as usize];
-        Ok(Sequence::open(engine, &self.ctx, identity, links, prefix, lease_ms).await?)
+        let patience = self.worker.config.open_timeout();
+        let open = Sequence::open(engine, &self.ctx, identity, links, prefix, lease_ms);
+        // A shard that hangs must not keep a place for as long as the client has patience.
+        match tokio::time::timeout(patience, open).await {
+            Ok(opened) => Ok(opened?),
+            Err(_) => {
+                let message = format!(
+                    "shards did not open views within {} ms; hint: look at them",
+                    patience.as_millis()
+                );
+                Err(longshore_fabric::Error::new(Code::Unavailable, message).into())
+            }
+        }
     }
 }
 

@@ -266,22 +266,25 @@ impl Stepper {
     /// Hands stored blocks over to their views. Between two steps, because a block must be counted exactly once: by its
     /// shard or here.
     fn hand_over(&mut self) {
-        let worker = Arc::clone(&self.worker);
-        for index in (0..self.active.len()).rev() {
-            let active = &mut self.active[index];
+        let config = &self.worker.config;
+        let (timeout, lease_ms) = (config.append_timeout(), config.lease_ms);
+        let ready = self.active.iter_mut().enumerate().filter(|(_, active)| !active.paused);
+        let appends = ready.filter_map(|(index, active)| {
             let stored = active.sealing.stored();
-            if stored == 0 || active.paused {
-                continue;
-            }
-            let before = active.sequence.remote_blocks();
-            let ctx = active.ctx.child().with_timeout(worker.config.append_timeout());
-            let appended =
-                self.runtime.block_on(active.sequence.append_remote(&ctx, stored, worker.config.lease_ms));
-            let failure = appended.err().map(|error| error.to_string());
-            active.sealing.handed_over(active.sequence.remote_blocks() - before, failure);
-            if let Some(cause) = active.sequence.broken() {
-                self.end(index, Err(longshore_engine::Error::Broken(cause).into()));
-            }
+            (stored > 0).then(|| async move {
+                let before = active.sequence.remote_blocks();
+                let ctx = active.ctx.child().with_timeout(timeout);
+                let appended = active.sequence.append_remote(&ctx, stored, lease_ms).await;
+                let failure = appended.err().map(|error| error.to_string());
+                active.sealing.handed_over(active.sequence.remote_blocks() - before, failure);
+                active.sequence.broken().map(|cause| (index, cause))
+            })
+        });
+        // All at once: a slow shard costs the others one timeout, not one for each of its sequences.
+        let broken = self.runtime.block_on(futures::future::join_all(appends));
+        // From the back, because ending one moves those behind it.
+        for (index, cause) in broken.into_iter().flatten().rev() {
+            self.end(index, Err(longshore_engine::Error::Broken(cause).into()));
         }
     }
 

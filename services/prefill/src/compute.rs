@@ -1,17 +1,21 @@
 //! One prompt on an engine thread: chunk by chunk through the layers, tiles streaming out behind.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use longshore_engine::{
     EventSender, Logits, PutStreams, Sequence, ShardLink, StepInput, StepObserver, store_block,
 };
-use longshore_fabric::CallContext;
+use longshore_fabric::{CallContext, Code};
 use longshore_proto::types::{PrefillEvent, PutOutcome};
 use longshore_routing::{Choice, TransferShape, ship_or_fetch};
 use tokio::runtime::Handle;
 
 use crate::{
-    Error, PrefixPolicy,
+    Config, Error, PrefixPolicy,
     service::{Job, Worker},
 };
 
@@ -87,6 +91,7 @@ impl Prefill<'_> {
     fn step(&self, sequence: &mut Sequence, streams: &mut PutStreams, chunk: &[u32]) -> Result<(), Error> {
         let started = Instant::now();
         let mut observer = Streamer {
+            patience: self.worker.config.shard_timeout(),
             runtime: self.runtime,
             streams,
             events: &self.job.events,
@@ -121,20 +126,17 @@ impl Prefill<'_> {
         let (engine, job) = (&self.worker.parts.engine, self.job);
         let prefix = &job.tokens[self.tokens(&(0..self.blocks.start))];
         let (identity, links) = (job.start.identity, Arc::clone(&job.links));
-        let opened = match self.choose() {
-            Choice::Ship => self.runtime.block_on(Sequence::open(
-                engine,
-                &job.ctx,
-                identity,
-                links,
-                prefix,
-                self.worker.config.lease_ms,
-            )),
-            Choice::Fetch => {
-                self.runtime.block_on(Sequence::fetch(engine, &job.ctx, identity, links, prefix))
+        let lease_ms = self.worker.config.lease_ms;
+        self.runtime.block_on(async {
+            match self.choose() {
+                Choice::Ship => {
+                    let open = Sequence::open(engine, &job.ctx, identity, links, prefix, lease_ms);
+                    live(&self.worker.config, "opening the prefix", open).await
+                }
+                // Moves the whole prefix: as long as it likes, within the request's deadline.
+                Choice::Fetch => Ok(Sequence::fetch(engine, &job.ctx, identity, links, prefix).await?),
             }
-        };
-        Ok(opened?)
+        })
     }
 
     /// Fetching must also leave room for the first chunk.
@@ -184,13 +186,15 @@ impl Prefill<'_> {
         let computed = first.max(self.blocks.start)..(first + count).max(self.blocks.start);
         self.runtime.block_on(async {
             ensure_stored(self.worker, &self.job.ctx, sequence, streams, computed).await?;
-            Ok(sequence.append_remote(&self.job.ctx, count, self.worker.config.lease_ms).await?)
+            let append = sequence.append_remote(&self.job.ctx, count, self.worker.config.lease_ms);
+            live(&self.worker.config, "handing blocks over", append).await
         })
     }
 }
 
 /// Sends the tiles of a layer while the next one computes, and tells the caller how far the prompt is.
 struct Streamer<'a> {
+    patience: Duration,
     runtime: &'a Handle,
     streams: &'a mut PutStreams,
     events: &'a EventSender<PrefillEvent>,
@@ -206,7 +210,9 @@ impl StepObserver for Streamer<'_> {
                 for block in sequence.filling() {
                     let tile =
                         sequence.tile_message(block, layer).expect("blocks that a step fills are local");
-                    self.streams.send(sequence.owner(block)?, tile).await?;
+                    let shard = sequence.owner(block)?;
+                    let sent = tokio::time::timeout(self.patience, self.streams.send(shard, tile)).await;
+                    sent.unwrap_or_else(|_| Err(hangs(&sequence.links().links()[shard], self.patience)))?;
                 }
                 Ok::<_, longshore_engine::Error>(())
             })?;
@@ -233,7 +239,7 @@ async fn ensure_stored(
     for block in blocks {
         let key = sequence.key(block).expect("a computed block has a key");
         let shard = sequence.owner(block)?;
-        let mut outcome = streams.wait(shard, key).await?;
+        let mut outcome = live(&worker.config, "storing a block", streams.wait(shard, key)).await?;
         let link = &sequence.links().links()[shard];
         if outcome == PutOutcome::Corrupt {
             worker.metrics.resent_blocks.inc();
@@ -259,5 +265,27 @@ async fn resend(
     tracing::warn!(shard = %link.id, block, "a block arrived damaged, sending it again");
     let tiles = sequence.block_messages(block).expect("a block that is not acknowledged is local");
     let shape = worker.parts.engine.wire_tile_shape();
-    Ok(store_block(ctx, link, *sequence.identity(), shape, tiles).await?)
+    let store = store_block(ctx, link, *sequence.identity(), shape, tiles);
+    live(&worker.config, "storing a block again", store).await
+}
+
+fn hangs(link: &ShardLink, patience: Duration) -> longshore_engine::Error {
+    let message = format!("took no tile for {} ms; hint: look at the shard", patience.as_millis());
+    longshore_engine::Error::Shard {
+        shard: link.id.clone(),
+        source: longshore_fabric::Error::new(Code::Unavailable, message),
+    }
+}
+
+/// Gives up on a shard that hangs, so that it cannot hold the engine thread. Counted from the last progress, never from the
+/// start of the prompt.
+async fn live<T>(
+    config: &Config,
+    what: &'static str,
+    work: impl Future<Output = Result<T, longshore_engine::Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(config.shard_timeout(), work).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(Error::Stalled { what, waited_ms: config.shard_timeout_ms }),
+    }
 }

@@ -1,5 +1,7 @@
 //! Settings of a prefill worker.
 
+use std::time::Duration;
+
 use longshore_chassis::{
     Fault, Validate,
     config::{check_range, join},
@@ -35,6 +37,8 @@ pub struct Config {
     pub put_buffer_bytes: u64,
     /// Lease of views on shards.
     pub lease_ms: u32,
+    /// Longest time that a shard may take to open a prefix, take a tile or acknowledge the next block.
+    pub shard_timeout_ms: u64,
     /// Layers between two progress events.
     pub progress_layers: usize,
     /// Progress events that may be unread; further ones are dropped.
@@ -52,10 +56,18 @@ impl Default for Config {
             local_kv_bytes: 1 << 30,
             put_buffer_bytes: 8 << 20,
             lease_ms: 120_000,
+            shard_timeout_ms: 60_000,
             progress_layers: 8,
             event_buffer: 64,
             prefix: PrefixPolicy::Auto,
         }
+    }
+}
+
+impl Config {
+    /// Longest time that a shard may show no progress.
+    pub(crate) fn shard_timeout(&self) -> Duration {
+        Duration::from_millis(self.shard_timeout_ms)
     }
 }
 
@@ -67,6 +79,7 @@ impl Validate for Config {
         check_range(faults, path, "local_kv_bytes", self.local_kv_bytes, 1 << 20..=1 << 44);
         check_range(faults, path, "put_buffer_bytes", self.put_buffer_bytes, 1 << 10..=1 << 34);
         check_range(faults, path, "lease_ms", self.lease_ms, 1_000..=600_000);
+        check_range(faults, path, "shard_timeout_ms", self.shard_timeout_ms, 1..=3_600_000);
         check_range(faults, path, "progress_layers", self.progress_layers, 1..=1_024);
         check_range(faults, path, "event_buffer", self.event_buffer, 1..=65_536);
         if self.put_buffer_bytes > self.local_kv_bytes {

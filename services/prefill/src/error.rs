@@ -45,6 +45,16 @@ pub enum Error {
         /// The block.
         key: BlockKey,
     },
+    /// A shard hangs.
+    #[error(
+        "{what} made no progress for {waited_ms} ms; hint: look at the shards, or raise `prefill.shard_timeout_ms`"
+    )]
+    Stalled {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        waited_ms: u64,
+    },
     /// The worker stops.
     #[error("the prefill worker is shutting down; hint: retry")]
     ShuttingDown,
@@ -58,7 +68,7 @@ impl Error {
             Self::Request(error) => error.code,
             Self::QueueFull { .. } | Self::NoSpace { .. } => Code::ResourceExhausted,
             Self::Corrupt { .. } => Code::DataLoss,
-            Self::ShuttingDown => Code::Unavailable,
+            Self::Stalled { .. } | Self::ShuttingDown => Code::Unavailable,
         }
     }
 
@@ -76,7 +86,7 @@ impl From<Error> for longshore_fabric::Error {
             Error::Request(error) => error,
             Error::QueueFull { .. } => converted.with_retry_after(QUEUE_RETRY),
             Error::NoSpace { .. } => converted.with_retry_after(SPACE_RETRY),
-            Error::Corrupt { .. } | Error::ShuttingDown => converted,
+            Error::Corrupt { .. } | Error::Stalled { .. } | Error::ShuttingDown => converted,
         }
     }
 }

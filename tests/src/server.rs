@@ -48,7 +48,8 @@ pub fn model() -> PathBuf {
 
 /// Python with the packages of tests/requirements.txt.
 pub fn python() -> String {
-    std::env::var("LONGSHORE_TEST_PYTHON").unwrap_or_else(|_| {
+    let set = std::env::var_os("LONGSHORE_TEST_PYTHON").and_then(|value| value.into_string().ok());
+    set.unwrap_or_else(|| {
         let local = crate::tree::root().join(".venv/bin/python");
         if local.is_file() { local.display().to_string() } else { "python3".to_owned() }
     })

@@ -49,7 +49,7 @@ impl Source {
             if line.trim_end().ends_with(';') || line.trim_end().ends_with('}') {
                 continue;
             }
-            if let Some(length) = lines[at + 1..].iter().position(|l| close(l)) {
+            if let Some(length) = lines[at + 1..].iter().position(close) {
                 found.push((at + 1, name, length + 2));
             }
         }

@@ -244,7 +244,9 @@ fn links_between_documents_lead_somewhere() {
     let mut pages = vec![root().join("README.md")];
     for folder in ["docs", "docs/adr"] {
         let entries = std::fs::read_dir(root().join(folder)).expect("the documents are there").flatten();
-        pages.extend(entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "md")));
+        pages.extend(
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "md")),
+        );
     }
     let mut faults = Vec::new();
     for page in &pages {

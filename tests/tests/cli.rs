@@ -1,0 +1,342 @@
+//! The program as a person types it: clients, tools and configuration, and the roles started by hand.
+#![allow(clippy::unwrap_used, reason = "the whole file is test code, its helpers too")]
+
+use std::{
+    fs,
+    io::Write,
+    net::TcpListener,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use longshore_tests::{
+    client::await_start,
+    server::{Server, long_prompt, model, post, program, send_signal},
+};
+use serde_json::{Value, json};
+
+/// Runs the program to its end with `input` on standard input.
+fn longshore(arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(program());
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    // A program that reads nothing may be gone already.
+    let _ = child.stdin.take().expect("standard input is piped").write_all(input.as_bytes());
+    child.wait_with_output().expect("a child can be waited for")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("results are UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("notes are UTF-8")
+}
+
+/// Standard output of a command that works.
+fn works(arguments: &[&str], input: &str) -> String {
+    let output = longshore(arguments, input);
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+/// Standard error of a command that is refused: an exit code, no panic, nothing on standard output.
+fn refused(arguments: &[&str]) -> String {
+    let output = longshore(arguments, "");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+    assert_eq!(stdout(&output), "", "{arguments:?}: {said}");
+    assert!(said.starts_with("longshore: ") && !said.contains("panicked"), "{arguments:?}: {said}");
+    said
+}
+
+#[test]
+fn clients_talk_with_a_running_house() {
+    let server = Server::up(&["--shards", "2"]);
+    generates(&server);
+    shows_the_cache_and_the_shards(&server);
+    chats(&server);
+    measures(&server);
+}
+
+fn generates(server: &Server) {
+    let prompt = "The capital of France is";
+    let output = longshore(&["generate", "--url", &server.grpc, "-n", "12", prompt], "");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains("Paris"), "{}", stdout(&output));
+    let figures = Figures::read(&output);
+    assert!(figures.ttft_seconds > 0.0 && figures.tokens_per_second > 0.0, "{figures:?}");
+    assert!((5..10).contains(&figures.prompt_tokens), "{figures:?}");
+    assert_eq!((figures.cached_tokens, figures.kv.as_str()), (0, "less than one block"), "{figures:?}");
+    // Piped in instead of typed.
+    assert_eq!(works(&["generate", "--url", &server.grpc, "-n", "12"], prompt), stdout(&output));
+}
+
+fn shows_the_cache_and_the_shards(server: &Server) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    fs::write(&file, long_prompt().chars().take(2000).collect::<String>()).unwrap();
+    let arguments = ["generate", "--url", &server.grpc, "-n", "4", "--file", file.to_str().unwrap()];
+    let (cold, cached) = (longshore(&arguments, ""), longshore(&arguments, ""));
+    assert_eq!(stdout(&cold), stdout(&cached));
+    let (cold, cached) = (Figures::read(&cold), Figures::read(&cached));
+    assert_eq!(cold.cached_tokens, 0, "{cold:?}");
+    assert_eq!(cached.cached_tokens, (cached.prompt_tokens - 1) / 64 * 64, "{cached:?}");
+    for figures in [cold, cached] {
+        assert!(figures.kv.starts_with("kv-") && figures.kv.ends_with("iB"), "{figures:?}");
+    }
+}
+
+fn chats(server: &Server) {
+    let output = longshore(
+        &["chat", "--url", &server.grpc, "-n", "24"],
+        "What is the capital of France?\n/new\n\nName its river.\n/quit\nnever read\n",
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains("Paris"), "{}", stdout(&output));
+    let closing = stderr(&output).matches("[TTFT ").count();
+    assert_eq!(closing, 2, "two questions were asked: {}", stderr(&output));
+}
+
+fn measures(server: &Server) {
+    let flags = ["--requests", "2", "--prompt-words", "100", "--max-tokens", "8", "--json"];
+    let arguments = [&["bench", "serve", "--url", &server.openai][..], &flags].concat();
+    let report: Value = serde_json::from_str(&works(&arguments, "")).expect("the report is JSON");
+    let whole = |pointer: &str| report.pointer(pointer).and_then(Value::as_u64);
+    let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64).expect("a number");
+    assert_eq!((whole("/requests"), whole("/failed")), (Some(2), Some(0)), "{report}");
+    assert_eq!(whole("/completion_tokens"), Some(16), "{report}");
+    assert!(whole("/prompt_tokens").is_some_and(|tokens| (200..1200).contains(&tokens)), "{report}");
+    assert_eq!(whole("/ttft_ms/count"), Some(2), "{report}");
+    assert!(whole("/inter_token_ms/count").is_some_and(|gaps| (1..=14).contains(&gaps)), "{report}");
+    let milliseconds = number("/seconds") * 1e3;
+    for what in ["ttft_ms", "inter_token_ms"] {
+        let (p50, max) = (number(&format!("/{what}/p50")), number(&format!("/{what}/max")));
+        assert!(0.0 < p50 && p50 <= max && max < milliseconds, "{what}: {report}");
+    }
+}
+
+/// The closing line of a client.
+#[derive(Debug)]
+struct Figures {
+    ttft_seconds: f64,
+    tokens_per_second: f64,
+    prompt_tokens: u64,
+    cached_tokens: u64,
+    kv: String,
+}
+
+impl Figures {
+    /// `[TTFT 0.21 s, 33.0 tokens/s, 5 prompt tokens (0 cached), 12 generated, length; KV: …]`
+    fn read(output: &Output) -> Self {
+        let said = stderr(output);
+        let line = said.lines().last().unwrap_or_default();
+        let between = |before: &str, after: &str| {
+            let found = line.split_once(before).and_then(|(_, rest)| rest.split_once(after));
+            found.unwrap_or_else(|| panic!("no `{before}…{after}` in {said}")).0.replace(',', "")
+        };
+        Self {
+            ttft_seconds: between("[TTFT ", " s,").parse().unwrap(),
+            tokens_per_second: between(" s, ", " tokens/s").parse().unwrap(),
+            prompt_tokens: between("tokens/s, ", " prompt tokens").parse().unwrap(),
+            cached_tokens: between("prompt tokens (", " cached").parse().unwrap(),
+            kv: between("KV: ", "]"),
+        }
+    }
+}
+
+#[test]
+fn a_client_without_a_house_is_told_what_to_start() {
+    let said = refused(&["generate", "--url", "http://127.0.0.1:1", "Hello"]);
+    assert!(said.contains("Unavailable") && said.contains("hint: is `longshore up` running"), "{said}");
+}
+
+#[test]
+fn models_are_listed_and_shown() {
+    let path = model();
+    let list = works(&["model", "list"], "");
+    let row = list.lines().find(|line| line.starts_with("smollm2-135m-instruct "));
+    assert!(row.is_some_and(|row| row.contains("llama 30 layers, Q4_1")), "{list}");
+    // 30 layers of keys and values of 3 heads of 64 numbers of 2 bytes.
+    let per_token: u64 = 30 * 2 * 3 * 64 * 2;
+    assert!(row.is_some_and(|row| row.contains("KV 22.5 KiB/token (f16)")), "{list}");
+    let shown: Value = serde_json::from_str(&works(&["model", "show", "--json"], "")).unwrap();
+    assert_eq!(shown["path"], json!(path.display().to_string()));
+    assert_eq!(shown["kv_bytes_per_token_f16"], json!(per_token));
+    assert_eq!(shown["kv_bytes_per_token_f32"], json!(2 * per_token));
+    let shape = ["layers", "hidden", "query_heads", "kv_heads", "head_dim", "vocabulary", "context_tokens"];
+    let shape = shape.map(|field| shown[field].as_u64().unwrap());
+    assert_eq!(shape, [30, 576, 9, 3, 64, 49_152, 8192]);
+    let text = works(&["model", "show", path.to_str().unwrap()], "");
+    let line = text.lines().find(|line| line.starts_with("kv_bytes_per_token_f16 "));
+    assert!(line.is_some_and(|line| line.ends_with(" 23,040")), "{text}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_fault() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Command::new(program()).args(["model", "show"]).stdout(writer).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_printed_configuration_is_accepted_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("longshore.toml");
+    let arguments = ["up", "--print-config", "--set", "prefill.chunk_tokens=192", "--http", "127.0.0.1:8123"];
+    let printed = works(&arguments, "");
+    assert!(printed.contains("chunk_tokens = 192") && printed.contains("127.0.0.1:8123"), "{printed}");
+    fs::write(&file, &printed).unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(works(&["up", "--config", file, "--print-config"], ""), printed);
+    assert!(works(&["up", "--config", file, "--check-config"], "").contains("is valid"));
+    // What is typed wins over the file.
+    let over = works(&["up", "--config", file, "--set", "prefill.chunk_tokens=256", "--print-config"], "");
+    assert_eq!(over, printed.replace("chunk_tokens = 192", "chunk_tokens = 256"));
+}
+
+#[test]
+fn every_fault_of_a_configuration_is_told_at_once() {
+    let faults = [
+        ("prefill.chunk_tokens=1", "`prefill.chunk_tokens` (--set) is 1, must be from 16 to"),
+        ("model.kv_dtype=f8", "`model.kv_dtype` (--set) is `f8`, must be `f16` or `f32`"),
+        ("listen.http=nonsense", "`listen.http` (--set) is `nonsense`"),
+        ("prefill.nope=3", "`prefill.nope` (--set) is not a known key"),
+    ];
+    let mut arguments = vec!["up", "--check-config"];
+    arguments.extend(faults.iter().flat_map(|(set, _)| ["--set", set]));
+    let said = refused(&arguments);
+    assert!(said.contains("4 faults"), "{said}");
+    for (_, told) in faults {
+        assert!(said.contains(told), "`{told}` is missing in {said}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_refused_wherever_they_stand() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("longshore.toml");
+    fs::write(&file, "[prefill]\nchunk_token = 192\n").unwrap();
+    let said = refused(&["up", "--check-config", "--config", file.to_str().unwrap()]);
+    assert!(said.contains("`prefill.chunk_token` (file "), "{said}");
+    assert!(said.contains("did you mean `prefill.chunk_tokens`?"), "{said}");
+    let mut command = Command::new(program());
+    command.args(["up", "--check-config"]).env("LONGSHORE_PREFILL__NOPE", "1");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("`prefill.nope` (environment LONGSHORE_PREFILL__NOPE)"));
+}
+
+#[test]
+fn a_damaged_or_missing_model_is_refused_by_name() {
+    let whole = fs::read(model()).expect("the model can be read");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("damaged.gguf");
+    let path = file.to_str().unwrap();
+    let arguments = ["up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--model", path];
+    let cases: [(&str, &[u8], &str); 4] = [
+        ("within the vocabulary", &whole[..100_000], "`tokenizer.ggml.tokens`"),
+        ("within the weights", &whole[..whole.len() / 2], ".weight`"),
+        ("within the header", &whole[..12], "`tensor_count`"),
+        ("another kind of file", b"PK\x03\x04 this is no model, it is something else", "`magic`"),
+    ];
+    for (what, bytes, field) in cases {
+        fs::write(&file, bytes).unwrap();
+        let said = refused(&arguments);
+        assert!(said.contains("cannot read the model: ") && said.contains(path), "{what}: {said}");
+        assert!(said.contains(field), "{what}: {said}");
+    }
+    fs::remove_file(&file).unwrap();
+    let said = refused(&arguments);
+    assert!(said.contains(path) && said.contains("does not exist; hint: give the path of a GGUF"), "{said}");
+}
+
+/// Processes that a test started by hand; killed when it fails.
+struct Hands(Vec<(String, Child)>);
+
+impl Drop for Hands {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Hands {
+    fn start(&mut self, role: &str, id: &str, members: &[String], more: &[&str]) {
+        let mut command = Command::new(program());
+        command.args([role, "--id", id]).args(members).args(more);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program starts");
+        self.0.push((id.to_owned(), child));
+    }
+
+    /// SIGTERM for all, the router first; every one ends cleanly.
+    fn end(mut self) {
+        for (id, mut child) in std::mem::take(&mut self.0).into_iter().rev() {
+            assert!(send_signal(child.id(), "-TERM"), "{id} was gone before its end");
+            let began = Instant::now();
+            let status = loop {
+                match child.try_wait().unwrap() {
+                    Some(status) => break status,
+                    None if began.elapsed() > Duration::from_secs(30) => {
+                        let _ = child.kill();
+                        panic!("{id} did not end within 30 s");
+                    }
+                    None => std::thread::sleep(Duration::from_millis(20)),
+                }
+            };
+            assert!(status.success(), "{id}: {status}");
+        }
+    }
+}
+
+/// Free ports of loopback; held together, so that none is given twice.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    held.map(|listener| listener.local_addr().unwrap().port())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_started_by_hand_answer_together() {
+    // Fails here, with the remedy, when the model was never pulled.
+    model();
+    let ports: [u16; 6] = free_ports();
+    let url = |index: usize| format!("http://127.0.0.1:{}", ports[index]);
+    let roles =
+        [("kvstore", "kv-0"), ("kvstore", "kv-1;weight=2"), ("prefill", "prefill-0"), ("decode", "decode-0")];
+    let members: Vec<String> = (roles.iter().enumerate())
+        .flat_map(|(index, (role, id))| {
+            let (id, weight) = id.split_at(id.find(';').unwrap_or(id.len()));
+            ["--member".to_owned(), format!("{role}={id}@{}{weight}", url(index))]
+        })
+        .collect();
+    let mut hands = Hands(Vec::new());
+    for (role, id) in roles {
+        hands.start(role, id.split(';').next().unwrap(), &members, &[]);
+    }
+    let (grpc, http) = (format!("127.0.0.1:{}", ports[4]), format!("127.0.0.1:{}", ports[5]));
+    hands.start("router", "router-0", &members, &["--listen", &grpc, "--http", &http]);
+    for index in 0..5 {
+        let describe = await_start(&url(index), None, Duration::from_secs(180)).await;
+        assert!(describe.members.len() >= 4, "{describe:?}");
+    }
+    let prompt = format!("{} The capital of France is", long_prompt().chars().take(800).collect::<String>());
+    let body = json!({"prompt": prompt, "max_tokens": 8, "temperature": 0});
+    let began = Instant::now();
+    // gRPC answers a moment before HTTP listens.
+    let answer = loop {
+        match reqwest::get(format!("http://{http}/v1/models")).await {
+            Ok(_) => break post(&format!("http://{http}/v1/completions"), &body).await,
+            Err(error) => assert!(began.elapsed() < Duration::from_secs(20), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let (status, answer) = answer;
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer.pointer("/usage/completion_tokens").and_then(Value::as_u64) > Some(0), "{answer}");
+    assert!(answer["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()), "{answer}");
+    hands.end();
+}

@@ -271,7 +271,7 @@ impl Stepper {
         let ready = self.active.iter_mut().enumerate().filter(|(_, active)| !active.paused);
         let appends = ready.filter_map(|(index, active)| {
             let stored = active.sealing.stored();
-            (stored > 0).then(|| async move {
+            (stored > 0).then_some(async move {
                 let before = active.sequence.remote_blocks();
                 let ctx = active.ctx.child().with_timeout(timeout);
                 let appended = active.sequence.append_remote(&ctx, stored, lease_ms).await;

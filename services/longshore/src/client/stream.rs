@@ -173,7 +173,8 @@ impl Shown {
         let place = |shard: &longshore_proto::types::ShardBytes| {
             format!("{} {}", shard.shard_id, console::bytes(shard.kv_bytes))
         };
-        let placement: Vec<_> = finished.placement.iter().map(place).collect();
+        let holders = finished.placement.iter().filter(|shard| shard.kv_bytes > 0);
+        let placement: Vec<_> = holders.map(place).collect();
         format!(
             "[TTFT {ttft:.2} s, {rate:.1} tokens/s, {} prompt tokens ({} cached), {} generated, {reason}{}; KV: {}]",
             console::grouped(finished.prompt_tokens),

@@ -61,7 +61,8 @@ pub struct House {
     /// Block and stripe sizes.
     pub geometry: Geometry,
     tasks: Tasks,
-    _registrations: Vec<Registration>,
+    local: LocalConnector,
+    registrations: Vec<Registration>,
     _folder: tempfile::TempDir,
 }
 
@@ -110,7 +111,8 @@ impl House {
             deployment,
             geometry,
             tasks,
-            _registrations: site.registrations,
+            local: site.local,
+            registrations: site.registrations,
             _folder: folder,
         }
     }
@@ -141,6 +143,12 @@ impl House {
 
     /// Ends every task; names those that did not end.
     pub async fn end(&self) -> Vec<String> {
+        // Workers hold links to shards through the registry that holds the workers: out of it, they end.
+        for registration in &self.registrations {
+            if registration.member().role != Role::KvStore {
+                self.local.remove(&registration.member().id);
+            }
+        }
         self.tasks.drain(std::time::Duration::from_secs(20)).await
     }
 }

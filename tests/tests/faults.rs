@@ -256,7 +256,9 @@ async fn a_client_that_goes_away_leaves_nothing_behind() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+    let began = Instant::now();
     assert_eq!(house.end().await, Vec::<String>::new(), "tasks that did not end");
+    assert!(began.elapsed() < Duration::from_secs(10), "an idle house took {:?} to end", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

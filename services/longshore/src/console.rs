@@ -16,9 +16,9 @@ pub(crate) fn say(line: impl AsRef<str>) {
 
 /// A piece of streamed results, shown at once.
 pub(crate) fn piece(text: &str) {
-    print!("{text}");
-    // A reader that went away (`| head`) is seen by the next line; a lost flush is no reason to stop.
-    let _ = std::io::stdout().flush();
+    // A reader that went away (`| head`) wants no more of it; that is no fault of ours.
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// A note beside the results.

@@ -8,7 +8,7 @@ use longshore_blocks::{Deployment, DeploymentParts, Geometry, ShardId};
 use longshore_chassis::{Metrics, Tasks};
 use longshore_cluster::{Member, Membership, MemoryMembership, Registration, Role};
 use longshore_decode::DecodeWorker;
-use longshore_engine::{Engine, EngineOptions, Limits, ShardDirectory, WorkerParts};
+use longshore_engine::{Engine, EngineOptions, Limits, ShardDirectory, WorkerParts, wire_tile_shape};
 use longshore_fabric::{
     AnyConnector, CallContext, Error, GrpcConnector, GrpcOptions, Inference, LocalConnector, Shard,
 };
@@ -257,15 +257,7 @@ impl Site {
     }
 
     fn wire_tile_shape(&self) -> WireTileShape {
-        let shape = self.tile_shape();
-        WireTileShape {
-            block_tokens: 16,
-            kv_heads: shape.kv_heads as u32,
-            head_dim: shape.head_dim as u32,
-            dtype: longshore_proto::types::Dtype::F16,
-            layout: longshore_attention::LAYOUT_CPU_PANELS,
-            layers: self.loaded.info.config.layers as u32,
-        }
+        wire_tile_shape(self.tile_shape(), self.loaded.info.config.layers)
     }
 
     fn describe(&self, this: Member) {

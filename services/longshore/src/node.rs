@@ -1,13 +1,13 @@
 //! What every process of a deployment derives from the model and the configuration: shapes, digests, limits, the backend.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_attention::{CpuExecutor, KvDtype, LAYOUT_CPU_PANELS, TileShape};
+use longshore_attention::{CpuExecutor, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
-use longshore_engine::{Engine, EngineOptions, Limits};
+use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
 use longshore_model::{CpuBackend, LoadProgress, LoadedModel, ModelInfo};
-use longshore_proto::types::{Dtype, ModelDescription, WireTileShape};
+use longshore_proto::types::{ModelDescription, WireTileShape};
 
 use crate::{
     config::Config,
@@ -22,8 +22,6 @@ pub(crate) struct Node {
     pub(crate) info: Arc<ModelInfo>,
     /// Name that clients ask for.
     pub(crate) name: String,
-    /// Where the weights lie.
-    pub(crate) path: PathBuf,
     /// What the KV depends on.
     pub(crate) deployment: Deployment,
     /// Block and stripe sizes.
@@ -40,6 +38,31 @@ impl Node {
         let reference = ModelRef::parse(&config.model.reference)?;
         let path = model::ensure(&reference).context("cannot get the model")?;
         let info = ModelInfo::open(&path).context("cannot read the model")?;
+        Self::of(config, &reference, info)
+    }
+
+    /// The same with the weights, which are read and hashed once, and the engine of a worker; with a progress bar.
+    pub(crate) fn load(config: &Config) -> Result<(Self, Arc<Engine>)> {
+        let reference = ModelRef::parse(&config.model.reference)?;
+        let path = model::ensure(&reference).context("cannot get the model")?;
+        let bar = console::byte_bar("loading", 0);
+        let read = |progress: LoadProgress| {
+            bar.set_length(progress.total_bytes);
+            bar.set_position(progress.done_bytes);
+        };
+        let LoadedModel { info, weights } =
+            LoadedModel::open(&path, &read).context("cannot read the model")?;
+        bar.set_prefix("packing");
+        let node = Self::of(config, &reference, info)?;
+        let backend =
+            CpuBackend::new(node.info.config.clone(), &weights, &read).context("cannot pack the weights")?;
+        bar.finish_and_clear();
+        let options = EngineOptions { kv_dtype: node.tile_shape.dtype, ..EngineOptions::default() };
+        let engine = Engine::new(Arc::new(backend), Arc::new(CpuExecutor), node.geometry, options);
+        Ok((node, Arc::new(engine.context("cannot set up the engine")?)))
+    }
+
+    fn of(config: &Config, reference: &ModelRef, info: ModelInfo) -> Result<Self> {
         let geometry = Geometry::new(config.model.block_tokens, config.model.stripe_blocks)?;
         let dtype = config.model.dtype().context("`model.kv_dtype` must be `f16` or `f32`")?;
         let heads = info.config.heads;
@@ -60,30 +83,7 @@ impl Node {
         });
         let name = if config.model.name.is_empty() { reference.name() } else { config.model.name.clone() };
         let context_tokens = context_tokens(config, &info)?;
-        Ok(Self { info: Arc::new(info), name, path, deployment, geometry, tile_shape, context_tokens })
-    }
-
-    /// Loads the weights, with a progress bar, and makes the engine of a worker.
-    pub(crate) fn engine(&self) -> Result<Arc<Engine>> {
-        let total = self.info.file_bytes;
-        let bar = console::byte_bar("loading", total);
-        let read = |progress: LoadProgress| {
-            bar.set_length(progress.total_bytes);
-            bar.set_position(progress.done_bytes);
-        };
-        let loaded = LoadedModel::open(&self.path, &read).context("cannot load the model")?;
-        ensure!(
-            loaded.info.digest == self.info.digest,
-            "{} changed while it was read; hint: start again",
-            self.path.display()
-        );
-        bar.set_prefix("packing");
-        let backend = CpuBackend::new(loaded.info.config.clone(), &loaded.weights, &read)
-            .context("cannot pack the weights")?;
-        bar.finish_and_clear();
-        let options = EngineOptions { kv_dtype: self.tile_shape.dtype, ..EngineOptions::default() };
-        let engine = Engine::new(Arc::new(backend), Arc::new(CpuExecutor), self.geometry, options);
-        Ok(Arc::new(engine.context("cannot set up the engine")?))
+        Ok(Self { info: Arc::new(info), name, deployment, geometry, tile_shape, context_tokens })
     }
 
     /// What workers accept.
@@ -97,17 +97,7 @@ impl Node {
 
     /// Shape of every tile as it travels.
     pub(crate) fn wire_tile_shape(&self) -> WireTileShape {
-        WireTileShape {
-            block_tokens: self.geometry.block_tokens(),
-            kv_heads: self.tile_shape.kv_heads as u32,
-            head_dim: self.tile_shape.head_dim as u32,
-            dtype: match self.tile_shape.dtype {
-                KvDtype::F32 => Dtype::F32,
-                KvDtype::F16 => Dtype::F16,
-            },
-            layout: LAYOUT_CPU_PANELS,
-            layers: self.info.config.layers as u32,
-        }
+        wire_tile_shape(self.tile_shape, self.info.config.layers)
     }
 
     /// The model as clients and peers see it.

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 use longshore_chassis::{Signals, Tasks, bind};
 use longshore_cluster::{Member, Membership, Role, StaticMembership};
+use longshore_engine::Engine;
 use longshore_fabric::{GrpcConnector, GrpcOptions};
 
 use crate::{cli::RoleArgs, config::Config, console, node::Node, process, ready, wiring::Parts};
@@ -27,15 +28,18 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let _registration = membership.register(this.clone()).await.context("cannot join the cluster")?;
     let (root, outer) = (Tasks::new(), Tasks::new());
     let readiness = process::admin(&config, &metrics, &root, &outer).await?;
-    let opened = {
-        let config = config.clone();
-        blocking(move || Node::open(&config)).await?
-    };
+    let for_node = config.clone();
+    // Routers and shards need the model's shape and digest only.
+    let (node, engine) = blocking(move || match role {
+        Role::Prefill | Role::Decode => Node::load(&for_node).map(|(node, engine)| (node, Some(engine))),
+        Role::Router | Role::KvStore => Node::open(&for_node).map(|node| (node, None)),
+    })
+    .await?;
     let connector = Arc::new(GrpcConnector::new(GrpcOptions::default()));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
-    let parts = Parts { config, node: opened, views, connector, metrics };
+    let parts = Parts { config, node, views, connector, metrics };
     let scope = root.child();
-    let http = start(role, &this, &parts, &scope).await?;
+    let http = start(&this, &parts, engine, &scope).await?;
     if !args.supervised {
         announce(role, &this, &parts, &http);
     }
@@ -46,10 +50,11 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
 }
 
 /// Starts the role's service and its listeners; returns the bound HTTP address, empty where there is none.
-async fn start(role: Role, this: &Member, parts: &Parts, tasks: &Tasks) -> Result<String> {
+async fn start(this: &Member, parts: &Parts, engine: Option<Arc<Engine>>, tasks: &Tasks) -> Result<String> {
+    let engine = || engine.context("a worker needs an engine");
     let mut http = String::new();
     let describer = parts.describer(this);
-    match role {
+    match this.role {
         Role::KvStore => {
             let store = parts.kvstore(this, tasks)?;
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
@@ -60,7 +65,7 @@ async fn start(role: Role, this: &Member, parts: &Parts, tasks: &Tasks) -> Resul
             );
         }
         Role::Prefill => {
-            let worker = parts.prefill(this, engine(parts).await?, tasks);
+            let worker = parts.prefill(this, engine()?, tasks);
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
             parts.serve_grpc(
                 listener,
@@ -69,7 +74,7 @@ async fn start(role: Role, this: &Member, parts: &Parts, tasks: &Tasks) -> Resul
             );
         }
         Role::Decode => {
-            let worker = parts.decode(this, engine(parts).await?, tasks);
+            let worker = parts.decode(this, engine()?, tasks);
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
             parts.serve_grpc(
                 listener,
@@ -101,11 +106,6 @@ fn announce(role: Role, this: &Member, parts: &Parts, http: &str) {
         parts.node.name,
         ready::loopback_url(grpc)
     ));
-}
-
-async fn engine(parts: &Parts) -> Result<Arc<longshore_engine::Engine>> {
-    let node = parts.node.clone();
-    blocking(move || node.engine()).await
 }
 
 /// Runs long work off the reactor.

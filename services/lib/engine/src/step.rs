@@ -73,6 +73,21 @@ impl StepObserver for () {
     }
 }
 
+/// Shape of the tiles of a model with so many layers, as it travels.
+pub fn wire_tile_shape(shape: TileShape, layers: usize) -> WireTileShape {
+    WireTileShape {
+        block_tokens: shape.block_tokens as u32,
+        kv_heads: shape.kv_heads as u32,
+        head_dim: shape.head_dim as u32,
+        dtype: match shape.dtype {
+            KvDtype::F32 => Dtype::F32,
+            KvDtype::F16 => Dtype::F16,
+        },
+        layout: LAYOUT_CPU_PANELS,
+        layers: layers as u32,
+    }
+}
+
 impl Engine {
     /// An engine for blocks of `geometry`; fails when the model's heads make no valid tile.
     pub fn new(
@@ -119,17 +134,7 @@ impl Engine {
 
     /// Shape of every tile as it travels.
     pub fn wire_tile_shape(&self) -> WireTileShape {
-        WireTileShape {
-            block_tokens: self.geometry.block_tokens(),
-            kv_heads: self.tile_shape.kv_heads as u32,
-            head_dim: self.tile_shape.head_dim as u32,
-            dtype: match self.tile_shape.dtype {
-                KvDtype::F32 => Dtype::F32,
-                KvDtype::F16 => Dtype::F16,
-            },
-            layout: LAYOUT_CPU_PANELS,
-            layers: self.backend.config().layers as u32,
-        }
+        wire_tile_shape(self.tile_shape, self.backend.config().layers)
     }
 
     /// Computes the new rows of all sequences, on the calling thread and the rayon pool; blocks, so never on a reactor

@@ -7,8 +7,9 @@ use longshore_tests::tree::{Source, root, sources};
 
 /// Which crates of ours a crate may depend on (normal dependencies). Architecture, section 2.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("longshore-attention", &[]),
-    ("longshore-model", &["longshore-attention"]),
+    ("longshore-compute", &[]),
+    ("longshore-attention", &["longshore-compute"]),
+    ("longshore-model", &["longshore-compute", "longshore-attention"]),
     ("longshore-blocks", &[]),
     ("longshore-routing", &["longshore-blocks"]),
     ("longshore-proto", &["longshore-blocks"]),
@@ -18,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "longshore-engine",
         &[
+            "longshore-compute",
             "longshore-attention",
             "longshore-blocks",
             "longshore-fabric",
@@ -30,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 const LIBRARIES: &[&str] = &[
+    "longshore-compute",
     "longshore-attention",
     "longshore-model",
     "longshore-blocks",
@@ -70,7 +73,8 @@ const OWNERS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that may not even see an async runtime, a clock or the network.
-const PURE: &[&str] = &["longshore-attention", "longshore-model", "longshore-blocks", "longshore-routing"];
+const PURE: &[&str] =
+    &["longshore-compute", "longshore-attention", "longshore-model", "longshore-blocks", "longshore-routing"];
 const IMPURE: &[&str] =
     &["tokio", "tokio-util", "tokio-stream", "futures", "tonic", "axum", "reqwest", "hyper", "async-trait"];
 

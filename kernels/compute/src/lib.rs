@@ -1,0 +1,12 @@
+//! What all CPU kernels share: the compute pool of a process and the instruction set that it chose.
+//! Knows no network, no clock, no async.
+
+mod error;
+mod instruction_set;
+mod pool;
+mod slice;
+
+pub use error::{Error, Kind};
+pub use instruction_set::InstructionSet;
+pub use pool::{ComputePool, PoolOptions};
+pub use slice::DisjointSlice;

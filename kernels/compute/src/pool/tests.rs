@@ -1,0 +1,138 @@
+//! The pool under load: every task once, turns, nesting, panics, sleep.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use super::{ComputePool, PoolOptions};
+use crate::Error;
+
+fn pool(threads: usize) -> Arc<ComputePool> {
+    ComputePool::new(&PoolOptions { threads, pin: Vec::new() }).unwrap()
+}
+
+#[test]
+fn every_task_runs_once() {
+    for threads in [1, 2, 3, 8] {
+        let pool = pool(threads);
+        assert_eq!(pool.threads(), threads);
+        for tasks in [0, 1, 2, 3, 7, 64, 1000] {
+            for _ in 0..20 {
+                let runs: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, |task| _ = runs[task].fetch_add(1, SeqCst));
+                assert!(runs.iter().all(|runs| runs.load(SeqCst) == 1), "{tasks} tasks on {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn workers_that_slept_come_back() {
+    let pool = pool(3);
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(pool.map(100, |task| task * 2), (0..200).step_by(2).collect::<Vec<_>>());
+    }
+}
+
+/// Two tasks that wait for each other end only when two threads run them.
+#[test]
+fn workers_take_part() {
+    let (pool, met) = (pool(2), AtomicUsize::new(0));
+    pool.run(2, |_| {
+        met.fetch_add(1, SeqCst);
+        while met.load(SeqCst) < 2 {
+            std::thread::yield_now();
+        }
+    });
+}
+
+#[test]
+fn chunks_cover_the_data() {
+    let pool = pool(2);
+    let mut data = vec![0; 103];
+    pool.run_chunks(&mut data, 10, |index, chunk| chunk.fill(index));
+    assert_eq!(data, (0..103).map(|i| i / 10).collect::<Vec<_>>());
+    pool.run_chunks(&mut Vec::<u8>::new(), 10, |_, _| unreachable!());
+}
+
+/// Callers from many threads get whole regions, one after the other.
+#[test]
+fn callers_take_turns() {
+    let (pool, inside, most) = (pool(3), AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    pool.run(6, |_| {
+                        most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
+                        std::hint::spin_loop();
+                        inside.fetch_sub(1, SeqCst);
+                    });
+                }
+            });
+        }
+    });
+    assert!(most.load(SeqCst) <= 3, "{most:?} threads computed at once");
+}
+
+#[test]
+fn a_call_out_of_a_task_runs_inline() {
+    let (pool, runs) = (pool(2), AtomicUsize::new(0));
+    pool.run(4, |_| {
+        let caller = std::thread::current().id();
+        pool.run(5, |_| {
+            assert_eq!(std::thread::current().id(), caller);
+            runs.fetch_add(1, SeqCst);
+        });
+    });
+    assert_eq!(runs.load(SeqCst), 20);
+}
+
+#[test]
+fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+    let pool = pool(2);
+    for round in 0..50 {
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(16, |task| assert!(task != round % 16, "task {task} failed"));
+        }));
+        let message = *panicked.unwrap_err().downcast::<String>().unwrap();
+        assert_eq!(message, format!("task {} failed", round % 16));
+        assert_eq!(pool.map(8, |task| task), (0..8).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn what_cannot_work_is_refused() {
+    let error = ComputePool::new(&PoolOptions { threads: 1025, pin: Vec::new() }).unwrap_err();
+    assert!(matches!(error, Error::TooManyThreads { found: 1025, .. }));
+    for core in [1000, usize::MAX] {
+        let error = ComputePool::new(&PoolOptions { threads: 2, pin: vec![core] }).unwrap_err();
+        assert!(error.to_string().contains(&format!("core {core}")), "{error}");
+        assert!(!error.retryable());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn workers_are_bound_to_their_cores() {
+    use rustix::thread::sched_getaffinity;
+    let allowed = sched_getaffinity(None).unwrap();
+    let first = (0..1024).find(|core| allowed.is_set(*core)).unwrap();
+    let pool = ComputePool::new(&PoolOptions { threads: 2, pin: vec![first] }).unwrap();
+    let (caller, met) = (std::thread::current().id(), AtomicUsize::new(0));
+    let counts = pool.map(2, |_| {
+        met.fetch_add(1, SeqCst);
+        while met.load(SeqCst) < 2 {
+            std::thread::yield_now();
+        }
+        (std::thread::current().id(), sched_getaffinity(None).unwrap().count())
+    });
+    let (_, cores) = counts.into_iter().find(|(thread, _)| *thread != caller).unwrap();
+    assert_eq!(cores, 1);
+}

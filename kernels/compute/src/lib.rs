@@ -3,6 +3,7 @@
 
 mod error;
 mod instruction_set;
+pub mod peak;
 mod pool;
 mod slice;
 

@@ -7,6 +7,7 @@ use longshore_attention::{CpuExecutor, KvDtype, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry, ShardId};
 use longshore_chassis::{Metrics, Tasks};
 use longshore_cluster::{Member, Membership, MemoryMembership, Registration, Role};
+use longshore_compute::{ComputePool, PoolOptions};
 use longshore_decode::DecodeWorker;
 use longshore_engine::{Engine, EngineOptions, Limits, ShardDirectory, WorkerParts, wire_tile_shape};
 use longshore_fabric::{
@@ -99,6 +100,7 @@ impl House {
             local: LocalConnector::new(),
             membership: MemoryMembership::new(),
             tasks: tasks.clone(),
+            pool: ComputePool::new(&PoolOptions { threads: 2, pin: Vec::new() }).expect("two threads"),
             registrations: Vec::new(),
         };
         let shards = site.shards(&plan).await;
@@ -167,6 +169,7 @@ struct Site {
     local: LocalConnector,
     membership: MemoryMembership,
     tasks: Tasks,
+    pool: Arc<ComputePool>,
     registrations: Vec<Registration>,
 }
 
@@ -206,8 +209,13 @@ impl Site {
                 tile_shape: self.tile_shape(),
                 layers: self.loaded.info.config.layers as u32,
             };
-            let store =
-                KvStore::new(longshore_kvstore::Config::default(), identity, &self.tasks, &Metrics::new());
+            let store = KvStore::new(
+                longshore_kvstore::Config::default(),
+                identity,
+                &self.pool,
+                &self.tasks,
+                &Metrics::new(),
+            );
             let store = store.expect("a shard with default settings");
             self.local.add_shard(format!("kv-{index}"), (plan.wrap)(index, Arc::clone(&store)));
             shards.push(store);

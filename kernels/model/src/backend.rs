@@ -27,6 +27,12 @@ impl Activations {
         self.width
     }
 
+    /// The chosen rows, in the order of `rows`; each must exist.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let data = rows.iter().flat_map(|row| &self.data[row * self.width..][..self.width]).copied().collect();
+        Self { rows: rows.len(), width: self.width, data }
+    }
+
     /// Elements, row-major.
     pub fn host(&self) -> &[f32] {
         &self.data

@@ -1,6 +1,9 @@
 //! Counters of a decode worker.
 
+use std::time::Duration;
+
 use longshore_chassis::Metrics;
+use longshore_engine::{AttendTimes, Error, StepInput, StepObserver};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
 /// Buckets of the time of one step, in seconds.
@@ -8,6 +11,10 @@ const STEP_BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 /// Buckets of the rows of one step.
 const ROW_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
+
+/// Buckets of the parts of one layer's attention, in seconds.
+const ATTEND_BUCKETS: [f64; 13] =
+    [0.000_01, 0.000_025, 0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0];
 
 /// Counters of a decode worker; clones share them.
 #[derive(Debug, Clone)]
@@ -36,6 +43,14 @@ pub struct DecodeMetrics {
     pub step_seconds: Histogram,
     /// Rows per step.
     pub step_rows: Histogram,
+    /// Seconds from a layer's first query to its last answer, where shards were asked.
+    pub attend_round_trip_seconds: Histogram,
+    /// Of them, seconds with nothing left to compute here.
+    pub attend_wait_seconds: Histogram,
+    /// Seconds over a layer's local blocks.
+    pub attend_local_seconds: Histogram,
+    /// Seconds that folding a layer's partials took.
+    pub attend_merge_seconds: Histogram,
 }
 
 impl DecodeMetrics {
@@ -59,7 +74,42 @@ impl DecodeMetrics {
         metrics.register("put_failures", "Attempts to store a block that failed", own.put_failures.clone());
         metrics.register("step_seconds", "Seconds per step", own.step_seconds.clone());
         metrics.register("step_rows", "Rows per step", own.step_rows.clone());
+        for (name, help, histogram) in [
+            (
+                "attend_round_trip_seconds",
+                "Seconds from a layer's first query to its last answer",
+                &own.attend_round_trip_seconds,
+            ),
+            (
+                "attend_wait_seconds",
+                "Seconds of a layer that only waited for shards",
+                &own.attend_wait_seconds,
+            ),
+            ("attend_local_seconds", "Seconds over a layer's local blocks", &own.attend_local_seconds),
+            (
+                "attend_merge_seconds",
+                "Seconds that folding a layer's partials took",
+                &own.attend_merge_seconds,
+            ),
+        ] {
+            metrics.register(name, help, histogram.clone());
+        }
         own
+    }
+}
+
+impl StepObserver for &DecodeMetrics {
+    fn layer_done(&mut self, _layer: usize, _batch: &[StepInput<'_>]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn attended(&mut self, _layer: usize, times: &AttendTimes) {
+        if times.round_trip > Duration::ZERO {
+            self.attend_round_trip_seconds.observe(times.round_trip.as_secs_f64());
+            self.attend_wait_seconds.observe(times.waited.as_secs_f64());
+        }
+        self.attend_local_seconds.observe(times.local.as_secs_f64());
+        self.attend_merge_seconds.observe(times.merge.as_secs_f64());
     }
 }
 
@@ -79,6 +129,10 @@ impl Default for DecodeMetrics {
             put_failures: Counter::default(),
             step_seconds: Histogram::new(STEP_BUCKETS),
             step_rows: Histogram::new(ROW_BUCKETS),
+            attend_round_trip_seconds: Histogram::new(ATTEND_BUCKETS),
+            attend_wait_seconds: Histogram::new(ATTEND_BUCKETS),
+            attend_local_seconds: Histogram::new(ATTEND_BUCKETS),
+            attend_merge_seconds: Histogram::new(ATTEND_BUCKETS),
         }
     }
 }

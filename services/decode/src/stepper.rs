@@ -164,7 +164,7 @@ impl Stepper {
         let rows: usize = batch.iter().map(|input| input.tokens.len()).sum();
         let ctx = CallContext { cancel: self.worker.tasks.token(), ..CallContext::new("decode-step") };
         let started = Instant::now();
-        let outputs = self.worker.parts.engine.step(&ctx, &mut batch, &mut ());
+        let outputs = self.worker.parts.engine.step(&ctx, &mut batch, &mut &self.worker.metrics);
         drop(batch);
         self.worker.metrics.step_seconds.observe(started.elapsed().as_secs_f64());
         self.worker.metrics.step_rows.observe(rows as f64);

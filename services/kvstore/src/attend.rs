@@ -3,11 +3,15 @@
 
 mod plan;
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use longshore_chassis::Tasks;
-use longshore_fabric::{BoxStream, CallContext, status::code_number};
+use longshore_fabric::{BoxStream, CallContext, StripePartial, status::code_number};
 use longshore_proto::types::{AttendAnswer, AttendPartial, AttendQuery};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
@@ -106,24 +110,28 @@ async fn compute(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> R
     let query_id = query.query_id;
     store.check_identity(&query.identity)?;
     let views = plan::views(store, &query)?;
-    let mut plan = {
-        let _permit = permit(store).await;
-        let planner = store.clone();
-        store.compute(move || Plan::new(&planner, &query, views)).await??
-    };
+    let mut state = State::Asked(query, views);
+    let (asked, mut computed) = (Instant::now(), Duration::ZERO);
     loop {
         let (returned, partials) = {
             let _permit = permit(store).await;
             let worker = store.clone();
-            store
-                .compute(move || {
-                    let partials = plan.run_batch(&worker);
-                    (plan, partials)
-                })
-                .await?
+            let timed = move || {
+                let started = Instant::now();
+                if matches!(state, State::Asked(..)) {
+                    worker.metrics.attend_queue_seconds.observe((started - asked).as_secs_f64());
+                }
+                state.run_batch(&worker).map(|batch| (batch, started.elapsed()))
+            };
+            let (batch, took) = store.off_reactor(timed).await??;
+            computed += took;
+            batch
         };
-        plan = returned;
-        let (partials, last) = (partials?, plan.is_done());
+        let last = returned.is_done();
+        if last {
+            store.metrics.attend_compute_seconds.observe(computed.as_secs_f64());
+        }
+        state = State::Planned(returned);
         store.metrics.attend_bytes.inc_by(bytes(&partials));
         let message = AttendAnswer::Partials { query_id, partials, last };
         answers.send(Ok(message)).await.map_err(|_| Failure::Gone)?;
@@ -131,6 +139,45 @@ async fn compute(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> R
             return Ok(());
         }
     }
+}
+
+/// How far a query has come. Planning and the first batch are one piece of work: most queries have no second.
+enum State {
+    Asked(AttendQuery, Vec<plan::Blocks>),
+    Planned(Plan),
+}
+
+impl State {
+    fn run_batch(self, store: &Store) -> Result<(Plan, Vec<AttendPartial>), Error> {
+        let mut plan = match self {
+            Self::Asked(query, views) => Plan::new(store, &query, views)?,
+            Self::Planned(plan) => plan,
+        };
+        let partials = plan.run_batch(store)?;
+        Ok((plan, partials))
+    }
+}
+
+/// Answers a query of a worker in this process, on the worker's thread. The compute pool gives callers their turns, so no
+/// permit is needed.
+pub(crate) fn here(store: &Store, query: &AttendQuery) -> Result<Vec<StripePartial>, Error> {
+    let started = Instant::now();
+    let _running = Running::start(store);
+    let compute = || {
+        store.check_identity(&query.identity)?;
+        Plan::new(store, query, plan::views(store, query)?)?.run(store)
+    };
+    // A panic is this query's failure, as on a stream, and not the end of the worker's thread.
+    let answer = catch_unwind(AssertUnwindSafe(compute)).unwrap_or_else(|_| Err(store.panicked()));
+    match &answer {
+        Ok(_) => {
+            store.metrics.attend_queries.inc();
+            store.metrics.attend_seconds.observe(started.elapsed().as_secs_f64());
+            store.metrics.attend_compute_seconds.observe(started.elapsed().as_secs_f64());
+        }
+        Err(_) => _ = store.metrics.attend_failed.inc(),
+    }
+    answer
 }
 
 async fn permit(store: &Store) -> tokio::sync::SemaphorePermit<'_> {

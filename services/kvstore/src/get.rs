@@ -70,7 +70,7 @@ async fn send(
 ) -> Result<(), Error> {
     for key in get.keys {
         let (reader, range) = (store.clone(), layers.clone());
-        let block = store.block_on_thread(move || reader.read(get.identity.namespace, key, range)).await?;
+        let block = store.off_reactor(move || reader.read(get.identity.namespace, key, range)).await?;
         let messages = match block {
             Some(block) => layers.clone().map(|layer| Some(message(&block, layer))).collect(),
             None => vec![None],

@@ -19,8 +19,10 @@ use prometheus_client::{
 use crate::{ShardIdentity, store::Store};
 
 /// Buckets of the time of one attention query, in seconds.
-const ATTEND_BUCKETS: [f64; 14] =
-    [0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const ATTEND_BUCKETS: [f64; 16] = [
+    0.000_025, 0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 5.0,
+];
 
 /// Prefix of every name.
 const PREFIX: &str = "longshore_kvstore";
@@ -42,6 +44,10 @@ pub(crate) struct StoreMetrics {
     pub(crate) attend_bytes: Counter,
     /// Seconds per attention query, waiting included.
     pub(crate) attend_seconds: Histogram,
+    /// Seconds that a query waited for its first turn to compute.
+    pub(crate) attend_queue_seconds: Histogram,
+    /// Seconds that queries computed.
+    pub(crate) attend_compute_seconds: Histogram,
 }
 
 impl StoreMetrics {
@@ -54,6 +60,8 @@ impl StoreMetrics {
             attend_running: Gauge::default(),
             attend_bytes: Counter::default(),
             attend_seconds: Histogram::new(ATTEND_BUCKETS),
+            attend_queue_seconds: Histogram::new(ATTEND_BUCKETS),
+            attend_compute_seconds: Histogram::new(ATTEND_BUCKETS),
         };
         let metrics = metrics.sub(PREFIX);
         metrics.register("stored_bytes", "Bytes of tiles stored", own.stored_bytes.clone());
@@ -67,6 +75,16 @@ impl StoreMetrics {
         metrics.register("attend_running", "Attention queries under way", own.attend_running.clone());
         metrics.register("attend_bytes", "Bytes of partial results sent", own.attend_bytes.clone());
         metrics.register("attend_seconds", "Seconds per attention query", own.attend_seconds.clone());
+        metrics.register(
+            "attend_queue_seconds",
+            "Seconds that a query waited before it computed",
+            own.attend_queue_seconds.clone(),
+        );
+        metrics.register(
+            "attend_compute_seconds",
+            "Seconds that a query computed",
+            own.attend_compute_seconds.clone(),
+        );
         own
     }
 

@@ -66,7 +66,7 @@ async fn receive(
             return Ok(());
         }
         let (returned, outcome) = store
-            .block_on_thread(move || {
+            .off_reactor(move || {
                 let outcome = session.take_all(batch);
                 (session, outcome)
             })

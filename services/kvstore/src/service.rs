@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use longshore_attention::Tile;
 use longshore_blocks::{BlockKey, pool::ViewId};
 use longshore_chassis::{Metrics, Tasks};
-use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard};
+use longshore_compute::ComputePool;
+use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard, StripePartial};
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats,
     TileMessage, WireTileShape,
@@ -35,18 +36,19 @@ pub struct KvStore {
 }
 
 impl KvStore {
-    /// An empty shard whose background work runs until `tasks` is cancelled. Must be called on a runtime. Fails when the
-    /// shapes make no sense or the capacity does not hold one block.
+    /// An empty shard that computes on `pool` and whose background work runs until `tasks` is cancelled. Must be called on a
+    /// runtime. Fails when the shapes make no sense or the capacity does not hold one block.
     pub fn new(
         config: Config,
         identity: ShardIdentity,
+        pool: &Arc<ComputePool>,
         tasks: &Tasks,
         metrics: &Metrics,
     ) -> Result<Arc<Self>, Error> {
         let tasks = tasks.child();
         let interval = Duration::from_millis(config.reap_interval_ms);
         let own = StoreMetrics::register(metrics);
-        let store = Arc::new(Store::new(config, identity, own)?);
+        let store = Arc::new(Store::new(config, identity, pool, own)?);
         metrics::register_occupancy(metrics, &store);
         let (weak, scope) = (Arc::downgrade(&store), tasks.clone());
         tasks.spawn_critical("kvstore-reaper", async move {
@@ -95,7 +97,7 @@ impl Shard for KvStore {
             return Ok(find(&self.store, &lookup));
         }
         let store = self.store.clone();
-        Ok(self.store.block_on_thread(move || find(&store, &lookup)).await?)
+        Ok(self.store.off_reactor(move || find(&store, &lookup)).await?)
     }
 
     async fn put_blocks(
@@ -126,6 +128,10 @@ impl Shard for KvStore {
         queries: mpsc::Receiver<AttendQuery>,
     ) -> Result<BoxStream<AttendAnswer>, CallError> {
         Ok(attend::start(&self.store, &self.tasks, ctx, queries))
+    }
+
+    fn attend_here(&self, query: &AttendQuery) -> Option<Result<Vec<StripePartial>, CallError>> {
+        Some(attend::here(&self.store, query).map_err(CallError::from))
     }
 
     async fn close_view(&self, _ctx: &CallContext, view_id: u64) -> Result<(), CallError> {

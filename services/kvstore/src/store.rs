@@ -7,6 +7,7 @@ use std::{
 
 use longshore_attention::{CpuExecutor, Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
 use longshore_blocks::{BlockPool, Deployment, Geometry, PoolConfig, ShardId};
+use longshore_compute::ComputePool;
 use longshore_proto::types::{Dtype, Identity, WireTileShape};
 use tokio::{
     sync::{Semaphore, watch},
@@ -46,6 +47,7 @@ pub(crate) struct Store {
     identity: ShardIdentity,
     pool: Mutex<Pool>,
     started: Instant,
+    compute: Arc<ComputePool>,
     executor: CpuExecutor,
     attend_permits: Semaphore,
     pub(crate) metrics: StoreMetrics,
@@ -58,7 +60,12 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    pub(crate) fn new(config: Config, identity: ShardIdentity, metrics: StoreMetrics) -> Result<Self, Error> {
+    pub(crate) fn new(
+        config: Config,
+        identity: ShardIdentity,
+        compute: &Arc<ComputePool>,
+        metrics: StoreMetrics,
+    ) -> Result<Self, Error> {
         identity.tile_shape.validate()?;
         if identity.tile_shape.block_tokens != identity.geometry.block_tokens() as usize {
             let problem = format!(
@@ -84,6 +91,7 @@ impl Store {
             identity,
             pool: Mutex::new(pool),
             started: Instant::now(),
+            compute: Arc::clone(compute),
             executor: CpuExecutor,
             metrics,
         })
@@ -101,11 +109,15 @@ impl Store {
         &self.executor
     }
 
+    pub(crate) fn compute_pool(&self) -> &ComputePool {
+        &self.compute
+    }
+
     pub(crate) fn attend_permits(&self) -> &Semaphore {
         &self.attend_permits
     }
 
-    /// Lends the pool and the time. Never hold it over anything slow, and never call it on a rayon thread: those know only
+    /// Lends the pool and the time. Never hold it over anything slow, and never call it on a compute thread: those know only
     /// the real clock, not the one that tests move.
     pub(crate) fn with_pool<T>(&self, use_pool: impl FnOnce(&mut Pool, u64) -> T) -> T {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);

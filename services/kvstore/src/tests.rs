@@ -13,6 +13,7 @@ use futures::StreamExt as _;
 use longshore_attention::{KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
 use longshore_blocks::{BlockKey, Deployment, Geometry, Namespace, ShardId, crc32c};
 use longshore_chassis::{Metrics, Tasks};
+use longshore_compute::ComputePool;
 use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard};
 use longshore_proto::types::{
     AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, Identity, Lookup, OpenView, OpenedView,
@@ -130,7 +131,8 @@ fn with_config(config: Config) -> Fixture {
         layers: LAYERS,
     };
     let (tasks, metrics) = (Tasks::new(), Metrics::new());
-    let shard = KvStore::new(config, identity, &tasks, &metrics).expect("the configuration is valid");
+    let shard = KvStore::new(config, identity, &ComputePool::serial(), &tasks, &metrics)
+        .expect("the configuration is valid");
     Fixture { shard, tasks, metrics, epoch, ctx: CallContext::new("test") }
 }
 

@@ -7,7 +7,6 @@ use longshore_blocks::{
     pool::{Opened, ViewId},
 };
 use longshore_proto::types::{OpenView, OpenedView};
-use rayon::prelude::*;
 
 use crate::{
     Error,
@@ -63,11 +62,13 @@ fn check(open: &OpenView) -> Result<(), Error> {
 /// Checks every tile of a view; drops the blocks that changed since they were stored and names them.
 async fn verify(store: &Arc<Store>, namespace: Namespace, view: ViewId) -> Result<Vec<BlockKey>, Error> {
     let blocks = store.with_pool(|pool, now| pool.view(namespace, view, now))?;
-    let layers = store.identity().layers;
+    let (layers, worker) = (store.identity().layers, store.clone());
     let broken = store
-        .compute(move || {
-            let broken = blocks.par_iter().filter(|entry| !is_sound(&entry.block, 0..layers));
-            broken.map(|entry| entry.block.clone()).collect::<Vec<_>>()
+        .off_reactor(move || {
+            let sound = |index: usize| is_sound(&blocks[index].block, 0..layers);
+            let sound = worker.compute_pool().map(blocks.len(), sound);
+            let broken = blocks.iter().zip(sound).filter(|(_, sound)| !sound);
+            broken.map(|(entry, _)| entry.block.clone()).collect::<Vec<_>>()
         })
         .await?;
     broken.iter().for_each(|block| store.condemn(block));

@@ -12,6 +12,7 @@ use longshore_chassis::{
     Admin, LogCounters, Metrics, Readiness, Signals, Sources, Tasks, load, render, telemetry,
 };
 use longshore_cluster::{ClusterView, Member, Role};
+use longshore_compute::{ComputePool, PoolOptions};
 use longshore_fabric::{CallContext, Describer, Error};
 use longshore_proto::types::{self, Describe, ModelDescription};
 use tokio::sync::watch;
@@ -39,19 +40,19 @@ pub(crate) fn only_checked(serve: &ServeArgs) -> bool {
     serve.check_config
 }
 
-/// Threads and logs; once per process, before anything computes.
-pub(crate) fn prepare(config: &Config) -> Result<Metrics> {
+/// Logs and the compute pool; once per process, before anything computes.
+pub(crate) fn prepare(config: &Config) -> Result<(Metrics, Arc<ComputePool>)> {
     let counters: LogCounters = telemetry(&config.telemetry).context("cannot set up logs")?;
     let metrics = Metrics::new();
     counters.register(&metrics);
     metrics.register_build(env!("CARGO_PKG_VERSION"), "");
-    if config.compute.threads > 0 {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(config.compute.threads);
-        pool.thread_name(|index| format!("compute-{index}"))
-            .build_global()
-            .context("cannot set up the compute threads")?;
-    }
-    Ok(metrics)
+    Ok((metrics, compute_pool(config)?))
+}
+
+/// The one compute pool of this process.
+pub(crate) fn compute_pool(config: &Config) -> Result<Arc<ComputePool>> {
+    let options = PoolOptions { threads: config.compute.threads, pin: Vec::new() };
+    ComputePool::new(&options).context("cannot set up the compute threads (`compute`)")
 }
 
 /// Serves health, metrics and configuration when an address is configured. It is not ready until the model is, nor after

@@ -20,7 +20,7 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     if args.supervised {
         end_with_parent()?;
     }
-    let metrics = process::prepare(&config)?;
+    let (metrics, pool) = process::prepare(&config)?;
     let mut signals = Signals::install().context("cannot watch for signals")?;
     // Told before minutes are spent on loading; given back until there is something to serve.
     drop(bind(&config.listen.grpc).await.context("`listen.grpc`")?);
@@ -37,7 +37,7 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     .await?;
     let connector = Arc::new(GrpcConnector::new(GrpcOptions::default()));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
-    let parts = Parts { config, node, views, connector, metrics };
+    let parts = Parts { config, node, views, connector, metrics, pool };
     let scope = root.child();
     let http = start(&this, &parts, engine, &scope).await?;
     if !args.supervised {

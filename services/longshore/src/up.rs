@@ -22,7 +22,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     if args.processes {
         return processes::run(&args, config).await;
     }
-    let metrics = process::prepare(&config)?;
+    let (metrics, pool) = process::prepare(&config)?;
     let mut signals = Signals::install().context("cannot watch for signals")?;
     let grpc = match config.listen.grpc.as_str() {
         "" => None,
@@ -36,7 +36,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let local = LocalConnector::new();
     let connector = Arc::new(AnyConnector::new(local.clone(), GrpcConnector::new(GrpcOptions::default())));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
-    let parts = Parts { config, node, views: membership.watch(), connector, metrics };
+    let parts = Parts { config, node, views: membership.watch(), connector, metrics, pool };
     let house =
         House { parts, local, membership, front: root.child(), workers: root.child(), shards: root.child() };
     let registrations = house.furnish(&args, &engine).await?;

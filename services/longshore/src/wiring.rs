@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use longshore_blocks::ShardId;
 use longshore_chassis::{Metrics, Tasks};
 use longshore_cluster::{ClusterView, Member};
+use longshore_compute::ComputePool;
 use longshore_decode::DecodeWorker;
 use longshore_engine::{Engine, ShardDirectory, WorkerParts};
 use longshore_fabric::{
@@ -32,6 +33,8 @@ pub(crate) struct Parts {
     pub(crate) connector: Arc<dyn Connector>,
     /// Counters.
     pub(crate) metrics: Metrics,
+    /// The compute threads of this process.
+    pub(crate) pool: Arc<ComputePool>,
 }
 
 /// Attention queries under way per shard and process.
@@ -48,7 +51,8 @@ impl Parts {
             tile_shape: self.node.tile_shape,
             layers: self.node.info.config.layers as u32,
         };
-        KvStore::new(self.config.kvstore.clone(), identity, tasks, &self.labelled(this))
+        let config = self.config.kvstore.clone();
+        KvStore::new(config, identity, &self.pool, tasks, &self.labelled(this))
             .context("cannot set up the shard")
     }
 

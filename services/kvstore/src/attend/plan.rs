@@ -6,6 +6,7 @@ use longshore_attention::{
     AttendItem as ExecutorItem, ExactBlock, HeadShape, PagedKv, Partials, Queries, Tile, TileShape, WorkList,
 };
 use longshore_blocks::pool::{ViewBlock, ViewId};
+use longshore_fabric::StripePartial;
 use longshore_proto::types::{AttendItem, AttendPartial, AttendQuery, Tensor};
 
 use crate::{Error, store::Store};
@@ -43,7 +44,7 @@ struct Unit {
 }
 
 /// Blocks of one view.
-type Blocks = Arc<Vec<ViewBlock<Arc<Tile>>>>;
+pub(super) type Blocks = Arc<Vec<ViewBlock<Arc<Tile>>>>;
 
 /// Finds the views of a query's items and renews their leases.
 pub(super) fn views(store: &Store, query: &AttendQuery) -> Result<Vec<Blocks>, Error> {
@@ -104,6 +105,24 @@ impl Plan {
         let batch = self.done..self.batch_end(store.config().attend_message_bytes);
         self.done = batch.end;
         let units = &self.units[batch];
+        let partials = self.attend(units, store)?;
+        units.iter().zip(&partials).map(|(unit, partial)| self.answer(unit, partial)).collect()
+    }
+
+    /// Runs everything at once, for a caller in this process.
+    pub(super) fn run(&self, store: &Store) -> Result<Vec<StripePartial>, Error> {
+        let partials = self.attend(&self.units, store)?;
+        let answers = self.units.iter().zip(partials).map(|(unit, partial)| {
+            let item = &self.items[unit.item];
+            match has_numbers(&partial) {
+                true => Ok(StripePartial { item: unit.item as u32, stripe: unit.stripe, partial }),
+                false => Err(Error::NotFinite { view_id: item.view_id }),
+            }
+        });
+        answers.collect()
+    }
+
+    fn attend(&self, units: &[Unit], store: &Store) -> Result<Vec<Partials>, Error> {
         let sources: Vec<_> = units.iter().map(|unit| self.source(unit, store)).collect();
         let calls: Vec<_> = units
             .iter()
@@ -113,8 +132,7 @@ impl Plan {
                 ExecutorItem { queries, kv: source, work: &source.work, initial: None }
             })
             .collect();
-        let partials = store.executor().attend(&calls)?;
-        units.iter().zip(&partials).map(|(unit, partial)| self.answer(unit, partial)).collect()
+        Ok(store.executor().attend(&calls)?)
     }
 
     fn batch_end(&self, message_bytes: usize) -> usize {
@@ -140,11 +158,10 @@ impl Plan {
 
     fn answer(&self, unit: &Unit, partial: &Partials) -> Result<AttendPartial, Error> {
         let item = &self.items[unit.item];
-        let values = partial.to_interleaved();
-        // Rows that see no key have m = −∞; nothing else may be without number.
-        if values.iter().any(|value| !value.is_finite() && *value != f32::NEG_INFINITY) {
+        if !has_numbers(partial) {
             return Err(Error::NotFinite { view_id: item.view_id });
         }
+        let values = partial.to_interleaved();
         let (rows, heads, head_dim) = partial.shape();
         let shape = [rows as u64, heads as u64, 2 + head_dim as u64];
         Ok(AttendPartial {
@@ -199,6 +216,15 @@ impl Item {
         let heads = self.rows.len() / self.shape.head_dim;
         heads * (2 + self.shape.head_dim) * size_of::<f32>()
     }
+}
+
+/// Whether everything is finite but for the maximum of rows that see no key, which is −∞.
+fn has_numbers(partial: &Partials) -> bool {
+    let (rows, heads, _) = partial.shape();
+    (0..rows).flat_map(|row| (0..heads).map(move |head| (row, head))).all(|(row, head)| {
+        let (m, l, o) = partial.row(row, head);
+        (m.is_finite() || m == f32::NEG_INFINITY) && l.is_finite() && o.iter().all(|o| o.is_finite())
+    })
 }
 
 /// Head shape of `[rows, query_heads, head_dim]`, which must fit the tiles and its own data.

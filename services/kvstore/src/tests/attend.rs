@@ -4,6 +4,7 @@ use longshore_attention::{
     AttendItem as ExecutorItem, CpuExecutor, ExactBlock, Executor as _, HeadShape, PagedKv, Queries, WorkList,
 };
 use longshore_blocks::{KeyChain, ShardEntry, ShardMap};
+use longshore_fabric::Code;
 
 use super::*;
 
@@ -90,6 +91,29 @@ async fn the_bits_do_not_depend_on_the_number_of_shards() {
             assert_eq!(over_shards(shards, BLOCKS, rows, layer).await, one, "{shards} shards");
         }
     }
+}
+
+/// A worker in the same process asks without a message, and gets the same.
+#[tokio::test]
+async fn the_answer_here_is_that_of_the_stream() {
+    let shard = shard(8);
+    shard.store(&[1, 2, 3, 4, 5]).await;
+    let views = [shard.view(&[(0, 1), (1, 2), (2, 3)]).await, shard.view(&[(0, 4), (1, 5)]).await];
+    let items = views.map(|view| item(view, 40, 7)).to_vec();
+    let asked = query(1, 2, items);
+    let answers = shard.attend(vec![asked.clone()]).await;
+    let (streamed, _) = partials_of(&answers, 1);
+    let here = shard.shard.attend_here(&asked).expect("the shard is here").expect("the query is sound");
+    assert_eq!(here.len(), 3);
+    for (here, streamed) in here.iter().zip(&streamed) {
+        assert_eq!((here.item, here.stripe), (streamed.item, streamed.stripe));
+        assert_eq!(same_bits(&here.partial.to_interleaved()), bits(streamed));
+    }
+    let refused = |query: AttendQuery| shard.shard.attend_here(&query).unwrap().unwrap_err();
+    let other = Identity { shard_map_epoch: EPOCH + 1, ..asked.identity };
+    assert_eq!(refused(AttendQuery { identity: other, ..asked.clone() }).code, Code::FailedPrecondition);
+    assert_eq!(refused(query(1, 2, vec![item(77, 0, 1)])).code, Code::NotFound);
+    assert_eq!(refused(query(1, LAYERS, vec![item(views[0], 0, 1)])).code, Code::InvalidArgument);
 }
 
 #[tokio::test]

@@ -18,7 +18,9 @@ async fn shards_that_cannot_work_are_not_built() {
             layers: LAYERS,
         };
         change(&mut config, &mut identity);
-        KvStore::new(config, identity, &Tasks::new(), &Metrics::new()).err().map(|error| error.to_string())
+        KvStore::new(config, identity, &ComputePool::serial(), &Tasks::new(), &Metrics::new())
+            .err()
+            .map(|error| error.to_string())
     };
     assert_eq!(build(|_, _| {}), None);
     for (change, field) in [

@@ -3,7 +3,10 @@
 
 mod remote;
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use longshore_attention::{AttendItem, ExactBlock, Partials, Queries, WorkList};
 use longshore_fabric::CallContext;
@@ -17,33 +20,62 @@ pub(crate) struct LayerAttention<'a, 'b> {
     pub(crate) layer: usize,
     pub(crate) batch: &'a [StepInput<'b>],
     pub(crate) failed: &'a mut Vec<Option<Error>>,
+    pub(crate) times: AttendTimes,
 }
 
 /// Consecutive rows of one sequence. Rows do not depend on each other, so that waves may cut anywhere.
 #[derive(Debug, Clone)]
-struct Part {
+pub(crate) struct Part {
     /// Index of the sequence in the batch.
-    input: usize,
+    pub(crate) input: usize,
     /// Absolute position of the first row.
-    first_position: u64,
-    /// Rows of the whole step.
-    rows: Range<usize>,
+    pub(crate) first_position: u64,
+    /// Rows of the queries.
+    pub(crate) rows: Range<usize>,
+}
+
+/// Where the time of one layer's attention went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttendTimes {
+    /// From the first query to the last answer; zero when no shard was asked. A shard of this process answers while it is
+    /// asked.
+    pub round_trip: Duration,
+    /// Of it, waiting with nothing left to compute here.
+    pub waited: Duration,
+    /// Computing over local blocks.
+    pub local: Duration,
+    /// Folding the partials of all stripes.
+    pub merge: Duration,
 }
 
 /// A partial per stripe of one part, unordered.
 type StripePartials = Vec<(u64, Partials)>;
 
-impl LayerAttention<'_, '_> {
-    /// Attends `q` (f32 `[rows, query_heads, head_dim]`) and returns f32 `[rows, query_heads * head_dim]`; `first` is the
-    /// first row of each sequence. Rows of failed sequences are 0.
-    pub(crate) fn run(&mut self, q: &[f32], first: &[usize]) -> Result<Vec<f32>, Error> {
+impl<'a, 'b> LayerAttention<'a, 'b> {
+    /// Attention of `layer` for the sequences of `batch`; those that fail get their error in `failed`.
+    pub(crate) fn new(
+        engine: &'a Engine,
+        ctx: &'a CallContext,
+        layer: usize,
+        batch: &'a [StepInput<'b>],
+        failed: &'a mut Vec<Option<Error>>,
+    ) -> Self {
+        Self { engine, ctx, layer, batch, failed, times: AttendTimes::default() }
+    }
+
+    /// Attends `q` (f32 `[rows, query_heads, head_dim]`) and returns f32 `[rows, query_heads * head_dim]`; `parts` says whose
+    /// rows they are. Rows of failed sequences are 0.
+    pub(crate) fn run(&mut self, q: &[f32], parts: Vec<Part>) -> Result<Vec<f32>, Error> {
         let width = self.row_width();
         let mut output = vec![0.0; q.len()];
-        for wave in self.waves(first) {
-            for (part, partials) in wave.iter().zip(self.attend(&wave, q)?) {
+        for wave in self.waves(parts) {
+            let partials = self.attend(&wave, q)?;
+            let started = Instant::now();
+            for (part, partials) in wave.iter().zip(partials) {
                 let Some(merged) = fold(partials)? else { continue };
                 output[part.rows.start * width..part.rows.end * width].copy_from_slice(&merged.finish());
             }
+            self.times.merge += started.elapsed();
         }
         Ok(output)
     }
@@ -55,29 +87,28 @@ impl LayerAttention<'_, '_> {
     }
 
     /// Cuts the rows so that the partials of a wave stay within the budget.
-    fn waves(&self, first: &[usize]) -> Vec<Vec<Part>> {
+    fn waves(&self, parts: Vec<Part>) -> Vec<Vec<Part>> {
         let heads = self.engine.backend().config().heads;
         let partial_bytes = heads.query_heads() * (heads.head_dim + 2) * size_of::<f32>();
         let budget = self.engine.options().wave_bytes;
         let (mut waves, mut wave, mut used) = (Vec::new(), Vec::new(), 0);
-        for (input, (step, &first_row)) in self.batch.iter().zip(first).enumerate() {
-            let position = step.sequence.position();
-            let end = position + step.tokens.len() as u64;
+        for part in parts {
+            let end = part.first_position + part.rows.len() as u64;
             let stripes = self.engine.geometry().stripe_of(end - 1) + 1;
             let row_bytes = partial_bytes * stripes as usize;
-            let mut row = 0;
-            while row < step.tokens.len() {
-                let room = (budget.saturating_sub(used) / row_bytes).min(step.tokens.len() - row);
+            let mut done = 0;
+            while done < part.rows.len() {
+                let room = (budget.saturating_sub(used) / row_bytes).min(part.rows.len() - done);
                 if room == 0 && !wave.is_empty() {
                     waves.push(std::mem::take(&mut wave));
                     used = 0;
                     continue;
                 }
-                let rows = room.max(1);
-                let rows_of_step = first_row + row..first_row + row + rows;
-                wave.push(Part { input, first_position: position + row as u64, rows: rows_of_step });
+                let (first, rows) = (part.rows.start + done, room.max(1));
+                let first_position = part.first_position + done as u64;
+                wave.push(Part { input: part.input, first_position, rows: first..first + rows });
                 used += rows * row_bytes;
-                row += rows;
+                done += rows;
             }
         }
         waves.push(wave);
@@ -87,13 +118,24 @@ impl LayerAttention<'_, '_> {
     /// The partials of each part: asks the shards, computes what does not depend on their answers, waits, and folds the
     /// rest of the stripe that is partly remote onto its remote part.
     fn attend(&mut self, wave: &[Part], q: &[f32]) -> Result<Vec<StripePartials>, Error> {
+        let asked = Instant::now();
         let pending = self.ask_shards(wave, q);
+        let any_remote = !pending.is_empty();
+        let started = Instant::now();
         let local: Vec<(usize, StripeWork)> =
             self.stripe_work(wave, |sequence, stripe| !is_border(sequence, stripe));
         let mut partials = self.compute(wave, q, local, vec![Vec::new(); wave.len()])?;
+        self.times.local += started.elapsed();
+        let waiting = Instant::now();
         self.collect(wave, q, pending, &mut partials)?;
+        if any_remote {
+            self.times.waited += waiting.elapsed();
+            self.times.round_trip += asked.elapsed();
+        }
+        let started = Instant::now();
         let border = self.stripe_work(wave, is_border);
         let mut partials = self.compute(wave, q, border, partials)?;
+        self.times.local += started.elapsed();
         for (part, partials) in wave.iter().zip(&mut partials) {
             if self.failed[part.input].is_some() {
                 partials.clear();

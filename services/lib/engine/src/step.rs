@@ -5,10 +5,14 @@ use std::{sync::Arc, time::Duration};
 use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, TileShape};
 use longshore_blocks::Geometry;
 use longshore_fabric::CallContext;
-use longshore_model::Backend;
+use longshore_model::{Activations, Backend};
 use longshore_proto::types::{Dtype, WireTileShape};
 
-use crate::{Error, Sequence, attend::LayerAttention, error::check};
+use crate::{
+    Error, Sequence,
+    attend::{AttendTimes, LayerAttention, Part},
+    error::check,
+};
 
 /// Settings of the walk.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +68,9 @@ pub type StepOutput = Result<Option<Vec<f32>>, Error>;
 pub trait StepObserver {
     /// The tiles of `layer` are written: those of [`Sequence::filling`] are final. An error ends the step.
     fn layer_done(&mut self, layer: usize, batch: &[StepInput<'_>]) -> Result<(), Error>;
+
+    /// Attention of `layer` is done and took so long.
+    fn attended(&mut self, _layer: usize, _times: &AttendTimes) {}
 }
 
 /// Watches nothing.
@@ -137,7 +144,7 @@ impl Engine {
         wire_tile_shape(self.tile_shape, self.backend.config().layers)
     }
 
-    /// Computes the new rows of all sequences, on the calling thread and the rayon pool; blocks, so never on a reactor
+    /// Computes the new rows of all sequences, on the calling thread and the compute pool; blocks, so never on a reactor
     /// thread. A sequence whose shards fail gets its own error and the others go on; the whole step fails when `ctx`
     /// stops it (looked at between layers), when an input can never work, or when the observer says so. After a failed
     /// step its sequences can only be closed.
@@ -160,13 +167,17 @@ impl Engine {
                 input.sequence.write(layer, &qkv.k[elements.clone()], &qkv.v[elements])?;
             }
             observer.layer_done(layer, batch)?;
-            // Nobody reads what the last layer makes of rows without logits.
-            if layer + 1 == config.layers && rows.wanted.is_empty() {
-                break;
+            let (mut q, mut parts) = (qkv.q, rows.parts(batch));
+            if layer + 1 == config.layers {
+                // Nobody reads what the last layer makes of rows without logits.
+                if rows.wanted.is_empty() {
+                    break;
+                }
+                (x, q, parts) = rows.only_wanted(batch, x, q);
             }
-            let mut attention =
-                LayerAttention { engine: self, ctx, layer, batch: &*batch, failed: &mut failed };
-            let output = attention.run(&qkv.q, &rows.first)?;
+            let mut attention = LayerAttention::new(self, ctx, layer, &*batch, &mut failed);
+            let output = attention.run(&q, parts)?;
+            observer.attended(layer, &attention.times);
             if failed.iter().all(Option::is_some) {
                 return Ok(failed.into_iter().flatten().map(Err).collect());
             }
@@ -174,7 +185,7 @@ impl Engine {
         }
         let mut logits = match rows.wanted.is_empty() {
             true => Vec::new(),
-            false => self.backend.logits(&x, &rows.wanted)?,
+            false => self.backend.logits(&x, &(0..rows.wanted.len()).collect::<Vec<_>>())?,
         };
         Ok(finish(batch, failed, &mut logits, config.vocabulary))
     }
@@ -217,6 +228,39 @@ impl Rows {
             input.sequence.begin(input.tokens)?;
         }
         Ok(rows)
+    }
+
+    /// All rows, by sequence.
+    fn parts(&self, batch: &[StepInput<'_>]) -> Vec<Part> {
+        let sequences = batch.iter().zip(&self.first).enumerate();
+        let part = |(input, (step, &first)): (usize, (&StepInput<'_>, &usize))| Part {
+            input,
+            first_position: step.sequence.position(),
+            rows: first..first + step.tokens.len(),
+        };
+        sequences.map(part).collect()
+    }
+
+    /// The rows whose logits are wanted: of the residual stream, of the queries, and by sequence.
+    fn only_wanted(
+        &self,
+        batch: &[StepInput<'_>],
+        x: Activations,
+        q: Vec<f32>,
+    ) -> (Activations, Vec<f32>, Vec<Part>) {
+        let width = q.len() / self.tokens.len();
+        let wanted = batch.iter().enumerate().filter(|(_, step)| step.logits == Logits::Last).enumerate();
+        let part = |(row, (input, step)): (usize, (usize, &StepInput<'_>))| Part {
+            input,
+            first_position: step.sequence.position() + step.tokens.len() as u64 - 1,
+            rows: row..row + 1,
+        };
+        let parts = wanted.map(part).collect();
+        if self.wanted.len() == self.tokens.len() {
+            return (x, q, parts);
+        }
+        let q = self.wanted.iter().flat_map(|row| &q[row * width..][..width]).copied().collect();
+        (x.select(&self.wanted), q, parts)
     }
 }
 

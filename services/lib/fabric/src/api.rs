@@ -13,7 +13,7 @@ use longshore_proto::types::{
 };
 use tokio::sync::mpsc;
 
-use crate::{CallContext, Error};
+use crate::{CallContext, Error, StripePartial};
 
 /// A stream of results; dropping it cancels the call.
 pub type BoxStream<T> = Pin<Box<dyn futures::Stream<Item = Result<T, Error>> + Send + 'static>>;
@@ -46,6 +46,12 @@ pub trait Shard: Send + Sync + Debug {
         ctx: &CallContext,
         queries: mpsc::Receiver<AttendQuery>,
     ) -> Result<BoxStream<AttendAnswer>, Error>;
+    /// Answers a query on the calling compute thread, where the shard lies in this process: partials ascending by item and
+    /// stripe, each finite. `None` where it lies elsewhere; then only [`Self::attend`] answers. Blocks for as long as the
+    /// query computes, so never on a reactor thread.
+    fn attend_here(&self, _query: &AttendQuery) -> Option<Result<Vec<StripePartial>, Error>> {
+        None
+    }
     /// Releases a view; unknown ids are no error.
     async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error>;
     /// Occupancy and counters.

@@ -35,6 +35,7 @@ pub struct StripePartial {
 /// sees as `Unavailable`. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AttendLink {
+    shard: Arc<dyn Shard>,
     questions: mpsc::Sender<Question>,
     slots: Arc<Semaphore>,
     runtime: Handle,
@@ -42,11 +43,19 @@ pub struct AttendLink {
 
 /// An answer under way. Dropping it gives the answer up.
 #[derive(Debug)]
-pub struct PendingAttend {
-    context: CallContext,
-    runtime: Handle,
-    expected: Expected,
-    pieces: Vec<(Vec<Span>, oneshot::Receiver<Outcome>)>,
+pub struct PendingAttend(State);
+
+#[derive(Debug)]
+enum State {
+    /// The shard lies in this process and has answered.
+    Here(Vec<StripePartial>),
+    /// Messages are under way.
+    Asked {
+        context: CallContext,
+        runtime: Handle,
+        expected: Expected,
+        pieces: Vec<(Vec<Span>, oneshot::Receiver<Outcome>)>,
+    },
 }
 
 impl AttendLink {
@@ -59,17 +68,21 @@ impl AttendLink {
         let in_flight_max = in_flight_max.clamp(1, Semaphore::MAX_PERMITS);
         let runtime = Handle::current();
         let (questions, asked) = mpsc::channel(in_flight_max);
-        tasks.spawn_on(session::run(shard, asked, in_flight_max), &runtime);
-        Self { questions, slots: Arc::new(Semaphore::new(in_flight_max)), runtime }
+        tasks.spawn_on(session::run(Arc::clone(&shard), asked, in_flight_max), &runtime);
+        Self { shard, questions, slots: Arc::new(Semaphore::new(in_flight_max)), runtime }
     }
 
     /// Sends a query (its `query_id` is overwritten). Splits it by rows into messages of about 1 MiB. Blocks the calling
-    /// compute thread while too many are under way, at most until the context's deadline or cancellation.
+    /// compute thread while too many are under way, at most until the context's deadline or cancellation. A shard of this
+    /// process answers here and now, without a message.
     ///
     /// # Panics
     /// On a reactor thread, which must never block.
     pub fn query_blocking(&self, ctx: &CallContext, query: AttendQuery) -> Result<PendingAttend, Error> {
         let expected = Expected::of(&query)?;
+        if let Some(answer) = self.shard.attend_here(&query) {
+            return Ok(PendingAttend(State::Here(answer?)));
+        }
         let mut pieces = Vec::new();
         for piece in split::split(query, &expected) {
             let slot = self.runtime.block_on(lane::within(ctx, async {
@@ -82,7 +95,8 @@ impl AttendLink {
             self.questions.try_send(question).map_err(|_| closed())?;
             pieces.push((piece.spans, answer));
         }
-        Ok(PendingAttend { context: ctx.clone(), runtime: self.runtime.clone(), expected, pieces })
+        let (context, runtime) = (ctx.clone(), self.runtime.clone());
+        Ok(PendingAttend(State::Asked { context, runtime, expected, pieces }))
     }
 }
 
@@ -97,7 +111,10 @@ impl PendingAttend {
     /// # Panics
     /// On a reactor thread, which must never block.
     pub fn wait_blocking(self) -> Result<Vec<StripePartial>, Error> {
-        let Self { context, runtime, expected, pieces } = self;
+        let (context, runtime, expected, pieces) = match self.0 {
+            State::Here(partials) => return Ok(partials),
+            State::Asked { context, runtime, expected, pieces } => (context, runtime, expected, pieces),
+        };
         let mut joiner = answer::Joiner::new(&expected);
         for (spans, mut answer) in pieces {
             let outcome = match answer.try_recv() {

@@ -11,7 +11,9 @@ use longshore_proto::types::{
 use tokio::sync::mpsc;
 
 use super::Registry;
-use crate::{BoxStream, CallContext, Decoder, Describer, Error, Inference, Prefiller, Shard, lane::Hop};
+use crate::{
+    BoxStream, CallContext, Decoder, Describer, Error, Inference, Prefiller, Shard, StripePartial, lane::Hop,
+};
 
 /// Client of the services with one id.
 #[derive(Debug)]
@@ -76,6 +78,13 @@ impl Shard for Local {
         let (shard, hop) = (self.shard()?, Hop::new(ctx));
         let context = hop.context.clone();
         hop.stream(shard.attend(&context, queries)).await
+    }
+
+    fn attend_here(&self, query: &AttendQuery) -> Option<Result<Vec<StripePartial>, Error>> {
+        match self.shard() {
+            Ok(shard) => shard.attend_here(query),
+            Err(error) => Some(Err(error)),
+        }
     }
 
     async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error> {

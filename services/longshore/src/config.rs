@@ -1,5 +1,7 @@
 //! The one configuration of every process: each component's part lies in its own crate.
 
+mod compute;
+
 use longshore_attention::KvDtype;
 use longshore_blocks::Geometry;
 use longshore_chassis::{
@@ -12,13 +14,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{DEFAULT_MODEL, ModelRef};
 
+pub(crate) use compute::ComputeConfig;
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// Which model, and how its KV looks.
     pub(crate) model: ModelConfig,
-    /// Threads.
+    /// Threads that compute.
     pub(crate) compute: ComputeConfig,
     /// Addresses.
     pub(crate) listen: ListenConfig,
@@ -48,6 +52,9 @@ pub(crate) struct ModelConfig {
     pub(crate) name: String,
     /// Element type of the KV cache: `f16` or `f32`.
     pub(crate) kv_dtype: String,
+    /// Arithmetic of the linear layers: `int8` (weights of quantised files times activations rounded to 8 bits), `f32`, or
+    /// `auto`: `int8` where the file is quantised.
+    pub(crate) linear: String,
     /// Positions of a sequence, prompt and answer together; 0: the model's own limit.
     pub(crate) max_context_tokens: u64,
     /// Token positions of a block.
@@ -63,19 +70,12 @@ impl Default for ModelConfig {
             reference: DEFAULT_MODEL.to_owned(),
             name: String::new(),
             kv_dtype: "f16".to_owned(),
+            linear: "auto".to_owned(),
             max_context_tokens: 0,
             block_tokens: geometry.block_tokens(),
             stripe_blocks: geometry.stripe_blocks(),
         }
     }
-}
-
-/// Threads.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct ComputeConfig {
-    /// Compute threads of this process; 0: one per core.
-    pub(crate) threads: usize,
 }
 
 /// Addresses; an empty one is not listened on.
@@ -120,6 +120,9 @@ impl Default for DrainConfig {
     }
 }
 
+/// Ways to compute linear layers.
+const LINEAR: [&str; 3] = ["auto", "int8", "f32"];
+
 impl ModelConfig {
     /// Element type of the KV cache.
     pub(crate) fn dtype(&self) -> Option<KvDtype> {
@@ -137,7 +140,7 @@ impl Validate for Config {
         self.decode.faults(&join(path, "decode"), faults);
         self.kvstore.faults(&join(path, "kvstore"), faults);
         self.telemetry.faults(&join(path, "telemetry"), faults);
-        check_range(faults, &join(path, "compute"), "threads", self.compute.threads, 0..=1024);
+        self.compute.faults(&join(path, "compute"), faults);
         check_range(faults, &join(path, "drain"), "deadline_ms", self.drain.deadline_ms, 0..=3_600_000);
     }
 }
@@ -153,6 +156,10 @@ impl Validate for ModelConfig {
                 "kv_dtype",
                 format!("is `{}`, must be `f16` or `f32`", self.kv_dtype),
             ));
+        }
+        if !LINEAR.contains(&self.linear.as_str()) {
+            let problem = format!("is `{}`, must be `auto`, `int8` or `f32`", self.linear);
+            faults.push(Fault::new(path, "linear", problem));
         }
         if let Err(error) = Geometry::new(self.block_tokens, self.stripe_blocks) {
             faults.push(Fault { key: path.to_owned(), problem: format!("cannot lay out blocks: {error}") });

@@ -5,6 +5,7 @@ mod cli;
 mod client;
 mod config;
 mod console;
+mod machine;
 mod model;
 mod node;
 mod process;

@@ -28,9 +28,15 @@ pub(crate) struct ServeArgs {
     /// Element type of the KV cache: f16 or f32 [default: f16].
     #[arg(long, value_name = "DTYPE")]
     pub(crate) kv_dtype: Option<String>,
+    /// Arithmetic of the linear layers: int8, f32, or auto, which is int8 for quantised files [default: auto].
+    #[arg(long, value_name = "MODE")]
+    pub(crate) linear: Option<String>,
     /// Compute threads [default: one per core].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Cores that compute threads are bound to, as `0-3,6` [default: not bound].
+    #[arg(long, value_name = "CORES")]
+    pub(crate) pin: Option<String>,
     /// Log level: error, warn, info, debug, trace, or a filter such as `longshore_decode=debug` [default: info].
     #[arg(long, value_name = "FILTER")]
     pub(crate) log: Option<String>,
@@ -43,7 +49,10 @@ impl ServeArgs {
         push(&mut sets, "model.reference", self.model.as_ref());
         push(&mut sets, "model.max_context_tokens", self.max_context_tokens);
         push(&mut sets, "model.kv_dtype", self.kv_dtype.as_ref());
+        push(&mut sets, "model.linear", self.linear.as_ref());
         push(&mut sets, "compute.threads", self.threads);
+        // Quoted: a single core would be read as a number.
+        push(&mut sets, "compute.pin", self.pin.as_ref().map(|cores| format!("{cores:?}")));
         push(&mut sets, "telemetry.filter", self.log.as_ref());
         sets
     }

@@ -22,7 +22,7 @@ struct Planned {
 const READY_WITHIN: Duration = Duration::from_secs(600);
 
 /// Runs until Ctrl-C or SIGTERM.
-pub(super) async fn run(args: &UpArgs, mut config: Config) -> Result<()> {
+pub(super) async fn run(args: &UpArgs, config: Config) -> Result<()> {
     let mut signals = Signals::install().context("cannot watch for signals")?;
     let reference = ModelRef::parse(&config.model.reference)?;
     // Pulled once here, not by every child at the same time.
@@ -34,14 +34,13 @@ pub(super) async fn run(args: &UpArgs, mut config: Config) -> Result<()> {
         !grpc.is_empty(),
         "`listen.grpc` is empty; hint: processes need it, pass `--grpc 127.0.0.1:9000`"
     );
-    share_cores(&mut config, &planned);
     let file = folder.path().join("longshore.toml");
     std::fs::write(&file, render(&without_addresses(&config))).context("cannot write the configuration")?;
     let deadline = Duration::from_millis(config.drain.deadline_ms);
     let mut children = Vec::new();
     let outcome = async {
         for process in &planned {
-            let recipe = worker(process, &planned, &file);
+            let recipe = worker(process, &planned, &file, &config);
             children.push(Supervised::start(recipe, deadline)?);
         }
         await_ready(&planned).await?;
@@ -103,14 +102,17 @@ fn chosen(address: &str) -> Result<String> {
     }
 }
 
-/// Several processes on one machine share its cores instead of each taking all of them.
-fn share_cores(config: &mut Config, planned: &[Planned]) {
-    if config.compute.threads == 0 {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        // Prefill and decode rarely compute at the same time for one user; shards answer while workers wait for them.
-        let busy = planned.iter().filter(|p| p.role == "prefill").count().max(1);
-        config.compute.threads = (cores / busy).max(1);
-    }
+/// Flags that give a process its part of the cores. Those of one role work at the same time and share the cores; prefill and
+/// decode rarely compute at once for one user, and shards answer while workers wait for them.
+fn compute_flags(config: &Config, planned: &[Planned], process: &Planned) -> Vec<String> {
+    let same_role = || planned.iter().filter(|other| other.role == process.role);
+    let index = same_role().position(|other| other.id == process.id).unwrap_or(0);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = config.compute.share(index, same_role().count(), cores);
+    [format!("compute.threads={}", share.threads), format!("compute.pin={:?}", share.pin)]
+        .into_iter()
+        .flat_map(|set| ["--set".to_owned(), set])
+        .collect()
 }
 
 fn without_addresses(config: &Config) -> Config {
@@ -127,10 +129,11 @@ fn members(planned: &[Planned]) -> impl Iterator<Item = String> {
         .flat_map(|p| ["--member".to_owned(), format!("{}={}@http://127.0.0.1:{}", p.role, p.id, p.port)])
 }
 
-fn worker(process: &Planned, planned: &[Planned], file: &Path) -> Recipe {
+fn worker(process: &Planned, planned: &[Planned], file: &Path, config: &Config) -> Recipe {
     let mut arguments = vec![process.role.to_owned(), "--id".to_owned(), process.id.clone()];
     arguments.extend(["--listen".to_owned(), format!("127.0.0.1:{}", process.port)]);
     arguments.extend(["--config".to_owned(), file.display().to_string(), "--supervised".to_owned()]);
+    arguments.extend(compute_flags(config, planned, process));
     arguments.extend(members(planned));
     Recipe { name: process.id.clone(), arguments }
 }

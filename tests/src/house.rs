@@ -227,8 +227,14 @@ impl Site {
         let backend = CpuBackend::new(self.loaded.info.config.clone(), &self.loaded.weights, &|_| ())
             .expect("a backend");
         let options = EngineOptions { kv_dtype: KvDtype::F16, ..EngineOptions::default() };
-        let engine =
-            Engine::new(Arc::new(backend), Arc::new(CpuExecutor), self.geometry, options).expect("an engine");
+        let engine = Engine::new(
+            Arc::new(backend),
+            Arc::new(CpuExecutor),
+            Arc::clone(&self.pool),
+            self.geometry,
+            options,
+        )
+        .expect("an engine");
         let engine = Arc::new(engine);
         let defaults = longshore_prefill::Config::default();
         let config = longshore_prefill::Config { chunk_tokens: 64, prefix: plan.prefix, ..defaults };

@@ -49,6 +49,7 @@ impl Stepper {
 
     /// Runs until the worker stops.
     pub(crate) fn run(mut self) {
+        self.worker.parts.engine.pin_caller();
         while self.receive() {
             self.reap();
             self.hand_over();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use longshore_attention::{CpuExecutor, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
+use longshore_compute::ComputePool;
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
 use longshore_model::{CpuBackend, LoadProgress, LoadedModel, ModelInfo};
 use longshore_proto::types::{ModelDescription, WireTileShape};
@@ -42,7 +43,7 @@ impl Node {
     }
 
     /// The same with the weights, which are read and hashed once, and the engine of a worker; with a progress bar.
-    pub(crate) fn load(config: &Config) -> Result<(Self, Arc<Engine>)> {
+    pub(crate) fn load(config: &Config, pool: &Arc<ComputePool>) -> Result<(Self, Arc<Engine>)> {
         let reference = ModelRef::parse(&config.model.reference)?;
         let path = model::ensure(&reference).context("cannot get the model")?;
         let bar = console::byte_bar("loading", 0);
@@ -58,7 +59,7 @@ impl Node {
             CpuBackend::new(node.info.config.clone(), &weights, &read).context("cannot pack the weights")?;
         bar.finish_and_clear();
         let options = EngineOptions { kv_dtype: node.tile_shape.dtype, ..EngineOptions::default() };
-        let engine = Engine::new(Arc::new(backend), Arc::new(CpuExecutor), node.geometry, options);
+        let engine = Engine::new(Arc::new(backend), Arc::new(CpuExecutor), Arc::clone(pool), node.geometry, options);
         Ok((node, Arc::new(engine.context("cannot set up the engine")?)))
     }
 

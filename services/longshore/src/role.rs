@@ -28,10 +28,12 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let _registration = membership.register(this.clone()).await.context("cannot join the cluster")?;
     let (root, outer) = (Tasks::new(), Tasks::new());
     let readiness = process::admin(&config, &metrics, &root, &outer).await?;
-    let for_node = config.clone();
+    let (for_node, for_engine) = (config.clone(), Arc::clone(&pool));
     // Routers and shards need the model's shape and digest only.
     let (node, engine) = blocking(move || match role {
-        Role::Prefill | Role::Decode => Node::load(&for_node).map(|(node, engine)| (node, Some(engine))),
+        Role::Prefill | Role::Decode => {
+            Node::load(&for_node, &for_engine).map(|(node, engine)| (node, Some(engine)))
+        }
         Role::Router | Role::KvStore => Node::open(&for_node).map(|node| (node, None)),
     })
     .await?;

@@ -30,8 +30,8 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     };
     let (root, outer) = (Tasks::new(), Tasks::new());
     let readiness = process::admin(&config, &metrics, &root, &outer).await?;
-    let for_node = config.clone();
-    let (node, engine) = blocking(move || Node::load(&for_node)).await?;
+    let (for_node, for_engine) = (config.clone(), Arc::clone(&pool));
+    let (node, engine) = blocking(move || Node::load(&for_node, &for_engine)).await?;
     let membership = MemoryMembership::new();
     let local = LocalConnector::new();
     let connector = Arc::new(AnyConnector::new(local.clone(), GrpcConnector::new(GrpcOptions::default())));

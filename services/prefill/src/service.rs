@@ -195,6 +195,7 @@ struct Engine {
 
 impl Engine {
     fn run(self) {
+        self.worker.parts.engine.pin_caller();
         while let Some(job) = self.next() {
             compute::run(&self.worker, &self.runtime, job);
         }

@@ -2,11 +2,16 @@
 
 mod views;
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use longshore_attention::{PagedKv, Tile, TileShape};
 use longshore_blocks::{BlockKey, Geometry, KeyChain, crc32c};
+use longshore_compute::ComputePool;
 use longshore_proto::types::{Identity, TileMessage};
 
 use crate::{Engine, Error, ShardLinks};
@@ -187,22 +192,34 @@ impl Sequence {
         Ok(())
     }
 
-    /// Writes K and V of the step's rows in one layer, f32 `[rows, kv_heads, head_dim]` each.
-    pub(crate) fn write(&mut self, layer: usize, keys: &[f32], values: &[f32]) -> Result<(), Error> {
+    /// Writes K and V of the step's rows in one layer, f32 `[rows, kv_heads, head_dim]` each; blocks in parallel.
+    pub(crate) fn write(
+        &mut self,
+        pool: &ComputePool,
+        layer: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<(), Error> {
         let width = self.shape.kv_heads * self.shape.head_dim;
-        let block_tokens = self.shape.block_tokens;
-        let mut row = 0;
-        while row < self.under_way as usize {
-            let position = self.done + row as u64;
-            let offset = (position % block_tokens as u64) as usize;
-            let rows = (block_tokens - offset).min(self.under_way as usize - row);
-            let index = (position / block_tokens as u64 - self.remote_blocks) as usize;
-            let elements = row * width..(row + rows) * width;
-            let tile = Arc::make_mut(&mut self.local[index].tiles[layer]);
-            tile.write(offset, &keys[elements.clone()], &values[elements])?;
-            row += rows;
-        }
-        Ok(())
+        let (block_tokens, done, end) =
+            (self.shape.block_tokens as u64, self.done, self.done + self.under_way);
+        let first = done / block_tokens;
+        let blocks =
+            (first - self.remote_blocks) as usize..(self.blocks_before(end) - self.remote_blocks) as usize;
+        let failure = Mutex::new(None);
+        pool.run_chunks(&mut self.local.make_contiguous()[blocks], 1, |index, block| {
+            let start = (first + index as u64) * block_tokens;
+            let (from, to) = (start.max(done), (start + block_tokens).min(end));
+            let elements = (from - done) as usize * width..(to - done) as usize * width;
+            let tile = Arc::make_mut(&mut block[0].tiles[layer]);
+            if let Err(error) =
+                tile.write((from - start) as usize, &keys[elements.clone()], &values[elements])
+            {
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        });
+        let failure = failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// Ends a step whose every layer was written.

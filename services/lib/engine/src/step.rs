@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, TileShape};
 use longshore_blocks::Geometry;
+use longshore_compute::ComputePool;
 use longshore_fabric::CallContext;
 use longshore_model::{Activations, Backend};
 use longshore_proto::types::{Dtype, WireTileShape};
@@ -36,6 +37,7 @@ impl Default for EngineOptions {
 pub struct Engine {
     backend: Arc<dyn Backend>,
     executor: Arc<dyn Executor>,
+    pool: Arc<ComputePool>,
     geometry: Geometry,
     tile_shape: TileShape,
     options: EngineOptions,
@@ -96,10 +98,11 @@ pub fn wire_tile_shape(shape: TileShape, layers: usize) -> WireTileShape {
 }
 
 impl Engine {
-    /// An engine for blocks of `geometry`; fails when the model's heads make no valid tile.
+    /// An engine for blocks of `geometry` that writes tiles on `pool`; fails when the model's heads make no valid tile.
     pub fn new(
         backend: Arc<dyn Backend>,
         executor: Arc<dyn Executor>,
+        pool: Arc<ComputePool>,
         geometry: Geometry,
         options: EngineOptions,
     ) -> Result<Self, Error> {
@@ -111,7 +114,7 @@ impl Engine {
             dtype: options.kv_dtype,
         };
         tile_shape.validate()?;
-        Ok(Self { backend, executor, geometry, tile_shape, options })
+        Ok(Self { backend, executor, pool, geometry, tile_shape, options })
     }
 
     /// The model.
@@ -122,6 +125,13 @@ impl Engine {
     /// Runs the local part of attention.
     pub(crate) fn executor(&self) -> &dyn Executor {
         &*self.executor
+    }
+
+    /// Binds the calling engine thread to a core, where the compute pool's settings ask for that.
+    pub fn pin_caller(&self) {
+        if let Err(error) = self.pool.pin_caller() {
+            tracing::warn!(%error, "an engine thread is not bound to its core");
+        }
     }
 
     /// Block and stripe sizes.
@@ -164,7 +174,7 @@ impl Engine {
             let kv_width = config.heads.kv_heads * config.heads.head_dim;
             for (input, &first) in batch.iter_mut().zip(&rows.first) {
                 let elements = first * kv_width..(first + input.tokens.len()) * kv_width;
-                input.sequence.write(layer, &qkv.k[elements.clone()], &qkv.v[elements])?;
+                input.sequence.write(&self.pool, layer, &qkv.k[elements.clone()], &qkv.v[elements])?;
             }
             observer.layer_done(layer, batch)?;
             let (mut q, mut parts) = (qkv.q, rows.parts(batch));

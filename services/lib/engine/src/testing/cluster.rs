@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use longshore_attention::{CpuExecutor, KvDtype};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_cluster::{ClusterView, Member, Role};
+use longshore_compute::{ComputePool, PoolOptions};
 use longshore_fabric::{CallContext, LocalConnector, Shard};
 use longshore_model::Backend;
 use longshore_proto::types::Identity;
@@ -48,8 +49,9 @@ impl TestCluster {
     pub fn with_options(count: usize, options: EngineOptions) -> Self {
         let geometry = Geometry::new(BLOCK_TOKENS, STRIPE_BLOCKS).expect("the sizes are in range");
         let model = Arc::new(TinyModel::new(7));
-        let engine =
-            Engine::new(Arc::clone(&model) as Arc<dyn Backend>, Arc::new(CpuExecutor), geometry, options);
+        let backend = Arc::clone(&model) as Arc<dyn Backend>;
+        let pool = ComputePool::new(&PoolOptions { threads: 2, pin: Vec::new() }).expect("two threads");
+        let engine = Engine::new(backend, Arc::new(CpuExecutor), pool, geometry, options);
         let engine = Arc::new(engine.expect("the tiny model makes valid tiles"));
         let connector = LocalConnector::new();
         let (heads, layers) = (model.config().heads, model.config().layers);

@@ -12,7 +12,7 @@ use longshore_chassis::{
     Admin, LogCounters, Metrics, Readiness, Signals, Sources, Tasks, load, render, telemetry,
 };
 use longshore_cluster::{ClusterView, Member, Role};
-use longshore_compute::{ComputePool, PoolOptions};
+use longshore_compute::ComputePool;
 use longshore_fabric::{CallContext, Describer, Error};
 use longshore_proto::types::{self, Describe, ModelDescription};
 use tokio::sync::watch;
@@ -51,8 +51,7 @@ pub(crate) fn prepare(config: &Config) -> Result<(Metrics, Arc<ComputePool>)> {
 
 /// The one compute pool of this process.
 pub(crate) fn compute_pool(config: &Config) -> Result<Arc<ComputePool>> {
-    let options = PoolOptions { threads: config.compute.threads, pin: Vec::new() };
-    ComputePool::new(&options).context("cannot set up the compute threads (`compute`)")
+    ComputePool::new(&config.compute.pool_options()).context("cannot set up the compute threads (`compute`)")
 }
 
 /// Serves health, metrics and configuration when an address is configured. It is not ready until the model is, nor after

@@ -1,6 +1,8 @@
-//! Measurements of running endpoints.
+//! Measurements: of running endpoints, and of what this machine computes.
 
+mod compute;
 mod serve;
 mod statistics;
 
+pub(crate) use compute::compute;
 pub(crate) use serve::serve;

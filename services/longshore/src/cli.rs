@@ -6,7 +6,7 @@ mod serve;
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use bench::{BenchCommand, BenchServeArgs};
+pub(crate) use bench::{BenchCommand, BenchComputeArgs, BenchServeArgs, ComputePart};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use serve::{ModelCommand, RoleArgs, ServeArgs, UpArgs};
 
@@ -48,7 +48,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ModelCommand,
     },
-    /// Measure a running endpoint.
+    /// Measure this machine, or a running endpoint.
     Bench {
         /// What to measure.
         #[command(subcommand)]

@@ -41,6 +41,11 @@ pub(crate) fn token_bar(what: &str, total: u64) -> ProgressBar {
     bar(what, total, "{prefix} [{bar:30}] {human_pos}/{human_len} tokens {per_sec} ETA {eta}")
 }
 
+/// A bar over points of a measurement on stderr, each with what it is; silent when stderr is no terminal.
+pub(crate) fn point_bar(what: &str, total: u64) -> ProgressBar {
+    bar(what, total, "{prefix} [{bar:30}] {pos}/{len} {elapsed} {msg}")
+}
+
 fn bar(what: &str, total: u64, template: &str) -> ProgressBar {
     let target = if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr_with_hz(10)

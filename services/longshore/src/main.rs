@@ -52,6 +52,9 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Chat(args) => client::chat(args).await,
         Command::Model { command } => role::blocking(move || model_command(command)).await,
         Command::Bench { command: BenchCommand::Serve(args) } => bench::serve(args).await,
+        Command::Bench { command: BenchCommand::Compute(args) } => {
+            role::blocking(move || bench::compute(&args)).await
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Order statistics of measured times.
+//! Order statistics of measurements.
 
 use serde::Serialize;
 
@@ -26,9 +26,7 @@ impl Summary {
             return Self::default();
         }
         samples.sort_by(f64::total_cmp);
-        let rank = |share: f64| {
-            samples[((samples.len() as f64 * share).ceil() as usize).clamp(1, samples.len()) - 1]
-        };
+        let rank = |share| nearest_rank(&samples, share);
         Self {
             count: samples.len(),
             mean: samples.iter().sum::<f64>() / samples.len() as f64,
@@ -40,9 +38,51 @@ impl Summary {
     }
 }
 
+/// The middle of a few samples, and all of them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub(super) struct Spread {
+    /// Median.
+    pub(super) median: f64,
+    /// Smallest.
+    pub(super) min: f64,
+    /// Largest.
+    pub(super) max: f64,
+    /// In the order in which they were taken.
+    pub(super) samples: Vec<f64>,
+}
+
+impl Spread {
+    /// Keeps the samples; all figures are 0 when there are none.
+    pub(super) fn of(samples: Vec<f64>) -> Self {
+        let mut sorted = samples.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (Some(&min), Some(&max)) = (sorted.first(), sorted.last()) else { return Self::default() };
+        Self { median: nearest_rank(&sorted, 0.5), min, max, samples }
+    }
+
+    /// The same in another unit, such as tokens a second out of seconds.
+    pub(super) fn map(&self, unit: impl Fn(f64) -> f64) -> Self {
+        Self::of(self.samples.iter().copied().map(unit).collect())
+    }
+}
+
+/// The sample that `share` of all do not exceed; `sorted` is ascending and not empty.
+fn nearest_rank(sorted: &[f64], share: f64) -> f64 {
+    sorted[((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len()) - 1]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_spread_keeps_its_samples() {
+        let spread = Spread::of(vec![4.0, 1.0, 2.0]);
+        assert_eq!((spread.median, spread.min, spread.max), (2.0, 1.0, 4.0));
+        assert_eq!(spread.samples, [4.0, 1.0, 2.0]);
+        assert_eq!(spread.map(|seconds| 8.0 / seconds).median, 4.0);
+        assert_eq!(Spread::of(Vec::new()), Spread::default());
+    }
 
     #[test]
     fn percentiles_are_nearest_rank() {

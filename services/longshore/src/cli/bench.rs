@@ -1,12 +1,72 @@
 //! Flags of the measurements.
 
-use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::serve::ServeArgs;
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
     /// Time to first token and inter-token latency of any OpenAI endpoint.
     Serve(BenchServeArgs),
+    /// Attention, linear layers and the whole model on this machine, beside what the machine can do at most.
+    Compute(Box<BenchComputeArgs>),
+}
+
+/// Parts of `longshore bench compute`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ComputePart {
+    /// Attention kernels, prefill and decode.
+    Attention,
+    /// Linear layers by row count.
+    Linear,
+    /// Prompts of the whole model.
+    Prefill,
+    /// Decode steps of the whole model, by depth.
+    Decode,
+    /// From the start of a process to its first token.
+    FirstToken,
+}
+
+/// Flags of `longshore bench compute`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  longshore bench compute --quick                             under five minutes on two cores
+  longshore bench compute --full --json compute.json          up to 32,768 tokens; half an hour
+  longshore bench compute --only prefill --lengths 512,2048   two points of the whole model")]
+pub(crate) struct BenchComputeArgs {
+    /// Model and threads, as every server takes them.
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Measure these parts only [default: all but first-token].
+    #[arg(long, value_delimiter = ',', value_name = "PARTS")]
+    pub(crate) only: Vec<ComputePart>,
+    /// Fewer and shorter points.
+    #[arg(long, conflicts_with = "full")]
+    pub(crate) quick: bool,
+    /// Long points too: prompts and depths of 16,384 and 32,768 tokens.
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Prompt lengths of `prefill` instead of the usual ones.
+    #[arg(long, value_delimiter = ',', value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) lengths: Vec<u32>,
+    /// Depths of `decode` instead of the usual ones.
+    #[arg(long, value_delimiter = ',', value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    pub(crate) depths: Vec<u32>,
+    /// Samples of each point; the median is shown.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeats: u32,
+    /// Decode steps of one sample.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) steps: u32,
+    /// Write all samples as JSON; `-` is standard output, where the tables are left out then.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Load, prefill, sample one token, say so and end: what `first-token` starts and times.
+    #[arg(long, hide = true)]
+    pub(crate) until_first_token: bool,
 }
 
 /// Flags of `longshore bench serve`.

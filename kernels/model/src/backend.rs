@@ -29,7 +29,8 @@ impl Activations {
 
     /// The chosen rows, in the order of `rows`; each must exist.
     pub fn select(&self, rows: &[usize]) -> Self {
-        let data = rows.iter().flat_map(|row| &self.data[row * self.width..][..self.width]).copied().collect();
+        let data =
+            rows.iter().flat_map(|row| &self.data[row * self.width..][..self.width]).copied().collect();
         Self { rows: rows.len(), width: self.width, data }
     }
 

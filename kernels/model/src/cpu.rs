@@ -1,58 +1,142 @@
-//! The CPU backend: f32 weights packed for products, rows computed in parallel on the rayon pool of the caller.
+//! The CPU backend: weights packed for products in the precision of their file, rows computed in parallel on a compute pool.
 //!
 //! A row's bits depend on nothing but the row: every sum runs in an order that the shapes alone fix, so results are the same
-//! for any chunking, batching and number of threads.
+//! for any chunking, batching, number of threads and instruction set. The arithmetic is in `linear` and `rows`.
 
 mod linear;
 mod load;
+mod rotations;
 mod rows;
+mod scratch;
+mod versions;
 
-use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use self::linear::PackedMatrix;
+use longshore_compute::{ComputePool, DisjointSlice, InstructionSet};
+
+pub use self::linear::{Linear, LinearLayer};
+
+use self::linear::{Forms, Input, PackedMatrix, Then, multiply};
+use self::rotations::Rotations;
+use self::scratch::{Scratch, ScratchPool};
 use crate::rope::{Rope, Rotation};
 use crate::{Activations, Backend, Error, LoadProgress, ModelConfig, Qkv, Weights};
 
 /// Rows that go through the feed-forward layer together; bounds its scratch.
 const FINISH_ROWS: usize = 512;
 
+/// Rows of one task of element-wise work; fewer are done by the caller.
+const TASK_ROWS: usize = 8;
+
+/// How the CPU computes.
+#[derive(Debug, Clone)]
+pub struct CpuOptions {
+    /// Where it computes.
+    pub pool: Arc<ComputePool>,
+    /// What products are computed in.
+    pub linear: Linear,
+}
+
 /// A decoder in host memory.
 #[derive(Debug)]
 pub struct CpuBackend {
     config: ModelConfig,
     rope: Rope,
+    pool: Arc<ComputePool>,
+    set: InstructionSet,
     /// `[vocabulary, hidden]`; the output matrix too where the model ties them.
     embedding: PackedMatrix,
     output: Option<PackedMatrix>,
     output_norm: Vec<f32>,
     layers: Vec<Layer>,
+    scratch: ScratchPool,
+    rotations: Rotations,
 }
 
-/// Weights of one layer.
+/// Weights of one layer. With `q = query_heads * head_dim` and `kv = kv_heads * head_dim`:
 #[derive(Debug)]
 struct Layer {
     attn_norm: Vec<f32>,
-    /// q, k and v over one another, `[(query_heads + 2 kv_heads) * head_dim, hidden]`.
-    qkv: PackedMatrix,
-    /// Biases in the order of `qkv`.
-    qkv_bias: Option<Vec<f32>>,
+    /// `[q, hidden]`.
+    q: PackedMatrix,
+    /// `[kv, hidden]`.
+    k: PackedMatrix,
+    /// `[kv, hidden]`.
+    v: PackedMatrix,
+    /// Biases of q, k and v.
+    qkv_bias: Option<[Vec<f32>; 3]>,
     /// Norms of the heads of q and of k, `[head_dim]` each.
     qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// `[hidden, q]`.
     attn_out: PackedMatrix,
     ffn_norm: Vec<f32>,
-    /// Gate and up over one another, `[2 * ffn, hidden]`.
-    gate_up: PackedMatrix,
+    /// `[ffn, hidden]`.
+    gate: PackedMatrix,
+    /// `[ffn, hidden]`.
+    up: PackedMatrix,
+    /// `[hidden, ffn]`.
     down: PackedMatrix,
 }
 
+impl Layer {
+    fn matrices(&self) -> [&PackedMatrix; 7] {
+        [&self.q, &self.k, &self.v, &self.attn_out, &self.gate, &self.up, &self.down]
+    }
+}
+
 impl CpuBackend {
-    /// Dequantises and packs all weights; `progress` counts their bytes in the files.
+    /// Packs all weights; `progress` counts their bytes in the files. Nothing of the files stays in memory afterwards.
     pub fn new(
         config: ModelConfig,
         weights: &Weights,
+        options: CpuOptions,
         progress: &dyn Fn(LoadProgress),
     ) -> Result<Self, Error> {
-        load::load(config, weights, progress)
+        load::load(config, weights, options, progress)
+    }
+
+    fn new_from(
+        config: ModelConfig,
+        rope: Rope,
+        options: CpuOptions,
+        (embedding, output, output_norm): (PackedMatrix, Option<PackedMatrix>, Vec<f32>),
+        layers: Vec<Layer>,
+    ) -> Self {
+        Self {
+            config,
+            rope,
+            pool: options.pool,
+            set: InstructionSet::detect(),
+            embedding,
+            output,
+            output_norm,
+            layers,
+            scratch: ScratchPool::default(),
+            rotations: Rotations::default(),
+        }
+    }
+
+    /// Bytes of the packed matrices.
+    pub fn memory_bytes(&self) -> u64 {
+        self.matrices().map(PackedMatrix::bytes).sum()
+    }
+
+    /// What products are computed in, by the type of the weights in the file, for example
+    /// `Q4_1 x 210: int8 activations; Q8_0 x 1: int8 activations (avx512)`.
+    pub fn linear_description(&self) -> String {
+        let mut kinds = BTreeMap::new();
+        for matrix in self.matrices() {
+            *kinds.entry(matrix.kinds()).or_insert(0) += 1;
+        }
+        let kinds =
+            kinds.into_iter().map(|((kind, computed), count)| format!("{kind} x {count}: {computed}"));
+        format!("{} ({})", kinds.collect::<Vec<_>>().join("; "), self.set)
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &PackedMatrix> {
+        let tables = [&self.embedding].into_iter().chain(&self.output);
+        tables.chain(self.layers.iter().flat_map(Layer::matrices))
     }
 
     fn layer(&self, layer: usize) -> Result<&Layer, Error> {
@@ -69,37 +153,74 @@ impl CpuBackend {
         }
     }
 
-    /// Biases, norms and rotation of one row's heads, in place: `row` f32 `[(query_heads + 2 kv_heads) * head_dim]`.
-    fn shape_heads(&self, layer: &Layer, row: &mut [f32], rotation: &Rotation) {
-        if let Some(bias) = &layer.qkv_bias {
-            rows::add(row, bias);
+    /// Norms rows of `x`, f32 `[rows, hidden]`, into `input`; `row(r)` is the row that becomes row `r`.
+    fn norm_into<'a>(
+        &self,
+        input: &mut Input,
+        forms: Forms,
+        rows: usize,
+        weight: &[f32],
+        row: impl Fn(usize) -> &'a [f32] + Sync,
+    ) {
+        let norm = |r: usize, to: &mut [f32]| rows::norm(self.set, row(r), weight, self.config.norm_eps, to);
+        input.fill(&self.pool, self.set, [rows, self.config.hidden], forms, norm);
+    }
+
+    /// Takes rows of `width` elements as they are.
+    fn copy_into(&self, input: &mut Input, forms: Forms, x: &[f32], width: usize) {
+        let copy = |r: usize, to: &mut [f32]| to.copy_from_slice(&x[r * width..][..width]);
+        input.fill(&self.pool, self.set, [x.len() / width, width], forms, copy);
+    }
+
+    /// Runs `f(row, parts)` for all rows of some tensors, each `[rows, width]`; few rows on the calling thread.
+    fn for_rows<const N: usize>(
+        &self,
+        rows: usize,
+        tensors: [(&mut [f32], usize); N],
+        f: impl Fn(usize, [&mut [f32]; N]) + Sync,
+    ) {
+        let tensors = tensors.map(|(tensor, width)| (DisjointSlice::new(tensor), width));
+        self.pool.run(rows.div_ceil(TASK_ROWS), |task| {
+            for row in task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS) {
+                #[expect(unsafe_code, reason = "each task has its own rows")]
+                // SAFETY: a row of a tensor does not overlap others, and each row is visited once.
+                f(
+                    row,
+                    tensors.each_ref().map(|(t, width)| unsafe { t.range(row * width..(row + 1) * width) }),
+                );
+            }
+        });
+    }
+
+    /// Biases, norms and rotation of one row's heads, in place.
+    fn shape_heads(&self, layer: &Layer, [q, k, v]: [&mut [f32]; 3], rotation: &Rotation) {
+        if let Some([q_bias, k_bias, v_bias]) = &layer.qkv_bias {
+            rows::add(q, q_bias);
+            rows::add(k, k_bias);
+            rows::add(v, v_bias);
         }
-        let heads = self.config.heads;
-        let (queries, rest) = row.split_at_mut(heads.query_heads() * heads.head_dim);
-        let keys = &mut rest[..heads.kv_heads * heads.head_dim];
         if let Some((q_norm, k_norm)) = &layer.qk_norm {
-            let eps = self.config.norm_eps;
-            queries.chunks_exact_mut(heads.head_dim).for_each(|head| rows::norm_in_place(head, q_norm, eps));
-            keys.chunks_exact_mut(heads.head_dim).for_each(|head| rows::norm_in_place(head, k_norm, eps));
+            rows::norm_heads(self.set, q, q_norm, self.config.norm_eps);
+            rows::norm_heads(self.set, k, k_norm, self.config.norm_eps);
         }
-        for head in queries.chunks_exact_mut(heads.head_dim).chain(keys.chunks_exact_mut(heads.head_dim)) {
-            self.rope.rotate(head, rotation);
-        }
+        let head_dim = self.config.heads.head_dim;
+        rows::rotate_heads(self.set, &self.rope, q, head_dim, rotation);
+        rows::rotate_heads(self.set, &self.rope, k, head_dim, rotation);
     }
 
     /// Everything after attention for some rows, in place: `x` f32 `[rows, hidden]`.
-    fn finish_rows(&self, layer: &Layer, x: &mut [f32], attention: &[f32]) {
-        let (hidden, ffn) = (self.config.hidden, self.config.ffn);
+    fn finish_rows(&self, layer: &Layer, x: &mut [f32], attention: &[f32], scratch: &mut Scratch) {
+        let (pool, set, hidden, ffn) = (&self.pool, self.set, self.config.hidden, self.config.ffn);
         let rows = x.len() / hidden;
-        let mut branch = vec![0.0; x.len()];
-        layer.attn_out.multiply(attention, rows, &mut branch);
-        rows::add_rows(x, &branch, hidden);
-        let normed = rows::norm_rows(x, &layer.ffn_norm, self.config.norm_eps);
-        let mut gate_up = vec![0.0; rows * 2 * ffn];
-        layer.gate_up.multiply(&normed, rows, &mut gate_up);
-        let gated = rows::swiglu_rows(&gate_up, ffn);
-        layer.down.multiply(&gated, rows, &mut branch);
-        rows::add_rows(x, &branch, hidden);
+        let Scratch { input, gated } = scratch;
+        self.copy_into(input, layer.attn_out.forms(), attention, attention.len() / rows);
+        multiply(pool, set, input, vec![(&layer.attn_out, Then::Add(x))]);
+        let forms = layer.gate.forms().with(layer.up.forms());
+        self.norm_into(input, forms, rows, &layer.ffn_norm, |r| &x[r * hidden..][..hidden]);
+        let gated = scratch::sized(gated, rows * ffn);
+        multiply(pool, set, input, vec![(&layer.gate, Then::Gate(&layer.up, gated))]);
+        self.copy_into(input, layer.down.forms(), gated, ffn);
+        multiply(pool, set, input, vec![(&layer.down, Then::Add(x))]);
     }
 }
 
@@ -116,9 +237,9 @@ impl Backend for CpuBackend {
         }
         let hidden = self.config.hidden;
         let mut x = vec![0.0; tokens.len() * hidden];
-        x.par_chunks_exact_mut(hidden)
-            .zip(tokens)
-            .for_each(|(row, token)| self.embedding.row(*token as usize, row));
+        self.for_rows(tokens.len(), [(&mut x, hidden)], |r, [row]| {
+            self.embedding.row(tokens[r] as usize, row);
+        });
         Ok(Activations::from_host(hidden, x))
     }
 
@@ -131,26 +252,23 @@ impl Backend for CpuBackend {
                 format!("has {} elements for {} rows", positions.len(), x.rows()),
             ));
         }
-        let heads = self.config.heads;
+        let (heads, hidden, rows) = (self.config.heads, self.config.hidden, x.rows());
         let (q_width, kv_width) = (heads.query_heads() * heads.head_dim, heads.kv_heads * heads.head_dim);
-        let (rows, width) = (x.rows(), q_width + 2 * kv_width);
-        let normed = rows::norm_rows(x.host(), &layer.attn_norm, self.config.norm_eps);
-        let mut fused = vec![0.0; rows * width];
-        layer.qkv.multiply(&normed, rows, &mut fused);
-        let mut q = vec![0.0; rows * q_width];
-        let (mut k, mut v) = (vec![0.0; rows * kv_width], vec![0.0; rows * kv_width]);
-        let outputs = q
-            .par_chunks_exact_mut(q_width)
-            .zip(k.par_chunks_exact_mut(kv_width))
-            .zip(v.par_chunks_exact_mut(kv_width));
-        fused.par_chunks_exact_mut(width).zip(positions).zip(outputs).for_each(
-            |((row, position), ((q, k), v))| {
-                self.shape_heads(layer, row, &self.rope.at(*position));
-                q.copy_from_slice(&row[..q_width]);
-                k.copy_from_slice(&row[q_width..q_width + kv_width]);
-                v.copy_from_slice(&row[q_width + kv_width..]);
-            },
-        );
+        let (mut q, mut k) = (vec![0.0; rows * q_width], vec![0.0; rows * kv_width]);
+        let mut v = vec![0.0; rows * kv_width];
+        let mut scratch = self.scratch.take();
+        let forms = layer.q.forms().with(layer.k.forms()).with(layer.v.forms());
+        let row = |r: usize| &x.host()[r * hidden..][..hidden];
+        self.norm_into(&mut scratch.input, forms, rows, &layer.attn_norm, row);
+        let products = vec![
+            (&layer.q, Then::Store(&mut q)),
+            (&layer.k, Then::Store(&mut k)),
+            (&layer.v, Then::Store(&mut v)),
+        ];
+        multiply(&self.pool, self.set, &scratch.input, products);
+        let rotations = self.rotations.at(&self.rope, positions);
+        let tensors = [(&mut q[..], q_width), (&mut k[..], kv_width), (&mut v[..], kv_width)];
+        self.for_rows(rows, tensors, |r, parts| self.shape_heads(layer, parts, &rotations[r]));
         Ok(Qkv { q, k, v })
     }
 
@@ -163,8 +281,9 @@ impl Backend for CpuBackend {
             return Err(invalid("attention", problem));
         }
         let blocks = x.host_mut().chunks_mut(FINISH_ROWS * self.config.hidden);
+        let mut scratch = self.scratch.take();
         for (x, attention) in blocks.zip(attention.chunks(FINISH_ROWS * width)) {
-            self.finish_rows(layer, x, attention);
+            self.finish_rows(layer, x, attention, &mut scratch);
         }
         Ok(x)
     }
@@ -178,11 +297,12 @@ impl Backend for CpuBackend {
             ));
         }
         let hidden = self.config.hidden;
-        let chosen: Vec<f32> =
-            rows.iter().flat_map(|row| &x.host()[row * hidden..][..hidden]).copied().collect();
-        let normed = rows::norm_rows(&chosen, &self.output_norm, self.config.norm_eps);
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
         let mut logits = vec![0.0; rows.len() * self.config.vocabulary];
-        self.output.as_ref().unwrap_or(&self.embedding).multiply(&normed, rows.len(), &mut logits);
+        let mut scratch = self.scratch.take();
+        let row = |r: usize| &x.host()[rows[r] * hidden..][..hidden];
+        self.norm_into(&mut scratch.input, output.forms(), rows.len(), &self.output_norm, row);
+        multiply(&self.pool, self.set, &scratch.input, vec![(output, Then::Store(&mut logits))]);
         Ok(logits)
     }
 }

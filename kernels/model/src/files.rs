@@ -7,6 +7,7 @@ pub(crate) mod gguf;
 mod hugging_face;
 mod mapping;
 mod safetensors;
+mod synthetic;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,10 @@ use fault::Fault;
 use mapping::{Mapping, Meter};
 use weights::Naming;
 
+pub(crate) use dequantize::{dequantize, scale_and_min};
+pub(crate) use weights::StoredMatrix;
+
+pub use dequantize::TensorType;
 pub use weights::{LayerWeight, Matrix, WeightName, Weights};
 
 /// What is known of a model without its weights.

@@ -64,6 +64,7 @@ impl Rope {
     }
 
     /// Rotates the first `dim` elements of one head (f32 `[head_dim]`, `head_dim >= dim`); the rest pass through.
+    #[inline(always)]
     pub fn rotate(&self, head: &mut [f32], rotation: &Rotation) {
         let half = self.dim / 2;
         match self.style {

@@ -1,25 +1,38 @@
-//! Builds the backend out of a model's weights, one at a time, so that only one lies in memory unpacked.
+//! Builds the backend out of a model's weights, packed one at a time straight from the bytes of the file.
 
 use super::linear::PackedMatrix;
-use super::{CpuBackend, Layer, invalid};
+use super::{CpuBackend, CpuOptions, Layer, invalid};
+use crate::files::{StoredMatrix, dequantize};
 use crate::rope::Rope;
-use crate::{Error, LayerWeight, LoadProgress, Matrix, ModelConfig, WeightName, Weights};
+use crate::{Error, LayerWeight, LoadProgress, ModelConfig, WeightName, Weights};
 
 /// Where weights come from.
 pub(super) trait Source {
-    /// A weight in f32.
-    fn tensor(&self, name: WeightName) -> Result<Matrix, Error>;
+    /// A weight as it is stored.
+    fn stored(&self, name: WeightName) -> Result<StoredMatrix<'_>, Error>;
     /// Its share of the progress.
     fn bytes(&self, name: WeightName) -> u64;
+    /// The weight has been read for the last time.
+    fn release(&self, name: WeightName);
+    /// The error for a weight that holds an infinity or NaN.
+    fn not_finite(&self, name: WeightName) -> Error;
 }
 
 impl Source for Weights {
-    fn tensor(&self, name: WeightName) -> Result<Matrix, Error> {
-        Self::tensor(self, name)
+    fn stored(&self, name: WeightName) -> Result<StoredMatrix<'_>, Error> {
+        self.stored_matrix(name)
     }
 
     fn bytes(&self, name: WeightName) -> u64 {
         self.stored_bytes(name)
+    }
+
+    fn release(&self, name: WeightName) {
+        Self::release(self, name);
+    }
+
+    fn not_finite(&self, name: WeightName) -> Error {
+        Self::not_finite(self, name)
     }
 }
 
@@ -27,22 +40,22 @@ impl Source for Weights {
 pub(super) fn load(
     config: ModelConfig,
     source: &dyn Source,
+    options: CpuOptions,
     progress: &dyn Fn(LoadProgress),
 ) -> Result<CpuBackend, Error> {
     check(&config)?;
     let rope = Rope::new(&config.rope)?;
     let total_bytes = names(&config).map(|name| source.bytes(name)).sum();
-    let mut loader =
-        Loader { config: &config, source, progress, state: LoadProgress { done_bytes: 0, total_bytes } };
-    let table = [(WeightName::Embedding, config.vocabulary)];
-    let embedding = loader.stacked(&table, config.hidden)?;
+    let state = LoadProgress { done_bytes: 0, total_bytes };
+    let mut loader = Loader { config: &config, source, options: &options, progress, state };
+    let embedding = loader.matrix(WeightName::Embedding, config.vocabulary, config.hidden)?;
     let layers = (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
     let output_norm = loader.vector(WeightName::OutputNorm, config.hidden)?;
     let output = match config.tied_embeddings {
         true => None,
-        false => Some(loader.stacked(&[(WeightName::Output, config.vocabulary)], config.hidden)?),
+        false => Some(loader.matrix(WeightName::Output, config.vocabulary, config.hidden)?),
     };
-    Ok(CpuBackend { rope, embedding, output, output_norm, layers, config })
+    Ok(CpuBackend::new_from(config, rope, options, (embedding, output, output_norm), layers))
 }
 
 fn check(config: &ModelConfig) -> Result<(), Error> {
@@ -79,6 +92,7 @@ fn names(config: &ModelConfig) -> impl Iterator<Item = WeightName> {
 struct Loader<'a> {
     config: &'a ModelConfig,
     source: &'a dyn Source,
+    options: &'a CpuOptions,
     progress: &'a dyn Fn(LoadProgress),
     state: LoadProgress,
 }
@@ -88,13 +102,17 @@ impl Loader<'_> {
         let (config, name) = (self.config, |weight| WeightName::Layer(layer, weight));
         let (hidden, ffn, heads) = (config.hidden, config.ffn, config.heads);
         let (q, kv) = (heads.query_heads() * heads.head_dim, heads.kv_heads * heads.head_dim);
-        let projections = [(LayerWeight::Q, q), (LayerWeight::K, kv), (LayerWeight::V, kv)];
-        let biases = [(LayerWeight::QBias, q), (LayerWeight::KBias, kv), (LayerWeight::VBias, kv)];
         Ok(Layer {
             attn_norm: self.vector(name(LayerWeight::AttnNorm), hidden)?,
-            qkv: self.stacked(&projections.map(|(weight, outputs)| (name(weight), outputs)), hidden)?,
+            q: self.matrix(name(LayerWeight::Q), q, hidden)?,
+            k: self.matrix(name(LayerWeight::K), kv, hidden)?,
+            v: self.matrix(name(LayerWeight::V), kv, hidden)?,
             qkv_bias: match config.qkv_bias {
-                true => Some(self.concatenated(&biases.map(|(weight, len)| (name(weight), len)))?),
+                true => Some([
+                    self.vector(name(LayerWeight::QBias), q)?,
+                    self.vector(name(LayerWeight::KBias), kv)?,
+                    self.vector(name(LayerWeight::VBias), kv)?,
+                ]),
                 false => None,
             },
             qk_norm: match config.qk_norm {
@@ -104,47 +122,46 @@ impl Loader<'_> {
                 )),
                 false => None,
             },
-            attn_out: self.stacked(&[(name(LayerWeight::AttnOut), hidden)], q)?,
+            attn_out: self.matrix(name(LayerWeight::AttnOut), hidden, q)?,
             ffn_norm: self.vector(name(LayerWeight::FfnNorm), hidden)?,
-            gate_up: self.stacked(&[(name(LayerWeight::Gate), ffn), (name(LayerWeight::Up), ffn)], hidden)?,
-            down: self.stacked(&[(name(LayerWeight::Down), hidden)], ffn)?,
+            gate: self.matrix(name(LayerWeight::Gate), ffn, hidden)?,
+            up: self.matrix(name(LayerWeight::Up), ffn, hidden)?,
+            down: self.matrix(name(LayerWeight::Down), hidden, ffn)?,
         })
     }
 
-    /// Reads a weight and checks its shape.
-    fn tensor(&mut self, name: WeightName, rows: usize, cols: usize) -> Result<Vec<f32>, Error> {
-        let matrix = self.source.tensor(name)?;
-        if (matrix.rows, matrix.cols) != (rows, cols) || matrix.data.len() != rows * cols {
+    /// Finds a weight and checks its shape.
+    fn stored(&self, name: WeightName, rows: usize, cols: usize) -> Result<StoredMatrix<'_>, Error> {
+        let matrix = self.source.stored(name)?;
+        if (matrix.rows, matrix.cols) != (rows, cols) {
             let problem = format!("has shape [{}, {}], must be [{rows}, {cols}]", matrix.rows, matrix.cols);
             return Err(invalid(&format!("{name:?}"), problem));
         }
-        self.state.done_bytes += self.source.bytes(name);
-        (self.progress)(self.state);
-        Ok(matrix.data)
+        Ok(matrix)
     }
 
     fn vector(&mut self, name: WeightName, len: usize) -> Result<Vec<f32>, Error> {
-        self.tensor(name, 1, len)
+        let stored = self.stored(name, 1, len)?;
+        let mut data = vec![0.0; len];
+        if !dequantize(stored.kind, &stored.bytes, &mut data) {
+            return Err(self.source.not_finite(name));
+        }
+        self.done(name);
+        Ok(data)
     }
 
-    /// Vectors one after another.
-    fn concatenated(&mut self, parts: &[(WeightName, usize)]) -> Result<Vec<f32>, Error> {
-        let mut whole = Vec::new();
-        for (name, len) in parts {
-            whole.extend(self.vector(*name, *len)?);
-        }
-        Ok(whole)
+    fn matrix(&mut self, name: WeightName, rows: usize, cols: usize) -> Result<PackedMatrix, Error> {
+        let StoredMatrix { kind, bytes, .. } = self.stored(name, rows, cols)?;
+        let CpuOptions { pool, linear } = self.options;
+        let matrix = PackedMatrix::pack(pool, *linear, kind, [rows, cols], &bytes)
+            .ok_or_else(|| self.source.not_finite(name))?;
+        self.done(name);
+        Ok(matrix)
     }
 
-    /// Matrices with the same inputs, their outputs over one another.
-    fn stacked(&mut self, parts: &[(WeightName, usize)], inputs: usize) -> Result<PackedMatrix, Error> {
-        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
-        let mut whole = Vec::new();
-        for (name, outputs) in parts {
-            let part = self.tensor(*name, *outputs, inputs)?;
-            // A single part, the embedding above all, is not copied.
-            if whole.is_empty() { whole = part } else { whole.extend(part) }
-        }
-        Ok(PackedMatrix::pack(outputs, inputs, &whole))
+    fn done(&mut self, name: WeightName) {
+        self.source.release(name);
+        self.state.done_bytes += self.source.bytes(name);
+        (self.progress)(self.state);
     }
 }

@@ -1,13 +1,15 @@
-//! Row operations between products. Sums run over 16 lanes that are added up in a fixed order; no fused operations, so that
-//! every instruction set rounds alike.
+//! Row operations between products.
+//!
+//! # Canonical arithmetic
+//!
+//! Sums of squares run over 16 lanes, which are added up in a fixed order of halves; no fused operations. The sigmoid's
+//! exponential is a polynomial of fused multiply-adds. Every instruction set gives the same bits.
 
-use rayon::prelude::*;
+use super::versions::versions;
+use crate::rope::{Rope, Rotation};
 
 /// Partial sums of a reduction.
 const LANES: usize = 16;
-
-/// Rows worth a task of their own.
-const TASK_ROWS: usize = 8;
 
 /// `a += b`.
 pub(super) fn add(a: &mut [f32], b: &[f32]) {
@@ -16,41 +18,50 @@ pub(super) fn add(a: &mut [f32], b: &[f32]) {
     }
 }
 
-/// `a += b`, rows of `width` in parallel.
-pub(super) fn add_rows(a: &mut [f32], b: &[f32], width: usize) {
-    a.par_chunks_mut(TASK_ROWS * width).zip(b.par_chunks(TASK_ROWS * width)).for_each(|(a, b)| add(a, b));
+versions! {
+    /// RMSNorm of a row into `out`: `x / sqrt(mean(x²) + eps) * weight`.
+    pub(super) fn norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = norm_row;
 }
 
-/// RMSNorm of each row of `weight.len()` elements: `x / sqrt(mean(x²) + eps) * weight`.
-pub(super) fn norm_rows(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let mut normed = x.to_vec();
-    normed
-        .par_chunks_exact_mut(weight.len())
-        .with_min_len(TASK_ROWS)
-        .for_each(|row| norm_in_place(row, weight, eps));
-    normed
-}
-
-/// RMSNorm of one row or head.
-pub(super) fn norm_in_place(row: &mut [f32], weight: &[f32], eps: f32) {
-    let scale = 1.0 / (sum_of_squares(row) / row.len() as f32 + eps).sqrt();
-    for (x, weight) in row.iter_mut().zip(weight) {
-        *x = *x * scale * weight;
+#[inline(always)]
+fn norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = norm_scale(x, eps);
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = *x * scale * weight;
     }
 }
 
-/// `silu(gate) * up`: each row of `gate_up` is gate `[ffn]`, then up `[ffn]`; the result has rows of `ffn`.
-pub(super) fn swiglu_rows(gate_up: &[f32], ffn: usize) -> Vec<f32> {
-    let mut gated = vec![0.0; gate_up.len() / 2];
-    gated.par_chunks_exact_mut(ffn).zip(gate_up.par_chunks_exact(2 * ffn)).for_each(|(out, row)| {
-        let (gate, up) = row.split_at(ffn);
-        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-            *out = gate / (1.0 + (-gate).exp()) * up;
-        }
-    });
-    gated
+versions! {
+    /// RMSNorm of each head of a row, in place; heads have `weight.len()` elements.
+    pub(super) fn norm_heads(heads: &mut [f32], weight: &[f32], eps: f32) = norm_heads_row;
 }
 
+#[inline(always)]
+fn norm_heads_row(heads: &mut [f32], weight: &[f32], eps: f32) {
+    for head in heads.chunks_exact_mut(weight.len()) {
+        let scale = norm_scale(head, eps);
+        for (x, weight) in head.iter_mut().zip(weight) {
+            *x = *x * scale * weight;
+        }
+    }
+}
+
+versions! {
+    /// Rotates each head of a row, in place.
+    pub(super) fn rotate_heads(rope: &Rope, heads: &mut [f32], head_dim: usize, rotation: &Rotation) = rotate_row;
+}
+
+#[inline(always)]
+fn rotate_row(rope: &Rope, heads: &mut [f32], head_dim: usize, rotation: &Rotation) {
+    heads.chunks_exact_mut(head_dim).for_each(|head| rope.rotate(head, rotation));
+}
+
+#[inline(always)]
+fn norm_scale(row: &[f32], eps: f32) -> f32 {
+    1.0 / (sum_of_squares(row) / row.len() as f32 + eps).sqrt()
+}
+
+#[inline(always)]
 fn sum_of_squares(row: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (chunks, rest) = row.as_chunks::<LANES>();
@@ -71,8 +82,48 @@ fn sum_of_squares(row: &[f32]) -> f32 {
     lanes[0]
 }
 
+versions! {
+    /// `gate = silu(gate) * up`, element by element.
+    pub(super) fn swiglu(gates: &mut [f32], ups: &[f32]) = swiglu_elements;
+}
+
+#[inline(always)]
+fn swiglu_elements(gates: &mut [f32], ups: &[f32]) {
+    for (gate, up) in gates.iter_mut().zip(ups) {
+        *gate = *gate / (1.0 + exp(-*gate)) * up;
+    }
+}
+
+/// e^`x`, with a relative error below 1.5e-7 up to `x` = 88; infinite above 88, 0 below -87. NaN stays NaN.
+///
+/// `x / ln 2` is split into its nearest integer and a rest in [-½, ½], whose power of two is a polynomial of degree 6
+/// (minimax of the relative error, 2e-9 before rounding).
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    /// 1.5 × 2^23: adding it leaves the nearest integer in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    /// What f32 leaves of 1 / ln 2.
+    const LOG2_E_REST: f32 = 1.925_963e-8;
+    use std::f32::consts::{LN_2, LOG2_E};
+    let shifted = x.mul_add(LOG2_E, ROUND);
+    let rest = x.mul_add(LOG2_E_REST, x.mul_add(LOG2_E, -(shifted - ROUND)));
+    let mut power = 1.535_336_2e-4_f32;
+    power = power.mul_add(rest, 1.339_887_5e-3);
+    power = power.mul_add(rest, 9.618_437e-3);
+    power = power.mul_add(rest, 5.550_332_4e-2);
+    power = power.mul_add(rest, 2.402_264_8e-1);
+    power = power.mul_add(rest, LN_2);
+    power = power.mul_add(rest, 1.0);
+    // The integer times 2^23 added to the bits of 1.0 is the power of that integer.
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
+    let result = if x > 88.0 { f32::INFINITY } else { power * scale };
+    if x < -87.0 { 0.0 } else { result }
+}
+
 #[cfg(test)]
 mod tests {
+    use longshore_compute::InstructionSet;
+
     use super::*;
 
     #[test]
@@ -81,18 +132,54 @@ mod tests {
             let row: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
             let weight: Vec<f32> = (0..n).map(|i| 0.5 + i as f32 / n as f32).collect();
             let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / n as f64;
-            let normed = norm_rows(&row, &weight, 1e-5);
-            for ((got, x), w) in normed.iter().zip(&row).zip(&weight) {
+            let mut portable = vec![f32::NAN; n];
+            norm(InstructionSet::Portable, &row, &weight, 1e-5, &mut portable);
+            for ((got, x), w) in portable.iter().zip(&row).zip(&weight) {
                 let want = f64::from(*x) / (mean + 1e-5).sqrt() * f64::from(*w);
                 assert!((f64::from(*got) - want).abs() < 1e-6 * (1.0 + want.abs()), "{n}: {got} != {want}");
+            }
+            for set in InstructionSet::available() {
+                let mut normed = vec![f32::NAN; n];
+                norm(set, &row, &weight, 1e-5, &mut normed);
+                assert_eq!(normed, portable, "{set}");
+                let mut heads = row.clone();
+                norm_heads(set, &mut heads, &weight, 1e-5);
+                assert_eq!(heads, portable, "{set}");
             }
         }
     }
 
     #[test]
-    fn gate_saturates_without_nan() {
-        let gated = swiglu_rows(&[-200.0, 0.0, 200.0, 1.0, 5.0, 5.0, 2.0, 3.0], 4);
-        assert_eq!(gated[..3], [-0.0, 0.0, 400.0]);
-        assert!((gated[3] - 3.0 / (1.0 + (-1.0_f32).exp())).abs() < 1e-6);
+    fn exponentials_are_as_exact_as_documented() {
+        let (mut x, mut worst) = (-87.0_f32, 0.0_f64);
+        while x <= 88.0 {
+            worst = worst.max((f64::from(exp(x)) / f64::from(x).exp() - 1.0).abs());
+            x += 0.000_37;
+        }
+        assert!(worst < 1.5e-7, "relative error {worst:e}");
+        assert_eq!((exp(0.0), exp(-1e30), exp(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
+        assert_eq!((exp(89.0), exp(1e30), exp(f32::INFINITY)), (f32::INFINITY, f32::INFINITY, f32::INFINITY));
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn gates_saturate_and_agree_with_f64_on_every_instruction_set() {
+        let mut gates: Vec<f32> = (-2000..2000).map(|i| i as f32 * 0.1).collect();
+        gates.extend([0.0, -0.0, 1e-30, -1e30, 1e30]);
+        let ups: Vec<f32> = (0..gates.len()).map(|i| (i as f32 * 0.37).cos() * 4.0).collect();
+        let mut portable = gates.clone();
+        swiglu(InstructionSet::Portable, &mut portable, &ups);
+        for ((got, gate), up) in portable.iter().zip(&gates).zip(&ups) {
+            let want = f64::from(*gate) / (1.0 + (-f64::from(*gate)).exp()) * f64::from(*up);
+            assert!((f64::from(*got) - want).abs() <= 4e-7 * want.abs() + 1e-30, "{gate}: {got} != {want}");
+        }
+        for set in InstructionSet::available() {
+            let mut gated = gates.clone();
+            swiglu(set, &mut gated, &ups);
+            assert!(gated.iter().zip(&portable).all(|(a, b)| a.to_bits() == b.to_bits()), "{set}");
+        }
+        let mut bad = [f32::NAN, 1.0];
+        swiglu(InstructionSet::Portable, &mut bad, &[1.0, 1.0]);
+        assert!(bad[0].is_nan() && bad[1].is_finite());
     }
 }

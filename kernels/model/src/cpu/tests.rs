@@ -9,7 +9,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::{LayerWeight, Matrix, RopeConfig, RopeScaling, RopeStyle, WeightName};
+use crate::files::StoredMatrix;
+use crate::{LayerWeight, Matrix, RopeConfig, RopeScaling, RopeStyle, TensorType, WeightName};
 
 const SEED: u64 = 20;
 
@@ -21,12 +22,24 @@ struct Tiny {
 }
 
 impl load::Source for Tiny {
-    fn tensor(&self, name: WeightName) -> Result<Matrix, Error> {
-        self.weights.get(&name).cloned().ok_or_else(|| invalid(&format!("{name:?}"), "is missing".to_owned()))
+    fn stored(&self, name: WeightName) -> Result<StoredMatrix<'_>, Error> {
+        let Some(Matrix { rows, cols, data }) = self.weights.get(&name) else {
+            return Err(invalid(&format!("{name:?}"), "is missing".to_owned()));
+        };
+        let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Ok(StoredMatrix { kind: TensorType::F32, rows: *rows, cols: *cols, bytes })
     }
 
     fn bytes(&self, name: WeightName) -> u64 {
         self.weights[&name].data.len() as u64 * 4
+    }
+
+    fn release(&self, name: WeightName) {
+        assert!(self.weights.contains_key(&name));
+    }
+
+    fn not_finite(&self, name: WeightName) -> Error {
+        invalid(&format!("{name:?}"), "is not finite".to_owned())
     }
 }
 
@@ -97,7 +110,7 @@ impl Tiny {
     }
 
     fn backend(&self) -> CpuBackend {
-        load::load(self.config.clone(), self, &|_| ()).unwrap()
+        load::load(self.config.clone(), self, serial(), &|_| ()).unwrap()
     }
 
     fn wide(&self, name: WeightName) -> Vec<f64> {
@@ -146,6 +159,10 @@ impl Tiny {
         let output = if self.config.tied_embeddings { WeightName::Embedding } else { WeightName::Output };
         product(&self.wide(output), &norm(x, &self.wide(WeightName::OutputNorm)))
     }
+}
+
+fn serial() -> CpuOptions {
+    CpuOptions { pool: ComputePool::serial(), linear: Linear::Auto }
 }
 
 fn norm(x: &[f64], weight: &[f64]) -> Vec<f64> {
@@ -302,11 +319,15 @@ fn calls_that_cannot_work_are_refused_by_name() {
 
 #[test]
 fn weights_that_do_not_fit_are_refused_by_name() {
-    let load = |model: &Tiny| load::load(model.config.clone(), model, &|_| ()).unwrap_err().to_string();
+    let load =
+        |model: &Tiny| load::load(model.config.clone(), model, serial(), &|_| ()).unwrap_err().to_string();
     let mut model = Tiny::new(PLAIN);
     let name = WeightName::Layer(1, LayerWeight::Up);
     model.weights.get_mut(&name).unwrap().rows = 36;
     assert_eq!(load(&model), "`Layer(1, Up)` has shape [36, 20], must be [37, 20]");
+    let mut model = Tiny::new(PLAIN);
+    model.weights.get_mut(&name).unwrap().data[37] = f32::NAN;
+    assert_eq!(load(&model), "`Layer(1, Up)` is not finite");
     let mut model = Tiny::new(PLAIN);
     model.config.rope.dim = 8;
     assert!(load(&model).starts_with("`rope.dim` is 8"));
@@ -318,7 +339,8 @@ fn weights_that_do_not_fit_are_refused_by_name() {
 fn progress_ends_at_the_total() {
     for variant in VARIANTS {
         let (model, seen) = (Tiny::new(variant), RefCell::new(Vec::new()));
-        load::load(model.config.clone(), &model, &|progress| seen.borrow_mut().push(progress)).unwrap();
+        load::load(model.config.clone(), &model, serial(), &|progress| seen.borrow_mut().push(progress))
+            .unwrap();
         let seen = seen.into_inner();
         assert_eq!(seen.len(), model.weights.len());
         assert!(seen.is_sorted_by_key(|progress| progress.done_bytes));

@@ -4,27 +4,39 @@
 //! 8-bit scales of sub-blocks. Each function takes exactly one block and fills exactly its elements.
 
 use half::{bf16, f16};
-use rayon::prelude::*;
+
+use crate::Error;
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum TensorType {
+pub enum TensorType {
+    /// 32-bit float.
     F32,
+    /// 16-bit float.
     F16,
+    /// bfloat16.
     Bf16,
+    /// Blocks of 32: 4 bits, f16 scale.
     Q4_0,
+    /// Blocks of 32: 4 bits, f16 scale and minimum.
     Q4_1,
+    /// Blocks of 32: 5 bits, f16 scale.
     Q5_0,
+    /// Blocks of 32: 5 bits, f16 scale and minimum.
     Q5_1,
+    /// Blocks of 32: 8 bits, f16 scale.
     Q8_0,
+    /// Blocks of 256: 4 bits, 6-bit scales and minimums of 32 elements.
     Q4K,
+    /// Blocks of 256: 5 bits, 6-bit scales and minimums of 32 elements.
     Q5K,
+    /// Blocks of 256: 6 bits, 8-bit scales of 16 elements.
     Q6K,
 }
 
 impl TensorType {
     /// Every type, for messages and tests.
-    pub(crate) const ALL: [Self; 11] = [
+    pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -39,7 +51,7 @@ impl TensorType {
     ];
 
     /// Name as people write it.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
             Self::F16 => "F16",
@@ -56,7 +68,7 @@ impl TensorType {
     }
 
     /// Elements and bytes of one block.
-    pub(crate) fn block(self) -> (usize, usize) {
+    pub fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
             Self::F16 | Self::Bf16 => (1, 2),
@@ -100,18 +112,32 @@ pub(crate) fn dequantize(kind: TensorType, bytes: &[u8], out: &mut [f32]) -> boo
         bytes.len().is_multiple_of(block_bytes) && out.len().is_multiple_of(elements),
         "tensors are whole blocks"
     );
-    const STEP_ELEMENTS: usize = 1 << 16;
-    let step_blocks = STEP_ELEMENTS / elements;
     let decode = kind.decode_block();
-    out.par_chunks_mut(step_blocks * elements)
-        .zip(bytes.par_chunks(step_blocks * block_bytes))
-        .map(|(out, bytes)| {
-            for (out, block) in out.chunks_exact_mut(elements).zip(bytes.chunks_exact(block_bytes)) {
-                decode(block, out);
+    for (out, block) in out.chunks_exact_mut(elements).zip(bytes.chunks_exact(block_bytes)) {
+        decode(block, out);
+    }
+    out.iter().all(|x| x.is_finite())
+}
+
+impl std::fmt::Display for TensorType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for TensorType {
+    type Err = Error;
+
+    /// Names as [`TensorType::name`] gives them, in either case.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            Error::Invalid {
+                field: "type".to_owned(),
+                problem: format!("is `{text}`, must be one of {known}"),
             }
-            out.iter().all(|x| x.is_finite())
         })
-        .reduce(|| true, |a, b| a && b)
+    }
 }
 
 fn half_at(bytes: &[u8], at: usize) -> f32 {
@@ -176,7 +202,7 @@ fn q8_0(block: &[u8], out: &mut [f32]) {
 
 /// The 6-bit scale and minimum of sub-block `j` (of 8) that Q4_K and Q5_K pack into 12 bytes: sub-blocks 0 to 3 lie in the
 /// low six bits of bytes 0 to 7; of 4 to 7 the low nibbles lie in bytes 8 to 11, the high two bits above the former.
-fn scale_and_min(packed: &[u8], j: usize) -> (f32, f32) {
+pub(crate) fn scale_and_min(packed: &[u8], j: usize) -> (f32, f32) {
     let (scale, min) = if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::{Error, LoadProgress};
 
@@ -43,6 +43,16 @@ impl Mapping {
     /// The file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Lets the pages of a range go. They stay in the file cache of the system and are mapped again when they are touched.
+    #[allow(unsafe_code, reason = "memmap2 cannot know that the map is of a file; see SAFETY")]
+    pub(crate) fn release(&self, start: usize, len: usize) {
+        // SAFETY: the advice lets unwritten changes be lost, and a read-only map of a file has none: its pages hold the
+        // file's content before and after.
+        let released = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+        // A system that keeps the pages is none the worse for it.
+        drop(released);
     }
 
     /// BLAKE3 of the content, over all cores; tells `progress` the bytes done, on top of what `meter` already counted.
@@ -110,6 +120,20 @@ mod tests {
         let digest = mapping.digest(&mut Meter::new(bytes.len() as u64, &progress));
         assert_eq!(digest, blake3::hash(&bytes));
         assert_eq!(*seen.borrow(), [16 << 20, 32 << 20, 40_000_000]);
+    }
+
+    #[test]
+    fn released_pages_come_back_with_their_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let mapping = Mapping::open(&path).unwrap();
+        assert!(mapping[..] == bytes[..]);
+        for (start, len) in [(0, 100_000), (5_000, 7), (99_999, 1), (0, 0)] {
+            mapping.release(start, len);
+            assert!(mapping[..] == bytes[..], "{start} {len}");
+        }
     }
 
     #[test]

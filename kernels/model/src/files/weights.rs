@@ -1,5 +1,6 @@
 //! Where each weight of a model lies, and how it is handed out.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -111,6 +112,19 @@ pub struct Matrix {
     pub cols: usize,
     /// `rows * cols` finite elements.
     pub data: Vec<f32>,
+}
+
+/// A weight as a file has it, row-major; vectors have one row.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct StoredMatrix<'a> {
+    /// Element type.
+    pub(crate) kind: TensorType,
+    /// Rows (outputs of a projection).
+    pub(crate) rows: usize,
+    /// Columns (inputs of a projection).
+    pub(crate) cols: usize,
+    /// Whole rows of whole blocks.
+    pub(crate) bytes: Cow<'a, [u8]>,
 }
 
 /// Names of weights in a family of files.
@@ -249,19 +263,39 @@ impl Weights {
 
     /// Reads a weight and dequantises it to f32.
     pub fn tensor(&self, name: WeightName) -> Result<Matrix, Error> {
-        let name = if self.tied && name == WeightName::Output { WeightName::Embedding } else { name };
-        let stored_name = self.naming.of(name);
-        let stored = self.tensors.get(&stored_name).ok_or_else(|| {
-            let path = self.files.first().map(|file| file.path().to_path_buf()).unwrap_or_default();
-            Error::Corrupt { path, field: stored_name.clone(), problem: "is missing".into() }
-        })?;
-        let file = &self.files[stored.file];
-        let mut data = vec![0.0; stored.elements()];
-        if !dequantize(stored.kind, &file[stored.start..stored.start + stored.bytes], &mut data) {
-            return Err(Fault::corrupt(stored_name, "holds a value that is not finite").at(file.path()));
+        let StoredMatrix { kind, rows, cols, bytes } = self.stored_matrix(name)?;
+        let mut data = vec![0.0; rows * cols];
+        if !dequantize(kind, &bytes, &mut data) {
+            return Err(self.not_finite(name));
         }
+        Ok(Matrix { rows, cols, data })
+    }
+
+    /// A weight as the file has it.
+    pub(crate) fn stored_matrix(&self, name: WeightName) -> Result<StoredMatrix<'_>, Error> {
+        let stored = self.stored(name).ok_or_else(|| self.corrupt(name, "is missing"))?;
+        let bytes = &self.files[stored.file][stored.start..stored.start + stored.bytes];
         let cols = *stored.shape.last().expect("tensors have one or more dimensions");
-        Ok(Matrix { rows: stored.elements() / cols, cols, data })
+        let rows = stored.elements() / cols;
+        Ok(StoredMatrix { kind: stored.kind, rows, cols, bytes: Cow::Borrowed(bytes) })
+    }
+
+    /// What is wrong with a weight that holds an infinity or NaN.
+    pub(crate) fn not_finite(&self, name: WeightName) -> Error {
+        self.corrupt(name, "holds a value that is not finite")
+    }
+
+    /// Lets the pages of a weight go; they are read again when they are touched.
+    pub(crate) fn release(&self, name: WeightName) {
+        if let Some(stored) = self.stored(name) {
+            self.files[stored.file].release(stored.start, stored.bytes);
+        }
+    }
+
+    fn corrupt(&self, name: WeightName, problem: &str) -> Error {
+        let file = self.stored(name).map_or(0, |stored| stored.file);
+        let path = self.files.get(file).map(|file| file.path().to_path_buf()).unwrap_or_default();
+        Error::Corrupt { path, field: self.naming.of(self.held(name)), problem: problem.into() }
     }
 
     /// Whether the files hold the weight (a tied output counts as held).
@@ -280,8 +314,12 @@ impl Weights {
     }
 
     fn stored(&self, name: WeightName) -> Option<&StoredTensor> {
-        let name = if self.tied && name == WeightName::Output { WeightName::Embedding } else { name };
-        self.tensors.get(&self.naming.of(name))
+        self.tensors.get(&self.naming.of(self.held(name)))
+    }
+
+    /// The weight that stands for this one.
+    fn held(&self, name: WeightName) -> WeightName {
+        if self.tied && name == WeightName::Output { WeightName::Embedding } else { name }
     }
 
     pub(crate) fn inventory(&self) -> Inventory {

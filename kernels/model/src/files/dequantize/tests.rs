@@ -32,7 +32,7 @@ fn every_block_type_agrees_with_the_reference() {
 }
 
 #[test]
-fn long_tensors_are_split_between_threads_without_a_seam() {
+fn long_tensors_are_their_blocks_one_after_another() {
     let data: Vec<f32> = (0..300_000).map(|i| i as f32 - 1.5).collect();
     let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
     let mut values = vec![0.0; data.len()];

@@ -1,0 +1,268 @@
+//! Rows of activations as the kernels read them: cut into blocks of at most 12 rows, the numbers of a block's rows beside one
+//! another, quantised to int8 where the weights are quantised.
+
+use std::cell::RefCell;
+
+use longshore_compute::{ComputePool, DisjointSlice, InstructionSet};
+
+use super::panels::GROUP;
+use crate::cpu::versions::versions;
+
+/// Rows of the largest block: 12 rows of integer and of f32 sums leave room for weights in 32 vector registers.
+pub(super) const BLOCK_ROWS: usize = 12;
+/// Words of a row and group: 8 of four quants each, the scale, scale times sum, and the negated sums of all inputs and of
+/// the lower 16.
+pub(super) const WORDS: usize = 12;
+/// Where those lie.
+pub(super) const SCALE: usize = 8;
+pub(super) const SCALED_SUM: usize = 9;
+pub(super) const NEGATED_SUM: usize = 10;
+pub(super) const NEGATED_LOWER_SUM: usize = 11;
+
+/// Elements that are worth a task of their own.
+const TASK_ELEMENTS: usize = 16 * 1024;
+
+/// What matrices want to read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::cpu) struct Forms {
+    pub(in crate::cpu) int8: bool,
+    pub(in crate::cpu) float: bool,
+}
+
+impl Forms {
+    /// What either wants.
+    pub(in crate::cpu) fn with(self, other: Self) -> Self {
+        Self { int8: self.int8 || other.int8, float: self.float || other.float }
+    }
+}
+
+/// Rows that are multiplied together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Block {
+    /// First row.
+    pub(super) first: usize,
+    /// Rows; the rest up to `size` are zero.
+    pub(super) rows: usize,
+    /// Rows that the layout has room for: 1, 2, 3, 4, 6, 8 or 12.
+    pub(super) size: usize,
+}
+
+/// Rows ready to be multiplied; keeps its memory from call to call.
+#[derive(Debug, Default)]
+pub(in crate::cpu) struct Input {
+    pub(super) inputs: usize,
+    pub(super) rows: usize,
+    pub(super) forms: Forms,
+    pub(super) blocks: Vec<Block>,
+    /// `[block][group][WORDS][size]`.
+    int8: Vec<i32>,
+    /// `[block][inputs][size]`.
+    float: Vec<f32>,
+}
+
+/// Cuts rows into blocks.
+fn blocks(rows: usize) -> Vec<Block> {
+    let mut blocks = Vec::with_capacity(rows.div_ceil(BLOCK_ROWS) + 1);
+    let mut first = 0;
+    while first < rows {
+        let rest = rows - first;
+        let size = match rest {
+            0..=4 => rest,
+            5 | 6 => 6,
+            // 13 to 16 rows are two blocks of about the same size rather than a full one and a poor one.
+            7 | 8 | 13..=16 => 8,
+            _ => BLOCK_ROWS,
+        };
+        blocks.push(Block { first, rows: rest.min(size), size });
+        first += size;
+    }
+    blocks
+}
+
+impl Input {
+    /// Takes `rows` rows of `inputs` elements in the wanted forms; `row(r, out)` computes row `r`. Few rows are taken on
+    /// the calling thread.
+    pub(in crate::cpu) fn fill(
+        &mut self,
+        pool: &ComputePool,
+        set: InstructionSet,
+        [rows, inputs]: [usize; 2],
+        forms: Forms,
+        row: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        (self.rows, self.inputs, self.forms) = (rows, inputs, forms);
+        self.blocks = blocks(rows);
+        let room = self.blocks.iter().map(|block| block.size).sum::<usize>();
+        let grow = |len: usize, wanted: bool| if wanted { len } else { 0 };
+        let int8_len = grow(room * int8_words(inputs), forms.int8);
+        if self.int8.len() < int8_len {
+            self.int8 = vec![0; int8_len];
+        }
+        let float_len = grow(room * inputs, forms.float);
+        if self.float.len() < float_len {
+            self.float = vec![0.0; float_len];
+        }
+        let (int8, float) = (DisjointSlice::new(&mut self.int8), DisjointSlice::new(&mut self.float));
+        let blocks = &self.blocks;
+        let blocks_a_task = (TASK_ELEMENTS / (BLOCK_ROWS * inputs)).max(1);
+        pool.run(blocks.len().div_ceil(blocks_a_task), |task| {
+            for block in blocks.iter().skip(task * blocks_a_task).take(blocks_a_task) {
+                let words = int8_words(inputs);
+                let int8_len = if forms.int8 { block.size * words } else { 0 };
+                let float_len = if forms.float { block.size * inputs } else { 0 };
+                #[expect(unsafe_code, reason = "each block has its own part")]
+                // SAFETY: blocks follow one another without overlap and each is filled by one task.
+                let (int8, float) = unsafe {
+                    let (a, b) = (
+                        block.first * words * usize::from(forms.int8),
+                        block.first * inputs * usize::from(forms.float),
+                    );
+                    (int8.range(a..a + int8_len), float.range(b..b + float_len))
+                };
+                fill_block(set, *block, inputs, &row, int8, float);
+            }
+        });
+    }
+
+    /// The quantised rows of a block, `[group][WORDS][size]`.
+    pub(super) fn int8(&self, block: Block) -> &[i32] {
+        let words = int8_words(self.inputs);
+        &self.int8[block.first * words..][..block.size * words]
+    }
+
+    /// The rows of a block, f32 `[inputs][size]`.
+    pub(super) fn float(&self, block: Block) -> &[f32] {
+        &self.float[block.first * self.inputs..][..block.size * self.inputs]
+    }
+}
+
+/// Words of a row's whole groups; a rest that fills no group is never asked for.
+fn int8_words(inputs: usize) -> usize {
+    inputs / GROUP * WORDS
+}
+
+thread_local! {
+    /// A row on its way into a block.
+    static ROW: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+fn fill_block(
+    set: InstructionSet,
+    block: Block,
+    inputs: usize,
+    row: &impl Fn(usize, &mut [f32]),
+    int8: &mut [i32],
+    float: &mut [f32],
+) {
+    ROW.with_borrow_mut(|buffer| {
+        buffer.resize(inputs.max(buffer.len()), 0.0);
+        let x = &mut buffer[..inputs];
+        for slot in 0..block.size {
+            if slot < block.rows {
+                row(block.first + slot, x);
+            } else {
+                x.fill(0.0);
+            }
+            if !int8.is_empty() {
+                quantise(set, x, int8, slot, block.size);
+            }
+            if !float.is_empty() {
+                for (column, x) in float.chunks_exact_mut(block.size).zip(&*x) {
+                    column[slot] = *x;
+                }
+            }
+        }
+    });
+}
+
+versions! {
+    /// Quantises a row, f32 `[inputs]`, into its slot of a block of `size` rows, `[group][WORDS][size]`.
+    fn quantise(x: &[f32], words: &mut [i32], slot: usize, size: usize) = quantise_row;
+}
+
+#[inline(always)]
+fn quantise_row(x: &[f32], words: &mut [i32], slot: usize, size: usize) {
+    for (x, words) in x.as_chunks::<GROUP>().0.iter().zip(words.chunks_exact_mut(WORDS * size)) {
+        let (quants, scale) = quantise_group(x);
+        let lower: i32 = quants[..16].iter().map(|q| i32::from(*q)).sum();
+        let sum: i32 = lower + quants[16..].iter().map(|q| i32::from(*q)).sum::<i32>();
+        for (word, quad) in quants.as_chunks::<4>().0.iter().enumerate() {
+            words[word * size + slot] = i32::from_le_bytes(quad.map(|q| q as u8));
+        }
+        words[SCALE * size + slot] = scale.to_bits() as i32;
+        words[SCALED_SUM * size + slot] = (scale * sum as f32).to_bits() as i32;
+        words[NEGATED_SUM * size + slot] = -sum;
+        words[NEGATED_LOWER_SUM * size + slot] = -lower;
+    }
+}
+
+/// Quants in [-127, 127] and their scale; see the module documentation of `linear`.
+#[inline(always)]
+pub(super) fn quantise_group(x: &[f32; GROUP]) -> ([i8; GROUP], f32) {
+    /// 1.5 × 2^23: adding it leaves the nearest integer, ties to even, in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    const INFINITE: u32 = 0x7f80_0000;
+    // As integers, magnitudes order like the numbers, with infinities and NaN at the top.
+    let most = x.iter().fold(0, |most: u32, x| most.max(x.to_bits() & 0x7fff_ffff));
+    if most >= INFINITE {
+        return ([0; GROUP], f32::NAN);
+    }
+    let most = f32::from_bits(most);
+    let scale = most / 127.0;
+    if scale < f32::MIN_POSITIVE {
+        return ([0; GROUP], 0.0);
+    }
+    let inverse = 127.0 / most;
+    (x.map(|x| (x * inverse + ROUND).to_bits() as i8), scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt as _, SeedableRng as _};
+
+    use super::*;
+
+    #[test]
+    fn blocks_cover_the_rows_in_order() {
+        for rows in 0..200 {
+            let blocks = blocks(rows);
+            let mut next = 0;
+            for (i, block) in blocks.iter().enumerate() {
+                assert_eq!(block.first, next, "{rows}");
+                assert!(
+                    block.rows > 0
+                        && block.rows <= block.size
+                        && [1, 2, 3, 4, 6, 8, 12].contains(&block.size)
+                );
+                assert!(
+                    block.rows == block.size || i + 1 == blocks.len(),
+                    "only the last has room left: {rows}"
+                );
+                next += block.rows;
+            }
+            assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn quants_are_the_nearest_ones() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+        for magnitude in [1e-30f32, 1e-3, 1.0, 1e30, f32::MAX] {
+            let x: [f32; GROUP] = std::array::from_fn(|_| magnitude * rng.random_range(-1.0..1.0));
+            let (quants, scale) = quantise_group(&x);
+            for (q, x) in quants.into_iter().zip(x) {
+                let error = (f64::from(q) * f64::from(scale) - f64::from(x)).abs();
+                assert!(error <= f64::from(scale) * 0.500_02, "{magnitude}: {x} became {q} of {scale}");
+            }
+            assert!(quants.iter().any(|q| q.unsigned_abs() == 127));
+        }
+        assert_eq!(quantise_group(&[0.0; GROUP]), ([0; GROUP], 0.0));
+        assert_eq!(quantise_group(&[1e-40; GROUP]), ([0; GROUP], 0.0));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = [1.0; GROUP];
+            x[7] = bad;
+            let (quants, scale) = quantise_group(&x);
+            assert!(scale.is_nan() && quants == [0; GROUP], "{bad}");
+        }
+    }
+}

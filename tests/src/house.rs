@@ -229,7 +229,7 @@ impl Site {
         let options = EngineOptions { kv_dtype: KvDtype::F16, ..EngineOptions::default() };
         let engine = Engine::new(
             Arc::new(backend),
-            Arc::new(CpuExecutor),
+            Arc::new(CpuExecutor::serial()),
             Arc::clone(&self.pool),
             self.geometry,
             options,

@@ -201,7 +201,7 @@ fn a_printed_configuration_is_accepted_again() {
 fn every_fault_of_a_configuration_is_told_at_once() {
     let faults = [
         ("prefill.chunk_tokens=1", "`prefill.chunk_tokens` (--set) is 1, must be from 16 to"),
-        ("model.kv_dtype=f8", "`model.kv_dtype` (--set) is `f8`, must be `f16` or `f32`"),
+        ("model.kv_dtype=f8", "`model.kv_dtype` (--set) is `f8`, must be `f32`, `f16`, `bf16` or `int8`"),
         ("listen.http=nonsense", "`listen.http` (--set) is `nonsense`"),
         ("prefill.nope=3", "`prefill.nope` (--set) is not a known key"),
     ];

@@ -93,7 +93,7 @@ impl<'a> Sequence<'a> {
         for stripe in blocks.chunks(STRIPE_BLOCKS) {
             let work = WorkList { exact: stripe.to_vec(), ..WorkList::default() };
             let partials =
-                CpuExecutor.attend(&[AttendItem { queries, kv, work: &work, initial: None }]).unwrap();
+                CpuExecutor::serial().attend(&[AttendItem { queries, kv, work: &work, initial: None }]).unwrap();
             whole.merge(&partials[0]).unwrap();
         }
         whole.finish()

@@ -7,26 +7,39 @@
 //!
 //! 1. A **block** is one entry of `exact` (its keys in order), then each run of `block_tokens` entries of `columns`, then
 //!    each run of `block_tokens` entries of `summaries` that belong to the KV head, all in list order.
-//! 2. Logits: `s = fma(q[i], k[i], s)` from 0 over the elements in order; `t = fma(s, scale * log2(e), b)`, where `b` is 0
-//!    or, for a summary, the f32 nearest to `log2(weight)`. Elements of f16 tiles are widened, which is exact.
+//! 2. Logits: `s = fma(q[i], k[i], s)` from 0 over the elements in order, in int8 tiles then `s = s * key's scale`;
+//!    `t = fma(s, scale * log2(e), b)`, where `b` is 0, or a column's bias, or, for a summary, the f32 nearest to
+//!    `log2(weight) + bias` (a sum of f64). Elements of f16, bf16 and int8 tiles are widened, which is exact.
 //! 3. Keys after the row's position do not take part: neither their logits nor their values enter any arithmetic.
 //! 4. Block partial: `m` is the largest `t` (never −0); `p = exp2(t - m)`; `l` adds the `p` of keys 0, 16, 32, … of the
-//!    block in order, likewise 1, 17, …, and the 16 sums pairwise (distance 8, 4, 2, 1); `o[i] = fma(p, v[i], o[i])` from 0
-//!    over the keys in order. A block without a visible key is the identity.
+//!    block in order, likewise 1, 17, …, and the 16 sums pairwise (distance 8, 4, 2, 1); `o[i] = fma(w, v[i], o[i])` from 0
+//!    over the keys in order, where `w` is `p` or, in int8 tiles, `p * value's scale`. A block without a visible key is
+//!    the identity.
 //! 5. Block partials are folded in order onto `initial`, by the arithmetic of [`Partials::merge`].
 //!
-//! So rows, items, threads, padding and keys that a row does not see change no bit, and a fold may be cut between two
-//! blocks and continued through [`AttendItem::initial`].
+//! So rows, items, threads, instruction sets, padding and keys that a row does not see change no bit, and a fold may be cut
+//! between two blocks and continued through [`AttendItem::initial`].
 
 mod block;
 mod check;
+mod group;
 mod microkernel;
+mod output;
 mod row_tile;
+mod schedule;
 
-use rayon::prelude::*;
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use longshore_compute::{ComputePool, InstructionSet};
+
+use crate::shape::LANES;
+use crate::simd::dispatch;
 use crate::{Error, Partials, Queries, Tile, TileShape, WorkList};
-use row_tile::{RowTile, Scratch};
+use output::{BlockPartials, FoldPartials, Output, Room};
+use row_tile::{FoldBlocks, Target, with_scratch};
+use schedule::{Region, Task};
 
 /// A paged KV source: the tiles of one sequence in one layer.
 pub trait PagedKv: Sync {
@@ -74,37 +87,109 @@ pub trait Executor: Send + Sync + std::fmt::Debug {
     fn attend(&self, items: &[AttendItem<'_>]) -> Result<Vec<Partials>, Error>;
 }
 
-/// The CPU executor; uses the rayon pool that the caller runs in.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct CpuExecutor;
+/// The CPU executor. A call is one region of the pool, or a few when there is work for many milliseconds, or none when it
+/// is small.
+#[derive(Debug, Clone)]
+pub struct CpuExecutor {
+    pool: Arc<ComputePool>,
+    instruction_set: InstructionSet,
+}
+
+impl CpuExecutor {
+    /// Runs on `pool`, with the best instruction set of the machine.
+    pub fn new(pool: Arc<ComputePool>) -> Self {
+        Self { pool, instruction_set: InstructionSet::detect() }
+    }
+
+    /// Runs on the calling thread alone: for tests.
+    pub fn serial() -> Self {
+        Self::new(ComputePool::serial())
+    }
+
+    /// Uses `instruction_set`, which changes no bit of any result.
+    ///
+    /// # Panics
+    /// When the machine does not have it.
+    #[must_use]
+    pub fn with_instruction_set(self, instruction_set: InstructionSet) -> Self {
+        assert!(
+            InstructionSet::available().contains(&instruction_set),
+            "this machine does not have {instruction_set}"
+        );
+        Self { instruction_set, ..self }
+    }
+
+    /// What the kernels use.
+    pub fn instruction_set(&self) -> InstructionSet {
+        self.instruction_set
+    }
+
+    fn run(&self, items: &[AttendItem<'_>], outputs: &[Output<'_>], region: &Region, room: &mut Room) {
+        let panels = |item: usize| items[item].queries.shape.head_dim.div_ceil(LANES);
+        let sizes = region.apart.iter().map(|tile| (tile.blocks, tile.rows.count, panels(tile.item)));
+        let sums = sizes.clone().map(|(blocks, rows, _)| blocks * rows).sum();
+        let lanes = sizes.clone().map(|(blocks, rows, panels)| blocks * rows * panels).sum();
+        room.resize(sums, lanes);
+        let apart = room.deal(sizes);
+        let done: Vec<AtomicUsize> = apart.iter().map(|_| AtomicUsize::new(0)).collect();
+        let run = |index: usize| {
+            let task = &region.tasks[index];
+            self.run_task(&items[task.item], task, &outputs[task.item], &apart);
+            let Some((number, _)) = task.apart else { return };
+            let tile = &region.apart[number];
+            // Whoever ends last sees what the others wrote.
+            if done[number].fetch_add(1, Ordering::AcqRel) + 1 == tile.tasks {
+                let (output, partials) = (&outputs[tile.item], &apart[number]);
+                dispatch(self.instruction_set, FoldPartials { output, rows: tile.rows, partials });
+            }
+        };
+        if region.is_small() {
+            (0..region.tasks.len()).for_each(run);
+        } else {
+            self.pool.run(region.tasks.len(), run);
+        }
+    }
+
+    fn run_task(
+        &self,
+        item: &AttendItem<'_>,
+        task: &Task,
+        output: &Output<'_>,
+        partials: &[BlockPartials<'_>],
+    ) {
+        let target = match task.apart {
+            Some((number, first)) => Target::Apart(&partials[number], first),
+            None => Target::Fold(output),
+        };
+        with_scratch(|scratch| {
+            let (rows, blocks) = (task.rows, task.blocks.clone());
+            dispatch(self.instruction_set, FoldBlocks { item, rows, blocks, target, scratch });
+        });
+    }
+}
+
+thread_local! {
+    static ROOM: RefCell<Room> = RefCell::default();
+}
 
 impl Executor for CpuExecutor {
     fn attend(&self, items: &[AttendItem<'_>]) -> Result<Vec<Partials>, Error> {
         items.iter().try_for_each(check::check)?;
         let mut partials: Vec<Partials> = items.iter().map(start).collect();
-        let tasks: Vec<Task> =
-            items.iter().enumerate().flat_map(|(index, item)| tasks(index, item)).collect();
-        let results: Vec<RowTile> = tasks
-            .par_iter()
-            .with_max_len(1)
-            .map_init(Scratch::default, |scratch, task| {
-                row_tile::run(&items[task.item], task.kv_head, task.first_row, scratch)
-            })
+        let regions = schedule::regions(items, self.pool.threads());
+        let outputs: Vec<Output<'_>> = items
+            .iter()
+            .zip(&mut partials)
+            .map(|(item, partials)| Output::new(item.queries.shape, partials))
             .collect();
-        for (task, rows) in tasks.iter().zip(&results) {
-            rows.store(&mut partials[task.item], task.kv_head, items[task.item].queries.shape.group);
-        }
+        ROOM.with_borrow_mut(|room| {
+            for region in &regions {
+                self.run(items, &outputs, region, room);
+            }
+        });
+        drop(outputs);
         Ok(partials)
     }
-}
-
-/// A row tile of one KV head of one item: what one thread does at a time.
-#[derive(Debug, Clone, Copy)]
-struct Task {
-    item: usize,
-    kv_head: usize,
-    /// First packed row.
-    first_row: usize,
 }
 
 /// What the item's result is before any block is folded onto it.
@@ -113,14 +198,4 @@ fn start(item: &AttendItem<'_>) -> Partials {
     item.initial
         .cloned()
         .unwrap_or_else(|| Partials::identity(item.queries.rows(), shape.query_heads(), shape.head_dim))
-}
-
-/// Late row tiles see the most keys, so they come first.
-fn tasks(index: usize, item: &AttendItem<'_>) -> impl Iterator<Item = Task> {
-    let shape = item.queries.shape;
-    let tiles = (item.queries.rows() * shape.group).div_ceil(row_tile::ROWS);
-    (0..tiles).rev().flat_map(move |tile| {
-        let first_row = tile * row_tile::ROWS;
-        (0..shape.kv_heads).map(move |kv_head| Task { item: index, kv_head, first_row })
-    })
 }

@@ -6,6 +6,7 @@ mod executor;
 mod exp2;
 mod partial;
 mod shape;
+mod simd;
 mod tile;
 mod work;
 

@@ -1,9 +1,10 @@
 //! Partial results of attention and their merge: the one place where two partials become one.
 
-use pulp::{Arch, Simd, WithSimd};
+use longshore_compute::InstructionSet;
 
 use crate::Error;
 use crate::exp2::exp2;
+use crate::simd::{Kernel, Simd, dispatch};
 
 /// Attention of some rows over some keys: per (row, query head) the running maximum `m` (base 2), the sum `l` and the
 /// un-normalised output `o`. The empty key set is (−∞, 0, 0), the identity of [`Partials::merge`].
@@ -94,7 +95,7 @@ impl Partials {
             );
             return Err(Error::Invalid { field: "partials", problem });
         }
-        Arch::new().dispatch(Merge { earlier: self, later: other });
+        dispatch(InstructionSet::detect(), Merge { earlier: self, later: other });
         Ok(())
     }
 
@@ -166,12 +167,17 @@ impl Partials {
         (self.m[index], self.l[index], &self.o[index * self.head_dim..][..self.head_dim])
     }
 
-    /// Sets one row and query head; `o` may be longer than the head (padding).
-    pub(crate) fn set_row(&mut self, row: usize, head: usize, m: f32, l: f32, o: &[f32]) {
-        let index = row * self.heads + head;
-        (self.m[index], self.l[index]) = (m, l);
-        self.o[index * self.head_dim..][..self.head_dim].copy_from_slice(&o[..self.head_dim]);
+    /// All `m` and `l` `[rows, heads]` and `o` `[rows, heads, head_dim]`.
+    pub(crate) fn parts_mut(&mut self) -> Parts<'_> {
+        Parts { m: &mut self.m, l: &mut self.l, o: &mut self.o }
     }
+}
+
+/// The contents of [`Partials`].
+pub(crate) struct Parts<'a> {
+    pub(crate) m: &'a mut [f32],
+    pub(crate) l: &'a mut [f32],
+    pub(crate) o: &'a mut [f32],
 }
 
 /// The merge of all rows, compiled once per instruction set.
@@ -180,11 +186,11 @@ struct Merge<'a> {
     later: &'a Partials,
 }
 
-impl WithSimd for Merge<'_> {
+impl Kernel for Merge<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) {
+    fn run<S: Simd>(self, _: S) {
         let Self { earlier, later } = self;
         let dim = earlier.head_dim;
         for row in 0..earlier.m.len() {

@@ -7,8 +7,8 @@ pub(crate) const LANES: usize = 16;
 
 /// Layout id of the CPU tile. Heads lie one after the other, in order; each head is its K, then its V:
 /// K transposed in 16-key panels `[block / 16][head_dim][16]`, V in 16-column panels
-/// `[ceil(head_dim / 16)][block][16]` (columns past `head_dim` are zero). Elements are little-endian, without gaps
-/// between panels or heads.
+/// `[ceil(head_dim / 16)][block][16]` (columns past `head_dim` are zero), then, in int8 tiles, the f32 scales of K
+/// `[block]` and of V `[block]`. Everything is little-endian, without gaps between panels or heads.
 pub const LAYOUT_CPU_PANELS: u32 = 1;
 
 /// Element type of K and V in a tile.
@@ -16,16 +16,32 @@ pub const LAYOUT_CPU_PANELS: u32 = 1;
 pub enum KvDtype {
     /// 4 bytes.
     F32,
-    /// 2 bytes.
+    /// 2 bytes: 5 of exponent, 10 of mantissa.
     F16,
+    /// 2 bytes: 8 of exponent, 7 of mantissa.
+    Bf16,
+    /// 1 byte, from −127 to 127, times an f32 scale per token and KV head, one for K and one for V.
+    Int8,
 }
 
 impl KvDtype {
-    /// Bytes of one element.
+    /// All of them, the widest first.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Int8];
+
+    /// Bytes of one element, without its share of a scale.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+
+    /// Bytes of the scales of one token and KV head, K and V together.
+    pub fn scale_bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 0,
+            Self::Int8 => 2 * size_of::<f32>(),
         }
     }
 
@@ -34,6 +50,8 @@ impl KvDtype {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
     }
 }
@@ -107,8 +125,14 @@ impl TileShape {
         self.block_tokens * self.head_dim.next_multiple_of(LANES)
     }
 
+    /// Bytes of one head: K, V and, where the type has them, scales.
+    pub fn head_bytes(&self) -> usize {
+        let elements = self.k_head_elements() + self.v_head_elements();
+        elements * self.dtype.bytes() + self.block_tokens * self.dtype.scale_bytes()
+    }
+
     /// Bytes of the whole body.
     pub fn bytes(&self) -> usize {
-        self.kv_heads * (self.k_head_elements() + self.v_head_elements()) * self.dtype.bytes()
+        self.kv_heads * self.head_bytes()
     }
 }

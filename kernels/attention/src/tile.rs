@@ -1,12 +1,17 @@
 //! K and V of one block in one layer: owns the bytes and where each element lies; never computes with them.
 
+mod element;
+
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
+use half::{bf16, f16};
 
 use crate::shape::LANES;
+use crate::simd::Lane;
 use crate::{Error, KvDtype, TileShape};
+
+pub(crate) use element::Element;
 
 #[cfg(target_endian = "big")]
 compile_error!("tiles travel as little-endian bytes and are read in place");
@@ -14,10 +19,7 @@ compile_error!("tiles travel as little-endian bytes and are read in place");
 /// 64 bytes on a cache-line boundary: what gives a tile its alignment.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
-
-/// 16 keys of one element of K, or 16 columns of one row of V.
-pub(crate) type Lane = [f32; LANES];
+pub(crate) struct Line([u8; 64]);
 
 /// K and V of one block in one layer, in the CPU layout ([`crate::LAYOUT_CPU_PANELS`]), 64-byte aligned. Elements never
 /// written are zero.
@@ -27,10 +29,17 @@ pub struct Tile {
     lines: Vec<Line>,
 }
 
-/// Room for the f32 copy of one head of a 2-byte tile.
-#[derive(Debug, Default)]
-pub(crate) struct Widened {
-    lanes: Vec<Lane>,
+/// K and V of one head, as they are stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Head<'a, E> {
+    /// `[block / 16][head_dim]` lanes.
+    pub(crate) k: &'a [[E; LANES]],
+    /// `[ceil(head_dim / 16)][block]` lanes.
+    pub(crate) v: &'a [[E; LANES]],
+    /// Scales of the keys, 16 a lane; empty where elements have none.
+    pub(crate) k_scales: &'a [Lane],
+    /// Scales of the values, 16 a lane; empty where elements have none.
+    pub(crate) v_scales: &'a [Lane],
 }
 
 impl Tile {
@@ -51,7 +60,7 @@ impl Tile {
             ));
         }
         let mut tile = Self::zeroed(shape);
-        bytemuck::cast_slice_mut::<Line, u8>(&mut tile.lines)[..body.len()].copy_from_slice(body);
+        tile.bytes_mut().copy_from_slice(body);
         Ok(tile)
     }
 
@@ -60,13 +69,32 @@ impl Tile {
         &bytemuck::cast_slice::<Line, u8>(&self.lines)[..self.shape.bytes()]
     }
 
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut::<Line, u8>(&mut self.lines)[..self.shape.bytes()]
+    }
+
     /// Shape.
     pub fn shape(&self) -> TileShape {
         self.shape
     }
 
+    /// Whether every element and scale is a number, neither infinite nor NaN; scales must not be negative either.
+    pub fn is_finite(&self) -> bool {
+        (0..self.shape.kv_heads).all(|head| match self.shape.dtype {
+            KvDtype::F32 => self.head::<f32>(head).is_finite(),
+            KvDtype::F16 => self.head::<f16>(head).is_finite(),
+            KvDtype::Bf16 => self.head::<bf16>(head).is_finite(),
+            KvDtype::Int8 => self.head::<i8>(head).is_finite(),
+        })
+    }
+
     /// Writes keys and values of consecutive tokens, f32 `[n, kv_heads, head_dim]` each, from token `offset` of the block
-    /// on. An f16 tile rounds to nearest even; values beyond its range become infinite.
+    /// on.
+    ///
+    /// f16 and bf16 round to nearest even; what is beyond the range becomes the largest finite number, and NaN stays NaN.
+    /// int8 stores a token's head under the scale `max|x| / 127` (f32), each element as `x / scale` rounded to the nearest
+    /// even integer; a head of zeros, or so small that the scale vanishes, has scale 0; one with NaN has scale NaN, which
+    /// makes it NaN throughout; infinities count as the largest finite f32.
     pub fn write(&mut self, offset: usize, keys: &[f32], values: &[f32]) -> Result<(), Error> {
         let row = self.shape.kv_heads * self.shape.head_dim;
         if keys.is_empty() || !keys.len().is_multiple_of(row) {
@@ -86,14 +114,35 @@ impl Tile {
                 format!("is {offset}, {tokens} tokens end beyond the block of {block}"),
             ));
         }
-        for (token, (keys, values)) in keys.chunks_exact(row).zip(values.chunks_exact(row)).enumerate() {
-            for (index, (&key, &value)) in keys.iter().zip(values).enumerate() {
-                let (k, v) = self.shape.element(offset + token, index);
-                self.set(k, key);
-                self.set(v, value);
-            }
+        match self.shape.dtype {
+            KvDtype::F32 => self.write_as::<f32>(offset, keys, values),
+            KvDtype::F16 => self.write_as::<f16>(offset, keys, values),
+            KvDtype::Bf16 => self.write_as::<bf16>(offset, keys, values),
+            KvDtype::Int8 => self.write_as::<i8>(offset, keys, values),
         }
         Ok(())
+    }
+
+    fn write_as<E: Element>(&mut self, offset: usize, keys: &[f32], values: &[f32]) {
+        let shape = self.shape;
+        let (dim, heads, parts) = (shape.head_dim, shape.kv_heads, shape.parts());
+        let mut stored = vec![E::zeroed(); dim];
+        for (index, (keys, values)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
+            let (token, head) = (offset + index / heads, index % heads);
+            let bytes = &mut self.bytes_mut()[head * shape.head_bytes()..][..shape.head_bytes()];
+            let scale = E::narrow(keys, &mut stored);
+            write_scale::<E>(&mut bytes[parts.k_scales.clone()], token, scale);
+            let k = bytemuck::cast_slice_mut::<u8, E>(&mut bytes[parts.k.clone()]);
+            for (to, &from) in k[k_place(dim, token, 0)..].iter_mut().step_by(LANES).zip(&stored) {
+                *to = from;
+            }
+            let scale = E::narrow(values, &mut stored);
+            write_scale::<E>(&mut bytes[parts.v_scales.clone()], token, scale);
+            let v = bytemuck::cast_slice_mut::<u8, E>(&mut bytes[parts.v.clone()]);
+            for (panel, from) in stored.chunks(LANES).enumerate() {
+                v[v_place(shape.block_tokens, token, panel * LANES)..][..from.len()].copy_from_slice(from);
+            }
+        }
     }
 
     /// Reads one token back as (key, value), f32 `[kv_heads, head_dim]` each.
@@ -104,96 +153,83 @@ impl Tile {
                 format!("is {offset}, the block has {} tokens", self.shape.block_tokens),
             ));
         }
-        let places = (0..self.shape.kv_heads * self.shape.head_dim).map(|i| self.shape.element(offset, i));
-        Ok(places.map(|(k, v)| (self.get(k), self.get(v))).unzip())
+        Ok(match self.shape.dtype {
+            KvDtype::F32 => self.read_as::<f32>(offset),
+            KvDtype::F16 => self.read_as::<f16>(offset),
+            KvDtype::Bf16 => self.read_as::<bf16>(offset),
+            KvDtype::Int8 => self.read_as::<i8>(offset),
+        })
     }
 
-    /// Key and value of one token and head: calls `each(element, key, value)` for every element of the head.
-    pub(crate) fn read_head(&self, offset: usize, kv_head: usize, mut each: impl FnMut(usize, f32, f32)) {
-        let dim = self.shape.head_dim;
-        for element in 0..dim {
-            let (k, v) = self.shape.element(offset, kv_head * dim + element);
-            each(element, self.get(k), self.get(v));
-        }
+    fn read_as<E: Element>(&self, token: usize) -> (Vec<f32>, Vec<f32>) {
+        let (dim, block) = (self.shape.head_dim, self.shape.block_tokens);
+        let all = (0..self.shape.kv_heads).flat_map(|head| (0..dim).map(move |element| (head, element)));
+        all.map(|(head, element)| {
+            let head = self.head::<E>(head);
+            let scale = |scales: &[Lane]| scales.as_flattened().get(token).copied().unwrap_or(1.0);
+            let k = head.k.as_flattened()[k_place(dim, token, element)].widen();
+            let v = head.v.as_flattened()[v_place(block, token, element)].widen();
+            (k * scale(head.k_scales), v * scale(head.v_scales))
+        })
+        .unzip()
     }
 
-    /// K panels and V panels of one head as f32: in place, or widened into `room`.
+    /// One head; `E` must be the element type of the tile.
     #[inline(always)]
-    pub(crate) fn head<'a>(&'a self, kv_head: usize, room: &'a mut Widened) -> (&'a [Lane], &'a [Lane]) {
-        let range = self.shape.head_range(kv_head);
-        let lanes = match self.shape.dtype {
-            KvDtype::F32 => self.elements::<f32>()[range].as_chunks().0,
-            KvDtype::F16 => {
-                room.lanes.resize(range.len() / LANES, [0.0; LANES]);
-                for (wide, &narrow) in
-                    room.lanes.as_flattened_mut().iter_mut().zip(&self.elements::<u16>()[range])
-                {
-                    *wide = widen(narrow);
-                }
-                &room.lanes
-            }
-        };
-        lanes.split_at(self.shape.k_head_elements() / LANES)
-    }
-
-    fn elements<T: Pod>(&self) -> &[T] {
-        bytemuck::cast_slice(&self.lines)
-    }
-
-    fn get(&self, index: usize) -> f32 {
-        match self.shape.dtype {
-            KvDtype::F32 => self.elements::<f32>()[index],
-            KvDtype::F16 => self.elements::<f16>()[index].to_f32(),
+    pub(crate) fn head<E: Element>(&self, kv_head: usize) -> Head<'_, E> {
+        assert_eq!(E::DTYPE, self.shape.dtype, "read as what it is");
+        let (parts, size) = (self.shape.parts(), self.shape.head_bytes());
+        let bytes = &self.as_bytes()[kv_head * size..][..size];
+        Head {
+            k: bytemuck::cast_slice(&bytes[parts.k]),
+            v: bytemuck::cast_slice(&bytes[parts.v]),
+            k_scales: bytemuck::cast_slice(&bytes[parts.k_scales]),
+            v_scales: bytemuck::cast_slice(&bytes[parts.v_scales]),
         }
     }
+}
 
-    fn set(&mut self, index: usize, value: f32) {
-        match self.shape.dtype {
-            KvDtype::F32 => bytemuck::cast_slice_mut::<Line, f32>(&mut self.lines)[index] = value,
-            KvDtype::F16 => {
-                bytemuck::cast_slice_mut::<Line, f16>(&mut self.lines)[index] = f16::from_f32(value)
-            }
-        }
+impl<E: Element> Head<'_, E> {
+    fn is_finite(&self) -> bool {
+        let lanes = [self.k, self.v];
+        let scales = [self.k_scales, self.v_scales];
+        lanes.iter().all(|lanes| lanes.iter().flatten().all(|x| x.widen().is_finite()))
+            && scales.iter().all(|lanes| lanes.iter().flatten().all(|x| x.is_finite() && *x >= 0.0))
     }
+}
+
+/// Where the parts of a head lie, in bytes from its start.
+struct Parts {
+    k: Range<usize>,
+    v: Range<usize>,
+    k_scales: Range<usize>,
+    v_scales: Range<usize>,
 }
 
 impl TileShape {
-    /// Where a head lies in the body, in elements.
-    fn head_range(&self, kv_head: usize) -> Range<usize> {
-        let size = self.k_head_elements() + self.v_head_elements();
-        kv_head * size..(kv_head + 1) * size
-    }
-
-    /// Where element `index` of `[kv_heads, head_dim]` of a token lies: (in K, in V), in elements from the body's start.
-    fn element(&self, token: usize, index: usize) -> (usize, usize) {
-        let (head, element) = (index / self.head_dim, index % self.head_dim);
-        let start = self.head_range(head).start;
-        let (k, v) = (k_place(self.head_dim, token, element), v_place(self.block_tokens, token, element));
-        (start + k, start + self.k_head_elements() + v)
+    #[inline(always)]
+    fn parts(&self) -> Parts {
+        let k = self.k_head_elements() * self.dtype.bytes();
+        let v = k + self.v_head_elements() * self.dtype.bytes();
+        let scales = v + self.block_tokens * self.dtype.scale_bytes() / 2;
+        Parts { k: 0..k, v: k..v, k_scales: v..scales, v_scales: scales..self.head_bytes() }
     }
 }
 
-/// The f32 of an f16's bits, exactly; in operations that the compiler can do on a whole vector at once.
-#[inline(always)]
-fn widen(narrow: u16) -> f32 {
-    /// Difference of the exponents' biases, as a power of two.
-    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
-    const INFINITY: u32 = 0x7c00;
-
-    let narrow = u32::from(narrow);
-    let magnitude = narrow & 0x7fff;
-    let finite = f32::from_bits(magnitude << 13) * REBIAS;
-    let special = f32::from_bits((magnitude << 13) | f32::INFINITY.to_bits());
-    let wide = if magnitude >= INFINITY { special } else { finite };
-    f32::from_bits(wide.to_bits() | (narrow & 0x8000) << 16)
+fn write_scale<E: Element>(scales: &mut [u8], token: usize, scale: f32) {
+    if E::SCALED {
+        bytemuck::cast_slice_mut::<u8, f32>(scales)[token] = scale;
+    }
 }
 
 /// Place of a key's element in the K panels of a head: `[token / 16][element][token % 16]`.
+#[inline(always)]
 pub(crate) fn k_place(head_dim: usize, token: usize, element: usize) -> usize {
     (token / LANES * head_dim + element) * LANES + token % LANES
 }
 
 /// Place of a value's element in the V panels of a head: `[element / 16][token][element % 16]`.
+#[inline(always)]
 pub(crate) fn v_place(block_tokens: usize, token: usize, element: usize) -> usize {
     (element / LANES * block_tokens + token) * LANES + element % LANES
 }

@@ -45,7 +45,7 @@ pub struct Column {
     pub position: u64,
 }
 
-/// A summary pseudo-token: mean key and value of `weight` keys; contributes `t + log2(weight)`. Visible to all rows.
+/// A summary pseudo-token: mean key and value of `weight` keys; contributes `t + log2(weight) + bias`. Visible to all rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SummaryKey {
     /// KV head that it belongs to.
@@ -56,6 +56,8 @@ pub struct SummaryKey {
     pub value: Vec<f32>,
     /// Number of keys that it stands for, > 0.
     pub weight: f32,
+    /// Added to its logit, in base 2; normally 0.
+    pub bias: f32,
 }
 
 /// What an attention call visits. Order is part of the contract: partials are folded block by block in list order, then
@@ -66,6 +68,8 @@ pub struct WorkList {
     pub exact: Vec<ExactBlock>,
     /// Gathered keys.
     pub columns: Vec<Column>,
+    /// Added to the logit of each column, in base 2 (log2 of what the key counts for); empty: nothing.
+    pub column_bias: Vec<f32>,
     /// Pseudo-tokens.
     pub summaries: Vec<SummaryKey>,
 }

@@ -14,6 +14,10 @@ pub enum Dtype {
     F32,
     /// 2 bytes.
     F16,
+    /// 2 bytes.
+    Bf16,
+    /// 1 byte, without its share of a scale.
+    Int8,
 }
 
 /// A dense row-major tensor whose length matched its shape and whose bytes matched their checksum.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use longshore_attention::{KvDtype, Tile};
+use longshore_attention::Tile;
 use longshore_blocks::{
     BlockKey, crc32c,
     pool::{Admission, Page, Put, WriterId},
@@ -198,7 +198,7 @@ impl Session {
             return Err(Refusal::corrupt(format!("layer {} does not match its checksum", message.layer)));
         }
         // The executor passes over keys that are no numbers, which would be a wrong answer and not an error.
-        if !is_finite(&tile) {
+        if !tile.is_finite() {
             let problem = "holds a value that is no finite number; hint: use f32 KV if the model exceeds f16";
             return Err(Refusal::corrupt(format!("layer {} {problem}", message.layer)));
         }
@@ -220,21 +220,6 @@ impl Drop for Session {
     }
 }
 
-/// Whether every element is a finite number: its exponent is not all ones.
-fn is_finite(tile: &Tile) -> bool {
-    let body = tile.as_bytes();
-    match tile.shape().dtype {
-        KvDtype::F16 => {
-            let (elements, _) = body.as_chunks::<2>();
-            !elements.iter().any(|bytes| u16::from_le_bytes(*bytes) & 0x7c00 == 0x7c00)
-        }
-        KvDtype::F32 => {
-            let (elements, _) = body.as_chunks::<4>();
-            !elements.iter().any(|bytes| u32::from_le_bytes(*bytes) & 0x7f80_0000 == 0x7f80_0000)
-        }
-    }
-}
-
 /// The same tile twice is harmless, another one in its place is not.
 fn repeated(message: &TileMessage, first: u32) -> Result<Option<PutOutcome>, Refusal> {
     if first == message.crc32c {
@@ -249,32 +234,4 @@ fn refusal(error: &longshore_blocks::Error) -> Refusal {
         _ => PutOutcome::Corrupt,
     };
     Refusal { outcome, message: error.to_string() }
-}
-
-#[cfg(test)]
-mod tests {
-    use longshore_attention::TileShape;
-
-    use super::*;
-
-    #[test]
-    fn one_element_without_number_is_found_wherever_it_is() {
-        for dtype in [KvDtype::F16, KvDtype::F32] {
-            let shape = TileShape { block_tokens: 16, kv_heads: 1, head_dim: 3, dtype };
-            let values = vec![-65_504.0; 48];
-            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                for at in [0, 17, 47] {
-                    let mut tile = Tile::zeroed(shape);
-                    tile.write(0, &values, &values).unwrap();
-                    assert!(is_finite(&tile));
-                    let mut broken = values.clone();
-                    broken[at] = bad;
-                    tile.write(0, &values, &broken).unwrap();
-                    assert!(!is_finite(&tile), "{bad} at {at} of V in {dtype:?}");
-                    tile.write(0, &broken, &values).unwrap();
-                    assert!(!is_finite(&tile), "{bad} at {at} of K in {dtype:?}");
-                }
-            }
-        }
-    }
 }

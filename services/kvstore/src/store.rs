@@ -92,7 +92,7 @@ impl Store {
             pool: Mutex::new(pool),
             started: Instant::now(),
             compute: Arc::clone(compute),
-            executor: CpuExecutor,
+            executor: CpuExecutor::new(Arc::clone(compute)),
             metrics,
         })
     }
@@ -145,6 +145,8 @@ impl Store {
         let own_dtype = match own.dtype {
             KvDtype::F32 => Dtype::F32,
             KvDtype::F16 => Dtype::F16,
+            KvDtype::Bf16 => Dtype::Bf16,
+            KvDtype::Int8 => Dtype::Int8,
         };
         let fields = [
             ("shape.block_tokens", u64::from(shape.block_tokens), own.block_tokens as u64),

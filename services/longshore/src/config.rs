@@ -50,7 +50,7 @@ pub(crate) struct ModelConfig {
     pub(crate) reference: String,
     /// Name that clients ask for; empty: follows from the reference.
     pub(crate) name: String,
-    /// Element type of the KV cache: `f16` or `f32`.
+    /// Element type of the KV cache: `f32`, `f16`, `bf16` or `int8`.
     pub(crate) kv_dtype: String,
     /// Arithmetic of the linear layers: `int8` (weights of quantised files times activations rounded to 8 bits), `f32`, or
     /// `auto`: `int8` where the file is quantised.
@@ -126,7 +126,7 @@ const LINEAR: [&str; 3] = ["auto", "int8", "f32"];
 impl ModelConfig {
     /// Element type of the KV cache.
     pub(crate) fn dtype(&self) -> Option<KvDtype> {
-        [KvDtype::F16, KvDtype::F32].into_iter().find(|dtype| dtype.name() == self.kv_dtype)
+        KvDtype::ALL.into_iter().find(|dtype| dtype.name() == self.kv_dtype)
     }
 }
 
@@ -154,7 +154,7 @@ impl Validate for ModelConfig {
             faults.push(Fault::new(
                 path,
                 "kv_dtype",
-                format!("is `{}`, must be `f16` or `f32`", self.kv_dtype),
+                format!("is `{}`, must be `f32`, `f16`, `bf16` or `int8`", self.kv_dtype),
             ));
         }
         if !LINEAR.contains(&self.linear.as_str()) {

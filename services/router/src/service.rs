@@ -265,6 +265,8 @@ fn block_bytes(shape: &WireTileShape) -> u64 {
     let dtype = match shape.dtype {
         Dtype::F32 => KvDtype::F32,
         Dtype::F16 => KvDtype::F16,
+        Dtype::Bf16 => KvDtype::Bf16,
+        Dtype::Int8 => KvDtype::Int8,
     };
     let tile = TileShape {
         block_tokens: shape.block_tokens as usize,

@@ -1,7 +1,10 @@
 //! The blocks that a work list is made of: keys, values and who sees them, in the form that the microkernel reads.
 
+use bytemuck::Zeroable;
+
 use crate::shape::LANES;
-use crate::tile::{Lane, Tile, Widened, k_place, v_place};
+use crate::simd::Lane;
+use crate::tile::{Element, Head, Line, Tile, k_place, v_place};
 use crate::{Column, ExactBlock, SummaryKey, TileShape};
 
 use super::PagedKv;
@@ -56,90 +59,128 @@ impl Visibility<'_> {
 
 /// Some keys of one KV head.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Block<'a> {
-    /// K panels, `[.. / 16][head_dim]` lanes.
-    pub(super) k: &'a [Lane],
-    /// V panels, `[ceil(head_dim / 16)][v_stride]` lanes.
-    pub(super) v: &'a [Lane],
+pub(super) struct Block<'a, E> {
+    /// K, V and scales.
+    pub(super) head: Head<'a, E>,
     /// Lanes of a V panel.
     pub(super) v_stride: usize,
-    /// Added to each key's logit; empty means 0.
-    pub(super) bias: &'a [f32],
+    /// Added to the logits of 16 keys each; empty means 0.
+    pub(super) bias: &'a [Lane],
     /// Keys, at most [`MAX_KEYS`].
     pub(super) keys: usize,
     /// Who sees them.
     pub(super) visibility: Visibility<'a>,
+    /// How far from this block the next one lies, in bytes, so that it can be asked for; 0: nowhere.
+    pub(super) ahead: isize,
 }
 
-impl<'a> Block<'a> {
-    /// The keys of a tile, in place or widened into `room`.
-    pub(super) fn exact(block: &ExactBlock, tile: &'a Tile, kv_head: usize, room: &'a mut Widened) -> Self {
-        let (k, v) = tile.head(kv_head, room);
+impl<'a, E: Element> Block<'a, E> {
+    /// The keys of a tile, in place.
+    #[inline(always)]
+    pub(super) fn exact(block: &ExactBlock, tile: &'a Tile, kv_head: usize, next: Option<&Tile>) -> Self {
+        let head = tile.head::<E>(kv_head);
+        let start = head.k.as_ptr().addr();
+        let ahead = next.map_or(0, |next| next.head::<E>(kv_head).k.as_ptr().addr().wrapping_sub(start));
         Self {
-            k,
-            v,
+            head,
             v_stride: tile.shape().block_tokens,
             bias: &[],
             keys: block.len as usize,
             visibility: Visibility::From(block.first_position),
+            ahead: ahead.cast_signed(),
         }
     }
 }
 
-/// A block that is put together from keys of several places.
+/// Room for blocks that are put together from keys of several places.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
-    k: Vec<Lane>,
-    v: Vec<Lane>,
-    bias: Vec<f32>,
+    k: Vec<Line>,
+    v: Vec<Line>,
+    k_scales: Vec<Lane>,
+    v_scales: Vec<Lane>,
+    bias: Vec<Lane>,
 }
 
 impl Gathered {
-    /// Gathers columns, at most `block_tokens` of them.
-    pub(super) fn columns<'a>(
+    /// Gathers columns, at most `block_tokens` of them, as they are stored. `bias` is empty or theirs.
+    pub(super) fn columns<'a, E: Element>(
         &'a mut self,
         kv: &dyn PagedKv,
         kv_head: usize,
         columns: &'a [Column],
-    ) -> Block<'a> {
+        bias: &[f32],
+    ) -> Block<'a, E> {
         let shape = kv.shape();
-        self.clear(&shape);
+        let (dim, tokens) = (shape.head_dim, shape.block_tokens);
+        self.clear::<E>(&shape);
         for (key, column) in columns.iter().enumerate() {
-            let tile = kv.tile(column.tile as usize);
-            tile.read_head(column.offset as usize, kv_head, |element, k, v| {
-                self.set(&shape, key, element, k, v)
-            });
+            let from = kv.tile(column.tile as usize).head::<E>(kv_head);
+            let offset = column.offset as usize;
+            for element in 0..dim {
+                let k = from.k.as_flattened()[k_place(dim, offset, element)];
+                let v = from.v.as_flattened()[v_place(tokens, offset, element)];
+                self.set(&shape, key, element, k, v);
+            }
+            if E::SCALED {
+                self.k_scales.as_flattened_mut()[key] = from.k_scales.as_flattened()[offset];
+                self.v_scales.as_flattened_mut()[key] = from.v_scales.as_flattened()[offset];
+            }
         }
+        self.bias.resize(bias.len().div_ceil(LANES), [0.0; LANES]);
+        self.bias.as_flattened_mut()[..bias.len()].copy_from_slice(bias);
         self.block(&shape, columns.len(), Visibility::At(columns))
     }
 
     /// Gathers summaries of one KV head, at most `block_tokens` of them.
-    pub(super) fn summaries(&mut self, shape: &TileShape, summaries: &[&SummaryKey]) -> Block<'_> {
-        self.clear(shape);
-        self.bias.resize(shape.block_tokens, 0.0);
+    pub(super) fn summaries(&mut self, shape: &TileShape, summaries: &[&SummaryKey]) -> Block<'_, f32> {
+        self.clear::<f32>(shape);
+        self.bias.resize(shape.block_tokens / LANES, [0.0; LANES]);
         for (key, summary) in summaries.iter().enumerate() {
             for (element, (&k, &v)) in summary.key.iter().zip(&summary.value).enumerate() {
                 self.set(shape, key, element, k, v);
             }
-            self.bias[key] = f64::from(summary.weight).log2() as f32;
+            let bias = f64::from(summary.weight).log2() + f64::from(summary.bias);
+            self.bias.as_flattened_mut()[key] = bias as f32;
         }
         self.block(shape, summaries.len(), Visibility::All)
     }
 
-    fn clear(&mut self, shape: &TileShape) {
-        self.k.clear();
-        self.k.resize(shape.k_head_elements() / LANES, [0.0; LANES]);
-        self.v.clear();
-        self.v.resize(shape.v_head_elements() / LANES, [0.0; LANES]);
+    fn clear<E: Element>(&mut self, shape: &TileShape) {
+        let lines = |elements: usize| (elements * size_of::<E>()).div_ceil(size_of::<Line>());
+        let scales = if E::SCALED { shape.block_tokens / LANES } else { 0 };
+        refill(&mut self.k, lines(shape.k_head_elements()), Line::zeroed());
+        refill(&mut self.v, lines(shape.v_head_elements()), Line::zeroed());
+        refill(&mut self.k_scales, scales, [0.0; LANES]);
+        refill(&mut self.v_scales, scales, [0.0; LANES]);
         self.bias.clear();
     }
 
-    fn set(&mut self, shape: &TileShape, key: usize, element: usize, k: f32, v: f32) {
-        self.k.as_flattened_mut()[k_place(shape.head_dim, key, element)] = k;
-        self.v.as_flattened_mut()[v_place(shape.block_tokens, key, element)] = v;
+    fn set<E: Element>(&mut self, shape: &TileShape, key: usize, element: usize, k: E, v: E) {
+        bytemuck::cast_slice_mut(&mut self.k)[k_place(shape.head_dim, key, element)] = k;
+        bytemuck::cast_slice_mut(&mut self.v)[v_place(shape.block_tokens, key, element)] = v;
     }
 
-    fn block<'a>(&'a self, shape: &TileShape, keys: usize, visibility: Visibility<'a>) -> Block<'a> {
-        Block { k: &self.k, v: &self.v, v_stride: shape.block_tokens, bias: &self.bias, keys, visibility }
+    fn block<'a, E: Element>(
+        &'a self,
+        shape: &TileShape,
+        keys: usize,
+        visibility: Visibility<'a>,
+    ) -> Block<'a, E> {
+        // Lines may end beyond the last lane.
+        let (k, v) = (bytemuck::cast_slice(&self.k), bytemuck::cast_slice(&self.v));
+        let head = Head {
+            k: &k[..shape.k_head_elements() / LANES],
+            v: &v[..shape.v_head_elements() / LANES],
+            k_scales: &self.k_scales,
+            v_scales: &self.v_scales,
+        };
+        let v_stride = shape.block_tokens;
+        Block { head, v_stride, bias: &self.bias, keys, visibility, ahead: 0 }
     }
+}
+
+fn refill<T: Copy>(room: &mut Vec<T>, len: usize, value: T) {
+    room.clear();
+    room.resize(len, value);
 }

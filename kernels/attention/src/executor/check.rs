@@ -47,7 +47,7 @@ fn check_queries(queries: &Queries<'_>, tile: &TileShape) -> Result<(), Error> {
 }
 
 fn check_tiles(item: &AttendItem<'_>, shape: &TileShape) -> Result<(), Error> {
-    let WorkList { exact, columns, .. } = item.work;
+    let WorkList { exact, columns, column_bias, .. } = item.work;
     for &ExactBlock { tile, first_position, len } in exact {
         check_tile(item, shape, "exact", tile)?;
         if len == 0 || len as usize > shape.block_tokens {
@@ -67,7 +67,14 @@ fn check_tiles(item: &AttendItem<'_>, shape: &TileShape) -> Result<(), Error> {
             return invalid("columns", problem);
         }
     }
-    Ok(())
+    if !column_bias.is_empty() && column_bias.len() != columns.len() {
+        let problem = format!("has {} elements, there are {} columns", column_bias.len(), columns.len());
+        return invalid("column_bias", problem);
+    }
+    match column_bias.iter().find(|bias| !bias.is_finite()) {
+        Some(bias) => invalid("column_bias", format!("is {bias} for some column, must be finite")),
+        None => Ok(()),
+    }
 }
 
 fn check_tile(item: &AttendItem<'_>, shape: &TileShape, field: &'static str, tile: u32) -> Result<(), Error> {
@@ -96,6 +103,10 @@ fn check_summaries(summaries: &[SummaryKey], shape: &TileShape) -> Result<(), Er
         }
         if !summary.weight.is_finite() || summary.weight <= 0.0 {
             let problem = format!("has weight {} at {index}, must be positive and finite", summary.weight);
+            return invalid("summaries", problem);
+        }
+        if !summary.bias.is_finite() {
+            let problem = format!("has bias {} at {index}, must be finite", summary.bias);
             return invalid("summaries", problem);
         }
     }

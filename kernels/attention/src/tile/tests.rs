@@ -4,7 +4,8 @@ use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Tile, Widened, widen};
+use super::Tile;
+use crate::simd::widen;
 use crate::{KvDtype, TileShape};
 
 fn shape(block_tokens: usize, kv_heads: usize, head_dim: usize, dtype: KvDtype) -> TileShape {
@@ -65,13 +66,8 @@ fn f16_rounds_to_nearest_and_widens_exactly() {
     let mut tile = Tile::zeroed(shape(16, 1, 4, KvDtype::F16));
     let written = [1.0 + 1.0 / 2048.0, 65504.0, -1e9, 1e-9];
     tile.write(0, &written, &written).unwrap();
-    let expected = [1.0, 65504.0, f32::NEG_INFINITY, 0.0];
+    let expected = [1.0, 65504.0, -65504.0, 0.0];
     assert_eq!(tile.read(0).unwrap().0, expected);
-    let mut room = Widened::default();
-    let (k, v) = tile.head(0, &mut room);
-    assert_eq!([k[0][0], k[1][0], k[2][0], k[3][0]], expected);
-    assert_eq!(v[0][..4], expected);
-    assert_eq!((k.len(), v.len()), (4, 16));
 }
 
 #[test]
@@ -113,4 +109,28 @@ fn wrong_bodies_and_places_are_refused() {
     }
     assert!(tile.read(16).is_err() && tile.read(usize::MAX).is_err());
     assert!(tile.as_bytes().iter().all(|&b| b == 0));
+}
+
+/// Writing keeps infinities out; whoever sends bodies may not.
+#[test]
+fn one_element_without_number_is_found_wherever_it_is() {
+    for dtype in KvDtype::ALL {
+        let shape = shape(16, 2, 3, dtype);
+        let mut tile = Tile::zeroed(shape);
+        let row = [-65_504.0, 1.0, 0.0, 3e-5, 0.5, 2.0];
+        (0..16).for_each(|token| tile.write(token, &row, &row).unwrap());
+        assert!(tile.is_finite());
+        let (body, size) = (tile.as_bytes().to_vec(), dtype.bytes());
+        let (bad, places): (&[u8], _) = match dtype {
+            KvDtype::F32 => (&[0, 0, 0x80, 0x7f], [0, 17, 2 * 304 - 1].map(|at| at * size)),
+            KvDtype::F16 => (&[0, 0xfc], [0, 17, 2 * 304 - 1].map(|at| at * size)),
+            KvDtype::Bf16 => (&[0x81, 0xff], [0, 17, 2 * 304 - 1].map(|at| at * size)),
+            KvDtype::Int8 => (&[0, 0, 0x80, 0xbf], [304, 304 + 17 * 4, 2 * 432 - 4]),
+        };
+        for place in places {
+            let mut broken = body.clone();
+            broken[place..place + bad.len()].copy_from_slice(bad);
+            assert!(!Tile::from_bytes(shape, &broken).unwrap().is_finite(), "{dtype:?} at {place}");
+        }
+    }
 }

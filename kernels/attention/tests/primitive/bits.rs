@@ -1,9 +1,9 @@
 //! The canonical arithmetic: what may not change a single bit.
 
 use longshore_attention::{AttendItem, CpuExecutor, Executor, HeadShape, KvDtype, Partials, Tile, WorkList};
+use longshore_compute::{ComputePool, PoolOptions};
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
-use rayon::ThreadPoolBuilder;
 
 use crate::case::{Case, Plan, attend, bits, generator};
 
@@ -16,7 +16,7 @@ fn plan(rng: &mut ChaCha8Rng) -> Plan {
             head_dim: [7, 64, 80][rng.random_range(0..3)],
         },
         block_tokens: [16, 64][rng.random_range(0..2)],
-        dtype: if rng.random_bool(0.5) { KvDtype::F16 } else { KvDtype::F32 },
+        dtype: KvDtype::ALL[rng.random_range(0..4)],
         prefix: rng.random_range(0..200),
         rows: rng.random_range(2..80),
         size: [0.1, 1.0, 30.0][rng.random_range(0..3)],
@@ -58,8 +58,8 @@ fn rows_do_not_depend_on_items_or_threads() {
         order.shuffle(&mut rng);
         let items: Vec<AttendItem<'_>> =
             order.iter().map(|&i| cases[i].item(&cases[i].work, 0, cases[i].rows(), None)).collect();
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let together = pool.install(|| CpuExecutor.attend(&items)).unwrap();
+        let pool = ComputePool::new(&PoolOptions { threads, pin: Vec::new() }).unwrap();
+        let together = CpuExecutor::new(pool).attend(&items).unwrap();
         for (&i, partials) in order.iter().zip(&together) {
             assert_eq!(bits(partials), alone[i], "{:?} on {threads} threads", plans[i]);
         }

@@ -114,6 +114,9 @@ impl Plan {
                 }
             }
         }
+        if rng.random_bool(0.5) {
+            case.work.column_bias = case.work.columns.iter().map(|_| rng.random_range(-3.0..3.0)).collect();
+        }
         let dim = self.heads.head_dim;
         for _ in 0..rng.random_range(0..3 * self.block_tokens) {
             case.work.summaries.push(SummaryKey {
@@ -121,6 +124,7 @@ impl Plan {
                 key: numbers(rng, dim, 1.0),
                 value: numbers(rng, dim, 1.0),
                 weight: rng.random_range(0.5..64.0),
+                bias: rng.random_range(-3.0..3.0),
             });
         }
         case
@@ -181,14 +185,18 @@ impl Case {
             (0..block.len).map(|offset| (block.tile, offset, block.first_position + u64::from(offset)))
         });
         let columns = self.work.columns.iter().map(|column| (column.tile, column.offset, column.position));
-        for (tile, offset, key_position) in exact.chain(columns) {
+        let biases = self.work.column_bias.iter().copied().chain(std::iter::repeat(0.0));
+        let all = exact.map(|key| (key, 0.0)).chain(columns.zip(biases));
+        for ((tile, offset, key_position), bias) in all {
             if key_position <= position {
                 let (k, v) = self.kv.tiles[tile as usize].read(offset as usize).unwrap();
-                see(&k[kv_head * dim..][..dim], &v[kv_head * dim..][..dim], 0.0);
+                let bias = f64::from(bias) * std::f64::consts::LN_2;
+                see(&k[kv_head * dim..][..dim], &v[kv_head * dim..][..dim], bias);
             }
         }
         for summary in self.work.summaries.iter().filter(|summary| summary.kv_head as usize == kv_head) {
-            see(&summary.key, &summary.value, f64::from(summary.weight).ln());
+            let bias = f64::from(summary.weight).ln() + f64::from(summary.bias) * std::f64::consts::LN_2;
+            see(&summary.key, &summary.value, bias);
         }
         let top = keys.iter().map(|(t, _)| *t).fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = keys.iter().map(|(t, _)| (t - top).exp()).sum();
@@ -198,7 +206,7 @@ impl Case {
 
 /// Runs one item.
 pub(crate) fn attend(item: AttendItem<'_>) -> Partials {
-    CpuExecutor.attend(&[item]).unwrap().remove(0)
+    CpuExecutor::serial().attend(&[item]).unwrap().remove(0)
 }
 
 /// ‖a − b‖ / ‖b‖.

@@ -128,6 +128,7 @@ fn a_summary_stands_for_its_keys() {
             key: key.to_vec(),
             value: value.to_vec(),
             weight: 64.0,
+            bias: 0.0,
         });
     }
     let exact: Vec<f64> = exact.iter().map(|&x| f64::from(x)).collect();

@@ -23,7 +23,7 @@ fn refused(field: &str, change: impl FnOnce(&mut Case)) {
 }
 
 fn refused_item(field: &str, item: AttendItem<'_>) {
-    let error = CpuExecutor.attend(&[item]).expect_err(field);
+    let error = CpuExecutor::serial().attend(&[item]).expect_err(field);
     assert!(error.to_string().starts_with(&format!("`{field}` ")), "{field}: {error}");
     assert_eq!((error.kind(), error.retryable()), (Kind::InvalidInput, false));
 }
@@ -46,6 +46,7 @@ fn summaries_that_cannot_be() {
         key: vec![0.0; key],
         value: vec![0.0; value],
         weight,
+        bias: 0.0,
     };
     for wrong in [
         summary(2, 8, 8, 1.0),
@@ -99,5 +100,5 @@ fn any_item_is_checked() {
     let (good, mut bad) = (case(), case());
     bad.work.exact[0].len = 99;
     let items = [good.item(&good.work, 0, 4, None), bad.item(&bad.work, 0, 4, None)];
-    assert!(matches!(CpuExecutor.attend(&items), Err(Error::Invalid { field: "exact", .. })));
+    assert!(matches!(CpuExecutor::serial().attend(&items), Err(Error::Invalid { field: "exact", .. })));
 }

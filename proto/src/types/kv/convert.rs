@@ -14,7 +14,8 @@ impl Dtype {
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Int8 => 1,
         }
     }
 
@@ -22,6 +23,8 @@ impl Dtype {
         match v1::Dtype::try_from(value) {
             Ok(v1::Dtype::F32) => Ok(Self::F32),
             Ok(v1::Dtype::F16) => Ok(Self::F16),
+            Ok(v1::Dtype::Bf16) => Ok(Self::Bf16),
+            Ok(v1::Dtype::Int8) => Ok(Self::Int8),
             Ok(v1::Dtype::Unspecified) => Err(WireError::invalid("dtype", "is not set")),
             Err(_) => Err(WireError::invalid("dtype", format!("is {value}, which is no known element type"))),
         }
@@ -33,6 +36,8 @@ impl From<Dtype> for v1::Dtype {
         match dtype {
             Dtype::F32 => Self::F32,
             Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::Bf16,
+            Dtype::Int8 => Self::Int8,
         }
     }
 }

@@ -39,7 +39,7 @@ fn direct(item: &AttendItem, layer: u32, blocks: &[(u64, u8)]) -> Vec<f32> {
     let queries =
         Queries { shape: heads, first_position: item.first_position, scale: item.scale, data: &rows };
     let call = ExecutorItem { queries, kv: &source, work: &work, initial: None };
-    CpuExecutor.attend(&[call]).expect("the call is valid")[0].to_interleaved()
+    CpuExecutor::serial().attend(&[call]).expect("the call is valid")[0].to_interleaved()
 }
 
 fn bits(partial: &AttendPartial) -> Vec<u32> {

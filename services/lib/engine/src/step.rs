@@ -91,6 +91,8 @@ pub fn wire_tile_shape(shape: TileShape, layers: usize) -> WireTileShape {
         dtype: match shape.dtype {
             KvDtype::F32 => Dtype::F32,
             KvDtype::F16 => Dtype::F16,
+            KvDtype::Bf16 => Dtype::Bf16,
+            KvDtype::Int8 => Dtype::Int8,
         },
         layout: LAYOUT_CPU_PANELS,
         layers: layers as u32,

@@ -25,7 +25,7 @@ pub(crate) struct ServeArgs {
     /// Positions that a sequence may have, prompt and answer together [default: the model's own limit].
     #[arg(long, value_name = "TOKENS")]
     pub(crate) max_context_tokens: Option<u64>,
-    /// Element type of the KV cache: f16 or f32 [default: f16].
+    /// Element type of the KV cache: f32, f16, bf16 or int8 [default: f16].
     #[arg(long, value_name = "DTYPE")]
     pub(crate) kv_dtype: Option<String>,
     /// Arithmetic of the linear layers: int8, f32, or auto, which is int8 for quantised files [default: auto].

@@ -116,6 +116,7 @@ fn fields(path: &Path, info: &ModelInfo) -> Vec<(&'static str, serde_json::Value
         ("rope_scaling", json!(scaling(&c.rope.scaling))),
         ("chat_template", json!(info.chat_template.is_some())),
         ("kv_bytes_per_token_f16", json!(kv_bytes_per_token(info, KvDtype::F16))),
+        ("kv_bytes_per_token_int8", json!(kv_bytes_per_token(info, KvDtype::Int8))),
         ("kv_bytes_per_token_f32", json!(kv_bytes_per_token(info, KvDtype::F32))),
     ]
 }

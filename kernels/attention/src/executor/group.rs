@@ -1,0 +1,247 @@
+//! Folds one block onto a few packed rows: logits, softmax, outputs.
+
+use std::array;
+
+use crate::shape::LANES;
+use crate::simd::{Kernel, Lane, Simd};
+use crate::tile::Element;
+
+use super::block::{Block, MAX_KEYS, Visibility};
+use super::microkernel::{GROUP, Scores, panels_at_once, products};
+
+/// `R` rows and the block that is folded onto them. A kernel of its own, so that the compiler sees one size of group at a
+/// time.
+pub(super) struct FoldGroup<'a, 'b, E, const R: usize> {
+    pub(super) block: &'a Block<'b, E>,
+    /// `[head_dim][R]`.
+    pub(super) q: &'a [[f32; R]],
+    /// Scale of the logits, base 2.
+    pub(super) scale: f32,
+    /// Of each row; they ascend.
+    pub(super) positions: &'a [u64],
+    pub(super) m: &'a mut [f32],
+    pub(super) l: &'a mut [f32],
+    /// `[R][panels of the head]`.
+    pub(super) o: &'a mut [Lane],
+    pub(super) scores: &'a mut Scores,
+}
+
+/// Which keys of the block the rows see.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Keys before this one are seen by all rows.
+    common: usize,
+    /// Keys from this one on are seen by none.
+    end: usize,
+}
+
+/// What the outputs of a row become.
+#[derive(Clone, Copy, PartialEq)]
+enum Change {
+    /// The row sees no key of the block.
+    Keep,
+    /// It saw none before.
+    Replace,
+    /// `fma(later, block's, earlier * row's)`.
+    Scale { earlier: f32, later: f32 },
+}
+
+impl<E: Element, const R: usize> Kernel for FoldGroup<'_, '_, E, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let (first, last) = (self.positions[0], self.positions[R - 1]);
+        let (keys, visibility) = (self.block.keys.min(MAX_KEYS), self.block.visibility);
+        let seen = Seen { common: visibility.leading(first, keys), end: visibility.end(last, keys) };
+        if seen.end == 0 {
+            return;
+        }
+        let panels = seen.end.div_ceil(LANES);
+        let most = const { panels_at_once::<S>(R) };
+        let mut panel = 0;
+        while panel < panels {
+            panel += match panels - panel {
+                4.. if most >= 4 => self.logits::<S, 4>(s, panel),
+                2.. if most >= 2 => self.logits::<S, 2>(s, panel),
+                _ => self.logits::<S, 1>(s, panel),
+            };
+        }
+        let changes = self.soften(s, panels, &seen);
+        let columns = self.o.len() / R;
+        let mut panel = 0;
+        while panel < columns {
+            panel += match columns - panel {
+                4.. if most >= 4 => self.outputs::<S, 4>(s, panel, &seen, &changes),
+                2.. if most >= 2 => self.outputs::<S, 2>(s, panel, &seen, &changes),
+                _ => self.outputs::<S, 1>(s, panel, &seen, &changes),
+            };
+        }
+    }
+}
+
+impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
+    /// Logits against `P` panels of keys from panel `first` on; gives `P`.
+    #[inline(always)]
+    fn logits<S: Simd, const P: usize>(&mut self, s: S, first: usize) -> usize {
+        let (block, dim) = (self.block, self.q.len());
+        let panels = array::from_fn(|p| &block.head.k[(first + p) * dim..][..dim]);
+        let q = self.q;
+        let sums = products::<S, E, R, P>(s, panels, |i, r| q[i][r], block.ahead);
+        let scale = s.splat(self.scale);
+        for p in 0..P {
+            let bias = block.bias.get(first + p).map_or(s.splat(0.0), |bias| s.load(bias));
+            for (r, sums) in sums.iter().enumerate() {
+                let mut dot = sums[p];
+                if E::SCALED {
+                    dot = s.mul(dot, s.load(&block.head.k_scales[first + p]));
+                }
+                let lanes = self.scores[r].as_chunks_mut().0;
+                s.store(s.fma(dot, scale, bias), &mut lanes[first + p]);
+            }
+        }
+        P
+    }
+
+    /// Turns logits into probabilities (times the values' scales) and takes their sums in.
+    #[inline(always)]
+    fn soften<S: Simd>(&mut self, s: S, panels: usize, seen: &Seen) -> [Change; R] {
+        let (mut tops, mut sums) = ([f32::NEG_INFINITY; LANES], [0.0; LANES]);
+        for r in 0..R {
+            if seen.common < panels * LANES {
+                hide(&mut self.scores[r][..panels * LANES], self.positions[r], self.block);
+            }
+            let lanes = &mut self.scores[r].as_chunks_mut::<LANES>().0[..panels];
+            let mut top = s.splat(f32::NEG_INFINITY);
+            for lane in lanes.iter() {
+                top = s.max(s.load(lane), top);
+            }
+            // Of two zeros either may be found first: + 0 makes −0 the other.
+            tops[r] = s.top(top) + 0.0;
+            let (top, mut sum) = (s.splat(tops[r]), s.splat(0.0));
+            for (panel, lane) in lanes.iter_mut().enumerate() {
+                let p = s.exp2(s.sub(s.load(lane), top));
+                sum = s.add(sum, p);
+                let p = if E::SCALED { s.mul(p, s.load(&self.block.head.v_scales[panel])) } else { p };
+                s.store(p, lane);
+            }
+            sums[r] = s.sum(sum);
+        }
+        self.take_in(s, &tops, &sums)
+    }
+
+    /// Folds the maxima and sums of the block onto the rows', all rows at once. The arithmetic is that of
+    /// [`crate::partial::Fold::begin`].
+    #[inline(always)]
+    fn take_in<S: Simd>(&mut self, s: S, tops: &Lane, sums: &Lane) -> [Change; R] {
+        let (mut m, mut l) = ([0.0; LANES], [0.0; LANES]);
+        m[..R].copy_from_slice(&self.m[..R]);
+        l[..R].copy_from_slice(&self.l[..R]);
+        let top = s.max(s.load(tops), s.load(&m));
+        let (earlier, later) = (s.exp2(s.sub(s.load(&m), top)), s.exp2(s.sub(s.load(tops), top)));
+        let sum = s.fma(later, s.load(sums), s.mul(earlier, s.load(&l)));
+        let [mut top_of, mut sum_of, mut earlier_of, mut later_of] = [[0.0; LANES]; 4];
+        s.store(top, &mut top_of);
+        s.store(sum, &mut sum_of);
+        s.store(earlier, &mut earlier_of);
+        s.store(later, &mut later_of);
+        array::from_fn(|r| {
+            if tops[r] == f32::NEG_INFINITY {
+                return Change::Keep;
+            }
+            if m[r] == f32::NEG_INFINITY {
+                (self.m[r], self.l[r]) = (tops[r], sums[r]);
+                return Change::Replace;
+            }
+            (self.m[r], self.l[r]) = (top_of[r], sum_of[r]);
+            Change::Scale { earlier: earlier_of[r], later: later_of[r] }
+        })
+    }
+
+    /// `Σ p v` of `P` panels of columns from panel `first` on, folded onto the rows' outputs; gives `P`.
+    #[inline(always)]
+    fn outputs<S: Simd, const P: usize>(
+        &mut self,
+        s: S,
+        first: usize,
+        seen: &Seen,
+        changes: &[Change; R],
+    ) -> usize {
+        let (stride, v) = (self.block.v_stride, self.block.head.v);
+        let common = seen.common.min(MAX_KEYS);
+        let scores: &Scores = self.scores;
+        let panels = array::from_fn(|p| &v[(first + p) * stride..][..common]);
+        let mut sums = products::<S, E, R, P>(s, panels, |i, r| scores[r][i], self.block.ahead);
+        if seen.common < seen.end {
+            let panels = array::from_fn(|p| &v[(first + p) * stride..][..seen.end]);
+            self.add_diagonal::<S, P>(s, panels, seen, &mut sums);
+        }
+        let width = self.o.len() / R;
+        for r in 0..R {
+            let o = &mut self.o[r * width + first..][..P];
+            match changes[r] {
+                Change::Keep => {}
+                Change::Replace => (0..P).for_each(|p| s.store(sums[r][p], &mut o[p])),
+                Change::Scale { earlier, later } => {
+                    let (earlier, later) = (s.splat(earlier), s.splat(later));
+                    for p in 0..P {
+                        let before = s.mul(earlier, s.load(&o[p]));
+                        s.store(s.fma(later, sums[r][p], before), &mut o[p]);
+                    }
+                }
+            }
+        }
+        P
+    }
+
+    /// Adds the keys that some rows see and others do not.
+    #[inline(always)]
+    fn add_diagonal<S: Simd, const P: usize>(
+        &self,
+        s: S,
+        panels: [&[[E; LANES]]; P],
+        seen: &Seen,
+        sums: &mut [[S::F32s; P]; R],
+    ) {
+        // Through memory, so that the sums of the loop before stay in registers.
+        let mut room = [[[0.0; LANES]; P]; R];
+        for r in 0..R {
+            (0..P).for_each(|p| s.store(sums[r][p], &mut room[r][p]));
+        }
+        for (r, row) in room.iter_mut().enumerate() {
+            for key in seen.common..seen.end.min(MAX_KEYS) {
+                if self.block.visibility.sees(self.positions[r], key) {
+                    let factor = s.splat(self.scores[r][key]);
+                    for (panel, sum) in panels.iter().zip(row.iter_mut()) {
+                        s.store(s.fma(factor, E::load(s, &panel[key]), s.load(sum)), sum);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            (0..P).for_each(|p| sums[r][p] = s.load(&room[r][p]));
+        }
+    }
+}
+
+/// Makes the logits of keys that the row does not see −∞.
+#[inline(always)]
+fn hide<E>(scores: &mut [f32], position: u64, block: &Block<'_, E>) {
+    let keys = block.keys.min(scores.len());
+    match block.visibility {
+        Visibility::At(_) => {
+            for (key, score) in scores[..keys].iter_mut().enumerate() {
+                if !block.visibility.sees(position, key) {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+            scores[keys..].fill(f32::NEG_INFINITY);
+        }
+        Visibility::From(_) | Visibility::All => {
+            let seen = block.visibility.leading(position, keys);
+            scores[seen..].fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
+const _: () = assert!(GROUP <= LANES, "the rows of a group fit in a vector");

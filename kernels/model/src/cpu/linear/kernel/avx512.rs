@@ -1,5 +1,8 @@
 //! AVX-512 with VNNI: all 16 outputs of a panel in one vector, up to 12 rows in registers. `vpdpbusd` adds four exact products
 //! to 32-bit sums; the quad of activations comes straight from memory, broadcast.
+//!
+//! Helpers with inner loops are always inlined, as a call would spill all sums; Rust allows that only without
+//! `#[target_feature]`, which makes the intrinsics in them unsafe.
 #![allow(unsafe_code, reason = "vector loads and stores go through pointers")]
 
 use std::arch::x86_64::*;
@@ -24,21 +27,27 @@ fn rows<F: Format, const R: usize>(panel: Panel<'_, F>, x: &[i32], sums: &mut Su
         let first = number::<F>(&numbers[0]);
         if F::SECOND == Second::UpperScale {
             let second = number::<F>(&numbers[1]);
-            let mut dots = start::<F, R>(|r| x[NEGATED_LOWER_SUM * R + r]);
-            byte_dots(&lanes[..4], x, &mut dots);
-            add(&mut totals, first, &dots, x);
-            let mut dots = start::<F, R>(|r| x[NEGATED_SUM * R + r] - x[NEGATED_LOWER_SUM * R + r]);
-            byte_dots(&lanes[4..], &x[4 * R..], &mut dots);
-            add(&mut totals, second, &dots, x);
+            // SAFETY: this function has the features that the helpers ask for.
+            unsafe {
+                let mut dots = start::<F, R>(|r| x[NEGATED_LOWER_SUM * R + r]);
+                byte_dots(&lanes[..4], x, &mut dots);
+                add(&mut totals, first, &dots, x);
+                let mut dots = start::<F, R>(|r| x[NEGATED_SUM * R + r] - x[NEGATED_LOWER_SUM * R + r]);
+                byte_dots(&lanes[4..], &x[4 * R..], &mut dots);
+                add(&mut totals, second, &dots, x);
+            }
             continue;
         }
-        let mut dots = start::<F, R>(|r| x[NEGATED_SUM * R + r]);
-        if F::NIBBLES {
-            nibble_dots(lanes, x, &mut dots);
-        } else {
-            byte_dots(lanes, x, &mut dots);
+        // SAFETY: this function has the features that the helpers ask for.
+        unsafe {
+            let mut dots = start::<F, R>(|r| x[NEGATED_SUM * R + r]);
+            if F::NIBBLES {
+                nibble_dots(lanes, x, &mut dots);
+            } else {
+                byte_dots(lanes, x, &mut dots);
+            }
+            add(&mut totals, first, &dots, x);
         }
-        add(&mut totals, first, &dots, x);
         if F::SECOND == Second::Minimum {
             let minimum = number::<F>(&numbers[1]);
             for (r, total) in totals.iter_mut().enumerate() {
@@ -52,55 +61,79 @@ fn rows<F: Format, const R: usize>(panel: Panel<'_, F>, x: &[i32], sums: &mut Su
 }
 
 /// Sums before the first product: the zero point times the negated sum of the activations.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn start<F: Format, const R: usize>(negated_sum: impl Fn(usize) -> i32) -> [__m512i; R] {
-    let mut dots = [_mm512_setzero_si512(); R];
-    if let Some(shift) = F::ZERO_SHIFT {
-        for (r, dot) in dots.iter_mut().enumerate() {
-            *dot = _mm512_set1_epi32(negated_sum(r) << shift);
+///
+/// # Safety
+///
+/// The machine has AVX-512 F, BW and VNNI.
+#[inline(always)]
+unsafe fn start<F: Format, const R: usize>(negated_sum: impl Fn(usize) -> i32) -> [__m512i; R] {
+    // SAFETY: the caller knows the machine; loads are of whole lanes.
+    unsafe {
+        let mut dots = [_mm512_setzero_si512(); R];
+        if let Some(shift) = F::ZERO_SHIFT {
+            for (r, dot) in dots.iter_mut().enumerate() {
+                *dot = _mm512_set1_epi32(negated_sum(r) << shift);
+            }
         }
+        dots
     }
-    dots
 }
 
 /// Adds the products of lanes of two nibbles: the low ones with quads 0 to 3, the high ones with quads 4 to 7.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn nibble_dots<const R: usize>(lanes: &[Lane], x: &[i32], dots: &mut [__m512i; R]) {
-    let mask = _mm512_set1_epi8(0xf);
-    for (quad, lane) in lanes.iter().enumerate() {
-        let both = load(lane);
-        let low = _mm512_and_si512(both, mask);
-        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
-        for (r, dot) in dots.iter_mut().enumerate() {
-            *dot = _mm512_dpbusd_epi32(*dot, low, _mm512_set1_epi32(x[quad * R + r]));
-        }
-        for (r, dot) in dots.iter_mut().enumerate() {
-            *dot = _mm512_dpbusd_epi32(*dot, high, _mm512_set1_epi32(x[(quad + 4) * R + r]));
+///
+/// # Safety
+///
+/// The machine has AVX-512 F, BW and VNNI.
+#[inline(always)]
+unsafe fn nibble_dots<const R: usize>(lanes: &[Lane], x: &[i32], dots: &mut [__m512i; R]) {
+    // SAFETY: the caller knows the machine; loads are of whole lanes.
+    unsafe {
+        let mask = _mm512_set1_epi8(0xf);
+        for (quad, lane) in lanes.iter().enumerate() {
+            let both = load(lane);
+            let low = _mm512_and_si512(both, mask);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
+            for (r, dot) in dots.iter_mut().enumerate() {
+                *dot = _mm512_dpbusd_epi32(*dot, low, _mm512_set1_epi32(x[quad * R + r]));
+            }
+            for (r, dot) in dots.iter_mut().enumerate() {
+                *dot = _mm512_dpbusd_epi32(*dot, high, _mm512_set1_epi32(x[(quad + 4) * R + r]));
+            }
         }
     }
 }
 
 /// Adds the products of lanes of bytes with as many quads.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn byte_dots<const R: usize>(lanes: &[Lane], x: &[i32], dots: &mut [__m512i; R]) {
-    for (quad, lane) in lanes.iter().enumerate() {
-        let weights = load(lane);
-        for (r, dot) in dots.iter_mut().enumerate() {
-            *dot = _mm512_dpbusd_epi32(*dot, weights, _mm512_set1_epi32(x[quad * R + r]));
+///
+/// # Safety
+///
+/// The machine has AVX-512 F, BW and VNNI.
+#[inline(always)]
+unsafe fn byte_dots<const R: usize>(lanes: &[Lane], x: &[i32], dots: &mut [__m512i; R]) {
+    // SAFETY: the caller knows the machine; loads are of whole lanes.
+    unsafe {
+        for (quad, lane) in lanes.iter().enumerate() {
+            let weights = load(lane);
+            for (r, dot) in dots.iter_mut().enumerate() {
+                *dot = _mm512_dpbusd_epi32(*dot, weights, _mm512_set1_epi32(x[quad * R + r]));
+            }
         }
     }
 }
 
 /// `totals += scales * activation scale * dots`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn add<const R: usize>(totals: &mut [__m512; R], scales: __m512, dots: &[__m512i; R], x: &[i32]) {
-    for (r, total) in totals.iter_mut().enumerate() {
-        let scales = _mm512_mul_ps(scales, broadcast(x[SCALE * R + r]));
-        *total = _mm512_fmadd_ps(scales, _mm512_cvtepi32_ps(dots[r]), *total);
+///
+/// # Safety
+///
+/// The machine has AVX-512 F, BW and VNNI.
+#[inline(always)]
+unsafe fn add<const R: usize>(totals: &mut [__m512; R], scales: __m512, dots: &[__m512i; R], x: &[i32]) {
+    // SAFETY: the caller knows the machine; loads are of whole lanes.
+    unsafe {
+        for (r, total) in totals.iter_mut().enumerate() {
+            let scales = _mm512_mul_ps(scales, broadcast(x[SCALE * R + r]));
+            *total = _mm512_fmadd_ps(scales, _mm512_cvtepi32_ps(dots[r]), *total);
+        }
     }
 }
 

@@ -17,8 +17,6 @@ use crate::exp2::{COEFFICIENTS, ROUND, SMALLEST};
 use crate::shape::LANES;
 
 pub(crate) use portable::Portable;
-#[cfg(test)]
-pub(crate) use portable::widen;
 
 /// 16 keys of one element of K, or 16 columns of one row of V.
 pub(crate) type Lane = [f32; LANES];

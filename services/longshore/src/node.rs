@@ -59,14 +59,20 @@ impl Node {
             CpuBackend::new(node.info.config.clone(), &weights, &read).context("cannot pack the weights")?;
         bar.finish_and_clear();
         let options = EngineOptions { kv_dtype: node.tile_shape.dtype, ..EngineOptions::default() };
-        let engine =
-            Engine::new(Arc::new(backend), Arc::new(CpuExecutor::new(Arc::clone(pool))), Arc::clone(pool), node.geometry, options);
+        let engine = Engine::new(
+            Arc::new(backend),
+            Arc::new(CpuExecutor::new(Arc::clone(pool))),
+            Arc::clone(pool),
+            node.geometry,
+            options,
+        );
         Ok((node, Arc::new(engine.context("cannot set up the engine")?)))
     }
 
     fn of(config: &Config, reference: &ModelRef, info: ModelInfo) -> Result<Self> {
         let geometry = Geometry::new(config.model.block_tokens, config.model.stripe_blocks)?;
-        let dtype = config.model.dtype().context("`model.kv_dtype` must be `f32`, `f16`, `bf16` or `int8`")?;
+        let dtype =
+            config.model.dtype().context("`model.kv_dtype` must be `f32`, `f16`, `bf16` or `int8`")?;
         let heads = info.config.heads;
         let tile_shape = TileShape {
             block_tokens: geometry.block_tokens() as usize,

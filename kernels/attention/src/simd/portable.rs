@@ -109,7 +109,7 @@ impl Simd for Portable {
 
 /// The f32 of an f16's bits, exactly; in operations that the compiler can do on a whole vector at once.
 #[inline(always)]
-pub(crate) fn widen(narrow: u16) -> f32 {
+fn widen(narrow: u16) -> f32 {
     /// Difference of the exponents' biases, as a power of two.
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
     const INFINITY: u32 = 0x7c00;

@@ -1,11 +1,10 @@
 //! Where elements lie, and what is refused.
 
-use half::f16;
+use half::bf16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Tile;
-use crate::simd::widen;
 use crate::{KvDtype, TileShape};
 
 fn shape(block_tokens: usize, kv_heads: usize, head_dim: usize, dtype: KvDtype) -> TileShape {
@@ -35,13 +34,13 @@ fn elements_lie_where_the_layout_says() {
 fn what_is_written_is_read() {
     println!("seed 41");
     let mut rng = ChaCha8Rng::seed_from_u64(41);
-    for dtype in [KvDtype::F32, KvDtype::F16] {
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
         for (block, heads, dim) in [(16, 1, 1), (16, 3, 7), (64, 2, 64), (256, 1, 33), (32, 2, 1024)] {
             let mut tile = Tile::zeroed(shape(block, heads, dim, dtype));
             let (offset, count) = (rng.random_range(0..block - 3), 3);
             let mut draw = || -> Vec<f32> {
                 (0..count * heads * dim)
-                    .map(|_| f16::from_f32(rng.random_range(-9.0..9.0)).to_f32())
+                    .map(|_| bf16::from_f32(rng.random_range(-9.0..9.0)).to_f32())
                     .collect()
             };
             let (keys, values) = (draw(), draw());
@@ -61,23 +60,70 @@ fn what_is_written_is_read() {
     }
 }
 
+/// Beyond the range is its end; NaN stays what it is.
 #[test]
-fn f16_rounds_to_nearest_and_widens_exactly() {
-    let mut tile = Tile::zeroed(shape(16, 1, 4, KvDtype::F16));
-    let written = [1.0 + 1.0 / 2048.0, 65504.0, -1e9, 1e-9];
-    tile.write(0, &written, &written).unwrap();
-    let expected = [1.0, 65504.0, -65504.0, 0.0];
-    assert_eq!(tile.read(0).unwrap().0, expected);
+fn narrow_types_round_to_nearest_and_saturate() {
+    let (inf, nan) = (f32::INFINITY, f32::NAN);
+    let written = [1.0 + 1.0 / 2048.0, 1.0 + 1.0 / 256.0, 65504.0, -1e9, 1e-9, -inf, f32::MAX, nan];
+    for (dtype, expected) in [
+        (KvDtype::F16, [1.0, 1.003_906_3, 65504.0, -65504.0, 0.0, -65504.0, 65504.0]),
+        (KvDtype::Bf16, [1.0, 1.0, 65536.0, -1e9_f32, 1e-9, -3.389_531_4e38, 3.389_531_4e38]),
+    ] {
+        let mut tile = Tile::zeroed(shape(16, 1, 8, dtype));
+        tile.write(0, &written, &written).unwrap();
+        let (keys, values) = tile.read(0).unwrap();
+        for (found, expected) in keys.iter().zip(&expected) {
+            // bf16 keeps 8 bits of a number.
+            assert!((found - expected).abs() <= expected.abs() / 256.0, "{dtype:?}: {found} for {expected}");
+            assert!(dtype == KvDtype::Bf16 || found == expected, "{dtype:?}: {found} for {expected}");
+        }
+        assert_eq!((&keys[..7], keys[7].is_nan(), values[7].is_nan()), (&values[..7], true, true));
+    }
 }
 
 #[test]
-fn every_f16_widens_exactly() {
-    for bits in 0..=u16::MAX {
-        let (found, expected) = (widen(bits), f16::from_bits(bits).to_f32());
-        assert!(
-            found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan()),
-            "{bits:#x}: {found}"
-        );
+fn int8_keeps_a_scale_for_each_head_of_a_token() {
+    let mut tile = Tile::zeroed(shape(16, 2, 4, KvDtype::Int8));
+    let keys = [127.0, -63.5, 0.4, 1.5, 0.0, 0.0, 0.0, 0.0];
+    let values = [-1e-3, 1e-3, 2e-6, 0.5e-3, 2.0, f32::INFINITY, 0.0, f32::NEG_INFINITY];
+    tile.write(3, &keys, &values).unwrap();
+    let (k, v) = tile.read(3).unwrap();
+    // Halves round to even: −63.5 to −64 and 1.5 to 2.
+    assert_eq!(k, [127.0, -64.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0]);
+    let scale = 1e-3 / 127.0;
+    assert_eq!(v[..4], [-127.0 * scale, 127.0 * scale, 0.0, 64.0 * scale]);
+    assert!(v[5] > 3.4e38 && v[7] < -3.4e38 && v[4] == 0.0 && tile.is_finite(), "{v:?}");
+
+    // Scales lie after the head's elements: 4 × 16 of K and 16 × 16 of V.
+    let scale_of = |place: usize| f32::from_le_bytes(tile.as_bytes()[place..place + 4].try_into().unwrap());
+    assert_eq!((scale_of(320 + 3 * 4), scale_of(320 + 64 + 3 * 4)), (1.0, scale));
+    assert_eq!(tile.shape().bytes(), 2 * (64 + 256 + 2 * 64));
+    assert_eq!(scale_of(448 + 320 + 3 * 4), 0.0);
+
+    // What is too small for a scale vanishes; NaN does not.
+    tile.write(3, &[1e-45; 8], &[1.0, 1.0, f32::NAN, 1.0, 1.0, 1.0, 1.0, 1.0]).unwrap();
+    let (k, v) = tile.read(3).unwrap();
+    assert_eq!(k, [0.0; 8]);
+    assert!(v[..4].iter().all(|x| x.is_nan()) && v[4..] == [1.0; 4] && !tile.is_finite(), "{v:?}");
+}
+
+/// Rounding moves an element by half a step at most, and what was read is written as it was.
+#[test]
+fn int8_is_stable() {
+    println!("seed 42");
+    let mut rng = ChaCha8Rng::seed_from_u64(42);
+    let mut tile = Tile::zeroed(shape(16, 1, 64, KvDtype::Int8));
+    for round in 0..200 {
+        let size = [1e-30, 1.0, 1e30][round % 3];
+        let row: Vec<f32> = (0..64).map(|_| rng.random_range(-size..size)).collect();
+        tile.write(round % 16, &row, &row).unwrap();
+        let (k, v) = tile.read(round % 16).unwrap();
+        let step = row.iter().fold(0.0_f32, |most, x| most.max(x.abs())) / 127.0;
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 0.501 * step;
+        assert!(row.iter().zip(&k).all(close) && k == v, "{row:?} became {k:?}");
+        let elements = tile.as_bytes()[..64 * 16].to_vec();
+        tile.write(round % 16, &k, &v).unwrap();
+        assert_eq!(elements, tile.as_bytes()[..64 * 16], "{row:?}");
     }
 }
 

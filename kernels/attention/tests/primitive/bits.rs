@@ -1,7 +1,7 @@
 //! The canonical arithmetic: what may not change a single bit.
 
 use longshore_attention::{AttendItem, CpuExecutor, Executor, HeadShape, KvDtype, Partials, Tile, WorkList};
-use longshore_compute::{ComputePool, PoolOptions};
+use longshore_compute::{ComputePool, InstructionSet, PoolOptions};
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
@@ -47,13 +47,56 @@ fn rows_do_not_depend_on_other_rows() {
     }
 }
 
+/// Plain Rust says what every instruction set computes.
+#[test]
+fn instruction_sets_agree() {
+    let mut rng = generator(28);
+    for dtype in KvDtype::ALL {
+        for group in 1..9 {
+            let plan = Plan { dtype, rows: rng.random_range(1..9), ..plan(&mut rng) };
+            let plan = Plan { heads: HeadShape { group, ..plan.heads }, ..plan };
+            let case = plan.sparse(&mut rng);
+            let expected = case.attend_with(&with(InstructionSet::Portable));
+            for set in InstructionSet::available() {
+                assert_eq!(bits(&case.attend_with(&with(set))), bits(&expected), "{set}, {plan:?}");
+            }
+        }
+    }
+}
+
+fn with(set: InstructionSet) -> CpuExecutor {
+    CpuExecutor::serial().with_instruction_set(set)
+}
+
+/// Few rows and many blocks: threads share the blocks of a row.
+#[test]
+fn long_rows_do_not_depend_on_threads() {
+    let mut rng = generator(29);
+    for dtype in KvDtype::ALL {
+        for (group, rows) in [(1, 1), (3, 1), (4, 4), (7, 2), (8, 1)] {
+            let heads = HeadShape { kv_heads: 2, group, head_dim: 64 };
+            let plan = Plan { heads, block_tokens: 64, dtype, prefix: 5000, rows, size: 1.0 };
+            let case = plan.dense(&mut rng);
+            let expected = bits(&case.attend());
+            for threads in [2, 4] {
+                let pool = ComputePool::new(&PoolOptions { threads, pin: Vec::new() }).unwrap();
+                let executor = CpuExecutor::new(pool);
+                for _ in 0..3 {
+                    let found = bits(&case.attend_with(&executor));
+                    assert_eq!(found, expected, "{plan:?} on {threads} threads");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn rows_do_not_depend_on_items_or_threads() {
     let mut rng = generator(22);
     let plans: Vec<Plan> = (0..8).map(|_| plan(&mut rng)).collect();
     let cases: Vec<Case> = plans.iter().map(|plan| plan.sparse(&mut rng)).collect();
     let alone: Vec<Vec<u32>> = cases.iter().map(|case| bits(&case.attend())).collect();
-    for threads in [1, 2, 3, 7] {
+    for threads in [1, 2, 3, 4, 7] {
         let mut order: Vec<usize> = (0..cases.len()).collect();
         order.shuffle(&mut rng);
         let items: Vec<AttendItem<'_>> =

@@ -164,6 +164,11 @@ impl Case {
         attend(self.item(&self.work, 0, self.rows(), None))
     }
 
+    /// Result of the whole call with some executor.
+    pub(crate) fn attend_with(&self, executor: &CpuExecutor) -> Partials {
+        executor.attend(&[self.item(&self.work, 0, self.rows(), None)]).unwrap().remove(0)
+    }
+
     /// O in f64, `[rows, query_heads * head_dim]`, straight from the definition.
     pub(crate) fn reference(&self) -> Vec<f64> {
         (0..self.rows())

@@ -14,18 +14,45 @@ fn check(what: &str, case: &Case, limit: f64) {
 #[test]
 fn dense_causal_matches_on_random_shapes() {
     let mut rng = generator(11);
-    for head_dim in [1, 5, 16, 17, 33, 64, 80, 96, 128, 200] {
-        for group in [1, 2, 3, 5, 7, 8] {
+    for head_dim in [1, 5, 16, 17, 33, 64, 80, 96, 128, 200, 256] {
+        for group in [1, 2, 3, 4, 5, 7, 8] {
             let plan = Plan {
                 heads: HeadShape { kv_heads: rng.random_range(1..4), group, head_dim },
                 block_tokens: [16, 32, 64, 128, 256][rng.random_range(0..5)],
-                dtype: if rng.random_bool(0.5) { KvDtype::F16 } else { KvDtype::F32 },
+                dtype: KvDtype::ALL[rng.random_range(0..4)],
                 prefix: rng.random_range(0..150),
                 rows: rng.random_range(1..70),
                 size: 1.0,
             };
             check(&format!("{plan:?}"), &plan.dense(&mut rng), 2e-6);
         }
+    }
+}
+
+/// One query row over many keys, of every type.
+#[test]
+fn decoding_matches() {
+    let mut rng = generator(18);
+    for dtype in KvDtype::ALL {
+        for head_dim in [64, 128] {
+            let heads = HeadShape { kv_heads: 2, group: rng.random_range(1..9), head_dim };
+            let prefix = rng.random_range(1000..3000);
+            let plan = Plan { heads, block_tokens: 64, dtype, prefix, rows: 1, size: 1.0 };
+            check(&format!("{plan:?}"), &plan.dense(&mut rng), 2e-6);
+        }
+    }
+}
+
+/// What rounding keys and values costs. The reference of the other tests reads tiles back.
+#[test]
+fn stored_types_are_as_exact_as_they_should_be() {
+    let (plan, exact) = (small(20, 1.0), small(20, 1.0).dense(&mut generator(19)).reference());
+    for (dtype, limit) in [(KvDtype::F16, 1e-3), (KvDtype::Bf16, 8e-3), (KvDtype::Int8, 2e-2)] {
+        let case = Plan { dtype, ..plan }.dense(&mut generator(19));
+        check(dtype.name(), &case, 2e-6);
+        let error = relative_l2(&case.attend().finish(), &exact);
+        assert!(error < limit, "{dtype:?}: relative L2 error {error:e} against f32 keys and values");
+        assert!(error > limit / 50.0, "{dtype:?}: relative L2 error {error:e}, as if nothing was rounded");
     }
 }
 
@@ -39,8 +66,8 @@ fn columns_and_summaries_match() {
                 group: rng.random_range(1..9),
                 head_dim: [24, 64, 80][rng.random_range(0..3)],
             },
-            block_tokens: [16, 64][round % 2],
-            dtype: if round % 3 == 0 { KvDtype::F16 } else { KvDtype::F32 },
+            block_tokens: [16, 64][round / 4 % 2],
+            dtype: KvDtype::ALL[round % 4],
             prefix: rng.random_range(0..200),
             rows: rng.random_range(1..60),
             size: 1.0,

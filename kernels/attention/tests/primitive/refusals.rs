@@ -37,6 +37,13 @@ fn work_lists_outside_of_the_tiles() {
     refused("exact", |case| case.work.exact.push(ExactBlock { tile: 0, first_position: u64::MAX, len: 1 }));
     refused("columns", |case| case.work.columns.push(Column { tile: 2, offset: 0, position: 0 }));
     refused("columns", |case| case.work.columns.push(Column { tile: 0, offset: 16, position: 0 }));
+    refused("column_bias", |case| case.work.column_bias.push(0.0));
+    for bias in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        refused("column_bias", |case| {
+            case.work.columns.push(Column { tile: 0, offset: 0, position: 0 });
+            case.work.column_bias.push(bias);
+        });
+    }
 }
 
 #[test]
@@ -49,6 +56,8 @@ fn summaries_that_cannot_be() {
         bias: 0.0,
     };
     for wrong in [
+        SummaryKey { bias: f32::NAN, ..summary(0, 8, 8, 1.0) },
+        SummaryKey { bias: f32::INFINITY, ..summary(0, 8, 8, 1.0) },
         summary(2, 8, 8, 1.0),
         summary(0, 7, 8, 1.0),
         summary(0, 8, 9, 1.0),

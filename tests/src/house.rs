@@ -15,7 +15,7 @@ use longshore_fabric::{
 };
 use longshore_kvstore::{KvStore, ShardIdentity};
 use longshore_model::{
-    CpuBackend, LoadedModel,
+    CpuBackend, CpuOptions, Linear, LoadedModel,
     testing::{TinyOptions, write_tiny_gguf},
 };
 use longshore_prefill::{PrefillWorker, PrefixPolicy};
@@ -91,6 +91,7 @@ impl House {
             block_tokens: 16,
             stripe_blocks: plan.stripe_blocks,
             prefill_policy: "exact",
+            linear: "auto",
         };
         let tasks = Tasks::new();
         let mut site = Site {
@@ -224,8 +225,9 @@ impl Site {
     }
 
     async fn workers(&mut self, plan: &Plan) {
-        let backend = CpuBackend::new(self.loaded.info.config.clone(), &self.loaded.weights, &|_| ())
-            .expect("a backend");
+        let cpu = CpuOptions { pool: Arc::clone(&self.pool), linear: Linear::Auto };
+        let config = self.loaded.info.config.clone();
+        let backend = CpuBackend::new(config, &self.loaded.weights, cpu, &|_| ()).expect("a backend");
         let options = EngineOptions { kv_dtype: KvDtype::F16, ..EngineOptions::default() };
         let engine = Engine::new(
             Arc::new(backend),

@@ -14,8 +14,9 @@ use longshore_attention::{
     AttendItem, CpuExecutor, ExactBlock, Executor as _, KvDtype, PagedKv, Partials, Queries, Tile, TileShape,
     WorkList,
 };
+use longshore_compute::{ComputePool, PoolOptions};
 use longshore_model::testing::{StoredType, TinyArchitecture, TinyOptions, write_tiny_gguf};
-use longshore_model::{Backend as _, CpuBackend, LoadedModel, Sampler, SamplerParams};
+use longshore_model::{Backend as _, CpuBackend, CpuOptions, Linear, LoadedModel, Sampler, SamplerParams};
 use longshore_tests::server::{model, python};
 
 const GENERATED: usize = 16;
@@ -92,8 +93,9 @@ impl<'a> Sequence<'a> {
         let mut whole = Partials::identity(queries.rows(), config.heads.query_heads(), config.heads.head_dim);
         for stripe in blocks.chunks(STRIPE_BLOCKS) {
             let work = WorkList { exact: stripe.to_vec(), ..WorkList::default() };
-            let partials =
-                CpuExecutor::serial().attend(&[AttendItem { queries, kv, work: &work, initial: None }]).unwrap();
+            let partials = CpuExecutor::serial()
+                .attend(&[AttendItem { queries, kv, work: &work, initial: None }])
+                .unwrap();
             whole.merge(&partials[0]).unwrap();
         }
         whole.finish()
@@ -252,7 +254,8 @@ fn compare(backend: &CpuBackend, expected: &[Expected], dtype: KvDtype, limit: f
 
 fn backend(model: &Path) -> CpuBackend {
     let LoadedModel { info, weights } = LoadedModel::open(model, &|_| ()).unwrap();
-    CpuBackend::new(info.config, &weights, &|_| ()).unwrap()
+    let pool = ComputePool::new(&PoolOptions::default()).unwrap();
+    CpuBackend::new(info.config, &weights, CpuOptions { pool, linear: Linear::F32 }, &|_| ()).unwrap()
 }
 
 #[test]

@@ -10,6 +10,7 @@ use longshore_chassis::{
     listen,
 };
 use longshore_cluster::Member;
+use longshore_model::Linear;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{DEFAULT_MODEL, ModelRef};
@@ -120,10 +121,12 @@ impl Default for DrainConfig {
     }
 }
 
-/// Ways to compute linear layers.
-const LINEAR: [&str; 3] = ["auto", "int8", "f32"];
-
 impl ModelConfig {
+    /// Arithmetic of the linear layers.
+    pub(crate) fn linear(&self) -> Option<Linear> {
+        self.linear.parse().ok()
+    }
+
     /// Element type of the KV cache.
     pub(crate) fn dtype(&self) -> Option<KvDtype> {
         KvDtype::ALL.into_iter().find(|dtype| dtype.name() == self.kv_dtype)
@@ -157,7 +160,7 @@ impl Validate for ModelConfig {
                 format!("is `{}`, must be `f32`, `f16`, `bf16` or `int8`", self.kv_dtype),
             ));
         }
-        if !LINEAR.contains(&self.linear.as_str()) {
+        if self.linear().is_none() {
             let problem = format!("is `{}`, must be `auto`, `int8` or `f32`", self.linear);
             faults.push(Fault::new(path, "linear", problem));
         }

@@ -7,7 +7,7 @@ use longshore_attention::{CpuExecutor, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
-use longshore_model::{CpuBackend, LoadProgress, LoadedModel, ModelInfo};
+use longshore_model::{CpuBackend, CpuOptions, LoadProgress, LoadedModel, ModelInfo};
 use longshore_proto::types::{ModelDescription, WireTileShape};
 
 use crate::{
@@ -55,8 +55,10 @@ impl Node {
             LoadedModel::open(&path, &read).context("cannot read the model")?;
         bar.set_prefix("packing");
         let node = Self::of(config, &reference, info)?;
-        let backend =
-            CpuBackend::new(node.info.config.clone(), &weights, &read).context("cannot pack the weights")?;
+        let linear = config.model.linear().context("`model.linear` must be `auto`, `int8` or `f32`")?;
+        let options = CpuOptions { pool: Arc::clone(pool), linear };
+        let backend = CpuBackend::new(node.info.config.clone(), &weights, options, &read)
+            .context("cannot pack the weights")?;
         bar.finish_and_clear();
         let options = EngineOptions { kv_dtype: node.tile_shape.dtype, ..EngineOptions::default() };
         let engine = Engine::new(
@@ -88,6 +90,8 @@ impl Node {
             block_tokens: geometry.block_tokens(),
             stripe_blocks: geometry.stripe_blocks(),
             prefill_policy: "exact",
+            // By its name in the configuration: `auto` and what it amounts to for a file refuse each other.
+            linear: &config.model.linear,
         });
         let name = if config.model.name.is_empty() { reference.name() } else { config.model.name.clone() };
         let context_tokens = context_tokens(config, &info)?;

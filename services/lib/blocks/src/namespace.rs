@@ -15,6 +15,8 @@ pub struct DeploymentParts<'a> {
     pub stripe_blocks: u32,
     /// Fingerprint of the prefill policy, for example `exact`.
     pub prefill_policy: &'a str,
+    /// Arithmetic of the linear layers, for example `int8`: K and V are results of it.
+    pub linear: &'a str,
 }
 
 /// Digest of [`DeploymentParts`]. Processes of unequal deployment refuse each other.
@@ -35,6 +37,10 @@ impl Deployment {
         field(&mut hasher, &parts.block_tokens.to_le_bytes());
         field(&mut hasher, &parts.stripe_blocks.to_le_bytes());
         field(&mut hasher, parts.prefill_policy.as_bytes());
+        // Deployments from before there was a choice computed in f32 and keep their digest.
+        if parts.linear != "f32" {
+            field(&mut hasher, parts.linear.as_bytes());
+        }
         Self(*hasher.finalize().as_bytes())
     }
 
@@ -98,6 +104,7 @@ mod tests {
         block_tokens: 64,
         stripe_blocks: 32,
         prefill_policy: "exact",
+        linear: "f32",
     };
 
     #[test]
@@ -109,6 +116,7 @@ mod tests {
             DeploymentParts { block_tokens: 32, ..PARTS },
             DeploymentParts { stripe_blocks: 64, ..PARTS },
             DeploymentParts { prefill_policy: "sparse", ..PARTS },
+            DeploymentParts { linear: "int8", ..PARTS },
             // The end of one part is not the beginning of the next.
             DeploymentParts { position: "rop", representation: "ef16", ..PARTS },
         ];

@@ -13,6 +13,7 @@ fn deployment() -> Deployment {
         block_tokens: 64,
         stripe_blocks: 32,
         prefill_policy: "exact",
+        linear: "f32",
     })
 }
 

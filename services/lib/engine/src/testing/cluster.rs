@@ -69,6 +69,7 @@ impl TestCluster {
             block_tokens: BLOCK_TOKENS,
             stripe_blocks: STRIPE_BLOCKS,
             prefill_policy: "exact",
+            linear: "f32",
         });
         let limits =
             Limits { deployment, context_tokens: 1024, vocabulary: model.config().vocabulary as u32 };

@@ -27,6 +27,8 @@ pub(crate) trait Simd: Copy {
     type F32s: Copy;
     /// Whether the registers hold 4 panels of sums for 6 rows, else 1.
     const WIDE: bool;
+    /// Whether [`Simd::prefetch`] does anything.
+    const PREFETCHES: bool;
 
     /// Runs a kernel compiled with the instruction set: inlining ends here.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;

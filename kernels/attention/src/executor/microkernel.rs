@@ -8,6 +8,9 @@ use crate::tile::Element;
 
 use super::block::MAX_KEYS;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Rows whose sums lie in registers together, at most.
 pub(super) const GROUP: usize = 6;
 
@@ -25,7 +28,8 @@ pub(super) const fn panels_at_once<S: Simd>(rows: usize) -> usize {
 }
 
 /// Sums of `R` rows and `P` panels: `factor(i, row) * panels[panel][i]`, one chain of fused multiply-adds over `i` in order
-/// from 0 on. Asks for the cache lines that lie `ahead` bytes from those that it reads.
+/// from 0 on. The panels lie one after the other; as many cache lines are asked for that lie `ahead` bytes from them, when
+/// that is not 0.
 #[inline(always)]
 pub(super) fn products<S: Simd, E: Element, const R: usize, const P: usize>(
     s: S,
@@ -33,6 +37,22 @@ pub(super) fn products<S: Simd, E: Element, const R: usize, const P: usize>(
     factor: impl Fn(usize, usize) -> f32,
     ahead: isize,
 ) -> [[S::F32s; P]; R] {
+    if S::PREFETCHES && ahead != 0 {
+        multiply::<S, E, R, P, true>(s, panels, factor, ahead)
+    } else {
+        multiply::<S, E, R, P, false>(s, panels, factor, 0)
+    }
+}
+
+#[inline(always)]
+fn multiply<S: Simd, E: Element, const R: usize, const P: usize, const AHEAD: bool>(
+    s: S,
+    panels: [&[[E; LANES]]; P],
+    factor: impl Fn(usize, usize) -> f32,
+    ahead: isize,
+) -> [[S::F32s; P]; R] {
+    let lines = const { (P * size_of::<[E; LANES]>()).div_ceil(LINE) };
+    let next = panels[0].as_ptr().cast::<u8>().wrapping_offset(ahead);
     let steps = panels[0].len();
     let panels = panels.map(|panel| &panel[..steps]);
     let mut sums = [[s.splat(0.0); P]; R];
@@ -40,7 +60,12 @@ pub(super) fn products<S: Simd, E: Element, const R: usize, const P: usize>(
         let mut lanes = [s.splat(0.0); P];
         for (panel, lane) in panels.iter().zip(&mut lanes) {
             *lane = E::load(s, &panel[i]);
-            s.prefetch(panel[i].as_ptr().cast::<u8>().wrapping_offset(ahead));
+        }
+        if AHEAD {
+            // In order, as the memory likes it, and a few at a time, as the queues do.
+            for line in 0..lines {
+                s.prefetch(next.wrapping_add(i * P * size_of::<[E; LANES]>() + line * LINE));
+            }
         }
         for (r, sums) in sums.iter_mut().enumerate() {
             let factor = s.splat(factor(i, r));

@@ -166,7 +166,9 @@ impl Visit<'_, '_> {
         let shape = kv.shape();
         if let Some(exact) = work.exact.get(index) {
             if exact.first_position <= self.last {
-                let next = work.exact.get(index + 1).filter(|_| index + 1 < blocks.end);
+                // Many rows compute long enough for the processor to find out itself what comes next.
+                let few = tile.positions.len() <= 2 * GROUP;
+                let next = work.exact.get(index + 1).filter(|_| few && index + 1 < blocks.end);
                 let next = next.map(|next| kv.tile(next.tile as usize));
                 let block = Block::<E>::exact(exact, kv.tile(exact.tile as usize), self.kv_head, next);
                 tile.fold(s, &block);

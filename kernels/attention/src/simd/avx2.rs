@@ -41,6 +41,7 @@ type Pair = [__m256; 2];
 impl Simd for Avx2 {
     type F32s = Pair;
     const WIDE: bool = false;
+    const PREFETCHES: bool = true;
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -169,7 +170,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
-        vector!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
+        vector!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
     }
 }
 

@@ -38,6 +38,7 @@ macro_rules! vector {
 impl Simd for Avx512 {
     type F32s = __m512;
     const WIDE: bool = true;
+    const PREFETCHES: bool = true;
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -138,6 +139,6 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
-        vector!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
+        vector!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
     }
 }

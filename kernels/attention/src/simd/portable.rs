@@ -17,6 +17,7 @@ fn each(f: impl Fn(usize) -> f32) -> Lane {
 impl Simd for Portable {
     type F32s = Lane;
     const WIDE: bool = false;
+    const PREFETCHES: bool = false;
 
     #[inline(never)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {

@@ -31,19 +31,19 @@ fn multiply_add_peak(pool: &ComputePool) -> f64 {
     const STEPS: usize = 200_000;
     let seconds = best(10, || {
         pool.run(pool.threads(), |_| {
-            let mut sums = [[1.0_f32; 16]; 12];
+            let mut sums = [[1.0_f32; 16]; 6];
             let factor = black_box([0.999_f32; 16]);
             chain(&mut sums, &factor, STEPS);
             black_box(sums);
         });
     });
-    (pool.threads() * STEPS * 12 * 16 * 2) as f64 / seconds / 1e9
+    (pool.threads() * STEPS * 6 * 16 * 2) as f64 / seconds / 1e9
 }
 
 #[cfg(target_arch = "x86_64")]
-fn chain(sums: &mut [[f32; 16]; 12], factor: &[f32; 16], steps: usize) {
+fn chain(sums: &mut [[f32; 16]; 6], factor: &[f32; 16], steps: usize) {
     #[target_feature(enable = "avx2,fma")]
-    fn vectors(sums: &mut [[f32; 16]; 12], factor: &[f32; 16], steps: usize) {
+    fn vectors(sums: &mut [[f32; 16]; 6], factor: &[f32; 16], steps: usize) {
         let mut local = *sums;
         for _ in 0..steps {
             for sum in &mut local {
@@ -63,7 +63,7 @@ fn chain(sums: &mut [[f32; 16]; 12], factor: &[f32; 16], steps: usize) {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn chain(sums: &mut [[f32; 16]; 12], factor: &[f32; 16], steps: usize) {
+fn chain(sums: &mut [[f32; 16]; 6], factor: &[f32; 16], steps: usize) {
     for _ in 0..steps {
         for sum in sums.iter_mut() {
             for i in 0..16 {

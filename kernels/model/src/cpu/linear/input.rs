@@ -182,38 +182,46 @@ versions! {
 
 #[inline(always)]
 fn quantise_row(x: &[f32], words: &mut [i32], slot: usize, size: usize) {
+    let mut quants = [0; GROUP];
     for (x, words) in x.as_chunks::<GROUP>().0.iter().zip(words.chunks_exact_mut(WORDS * size)) {
-        let (quants, scale) = quantise_group(x);
-        let lower: i32 = quants[..16].iter().map(|q| i32::from(*q)).sum();
-        let sum: i32 = lower + quants[16..].iter().map(|q| i32::from(*q)).sum::<i32>();
-        for (word, quad) in quants.as_chunks::<4>().0.iter().enumerate() {
-            words[word * size + slot] = i32::from_le_bytes(quad.map(|q| q as u8));
+        let scale = quantise_group(x, &mut quants);
+        let (mut lower, mut upper) = (0, 0);
+        for k in 0..GROUP / 2 {
+            lower += quants[k];
+            upper += quants[k + GROUP / 2];
+        }
+        let mut bytes = [0; GROUP];
+        for (byte, quant) in bytes.iter_mut().zip(&quants) {
+            *byte = *quant as u8;
+        }
+        for (word, quad) in bytes.as_chunks::<4>().0.iter().enumerate() {
+            words[word * size + slot] = i32::from_le_bytes(*quad);
         }
         words[SCALE * size + slot] = scale.to_bits() as i32;
-        words[SCALED_SUM * size + slot] = (scale * sum as f32).to_bits() as i32;
-        words[NEGATED_SUM * size + slot] = -sum;
+        words[SCALED_SUM * size + slot] = (scale * (lower + upper) as f32).to_bits() as i32;
+        words[NEGATED_SUM * size + slot] = -(lower + upper);
         words[NEGATED_LOWER_SUM * size + slot] = -lower;
     }
 }
 
-/// Quants in [-127, 127] and their scale; see the module documentation of `linear`.
+/// Fills quants in [-127, 127] and returns their scale; see the module documentation of `linear`.
 #[inline(always)]
-pub(super) fn quantise_group(x: &[f32; GROUP]) -> ([i8; GROUP], f32) {
+pub(super) fn quantise_group(x: &[f32; GROUP], quants: &mut [i32; GROUP]) -> f32 {
     /// 1.5 × 2^23: adding it leaves the nearest integer, ties to even, in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     const INFINITE: u32 = 0x7f80_0000;
     // As integers, magnitudes order like the numbers, with infinities and NaN at the top.
     let most = x.iter().fold(0, |most: u32, x| most.max(x.to_bits() & 0x7fff_ffff));
-    if most >= INFINITE {
-        return ([0; GROUP], f32::NAN);
+    let scale = f32::from_bits(most) / 127.0;
+    if most >= INFINITE || scale < f32::MIN_POSITIVE {
+        *quants = [0; GROUP];
+        return if most >= INFINITE { f32::NAN } else { 0.0 };
     }
-    let most = f32::from_bits(most);
-    let scale = most / 127.0;
-    if scale < f32::MIN_POSITIVE {
-        return ([0; GROUP], 0.0);
+    let inverse = 127.0 / f32::from_bits(most);
+    for (quant, x) in quants.iter_mut().zip(x) {
+        *quant = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     }
-    let inverse = 127.0 / most;
-    (x.map(|x| (x * inverse + ROUND).to_bits() as i8), scale)
+    scale
 }
 
 #[cfg(test)]
@@ -249,19 +257,22 @@ mod tests {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
         for magnitude in [1e-30f32, 1e-3, 1.0, 1e30, f32::MAX] {
             let x: [f32; GROUP] = std::array::from_fn(|_| magnitude * rng.random_range(-1.0..1.0));
-            let (quants, scale) = quantise_group(&x);
+            let mut quants = [99; GROUP];
+            let scale = quantise_group(&x, &mut quants);
             for (q, x) in quants.into_iter().zip(x) {
                 let error = (f64::from(q) * f64::from(scale) - f64::from(x)).abs();
                 assert!(error <= f64::from(scale) * 0.500_02, "{magnitude}: {x} became {q} of {scale}");
             }
-            assert!(quants.iter().any(|q| q.unsigned_abs() == 127));
+            assert_eq!(quants.iter().map(|q| q.abs()).max(), Some(127));
         }
-        assert_eq!(quantise_group(&[0.0; GROUP]), ([0; GROUP], 0.0));
-        assert_eq!(quantise_group(&[1e-40; GROUP]), ([0; GROUP], 0.0));
+        let mut quants = [99; GROUP];
+        for nothing in [0.0, 1e-40] {
+            assert_eq!((quantise_group(&[nothing; GROUP], &mut quants), quants), (0.0, [0; GROUP]));
+        }
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = [1.0; GROUP];
             x[7] = bad;
-            let (quants, scale) = quantise_group(&x);
+            let scale = quantise_group(&x, &mut quants);
             assert!(scale.is_nan() && quants == [0; GROUP], "{bad}");
         }
     }

@@ -123,6 +123,10 @@ fn run(set: InstructionSet, input: &Input, product: &Product<'_>, task: &Task) {
     for first in task.panels.clone().step_by(2) {
         let count = (task.panels.end - first).min(2);
         for block in &input.blocks[task.blocks.clone()] {
+            let columns = first * PANEL..product.matrix.outputs().min((first + count) * PANEL);
+            for row in block.first..block.first + block.rows {
+                prefetch(part(product, row, columns.clone()));
+            }
             product.matrix.multiply(set, first, input, *block, &mut sums[..count]);
             if let Some(up) = product.up {
                 up.multiply(set, first, input, *block, &mut ups[..count]);
@@ -142,14 +146,37 @@ fn run(set: InstructionSet, input: &Input, product: &Product<'_>, task: &Task) {
 
 /// Writes the outputs of one panel and row.
 fn write(product: &Product<'_>, row: usize, panel: usize, sums: &[f32; PANEL]) {
-    let outputs = product.matrix.outputs();
-    let (first, end) = (panel * PANEL, outputs.min((panel + 1) * PANEL));
-    #[expect(unsafe_code, reason = "each task has its own panels and rows")]
-    // SAFETY: the tasks of `tasks` share no panel and row of a product, and a task holds one part at a time.
-    let out = unsafe { product.out.range(row * outputs + first..row * outputs + end) };
+    let columns = panel * PANEL..product.matrix.outputs().min((panel + 1) * PANEL);
+    let out = part(product, row, columns);
     if product.add {
         out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
     } else {
-        out.copy_from_slice(&sums[..end - first]);
+        out.copy_from_slice(&sums[..out.len()]);
     }
+}
+
+/// Some outputs of a row that belong to the running task.
+#[expect(clippy::mut_from_ref, reason = "tasks own disjoint parts of the output")]
+fn part<'a>(product: &'a Product<'_>, row: usize, columns: Range<usize>) -> &'a mut [f32] {
+    let start = row * product.matrix.outputs();
+    #[expect(unsafe_code, reason = "each task has its own panels and rows")]
+    // SAFETY: the tasks of `tasks` share no panel and row of a product, and a task holds one part at a time.
+    unsafe {
+        product.out.range(start + columns.start..start + columns.end)
+    }
+}
+
+/// Asks for the cache lines of outputs that will be written when their products are done; rows lie too far apart for the
+/// machine to guess.
+fn prefetch(part: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in part.chunks(16) {
+        #[expect(unsafe_code, reason = "the intrinsic takes a pointer")]
+        // SAFETY: prefetching reads nothing, and every x86-64 machine has the instruction or takes it for none.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = part;
 }

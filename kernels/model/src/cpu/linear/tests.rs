@@ -75,8 +75,12 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 /// Activations as the int8 kernels see them.
 fn as_quantised(x: &[f32]) -> Vec<f64> {
-    let groups = x.as_chunks::<32>().0.iter().map(quantise_group);
-    groups.flat_map(|(quants, scale)| quants.map(|q| f64::from(q) * f64::from(scale))).collect()
+    let mut quants = [0; 32];
+    let group = |x: &[f32; 32]| {
+        let scale = f64::from(quantise_group(x, &mut quants));
+        quants.map(|q| f64::from(q) * scale)
+    };
+    x.as_chunks::<32>().0.iter().flat_map(group).collect()
 }
 
 /// Sum of products and sum of their magnitudes.

@@ -2,12 +2,14 @@
 
 mod bench;
 mod client;
+mod doctor;
 mod serve;
 
 use clap::{Parser, Subcommand};
 
 pub(crate) use bench::{BenchCommand, BenchComputeArgs, BenchServeArgs, ComputePart};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
+pub(crate) use doctor::DoctorArgs;
 pub(crate) use serve::{ModelCommand, RoleArgs, ServeArgs, UpArgs};
 
 /// Serves language models with million-token contexts from a cluster; brings attention to the KV.
@@ -48,6 +50,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ModelCommand,
     },
+    /// Examine this machine, its settings and the model; problems come with a remedy.
+    Doctor(DoctorArgs),
     /// Measure this machine, or a running endpoint.
     Bench {
         /// What to measure.

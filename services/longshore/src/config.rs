@@ -133,6 +133,13 @@ impl ModelConfig {
     }
 }
 
+impl Config {
+    /// Element type of the KV cache.
+    pub(crate) fn kv_dtype(&self) -> KvDtype {
+        self.model.dtype().expect("a configuration was validated")
+    }
+}
+
 impl Validate for Config {
     fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
         self.model.faults(&join(path, "model"), faults);

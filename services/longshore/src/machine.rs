@@ -2,7 +2,7 @@
 
 mod peaks;
 
-use std::fs;
+use std::{fs, path::Path};
 
 use serde::Serialize;
 
@@ -57,6 +57,13 @@ impl Machine {
     pub(crate) fn last_cache_bytes(&self) -> u64 {
         self.caches.iter().map(|cache| cache.bytes).max().unwrap_or(32 << 20)
     }
+}
+
+/// Bytes that programs of this user can still write to the disk of `folder`, or of the folder that it would be made in.
+pub(crate) fn free_disk_bytes(folder: &Path) -> Option<u64> {
+    let existing = folder.ancestors().find(|folder| folder.exists())?;
+    let disk = rustix::fs::statvfs(existing).ok()?;
+    Some(disk.f_bavail * disk.f_frsize)
 }
 
 /// Most memory that this process held since [`reset_peak_rss`] or its start, in bytes; `None` where unknown.

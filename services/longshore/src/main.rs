@@ -5,6 +5,7 @@ mod cli;
 mod client;
 mod config;
 mod console;
+mod doctor;
 mod machine;
 mod model;
 mod node;
@@ -51,6 +52,7 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Generate(args) => client::generate(args).await,
         Command::Chat(args) => client::chat(args).await,
         Command::Model { command } => role::blocking(move || model_command(command)).await,
+        Command::Doctor(args) => role::blocking(move || doctor::doctor(&args)).await,
         Command::Bench { command: BenchCommand::Serve(args) } => bench::serve(args).await,
         Command::Bench { command: BenchCommand::Compute(args) } => {
             role::blocking(move || bench::compute(&args)).await

@@ -8,4 +8,4 @@ mod show;
 pub(crate) use cache::Cache;
 pub(crate) use pull::{ensure, pull};
 pub(crate) use reference::{DEFAULT_MODEL, ModelRef};
-pub(crate) use show::{list, show};
+pub(crate) use show::{kv_bytes_per_token, list, show};

@@ -19,12 +19,16 @@ use tokio::sync::watch;
 
 use crate::{cli::ServeArgs, config::Config, console};
 
+/// Where the configuration of this process comes from.
+pub(crate) fn sources(serve: &ServeArgs, sets: Vec<String>) -> Sources {
+    Sources::from_process(serve.config.clone(), sets)
+        .reserve("LONGSHORE_URL")
+        .reserve("LONGSHORE_TEST_PYTHON")
+}
+
 /// Reads the configuration. `None`: it was only to be printed.
 pub(crate) fn configuration(serve: &ServeArgs, sets: Vec<String>) -> Result<Option<Config>> {
-    let sources = Sources::from_process(serve.config.clone(), sets)
-        .reserve("LONGSHORE_URL")
-        .reserve("LONGSHORE_TEST_PYTHON");
-    let config: Config = load(&sources)?;
+    let config: Config = load(&sources(serve, sets))?;
     if serve.print_config {
         console::say(render(&config).trim_end());
         return Ok(None);

@@ -2,6 +2,7 @@
 
 mod attention;
 mod first_token;
+mod linear;
 mod model;
 mod noise;
 mod plan;
@@ -79,6 +80,9 @@ pub(crate) fn compute(args: &BenchComputeArgs) -> Result<()> {
 fn run(bench: &Bench, args: &BenchComputeArgs, plan: &Plan, report: &mut Report) -> Result<()> {
     if plan.has(ComputePart::Attention) {
         report.attention(attention::measure(bench, plan)?);
+    }
+    if plan.has(ComputePart::Linear) {
+        report.linear(linear::measure(bench, plan)?);
     }
     if plan.has(ComputePart::Prefill) || plan.has(ComputePart::Decode) {
         report.model(model::measure(bench, plan)?);

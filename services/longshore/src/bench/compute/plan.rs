@@ -1,5 +1,6 @@
 //! Which points are measured.
 
+use super::linear;
 use crate::{
     cli::{BenchComputeArgs, ComputePart},
     machine::Machine,
@@ -14,6 +15,8 @@ pub(super) struct Plan {
     pub(super) attention_lengths: Vec<usize>,
     /// Keys of an attention decode step.
     pub(super) attention_keys: Vec<usize>,
+    /// Row counts of the linear layers.
+    pub(super) rows: Vec<usize>,
     /// Prompt lengths of the whole model.
     pub(super) lengths: Vec<usize>,
     /// Depths of decode with the whole model.
@@ -46,6 +49,7 @@ impl Plan {
             quick: args.quick,
             attention_lengths: choose(&[2048, 8192], &[2048, 8192], &[32_768]),
             attention_keys: choose(&[8192, 32_768], &[8192, 32_768, 131_072], &[]),
+            rows: vec![1, 4, 16, 64, 512],
             lengths: or(&args.lengths, choose(&[512, 2048], &[512, 2048, 8192], &[16_384, 32_768])),
             depths: or(&args.depths, choose(&[0, 8192], &[0, 8192], &[16_384, 32_768])),
             steps: args.steps as usize,
@@ -63,7 +67,7 @@ impl Plan {
             ComputePart::Attention => {
                 ATTENTION_CASES * (self.attention_lengths.len() + self.attention_keys.len())
             }
-            ComputePart::Linear => 0,
+            ComputePart::Linear => linear::KINDS.len() * self.rows.len(),
             ComputePart::Prefill => self.lengths.len(),
             ComputePart::Decode => self.depths.len(),
             ComputePart::FirstToken => 1,

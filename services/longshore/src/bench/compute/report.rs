@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use longshore_compute::{ComputePool, InstructionSet};
 use serde::Serialize;
 
-use super::{attention::AttentionPoint, first_token::FirstToken, model::ModelReport};
+use super::{attention::AttentionPoint, first_token::FirstToken, linear::LinearReport, model::ModelReport};
 use crate::{
     config::Config,
     console,
@@ -51,6 +51,7 @@ pub(super) struct Report {
     #[serde(flatten)]
     conditions: Conditions,
     attention: Vec<AttentionPoint>,
+    linear: Option<LinearReport>,
     model: Option<ModelReport>,
     first_token: Option<FirstToken>,
     #[serde(skip)]
@@ -60,7 +61,8 @@ pub(super) struct Report {
 impl Report {
     /// Begins a report; `tables` says whether Markdown is printed.
     pub(super) fn new(conditions: Conditions, tables: bool) -> Self {
-        let report = Self { conditions, attention: Vec::new(), model: None, first_token: None, tables };
+        let report =
+            Self { conditions, attention: Vec::new(), linear: None, model: None, first_token: None, tables };
         report.say(report.conditions());
         report
     }
@@ -69,6 +71,12 @@ impl Report {
     pub(super) fn attention(&mut self, points: Vec<AttentionPoint>) {
         self.attention = points;
         self.say(self.attention_tables());
+    }
+
+    /// Adds and prints linear layers.
+    pub(super) fn linear(&mut self, linear: LinearReport) {
+        self.say(linear_table(&linear));
+        self.linear = Some(linear);
     }
 
     /// Adds and prints the whole model.
@@ -150,6 +158,28 @@ impl Report {
         }
         format!("{}\n\n{}\n", prefill.join("\n"), decode.join("\n"))
     }
+}
+
+fn linear_table(linear: &LinearReport) -> String {
+    let mut lines = vec![format!(
+        "Linear layers ({} layers of {} matrices, the output matrix left out)\n\n\
+         | weights | computed | rows | ms | GOP/s | weights GB/s | tokens/s |\n| --- | --- | --- | --- | --- | --- | --- |",
+        linear.layers,
+        linear.shapes.len()
+    )];
+    lines.extend(linear.points.iter().map(|p| {
+        format!(
+            "| {} | {} | {} | {:.2} | {:.0} | {:.1} | {:.0} |",
+            p.weights,
+            p.computed,
+            p.rows,
+            p.seconds.median * 1e3,
+            p.gops,
+            p.weights_gbps,
+            p.tokens_per_second
+        )
+    }));
+    lines.join("\n") + "\n"
 }
 
 fn model_table(model: &ModelReport) -> String {

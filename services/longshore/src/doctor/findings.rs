@@ -1,0 +1,121 @@
+//! What can be wrong with a machine or its settings, and what to do about it.
+
+use serde::Serialize;
+
+use super::Examination;
+use crate::{config::Config, console};
+
+/// Something that is wrong, and its remedy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Problem {
+    pub(super) problem: String,
+    pub(super) remedy: String,
+}
+
+impl Problem {
+    pub(super) fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { problem: problem.into(), remedy: remedy.into() }
+    }
+}
+
+/// Models of usual sizes need about this much disk.
+const FREE_DISK_BYTES: u64 = 1 << 30;
+
+/// Appends what is wrong.
+pub(super) fn look(e: &Examination, config: &Config, problems: &mut Vec<Problem>) {
+    let mut add = |problem: String, remedy: &str| problems.push(Problem::new(problem, remedy));
+    if e.instruction_set == "portable" {
+        add(
+            "the kernels have no vector unit that they know (AVX2 with FMA and F16C, AVX-512, or NEON)"
+                .to_owned(),
+            "use a machine that has one; a virtual machine may hide it: choose the host's processor model",
+        );
+    }
+    let cores = e.machine.usable_cores.len();
+    if cores > 0 && e.compute_threads > cores {
+        add(
+            format!("{} compute threads on {cores} cores take turns", e.compute_threads),
+            "lower `compute.threads`, or leave it 0 for one per core",
+        );
+    }
+    if e.model.path.is_none() {
+        let pull = format!("run `longshore model pull {}`, or let `longshore up` do it", e.model.reference);
+        add(format!("the model `{}` is not in the cache", e.model.reference), &pull);
+    }
+    if e.model_cache_free_bytes.is_some_and(|free| free < FREE_DISK_BYTES) {
+        let free = console::bytes(e.model_cache_free_bytes.unwrap_or(0));
+        add(
+            format!("the disk of the model cache has {free} left"),
+            "free some space, or set `LONGSHORE_CACHE` to a folder of another disk",
+        );
+    }
+    let (available, capacity) = (e.machine.memory_available_bytes, config.kvstore.capacity_bytes);
+    if available > 0 && capacity > available {
+        add(
+            format!(
+                "a shard may grow to {}, {} of memory is available",
+                console::bytes(capacity),
+                console::bytes(available)
+            ),
+            "lower `kvstore.capacity_bytes`",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_chassis::Sources;
+
+    use super::*;
+    use crate::{
+        doctor::{ModelState, Settings},
+        machine::{Machine, Peaks},
+    };
+
+    fn examination(machine: Machine, threads: usize, set: &'static str, model: Option<&str>) -> Examination {
+        Examination {
+            version: "test",
+            machine,
+            instruction_sets: vec![set],
+            instruction_set: set,
+            compute_threads: threads,
+            pinned_cores: Vec::new(),
+            peaks: Peaks { gflops: 1.0, read_gbps: 1.0, copy_gbps: 1.0 },
+            gpu: "none built in",
+            model_cache: String::new(),
+            model_cache_free_bytes: Some(1 << 40),
+            model: ModelState { path: model.map(str::to_owned), ..ModelState::default() },
+            settings: Settings::of(&Sources::default(), &Config::default()),
+            problems: Vec::new(),
+        }
+    }
+
+    fn found(e: &Examination) -> Vec<String> {
+        let mut problems = Vec::new();
+        look(e, &Config::default(), &mut problems);
+        assert!(problems.iter().all(|problem| !problem.remedy.is_empty()), "{problems:?}");
+        problems.into_iter().map(|problem| problem.problem).collect()
+    }
+
+    #[test]
+    fn what_is_wrong_is_found_and_nothing_else() {
+        let machine = Machine {
+            processor: "a processor".to_owned(),
+            usable_cores: vec![0, 1],
+            caches: Vec::new(),
+            memory_bytes: 16 << 30,
+            memory_available_bytes: 8 << 30,
+            huge_pages: "madvise".to_owned(),
+        };
+        assert_eq!(found(&examination(machine.clone(), 2, "avx2", Some("model.gguf"))), Vec::<String>::new());
+        let small = Machine { memory_available_bytes: 1 << 30, ..machine };
+        let mut ill = examination(small, 3, "portable", None);
+        ill.model_cache_free_bytes = Some(1);
+        let told = found(&ill).join("; ");
+        for sign in
+            ["no vector unit", "3 compute threads on 2 cores", "not in the cache", "1 B left", "2.0 GiB"]
+        {
+            assert!(told.contains(sign), "`{sign}` is missing in {told}");
+        }
+    }
+}

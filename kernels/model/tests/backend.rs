@@ -31,19 +31,19 @@ fn backend(pool: &Arc<ComputePool>, linear: Linear) -> CpuBackend {
 /// The residual stream after all layers, each row a sequence of its own.
 fn pass(backend: &CpuBackend, tokens: &[u32]) -> Activations {
     let heads = backend.config().heads;
-    let mut x = backend.embed(tokens).unwrap();
+    let mut x = backend.embed(tokens).expect("tokens of the vocabulary");
     for layer in 0..backend.config().layers {
-        let qkv = backend.qkv(layer, &x, &vec![0; tokens.len()]).unwrap();
+        let qkv = backend.qkv(layer, &x, &vec![0; tokens.len()]).expect("a layer of the model");
         let values = qkv.v.chunks_exact(heads.head_dim);
         let attention: Vec<f32> = values.flat_map(|value| value.repeat(heads.group)).collect();
-        x = backend.finish(layer, x, &attention).unwrap();
+        x = backend.finish(layer, x, &attention).expect("attention of all rows");
     }
     x
 }
 
 fn logits(backend: &CpuBackend, tokens: &[u32]) -> Vec<f32> {
     let rows: Vec<usize> = (0..tokens.len()).collect();
-    backend.logits(&pass(backend, tokens), &rows).unwrap()
+    backend.logits(&pass(backend, tokens), &rows).expect("rows that are there")
 }
 
 #[test]

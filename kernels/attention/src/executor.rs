@@ -134,7 +134,10 @@ impl CpuExecutor {
         let done: Vec<AtomicUsize> = apart.iter().map(|_| AtomicUsize::new(0)).collect();
         let run = |index: usize| {
             let task = &region.tasks[index];
-            self.run_task(&items[task.item], task, &outputs[task.item], &apart);
+            // The tasks in between are for the other threads.
+            let after = region.tasks.get(index + self.pool.threads());
+            let after = after.and_then(|task| first_tile(&items[task.item], task));
+            self.run_task(&items[task.item], task, after, &outputs[task.item], &apart);
             let Some((number, _)) = task.apart else { return };
             let tile = &region.apart[number];
             // Whoever ends last sees what the others wrote.
@@ -154,6 +157,7 @@ impl CpuExecutor {
         &self,
         item: &AttendItem<'_>,
         task: &Task,
+        after: Option<(&Tile, usize)>,
         output: &Output<'_>,
         partials: &[BlockPartials<'_>],
     ) {
@@ -163,7 +167,7 @@ impl CpuExecutor {
         };
         with_scratch(|scratch| {
             let (rows, blocks) = (task.rows, task.blocks.clone());
-            dispatch(self.instruction_set, FoldBlocks { item, rows, blocks, target, scratch });
+            dispatch(self.instruction_set, FoldBlocks { item, rows, blocks, after, target, scratch });
         });
     }
 }
@@ -190,6 +194,12 @@ impl Executor for CpuExecutor {
         drop(outputs);
         Ok(partials)
     }
+}
+
+/// Tile and KV head that a task visits first, when that is an exact block.
+fn first_tile<'a>(item: &AttendItem<'a>, task: &Task) -> Option<(&'a Tile, usize)> {
+    let block = item.work.exact.get(task.blocks.start)?;
+    Some((item.kv.tile(block.tile as usize), task.rows.kv_head))
 }
 
 /// What the item's result is before any block is folded onto it.

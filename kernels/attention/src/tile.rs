@@ -189,6 +189,14 @@ impl Tile {
     }
 }
 
+impl Tile {
+    /// Where a head lies in memory, which is of use to who wants it soon.
+    #[inline(always)]
+    pub(crate) fn head_address(&self, kv_head: usize) -> usize {
+        self.lines.as_ptr().addr() + kv_head * self.shape.head_bytes()
+    }
+}
+
 impl<E: Element> Head<'_, E> {
     fn is_finite(&self) -> bool {
         let lanes = [self.k, self.v];

@@ -77,10 +77,16 @@ pub(super) struct Block<'a, E> {
 impl<'a, E: Element> Block<'a, E> {
     /// The keys of a tile, in place.
     #[inline(always)]
-    pub(super) fn exact(block: &ExactBlock, tile: &'a Tile, kv_head: usize, next: Option<&Tile>) -> Self {
+    pub(super) fn exact(
+        block: &ExactBlock,
+        tile: &'a Tile,
+        kv_head: usize,
+        next: Option<(&Tile, usize)>,
+    ) -> Self {
         let head = tile.head::<E>(kv_head);
         let start = head.k.as_ptr().addr();
-        let ahead = next.map_or(0, |next| next.head::<E>(kv_head).k.as_ptr().addr().wrapping_sub(start));
+        let address = |(tile, kv_head): (&Tile, usize)| tile.head_address(kv_head);
+        let ahead = next.map_or(0, |next| address(next).wrapping_sub(start));
         Self {
             head,
             v_stride: tile.shape().block_tokens,

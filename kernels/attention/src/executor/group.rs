@@ -58,6 +58,11 @@ impl<E: Element, const R: usize> Kernel for FoldGroup<'_, '_, E, R> {
             return;
         }
         let panels = seen.end.div_ceil(LANES);
+        if S::PREFETCHES && E::SCALED && self.block.ahead != 0 {
+            for scales in self.block.head.k_scales.iter().chain(self.block.head.v_scales) {
+                s.prefetch(scales.as_ptr().cast::<u8>().wrapping_offset(self.block.ahead));
+            }
+        }
         let most = const { panels_at_once::<S>(R) };
         let mut panel = 0;
         while panel < panels {

@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use crate::shape::LANES;
 use crate::simd::{Kernel, Lane, Simd};
 use crate::tile::Element;
-use crate::{KvDtype, SummaryKey};
+use crate::{KvDtype, SummaryKey, Tile};
 
 use super::AttendItem;
 use super::block::{Block, Gathered, MAX_KEYS};
@@ -55,6 +55,8 @@ pub(super) struct FoldBlocks<'a, 'b> {
     pub(super) rows: Rows,
     /// Which blocks of the item: exact ones, then runs of columns, then of summaries.
     pub(super) blocks: Range<usize>,
+    /// Tile and KV head that this thread is likely to visit afterwards.
+    pub(super) after: Option<(&'a Tile, usize)>,
     pub(super) target: Target<'a>,
     pub(super) scratch: &'a mut Scratch,
 }
@@ -85,7 +87,7 @@ impl Kernel for FoldBlocks<'_, '_> {
 impl FoldBlocks<'_, '_> {
     #[inline(always)]
     fn run_as<S: Simd, E: Element>(self, s: S) {
-        let Self { item, rows, blocks, target, scratch } = self;
+        let Self { item, rows, blocks, after, target, scratch } = self;
         let Scratch { state, q, positions, gathered, scores } = scratch;
         pack(item, &rows, q, positions);
         state.clear(rows.count, item.queries.shape.head_dim);
@@ -100,9 +102,9 @@ impl FoldBlocks<'_, '_> {
             scores: scores.get_or_insert_with(|| Box::new([[0.0; MAX_KEYS]; GROUP])),
         };
         let last = tile.positions.last().copied().unwrap_or(0);
-        let visit = Visit { item, kv_head: rows.kv_head, last };
+        let visit = Visit { item, kv_head: rows.kv_head, last, end: blocks.end, after };
         for index in blocks.clone() {
-            visit.fold::<S, E>(s, index, &blocks, gathered, &mut tile);
+            visit.fold::<S, E>(s, index, gathered, &mut tile);
             if let Target::Apart(partials, first) = target {
                 partials.store(first + index - blocks.start, tile.state);
                 tile.state.forget();
@@ -149,27 +151,27 @@ struct Visit<'a, 'b> {
     kv_head: usize,
     /// Position of the last row.
     last: u64,
+    /// Of the blocks to visit.
+    end: usize,
+    /// Tile and KV head that come after them.
+    after: Option<(&'a Tile, usize)>,
 }
 
 impl Visit<'_, '_> {
     /// Folds the block of this index, when any row sees some of it.
     #[inline(always)]
-    fn fold<S: Simd, E: Element>(
-        &self,
-        s: S,
-        index: usize,
-        blocks: &Range<usize>,
-        gathered: &mut Gathered,
-        tile: &mut RowTile<'_>,
-    ) {
+    fn fold<S: Simd, E: Element>(&self, s: S, index: usize, gathered: &mut Gathered, tile: &mut RowTile<'_>) {
         let (work, kv) = (self.item.work, self.item.kv);
         let shape = kv.shape();
         if let Some(exact) = work.exact.get(index) {
             if exact.first_position <= self.last {
                 // Many rows compute long enough for the processor to find out itself what comes next.
                 let few = tile.positions.len() <= 2 * GROUP;
-                let next = work.exact.get(index + 1).filter(|_| few && index + 1 < blocks.end);
-                let next = next.map(|next| kv.tile(next.tile as usize));
+                let next = match work.exact.get(index + 1) {
+                    _ if !few => None,
+                    Some(next) if index + 1 < self.end => Some((kv.tile(next.tile as usize), self.kv_head)),
+                    _ => self.after,
+                };
                 let block = Block::<E>::exact(exact, kv.tile(exact.tile as usize), self.kv_head, next);
                 tile.fold(s, &block);
             }

@@ -116,13 +116,17 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
             if seen.common < panels * LANES {
                 hide(&mut self.scores[r][..panels * LANES], self.positions[r], self.block);
             }
-            let lanes = &mut self.scores[r].as_chunks_mut::<LANES>().0[..panels];
+            let lanes = &self.scores[r].as_chunks::<LANES>().0[..panels];
             let mut top = s.splat(f32::NEG_INFINITY);
-            for lane in lanes.iter() {
+            for lane in lanes {
                 top = s.max(s.load(lane), top);
             }
             // Of two zeros either may be found first: + 0 makes −0 the other.
             tops[r] = s.top(top) + 0.0;
+        }
+        // In a loop of its own, so that no row waits for its maximum.
+        for r in 0..R {
+            let lanes = &mut self.scores[r].as_chunks_mut::<LANES>().0[..panels];
             let (top, mut sum) = (s.splat(tops[r]), s.splat(0.0));
             for (panel, lane) in lanes.iter_mut().enumerate() {
                 let p = s.exp2(s.sub(s.load(lane), top));

@@ -17,7 +17,7 @@ use longshore_compute::{ComputePool, DisjointSlice, InstructionSet};
 
 pub use self::linear::{Linear, LinearLayer};
 
-use self::linear::{Forms, Input, PackedMatrix, Then, multiply};
+use self::linear::{Computed, Forms, Input, PackedMatrix, Plain, Then, multiply};
 use self::rotations::Rotations;
 use self::scratch::{Scratch, ScratchPool};
 use crate::rope::{Rope, Rotation};
@@ -163,13 +163,12 @@ impl CpuBackend {
         row: impl Fn(usize) -> &'a [f32] + Sync,
     ) {
         let norm = |r: usize, to: &mut [f32]| rows::norm(self.set, row(r), weight, self.config.norm_eps, to);
-        input.fill(&self.pool, self.set, [rows, self.config.hidden], forms, norm);
+        input.fill(&self.pool, self.set, [rows, self.config.hidden], forms, &Computed(norm));
     }
 
     /// Takes rows of `width` elements as they are.
     fn copy_into(&self, input: &mut Input, forms: Forms, x: &[f32], width: usize) {
-        let copy = |r: usize, to: &mut [f32]| to.copy_from_slice(&x[r * width..][..width]);
-        input.fill(&self.pool, self.set, [x.len() / width, width], forms, copy);
+        input.fill(&self.pool, self.set, [x.len() / width, width], forms, &Plain { x, width });
     }
 
     /// Runs `f(row, parts)` for all rows of some tensors, each `[rows, width]`; few rows on the calling thread.

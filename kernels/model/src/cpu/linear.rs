@@ -34,7 +34,7 @@ use std::str::FromStr;
 
 pub use layer::LinearLayer;
 
-pub(super) use input::{Forms, Input};
+pub(super) use input::{Computed, Forms, Input, Plain};
 pub(super) use matrix::PackedMatrix;
 pub(super) use multiply::{Then, multiply};
 

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 
 use longshore_compute::{ComputePool, DisjointSlice, InstructionSet};
 
+use super::kernel;
 use super::panels::GROUP;
 use crate::cpu::versions::versions;
 
@@ -60,6 +61,34 @@ pub(in crate::cpu) struct Input {
     float: Vec<f32>,
 }
 
+/// Where rows come from.
+pub(in crate::cpu) trait Rows: Sync {
+    /// The row with this index, perhaps written into `buffer`, which is as long as a row.
+    fn row<'a>(&'a self, row: usize, buffer: &'a mut [f32]) -> &'a [f32];
+}
+
+/// Rows that lie in memory, f32 `[rows, width]`.
+pub(in crate::cpu) struct Plain<'a> {
+    pub(in crate::cpu) x: &'a [f32],
+    pub(in crate::cpu) width: usize,
+}
+
+impl Rows for Plain<'_> {
+    fn row<'a>(&'a self, row: usize, _buffer: &'a mut [f32]) -> &'a [f32] {
+        &self.x[row * self.width..][..self.width]
+    }
+}
+
+/// Rows that `.0(row, out)` computes.
+pub(in crate::cpu) struct Computed<F>(pub(in crate::cpu) F);
+
+impl<F: Fn(usize, &mut [f32]) + Sync> Rows for Computed<F> {
+    fn row<'a>(&'a self, row: usize, buffer: &'a mut [f32]) -> &'a [f32] {
+        (self.0)(row, buffer);
+        buffer
+    }
+}
+
 /// Cuts rows into blocks.
 fn blocks(rows: usize) -> Vec<Block> {
     let mut blocks = Vec::with_capacity(rows.div_ceil(BLOCK_ROWS) + 1);
@@ -80,15 +109,14 @@ fn blocks(rows: usize) -> Vec<Block> {
 }
 
 impl Input {
-    /// Takes `rows` rows of `inputs` elements in the wanted forms; `row(r, out)` computes row `r`. Few rows are taken on
-    /// the calling thread.
+    /// Takes `rows` rows of `inputs` elements in the wanted forms; few rows on the calling thread.
     pub(in crate::cpu) fn fill(
         &mut self,
         pool: &ComputePool,
         set: InstructionSet,
         [rows, inputs]: [usize; 2],
         forms: Forms,
-        row: impl Fn(usize, &mut [f32]) + Sync,
+        source: &impl Rows,
     ) {
         (self.rows, self.inputs, self.forms) = (rows, inputs, forms);
         self.blocks = blocks(rows);
@@ -119,7 +147,7 @@ impl Input {
                     );
                     (int8.range(a..a + int8_len), float.range(b..b + float_len))
                 };
-                fill_block(set, *block, inputs, &row, int8, float);
+                fill_block(set, *block, inputs, source, int8, float);
             }
         });
     }
@@ -150,24 +178,25 @@ fn fill_block(
     set: InstructionSet,
     block: Block,
     inputs: usize,
-    row: &impl Fn(usize, &mut [f32]),
+    source: &impl Rows,
     int8: &mut [i32],
     float: &mut [f32],
 ) {
     ROW.with_borrow_mut(|buffer| {
         buffer.resize(inputs.max(buffer.len()), 0.0);
-        let x = &mut buffer[..inputs];
         for slot in 0..block.size {
-            if slot < block.rows {
-                row(block.first + slot, x);
+            let buffer = &mut buffer[..inputs];
+            let x = if slot < block.rows {
+                source.row(block.first + slot, buffer)
             } else {
-                x.fill(0.0);
-            }
+                buffer.fill(0.0);
+                buffer
+            };
             if !int8.is_empty() {
                 quantise(set, x, int8, slot, block.size);
             }
             if !float.is_empty() {
-                for (column, x) in float.chunks_exact_mut(block.size).zip(&*x) {
+                for (column, x) in float.chunks_exact_mut(block.size).zip(x) {
                     column[slot] = *x;
                 }
             }
@@ -175,9 +204,18 @@ fn fill_block(
     });
 }
 
+/// Quantises a row, f32 `[inputs]`, into its slot of a block of `size` rows, `[group][WORDS][size]`.
+fn quantise(set: InstructionSet, x: &[f32], words: &mut [i32], slot: usize, size: usize) {
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx512 => kernel::quantise_avx512(x, words, slot, size),
+        _ => quantise_portably(set, x, words, slot, size),
+    }
+}
+
 versions! {
-    /// Quantises a row, f32 `[inputs]`, into its slot of a block of `size` rows, `[group][WORDS][size]`.
-    fn quantise(x: &[f32], words: &mut [i32], slot: usize, size: usize) = quantise_row;
+    /// The same in plain Rust: the specification.
+    fn quantise_portably(x: &[f32], words: &mut [i32], slot: usize, size: usize) = quantise_row;
 }
 
 #[inline(always)]
@@ -197,31 +235,50 @@ fn quantise_row(x: &[f32], words: &mut [i32], slot: usize, size: usize) {
         for (word, quad) in bytes.as_chunks::<4>().0.iter().enumerate() {
             words[word * size + slot] = i32::from_le_bytes(*quad);
         }
-        words[SCALE * size + slot] = scale.to_bits() as i32;
-        words[SCALED_SUM * size + slot] = (scale * (lower + upper) as f32).to_bits() as i32;
-        words[NEGATED_SUM * size + slot] = -(lower + upper);
-        words[NEGATED_LOWER_SUM * size + slot] = -lower;
+        write_sums(words, slot, size, scale, [lower, upper]);
     }
 }
 
 /// Fills quants in [-127, 127] and returns their scale; see the module documentation of `linear`.
 #[inline(always)]
 pub(super) fn quantise_group(x: &[f32; GROUP], quants: &mut [i32; GROUP]) -> f32 {
-    /// 1.5 × 2^23: adding it leaves the nearest integer, ties to even, in the low bits of the sum.
-    const ROUND: f32 = 12_582_912.0;
-    const INFINITE: u32 = 0x7f80_0000;
     // As integers, magnitudes order like the numbers, with infinities and NaN at the top.
     let most = x.iter().fold(0, |most: u32, x| most.max(x.to_bits() & 0x7fff_ffff));
-    let scale = f32::from_bits(most) / 127.0;
-    if most >= INFINITE || scale < f32::MIN_POSITIVE {
-        *quants = [0; GROUP];
-        return if most >= INFINITE { f32::NAN } else { 0.0 };
-    }
-    let inverse = 127.0 / f32::from_bits(most);
+    let (scale, inverse) = scale_and_inverse(most);
     for (quant, x) in quants.iter_mut().zip(x) {
-        *quant = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+        // Where everything counts as zero, infinities and NaN among it, the inverse is no number to multiply with.
+        let x = if inverse > 0.0 { x * inverse } else { 0.0 };
+        *quant = (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     }
     scale
+}
+
+/// 1.5 × 2^23: adding it leaves the nearest integer, ties to even, in the low bits of the sum.
+pub(super) const ROUND: f32 = 12_582_912.0;
+
+/// Scale of a group, and what its numbers are multiplied with to become quants (0 where they all become 0), out of the bits of
+/// its largest magnitude.
+#[inline(always)]
+pub(super) fn scale_and_inverse(most: u32) -> (f32, f32) {
+    const INFINITE: u32 = 0x7f80_0000;
+    let most_number = f32::from_bits(most);
+    let scale = most_number / 127.0;
+    if most >= INFINITE {
+        (f32::NAN, 0.0)
+    } else if scale < f32::MIN_POSITIVE {
+        (0.0, 0.0)
+    } else {
+        (scale, 127.0 / most_number)
+    }
+}
+
+/// Writes what a group has beside its quants, out of the sums of its lower and upper half.
+#[inline(always)]
+pub(super) fn write_sums(words: &mut [i32], slot: usize, size: usize, scale: f32, [lower, upper]: [i32; 2]) {
+    words[SCALE * size + slot] = scale.to_bits() as i32;
+    words[SCALED_SUM * size + slot] = (scale * (lower + upper) as f32).to_bits() as i32;
+    words[NEGATED_SUM * size + slot] = -(lower + upper);
+    words[NEGATED_LOWER_SUM * size + slot] = -lower;
 }
 
 #[cfg(test)]

@@ -24,6 +24,9 @@ pub(super) trait Loads {}
 #[cfg(not(target_arch = "x86_64"))]
 impl<T> Loads for T {}
 
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::quantise as quantise_avx512;
+
 /// Outputs of one panel for the rows of a block.
 pub(super) type Sums = [[f32; PANEL]; BLOCK_ROWS];
 

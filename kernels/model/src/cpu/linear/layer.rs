@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use longshore_compute::{ComputePool, InstructionSet};
 
 use super::Linear;
-use super::input::Input;
+use super::input::{Input, Plain};
 use super::matrix::PackedMatrix;
 use super::multiply::{Then, multiply};
 use crate::Error;
@@ -68,8 +68,7 @@ impl LinearLayer {
             Some(input) => input,
             None => own.insert(Input::default()),
         };
-        let row = |r: usize, to: &mut [f32]| to.copy_from_slice(&x[r * inputs..][..inputs]);
-        input.fill(pool, self.set, [rows, inputs], self.matrix.forms(), row);
+        input.fill(pool, self.set, [rows, inputs], self.matrix.forms(), &Plain { x, width: inputs });
         multiply(pool, self.set, input, vec![(&self.matrix, Then::Store(out))]);
     }
 

@@ -62,8 +62,7 @@ fn product(
     rows: usize,
 ) -> Vec<f32> {
     let (mut input, inputs) = (Input::default(), matrix.inputs());
-    let row = |r: usize, to: &mut [f32]| to.copy_from_slice(&x[r * inputs..][..inputs]);
-    input.fill(pool, set, [rows, inputs], matrix.forms(), row);
+    input.fill(pool, set, [rows, inputs], matrix.forms(), &Plain { x, width: inputs });
     let mut out = vec![f32::NAN; rows * matrix.outputs()];
     multiply(pool, set, &input, vec![(matrix, Then::Store(&mut out))]);
     out
@@ -247,10 +246,9 @@ fn outputs_are_stored_added_or_gated() {
         let x = random(20 * 64, &mut ChaCha8Rng::seed_from_u64(SEED));
         let [gates, ups] = [&gate, &up].map(|matrix| product(&pool, set, matrix, &x, 20));
         let mut input = Input::default();
-        let row = |r: usize, to: &mut [f32]| to.copy_from_slice(&x[r * 64..][..64]);
         // A larger call before leaves nothing behind.
-        input.fill(&pool, set, [40, 64], gate.forms(), |_, to| to.fill(7.0));
-        input.fill(&pool, set, [20, 64], gate.forms(), row);
+        input.fill(&pool, set, [40, 64], gate.forms(), &Computed(|_, to: &mut [f32]| to.fill(7.0)));
+        input.fill(&pool, set, [20, 64], gate.forms(), &Plain { x: &x, width: 64 });
         let (mut gated, mut added) = (vec![f32::NAN; 20 * 70], ups.clone());
         let products = vec![(&gate, Then::Gate(&up, &mut gated)), (&gate, Then::Add(&mut added))];
         multiply(&pool, set, &input, products);

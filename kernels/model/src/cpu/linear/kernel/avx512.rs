@@ -10,8 +10,10 @@ use std::arch::x86_64::*;
 use super::{Loads, Sums, sized};
 use crate::cpu::linear::floats::Stored;
 use crate::cpu::linear::format::{Format, Second};
-use crate::cpu::linear::input::{NEGATED_LOWER_SUM, NEGATED_SUM, SCALE, SCALED_SUM, WORDS};
-use crate::cpu::linear::panels::{Lane, PANEL, Panel};
+use crate::cpu::linear::input::{
+    NEGATED_LOWER_SUM, NEGATED_SUM, ROUND, SCALE, SCALED_SUM, WORDS, scale_and_inverse, write_sums,
+};
+use crate::cpu::linear::panels::{GROUP, Lane, PANEL, Panel};
 
 /// A panel of quantised weights; see the portable kernel.
 pub(super) fn quantised<F: Format>(panel: Panel<'_, F>, x: &[i32], size: usize, sums: &mut Sums) {
@@ -135,6 +137,51 @@ unsafe fn add<const R: usize>(totals: &mut [__m512; R], scales: __m512, dots: &[
             *total = _mm512_fmadd_ps(scales, _mm512_cvtepi32_ps(dots[r]), *total);
         }
     }
+}
+
+/// Quantises a row into its slot of a block; see `input`.
+pub(in crate::cpu::linear) fn quantise(x: &[f32], words: &mut [i32], slot: usize, size: usize) {
+    // SAFETY: this function is called for `InstructionSet::Avx512` only, which machines with these features have.
+    unsafe { quantise_row(x, words, slot, size) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+fn quantise_row(x: &[f32], words: &mut [i32], slot: usize, size: usize) {
+    for (x, words) in x.as_chunks::<GROUP>().0.iter().zip(words.chunks_exact_mut(WORDS * size)) {
+        let [lower, upper]: &[[f32; 16]; 2] = x.as_chunks().0.try_into().expect("a group is two vectors");
+        let (lower, upper) = (stored(lower), stored(upper));
+        let magnitude = _mm512_max_epu32(
+            _mm512_castps_si512(_mm512_abs_ps(lower)),
+            _mm512_castps_si512(_mm512_abs_ps(upper)),
+        );
+        let (scale, inverse) = scale_and_inverse(_mm512_reduce_max_epu32(magnitude));
+        let (lower, upper) = (quants(lower, inverse), quants(upper, inverse));
+        write_quads(words, slot, size, lower);
+        write_quads(&mut words[4 * size..], slot, size, upper);
+        let sums = [_mm512_reduce_add_epi32(lower), _mm512_reduce_add_epi32(upper)];
+        write_sums(words, slot, size, scale, sums);
+    }
+}
+
+/// The nearest integers, ties to even; 0 for all where the inverse is 0, of infinities and NaN too.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quants(x: __m512, inverse: f32) -> __m512i {
+    let (round, counts) = (_mm512_set1_ps(ROUND), if inverse > 0.0 { 0xffff } else { 0 });
+    let scaled = _mm512_maskz_mul_ps(counts, x, _mm512_set1_ps(inverse));
+    let shifted = _mm512_castps_si512(_mm512_add_ps(scaled, round));
+    _mm512_sub_epi32(shifted, _mm512_castps_si512(round))
+}
+
+/// Writes 16 quants as four words.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn write_quads(words: &mut [i32], slot: usize, size: usize, quants: __m512i) {
+    let bytes = _mm512_cvtepi32_epi8(quants);
+    words[slot] = _mm_extract_epi32::<0>(bytes);
+    words[size + slot] = _mm_extract_epi32::<1>(bytes);
+    words[2 * size + slot] = _mm_extract_epi32::<2>(bytes);
+    words[3 * size + slot] = _mm_extract_epi32::<3>(bytes);
 }
 
 /// One panel of floating-point weights; see the portable kernel.

@@ -3,7 +3,7 @@
 use longshore_compute::{ComputePool, InstructionSet, PoolOptions};
 
 use super::random;
-use crate::cpu::linear::{Input, Linear, PackedMatrix, Then, multiply};
+use crate::cpu::linear::{Input, Linear, PackedMatrix, Plain, Then, multiply};
 use crate::files::TensorType;
 
 /// A layer of SmolLM2-135M.
@@ -34,8 +34,7 @@ impl Layer {
     fn pass(&self, pool: &ComputePool, set: InstructionSet, input: &mut Input, x: &[f32], out: &mut [f32]) {
         let rows = x.len() / 1536;
         let fill = |input: &mut Input, inputs: usize| {
-            let row = |r: usize, to: &mut [f32]| to.copy_from_slice(&x[r * inputs..][..inputs]);
-            input.fill(pool, set, [rows, inputs], self.down.forms(), row);
+            input.fill(pool, set, [rows, inputs], self.down.forms(), &Plain { x, width: inputs });
         };
         let (q, rest) = out.split_at_mut(rows * 576);
         let (k, v) = rest.split_at_mut(rows * 192);

@@ -121,7 +121,8 @@ impl Stack {
         let products = all(|matrix| (matrix.shape()[0] * matrix.shape()[1]) as f64);
         Ok(LinearPoint {
             weights: self.kind.to_string(),
-            computed: self.layers[0][0].describe(),
+            // Without the type of the weights, which is a column of its own.
+            computed: self.layers[0][0].describe().trim_start_matches(&format!("{}: ", self.kind)).to_owned(),
             rows,
             layers_measured: self.layers.len(),
             gops: 2.0 * rows as f64 * products / seconds.median / 1e9,

@@ -125,9 +125,9 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
             tops[r] = s.top(top) + 0.0;
         }
         // In a loop of its own, so that no row waits for its maximum.
-        for r in 0..R {
+        for (r, &top) in tops.iter().enumerate().take(R) {
             let lanes = &mut self.scores[r].as_chunks_mut::<LANES>().0[..panels];
-            let (top, mut sum) = (s.splat(tops[r]), s.splat(0.0));
+            let (top, mut sum) = (s.splat(top), s.splat(0.0));
             for (panel, lane) in lanes.iter_mut().enumerate() {
                 let p = s.exp2(s.sub(s.load(lane), top));
                 sum = s.add(sum, p);

@@ -112,7 +112,7 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
     #[inline(always)]
     fn soften<S: Simd>(&mut self, s: S, panels: usize, seen: &Seen) -> [Change; R] {
         let (mut tops, mut sums) = ([f32::NEG_INFINITY; LANES], [0.0; LANES]);
-        for r in 0..R {
+        for (r, largest) in tops.iter_mut().enumerate().take(R) {
             if seen.common < panels * LANES {
                 hide(&mut self.scores[r][..panels * LANES], self.positions[r], self.block);
             }
@@ -122,7 +122,7 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
                 top = s.max(s.load(lane), top);
             }
             // Of two zeros either may be found first: + 0 makes −0 the other.
-            tops[r] = s.top(top) + 0.0;
+            *largest = s.top(top) + 0.0;
         }
         // In a loop of its own, so that no row waits for its maximum.
         for (r, &top) in tops.iter().enumerate().take(R) {

@@ -252,10 +252,74 @@ fn compare(backend: &CpuBackend, expected: &[Expected], dtype: KvDtype, limit: f
     }
 }
 
-fn backend(model: &Path) -> CpuBackend {
+fn backend(model: &Path, linear: Linear) -> CpuBackend {
     let LoadedModel { info, weights } = LoadedModel::open(model, &|_| ()).unwrap();
     let pool = ComputePool::new(&PoolOptions::default()).unwrap();
-    CpuBackend::new(info.config, &weights, CpuOptions { pool, linear: Linear::F32 }, &|_| ()).unwrap()
+    CpuBackend::new(info.config, &weights, CpuOptions { pool, linear }, &|_| ()).unwrap()
+}
+
+/// ln of the probabilities of one row of logits.
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let wide = |x: &f32| f64::from(*x);
+    let top = logits.iter().map(wide).fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|x| (wide(x) - top).exp()).sum();
+    logits.iter().map(|x| wide(x) - top - sum.ln()).collect()
+}
+
+/// How far predictions are apart.
+struct Divergence {
+    /// Mean and worst Kullback–Leibler divergence of a row from the reference, nats.
+    mean: f64,
+    worst: f64,
+    /// Perplexity of the prompt over that of the reference.
+    perplexity: f64,
+}
+
+fn divergence(found: &[f32], expected: &[f32], prompt: &[u32], vocabulary: usize) -> Divergence {
+    let (mut kls, mut surprise) = (Vec::new(), 0.0);
+    let rows = found.chunks(vocabulary).zip(expected.chunks(vocabulary)).enumerate();
+    for (row, (found, expected)) in rows {
+        let (q, p) = (log_softmax(found), log_softmax(expected));
+        kls.push(p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>());
+        if let Some(next) = prompt.get(row + 1) {
+            surprise += p[*next as usize] - q[*next as usize];
+        }
+    }
+    assert!(kls.iter().all(|kl| kl.is_finite()), "rows are not finite");
+    Divergence {
+        mean: kls.iter().sum::<f64>() / kls.len() as f64,
+        worst: kls.iter().copied().fold(0.0, f64::max),
+        perplexity: (surprise / (prompt.len() - 1) as f64).exp(),
+    }
+}
+
+/// The default of quantised files: weights as they are, activations rounded to 8 bits.
+#[test]
+fn int8_activations_stay_close_to_float64() {
+    let path = model();
+    let expected = reference(&path, &reference_folder().join("prompts.json"));
+    let backend = backend(&path, Linear::Auto);
+    let vocabulary = backend.config().vocabulary;
+    // bf16 has 8 bits of mantissa, and int8 rounds K and V once more: they bring an error of their own.
+    for (dtype, limit) in
+        [(KvDtype::F32, 2e-2), (KvDtype::F16, 2e-2), (KvDtype::Bf16, 4e-2), (KvDtype::Int8, 8e-2)]
+    {
+        for Expected { name, prompt, logits, .. } in &expected {
+            let (_, found) = Sequence::new(&backend, dtype).append(prompt);
+            let whole = distance(&found, logits, found.len()).last;
+            let rows = distance(&found, logits, vocabulary);
+            let Divergence { mean, worst, perplexity } = divergence(&found, logits, prompt, vocabulary);
+            let report = format!(
+                "{name}, {} KV: logits {whole:.2e} as a whole, {rows}; KL mean {mean:.2e}, worst {worst:.2e}; \
+                 perplexity x {perplexity:.5}",
+                dtype.name()
+            );
+            println!("{report}");
+            assert!(whole < limit && mean < 0.01, "{report}");
+            // Over 19 predictions a perplexity says little.
+            assert!((perplexity - 1.0).abs() < if prompt.len() > 100 { 0.01 } else { 0.03 }, "{report}");
+        }
+    }
 }
 
 #[test]
@@ -264,7 +328,7 @@ fn hidden_states_logits_and_greedy_tokens_agree_with_float64() {
     let expected = reference(&path, &reference_folder().join("prompts.json"));
     let lengths: Vec<usize> = expected.iter().map(|expected| expected.prompt.len()).collect();
     assert_eq!(lengths, [20, 197, 600], "prompts of the reference");
-    let backend = backend(&path);
+    let backend = backend(&path, Linear::F32);
     compare(&backend, &expected, KvDtype::F32, 1e-3);
     compare(&backend, &expected, KvDtype::F16, 1e-2);
 }
@@ -286,6 +350,6 @@ fn every_architecture_agrees_with_float64() {
             TinyOptions { architecture, tied_embeddings, stored, query_heads: 6, ..TinyOptions::default() };
         write_tiny_gguf(&path, &options).unwrap();
         println!("{options:?}");
-        compare(&backend(&path), &reference(&path, &prompts), KvDtype::F32, 1e-4);
+        compare(&backend(&path, Linear::F32), &reference(&path, &prompts), KvDtype::F32, 1e-4);
     }
 }

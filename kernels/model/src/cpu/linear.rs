@@ -9,15 +9,21 @@
 //! multiply-adds over the inputs in order, from 0.
 //!
 //! *Quantised weights*: a row of activations is cut into groups of 32. With `m` the largest magnitude of a group, its scale is
-//! `s = m / 127` and its quants `a = round_even(x * (127 / m))`, all in f32. A group whose scale is below the smallest normal
-//! number counts as zero; one that holds an infinity or NaN has the scale NaN, so that all outputs of its row, and no others,
-//! are NaN. Weights are `w = d * (u - z)` or `w = d * u + n` with unsigned integers `u`, as the file has them. The integer sum
+//! `s = m / 127` and its quants `a = round_even(x * (127 / m))`, all in f32. A group whose scale is below 2^-100 counts as zero;
+//! one that holds an infinity or NaN has the scale NaN, so that all outputs of its row, and no others, are NaN.
+//! A group that stands out of its row, `s² > mean(x²) * (4 / 127)²`, also has finer quants of what the first ones leave:
+//! `s' = s / 254`, `a' = round_even(fma(-a, s, x) * (254 / s))`, the product and the rounding fused.
+//!
+//! Weights are `w = d * (u - z)` or `w = d * u + n` with unsigned integers `u`, as the file has them. The integer sum
 //! `D = Σ (u - z) * a` of a group is exact. From 0, and for each group in order, an output `y` takes
 //!
 //! 1. `y = fma(d * s, D, y)`, where `d * s` is rounded (`Q6_K`, which has scales for 16 inputs, takes two such steps);
-//! 2. where there is a minimum, `y = fma(n, s * A, y)`, where `A = Σ a` and `s * A` is rounded.
+//! 2. where there is a minimum, `y = fma(n, s * A, y)`, where `A = Σ a` and `s * A` is rounded;
+//! 3. where the group has finer quants, the same two steps with `s'` and `a'`.
 //!
-//! The relative error that int8 activations bring is about 4e-3 of an output's root mean square.
+//! The relative error that int8 activations bring is about 4e-3 of an output's root mean square where numbers are spread evenly.
+//! Outliers make it several times larger, which is why outlying groups are refined (the idea, for whole columns in 16-bit
+//! floating point, is that of LLM.int8(), arXiv 2208.07339).
 
 mod floats;
 mod format;

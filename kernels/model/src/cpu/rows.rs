@@ -61,8 +61,9 @@ fn norm_scale(row: &[f32], eps: f32) -> f32 {
     1.0 / (sum_of_squares(row) / row.len() as f32 + eps).sqrt()
 }
 
+/// Sum over 16 lanes that are added up pairwise.
 #[inline(always)]
-fn sum_of_squares(row: &[f32]) -> f32 {
+pub(super) fn sum_of_squares(row: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {

@@ -1,6 +1,8 @@
 //! Rows of activations as the kernels read them: cut into blocks of at most 12 rows, the numbers of a block's rows beside one
 //! another, quantised to int8 where the weights are quantised.
 
+mod fine;
+
 use std::cell::RefCell;
 
 use longshore_compute::{ComputePool, DisjointSlice, InstructionSet};
@@ -55,10 +57,31 @@ pub(in crate::cpu) struct Input {
     pub(super) rows: usize,
     pub(super) forms: Forms,
     pub(super) blocks: Vec<Block>,
-    /// `[block][group][WORDS][size]`.
+    /// `[block][plane][group][WORDS][size]`.
     int8: Vec<i32>,
+    /// `[row][group]`, of which a block uses the first row: whether the second plane of the group counts.
+    fine: Vec<bool>,
     /// `[block][inputs][size]`.
     float: Vec<f32>,
+}
+
+/// The quantised rows of a block: quants, and where a row needs them finer ones of what those leave.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planes<'a> {
+    /// `[plane][group][WORDS][size]`.
+    words: &'a [i32],
+    /// Of each group, whether the second plane counts.
+    fine: &'a [bool],
+}
+
+impl<'a> Planes<'a> {
+    /// The words of each group, the finer ones where they count; a group has `len` in each plane.
+    #[inline(always)]
+    pub(super) fn groups(self, len: usize) -> impl Iterator<Item = (&'a [i32], Option<&'a [i32]>)> {
+        let (coarse, finer) = self.words.split_at(self.words.len() / 2);
+        let finer = finer.chunks_exact(len).zip(self.fine).map(|(words, fine)| fine.then_some(words));
+        coarse.chunks_exact(len).zip(finer)
+    }
 }
 
 /// Where rows come from.
@@ -130,7 +153,13 @@ impl Input {
         if self.float.len() < float_len {
             self.float = vec![0.0; float_len];
         }
+        let groups = inputs / GROUP;
+        let fine_len = grow(room * groups, forms.int8);
+        if self.fine.len() < fine_len {
+            self.fine = vec![false; fine_len];
+        }
         let (int8, float) = (DisjointSlice::new(&mut self.int8), DisjointSlice::new(&mut self.float));
+        let (fine, groups) = (DisjointSlice::new(&mut self.fine), grow(groups, forms.int8));
         let blocks = &self.blocks;
         let blocks_a_task = (TASK_ELEMENTS / (BLOCK_ROWS * inputs)).max(1);
         pool.run(blocks.len().div_ceil(blocks_a_task), |task| {
@@ -140,22 +169,30 @@ impl Input {
                 let float_len = if forms.float { block.size * inputs } else { 0 };
                 #[expect(unsafe_code, reason = "each block has its own part")]
                 // SAFETY: blocks follow one another without overlap and each is filled by one task.
-                let (int8, float) = unsafe {
+                let (int8, fine, float) = unsafe {
                     let (a, b) = (
                         block.first * words * usize::from(forms.int8),
                         block.first * inputs * usize::from(forms.float),
                     );
-                    (int8.range(a..a + int8_len), float.range(b..b + float_len))
+                    let first = block.first * groups;
+                    (
+                        int8.range(a..a + int8_len),
+                        fine.range(first..first + groups),
+                        float.range(b..b + float_len),
+                    )
                 };
-                fill_block(set, *block, inputs, source, int8, float);
+                fill_block(set, *block, inputs, source, (int8, fine), float);
             }
         });
     }
 
-    /// The quantised rows of a block, `[group][WORDS][size]`.
-    pub(super) fn int8(&self, block: Block) -> &[i32] {
-        let words = int8_words(self.inputs);
-        &self.int8[block.first * words..][..block.size * words]
+    /// The quantised rows of a block.
+    pub(super) fn int8(&self, block: Block) -> Planes<'_> {
+        let (words, groups) = (int8_words(self.inputs), self.inputs / GROUP);
+        Planes {
+            words: &self.int8[block.first * words..][..block.size * words],
+            fine: &self.fine[block.first * groups..][..groups],
+        }
     }
 
     /// The rows of a block, f32 `[inputs][size]`.
@@ -164,9 +201,9 @@ impl Input {
     }
 }
 
-/// Words of a row's whole groups; a rest that fills no group is never asked for.
+/// Words of a row's whole groups in both planes; a rest that fills no group is never asked for.
 fn int8_words(inputs: usize) -> usize {
-    inputs / GROUP * WORDS
+    2 * (inputs / GROUP) * WORDS
 }
 
 thread_local! {
@@ -179,9 +216,10 @@ fn fill_block(
     block: Block,
     inputs: usize,
     source: &impl Rows,
-    int8: &mut [i32],
+    (int8, fine): (&mut [i32], &mut [bool]),
     float: &mut [f32],
 ) {
+    fine.fill(false);
     ROW.with_borrow_mut(|buffer| {
         buffer.resize(inputs.max(buffer.len()), 0.0);
         for slot in 0..block.size {
@@ -193,7 +231,9 @@ fn fill_block(
                 buffer
             };
             if !int8.is_empty() {
-                quantise(set, x, int8, slot, block.size);
+                let (coarse, finer) = int8.split_at_mut(int8.len() / 2);
+                quantise(set, x, coarse, slot, block.size);
+                fine::refine(set, x, coarse, finer, fine, (slot, block.size));
             }
             if !float.is_empty() {
                 for (column, x) in float.chunks_exact_mut(block.size).zip(x) {
@@ -256,6 +296,10 @@ pub(super) fn quantise_group(x: &[f32; GROUP], quants: &mut [i32; GROUP]) -> f32
 /// 1.5 × 2^23: adding it leaves the nearest integer, ties to even, in the low bits of the sum.
 pub(super) const ROUND: f32 = 12_582_912.0;
 
+/// The smallest scale, 2^-100; groups below count as zero. No product of a quant, a scale and the number of a weight (a half,
+/// or an integer times a half) can then vanish, so that adding zeros never changes the sign of a sum.
+const SCALE_MIN: f32 = f32::from_bits((127 - 100) << 23);
+
 /// Scale of a group, and what its numbers are multiplied with to become quants (0 where they all become 0), out of the bits of
 /// its largest magnitude.
 #[inline(always)]
@@ -265,7 +309,7 @@ pub(super) fn scale_and_inverse(most: u32) -> (f32, f32) {
     let scale = most_number / 127.0;
     if most >= INFINITE {
         (f32::NAN, 0.0)
-    } else if scale < f32::MIN_POSITIVE {
+    } else if scale < SCALE_MIN {
         (0.0, 0.0)
     } else {
         (scale, 127.0 / most_number)
@@ -280,6 +324,9 @@ pub(super) fn write_sums(words: &mut [i32], slot: usize, size: usize, scale: f32
     words[NEGATED_SUM * size + slot] = -(lower + upper);
     words[NEGATED_LOWER_SUM * size + slot] = -lower;
 }
+
+#[cfg(test)]
+pub(super) use fine::{is_fine, refine_group};
 
 #[cfg(test)]
 mod tests {
@@ -312,7 +359,7 @@ mod tests {
     #[test]
     fn quants_are_the_nearest_ones() {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
-        for magnitude in [1e-30f32, 1e-3, 1.0, 1e30, f32::MAX] {
+        for magnitude in [1e-27f32, 1e-3, 1.0, 1e30, f32::MAX] {
             let x: [f32; GROUP] = std::array::from_fn(|_| magnitude * rng.random_range(-1.0..1.0));
             let mut quants = [99; GROUP];
             let scale = quantise_group(&x, &mut quants);
@@ -323,7 +370,7 @@ mod tests {
             assert_eq!(quants.iter().map(|q| q.abs()).max(), Some(127));
         }
         let mut quants = [99; GROUP];
-        for nothing in [0.0, 1e-40] {
+        for nothing in [0.0, 1e-40, 1e-30] {
             assert_eq!((quantise_group(&[nothing; GROUP], &mut quants), quants), (0.0, [0; GROUP]));
         }
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -12,7 +12,7 @@ use longshore_compute::InstructionSet;
 
 use super::floats::{FloatPanels, Stored};
 use super::format::{Format, with_format};
-use super::input::BLOCK_ROWS;
+use super::input::{BLOCK_ROWS, Planes};
 use super::panels::{PANEL, QuantPanels};
 
 #[cfg(target_arch = "x86_64")]
@@ -43,12 +43,12 @@ macro_rules! sized {
 #[cfg(target_arch = "x86_64")]
 use sized;
 
-/// Multiplies a panel of quantised weights with `x` `[group][WORDS][size]`; fills the first `size` rows of `sums`.
+/// Multiplies a panel of quantised weights with `x`; fills the first `size` rows of `sums`.
 pub(super) fn quantised(
     set: InstructionSet,
     panels: &QuantPanels,
     panel: usize,
-    x: &[i32],
+    x: Planes<'_>,
     size: usize,
     sums: &mut Sums,
 ) {
@@ -59,7 +59,7 @@ fn quantised_as<F: Format>(
     set: InstructionSet,
     panels: &QuantPanels,
     panel: usize,
-    x: &[i32],
+    x: Planes<'_>,
     size: usize,
     sums: &mut Sums,
 ) {

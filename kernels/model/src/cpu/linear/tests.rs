@@ -6,7 +6,7 @@ use longshore_compute::{ComputePool, InstructionSet, PoolOptions};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-use super::input::quantise_group;
+use super::input::{is_fine, quantise_group, refine_group};
 use super::*;
 use crate::files::{TensorType, dequantize};
 
@@ -49,9 +49,10 @@ impl Case {
     }
 }
 
-/// `[n]` numbers in [-1, 1) times a magnitude that changes from group to group.
+/// `[n]` numbers in [-1, 1) times a magnitude that changes from group to group; one in eleven stands out.
 fn random(n: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
-    (0..n).map(|i| rng.random_range(-1.0..1.0) * [1.0, 0.01, 30.0][i / 32 % 3]).collect()
+    let magnitude = |group: usize| if group % 11 == 5 { 100.0 } else { [1.0, 0.01, 3.0][group % 3] };
+    (0..n).map(|i| rng.random_range(-1.0..1.0) * magnitude(i / 32)).collect()
 }
 
 fn product(
@@ -72,12 +73,18 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Activations as the int8 kernels see them.
+/// A row of activations as the int8 kernels see it.
 fn as_quantised(x: &[f32]) -> Vec<f64> {
-    let mut quants = [0; 32];
+    let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
     let group = |x: &[f32; 32]| {
-        let scale = f64::from(quantise_group(x, &mut quants));
-        quants.map(|q| f64::from(q) * scale)
+        let mut quants = [0; 32];
+        let scale = quantise_group(x, &mut quants);
+        let mut seen = quants.map(|quant| f64::from(quant) * f64::from(scale));
+        if is_fine(scale, mean) {
+            let finer = f64::from(refine_group(x, scale, &mut quants));
+            seen.iter_mut().zip(quants).for_each(|(seen, quant)| *seen += f64::from(quant) * finer);
+        }
+        seen
     };
     x.as_chunks::<32>().0.iter().flat_map(group).collect()
 }
@@ -92,7 +99,7 @@ fn exact(weights: &[f32], x: &[f64]) -> (f64, f64) {
 fn widths(kind: TensorType) -> Vec<usize> {
     match kind.block().0 {
         1 => vec![1, 5, 33, 100],
-        block => vec![block, block * 3],
+        block => vec![block, block * 3, (block * 20).min(2560 / block * block)],
     }
 }
 
@@ -145,7 +152,7 @@ fn bits_do_not_depend_on_rows_instruction_set_or_threads() {
     let pools = [2, 3].map(|threads| ComputePool::new(&PoolOptions { threads, pin: vec![] }).unwrap());
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     for kind in TensorType::ALL {
-        let inputs = if kind.block().0 == 1 { 70 } else { kind.block().0 * 2 };
+        let inputs = if kind.block().0 == 1 { 70 } else { 768 };
         let case = Case::new(kind, 75, inputs);
         let matrix = case.pack(Linear::Auto);
         let x = random(200 * inputs, &mut rng);

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::{Loads, Sums, sized};
 use crate::cpu::linear::floats::Stored;
 use crate::cpu::linear::format::{Format, Second};
-use crate::cpu::linear::input::{NEGATED_LOWER_SUM, NEGATED_SUM, SCALE, SCALED_SUM, WORDS};
+use crate::cpu::linear::input::{NEGATED_LOWER_SUM, NEGATED_SUM, Planes, SCALE, SCALED_SUM, WORDS};
 use crate::cpu::linear::panels::{Lane, PANEL, Panel};
 
 /// Where the rows of a part of a block lie.
@@ -27,7 +27,7 @@ fn parts(size: usize, most: usize) -> (usize, impl Iterator<Item = Part>) {
 }
 
 /// A panel of quantised weights; see the portable kernel.
-pub(super) fn quantised<F: Format>(panel: Panel<'_, F>, x: &[i32], size: usize, sums: &mut Sums) {
+pub(super) fn quantised<F: Format>(panel: Panel<'_, F>, x: Planes<'_>, size: usize, sums: &mut Sums) {
     let (rows, parts) = parts(size, 4);
     for part in parts {
         for half in 0..2 {
@@ -41,42 +41,59 @@ pub(super) fn quantised<F: Format>(panel: Panel<'_, F>, x: &[i32], size: usize, 
 fn half_panel<F: Format, const R: usize>(
     panel: &Panel<'_, F>,
     half: usize,
-    x: &[i32],
+    x: Planes<'_>,
     part: Part,
     sums: &mut Sums,
 ) {
     let mut totals = [_mm256_setzero_ps(); R];
     let groups = panel.quants.chunks_exact(F::LANES).zip(panel.scales.chunks_exact(F::NUMBERS));
-    for ((lanes, numbers), x) in groups.zip(x.chunks_exact(WORDS * part.size)) {
-        let words = |index: usize| -> &[i32; R] {
-            x[index * part.size + part.first..].first_chunk().expect("a part lies within its block")
-        };
-        let first = number::<F>(&numbers[0], half);
-        if F::SECOND == Second::UpperScale {
-            let second = number::<F>(&numbers[1], half);
-            let dots = byte_dots::<F, R>(&lanes[..4], half, words(NEGATED_LOWER_SUM), words);
-            add(&mut totals, first, &dots, words(SCALE));
-            let (lower, whole) = (words(NEGATED_LOWER_SUM), words(NEGATED_SUM));
-            let upper: [i32; R] = std::array::from_fn(|r| whole[r] - lower[r]);
-            let dots = byte_dots::<F, R>(&lanes[4..], half, &upper, |quad| words(quad + 4));
-            add(&mut totals, second, &dots, words(SCALE));
-            continue;
-        }
-        let dots = if F::NIBBLES {
-            nibble_dots::<F, R>(lanes, half, words(NEGATED_SUM), words)
-        } else {
-            byte_dots::<F, R>(lanes, half, words(NEGATED_SUM), words)
-        };
-        add(&mut totals, first, &dots, words(SCALE));
-        if F::SECOND == Second::Minimum {
-            let minimum = number::<F>(&numbers[1], half);
-            for (total, scaled) in totals.iter_mut().zip(words(SCALED_SUM)) {
-                *total = _mm256_fmadd_ps(minimum, broadcast(*scaled), *total);
-            }
+    for ((lanes, numbers), (coarse, mut finer)) in groups.zip(x.groups(WORDS * part.size)) {
+        let mut plane = Some(coarse);
+        while let Some(x) = plane {
+            let words = |index: usize| -> &[i32; R] {
+                x[index * part.size + part.first..].first_chunk().expect("a part lies within its block")
+            };
+            add_group::<F, R>(lanes, numbers, half, words, &mut totals);
+            plane = finer.take();
         }
     }
     for (sums, total) in sums[part.first..].iter_mut().zip(totals) {
         store(sums, half, total);
+    }
+}
+
+/// What one group of one plane adds.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn add_group<'a, F: Format, const R: usize>(
+    lanes: &[Lane],
+    numbers: &[[F::Element; PANEL]],
+    half: usize,
+    words: impl Fn(usize) -> &'a [i32; R],
+    totals: &mut [__m256; R],
+) {
+    let first = number::<F>(&numbers[0], half);
+    if F::SECOND == Second::UpperScale {
+        let second = number::<F>(&numbers[1], half);
+        let dots = byte_dots::<F, R>(&lanes[..4], half, words(NEGATED_LOWER_SUM), &words);
+        add(totals, first, &dots, words(SCALE));
+        let (lower, whole) = (words(NEGATED_LOWER_SUM), words(NEGATED_SUM));
+        let upper: [i32; R] = std::array::from_fn(|r| whole[r] - lower[r]);
+        let dots = byte_dots::<F, R>(&lanes[4..], half, &upper, |quad| words(quad + 4));
+        add(totals, second, &dots, words(SCALE));
+        return;
+    }
+    let dots = if F::NIBBLES {
+        nibble_dots::<F, R>(lanes, half, words(NEGATED_SUM), &words)
+    } else {
+        byte_dots::<F, R>(lanes, half, words(NEGATED_SUM), &words)
+    };
+    add(totals, first, &dots, words(SCALE));
+    if F::SECOND == Second::Minimum {
+        let minimum = number::<F>(&numbers[1], half);
+        for (total, scaled) in totals.iter_mut().zip(words(SCALED_SUM)) {
+            *total = _mm256_fmadd_ps(minimum, broadcast(*scaled), *total);
+        }
     }
 }
 

@@ -11,54 +11,71 @@ use super::{Loads, Sums, sized};
 use crate::cpu::linear::floats::Stored;
 use crate::cpu::linear::format::{Format, Second};
 use crate::cpu::linear::input::{
-    NEGATED_LOWER_SUM, NEGATED_SUM, ROUND, SCALE, SCALED_SUM, WORDS, scale_and_inverse, write_sums,
+    NEGATED_LOWER_SUM, NEGATED_SUM, Planes, ROUND, SCALE, SCALED_SUM, WORDS, scale_and_inverse, write_sums,
 };
 use crate::cpu::linear::panels::{GROUP, Lane, PANEL, Panel};
 
 /// A panel of quantised weights; see the portable kernel.
-pub(super) fn quantised<F: Format>(panel: Panel<'_, F>, x: &[i32], size: usize, sums: &mut Sums) {
+pub(super) fn quantised<F: Format>(panel: Panel<'_, F>, x: Planes<'_>, size: usize, sums: &mut Sums) {
     // SAFETY: this function is called for `InstructionSet::Avx512` only, which machines with these features have.
     unsafe { sized!(size, [1, 2, 3, 4, 6, 8, 12], rows::<F>, (panel, x, sums)) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")]
-fn rows<F: Format, const R: usize>(panel: Panel<'_, F>, x: &[i32], sums: &mut Sums) {
+fn rows<F: Format, const R: usize>(panel: Panel<'_, F>, x: Planes<'_>, sums: &mut Sums) {
     let mut totals = [_mm512_setzero_ps(); R];
     let groups = panel.quants.chunks_exact(F::LANES).zip(panel.scales.chunks_exact(F::NUMBERS));
-    for ((lanes, numbers), x) in groups.zip(x.chunks_exact(WORDS * R)) {
+    for ((lanes, numbers), (coarse, mut finer)) in groups.zip(x.groups(WORDS * R)) {
+        let mut plane = Some(coarse);
+        while let Some(x) = plane {
+            // SAFETY: this function has the features that the helper asks for.
+            unsafe { add_group::<F, R>(lanes, numbers, x, &mut totals) }
+            plane = finer.take();
+        }
+    }
+    for (sums, total) in sums.iter_mut().zip(totals) {
+        store(sums, total);
+    }
+}
+
+/// What one group of one plane adds.
+///
+/// # Safety
+///
+/// The machine has AVX-512 F, BW and VNNI, F16C and AVX2.
+#[inline(always)]
+unsafe fn add_group<F: Format, const R: usize>(
+    lanes: &[Lane],
+    numbers: &[[F::Element; PANEL]],
+    x: &[i32],
+    totals: &mut [__m512; R],
+) {
+    // SAFETY: the caller knows the machine.
+    unsafe {
         let first = number::<F>(&numbers[0]);
         if F::SECOND == Second::UpperScale {
             let second = number::<F>(&numbers[1]);
-            // SAFETY: this function has the features that the helpers ask for.
-            unsafe {
-                let mut dots = start::<F, R>(|r| x[NEGATED_LOWER_SUM * R + r]);
-                byte_dots(&lanes[..4], x, &mut dots);
-                add(&mut totals, first, &dots, x);
-                let mut dots = start::<F, R>(|r| x[NEGATED_SUM * R + r] - x[NEGATED_LOWER_SUM * R + r]);
-                byte_dots(&lanes[4..], &x[4 * R..], &mut dots);
-                add(&mut totals, second, &dots, x);
-            }
-            continue;
+            let mut dots = start::<F, R>(|r| x[NEGATED_LOWER_SUM * R + r]);
+            byte_dots(&lanes[..4], x, &mut dots);
+            add(totals, first, &dots, x);
+            let mut dots = start::<F, R>(|r| x[NEGATED_SUM * R + r] - x[NEGATED_LOWER_SUM * R + r]);
+            byte_dots(&lanes[4..], &x[4 * R..], &mut dots);
+            add(totals, second, &dots, x);
+            return;
         }
-        // SAFETY: this function has the features that the helpers ask for.
-        unsafe {
-            let mut dots = start::<F, R>(|r| x[NEGATED_SUM * R + r]);
-            if F::NIBBLES {
-                nibble_dots(lanes, x, &mut dots);
-            } else {
-                byte_dots(lanes, x, &mut dots);
-            }
-            add(&mut totals, first, &dots, x);
+        let mut dots = start::<F, R>(|r| x[NEGATED_SUM * R + r]);
+        if F::NIBBLES {
+            nibble_dots(lanes, x, &mut dots);
+        } else {
+            byte_dots(lanes, x, &mut dots);
         }
+        add(totals, first, &dots, x);
         if F::SECOND == Second::Minimum {
             let minimum = number::<F>(&numbers[1]);
             for (r, total) in totals.iter_mut().enumerate() {
                 *total = _mm512_fmadd_ps(minimum, broadcast(x[SCALED_SUM * R + r]), *total);
             }
         }
-    }
-    for (sums, total) in sums.iter_mut().zip(totals) {
-        store(sums, total);
     }
 }
 

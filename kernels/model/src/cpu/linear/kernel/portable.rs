@@ -3,31 +3,42 @@
 use super::Sums;
 use crate::cpu::linear::floats::Stored;
 use crate::cpu::linear::format::{Format, ScaleElement as _, Second};
-use crate::cpu::linear::input::{NEGATED_LOWER_SUM, NEGATED_SUM, SCALE, SCALED_SUM, WORDS};
+use crate::cpu::linear::input::{NEGATED_LOWER_SUM, NEGATED_SUM, Planes, SCALE, SCALED_SUM, WORDS};
 use crate::cpu::linear::panels::{Lane, PANEL, Panel};
 
-/// A panel of quantised weights; `x` is `[group][WORDS][size]`.
-pub(super) fn quantised<F: Format>(panel: &Panel<'_, F>, x: &[i32], size: usize, sums: &mut Sums) {
+/// A panel of quantised weights.
+pub(super) fn quantised<F: Format>(panel: &Panel<'_, F>, x: Planes<'_>, size: usize, sums: &mut Sums) {
     let groups = panel.quants.chunks_exact(F::LANES).zip(panel.scales.chunks_exact(F::NUMBERS));
     sums[..size].fill([0.0; PANEL]);
-    for ((lanes, numbers), x) in groups.zip(x.chunks_exact(WORDS * size)) {
-        for (row, sums) in sums[..size].iter_mut().enumerate() {
-            let word = |index: usize| x[index * size + row];
-            let number = |index: usize| f32::from_bits(word(index) as u32);
-            let first = numbers[0].map(|scale| scale.to_f32() * number(SCALE));
-            if F::SECOND == Second::UpperScale {
-                let second = numbers[1].map(|scale| scale.to_f32() * number(SCALE));
-                let (lower, whole) = (word(NEGATED_LOWER_SUM), word(NEGATED_SUM));
-                add(sums, &first, &dots::<F>(lanes, 0..4, lower, word));
-                add(sums, &second, &dots::<F>(lanes, 4..8, whole - lower, word));
-            } else {
-                add(sums, &first, &dots::<F>(lanes, 0..8, word(NEGATED_SUM), word));
+    for ((lanes, numbers), (coarse, finer)) in groups.zip(x.groups(WORDS * size)) {
+        for x in [Some(coarse), finer].into_iter().flatten() {
+            for (row, sums) in sums[..size].iter_mut().enumerate() {
+                add_group::<F>(lanes, numbers, |index| x[index * size + row], sums);
             }
-            if F::SECOND == Second::Minimum {
-                for (sum, minimum) in sums.iter_mut().zip(&numbers[1]) {
-                    *sum = minimum.to_f32().mul_add(number(SCALED_SUM), *sum);
-                }
-            }
+        }
+    }
+}
+
+/// What one group of one plane of a row, given by its words, adds to its outputs.
+fn add_group<F: Format>(
+    lanes: &[Lane],
+    numbers: &[[F::Element; PANEL]],
+    word: impl Fn(usize) -> i32,
+    sums: &mut [f32; PANEL],
+) {
+    let number = |index: usize| f32::from_bits(word(index) as u32);
+    let first = numbers[0].map(|scale| scale.to_f32() * number(SCALE));
+    if F::SECOND == Second::UpperScale {
+        let second = numbers[1].map(|scale| scale.to_f32() * number(SCALE));
+        let (lower, whole) = (word(NEGATED_LOWER_SUM), word(NEGATED_SUM));
+        add(sums, &first, &dots::<F>(lanes, 0..4, lower, &word));
+        add(sums, &second, &dots::<F>(lanes, 4..8, whole - lower, &word));
+    } else {
+        add(sums, &first, &dots::<F>(lanes, 0..8, word(NEGATED_SUM), &word));
+    }
+    if F::SECOND == Second::Minimum {
+        for (sum, minimum) in sums.iter_mut().zip(&numbers[1]) {
+            *sum = minimum.to_f32().mul_add(number(SCALED_SUM), *sum);
         }
     }
 }

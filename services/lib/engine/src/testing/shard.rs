@@ -218,7 +218,8 @@ impl MemoryShard {
             data: &data,
         };
         let kv = StripeTiles { shape: self.shape, tiles };
-        let computed = CpuExecutor::serial().attend(&[AttendItem { queries, kv: &kv, work: &work, initial: None }]);
+        let computed =
+            CpuExecutor::serial().attend(&[AttendItem { queries, kv: &kv, work: &work, initial: None }]);
         let partial = computed.map_err(|error| Error::new(Code::Internal, error.to_string()))?.remove(0);
         let (rows, heads, head_dim) = partial.shape();
         let data = partial.to_interleaved().iter().flat_map(|element| element.to_le_bytes()).collect();

@@ -231,7 +231,7 @@ impl Site {
         let options = EngineOptions { kv_dtype: KvDtype::F16, ..EngineOptions::default() };
         let engine = Engine::new(
             Arc::new(backend),
-            Arc::new(CpuExecutor::serial()),
+            Arc::new(CpuExecutor::new(Arc::clone(&self.pool))),
             Arc::clone(&self.pool),
             self.geometry,
             options,

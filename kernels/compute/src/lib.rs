@@ -9,5 +9,5 @@ mod slice;
 
 pub use error::{Error, Kind};
 pub use instruction_set::InstructionSet;
-pub use pool::{ComputePool, PoolOptions};
+pub use pool::{ComputePool, Held, PoolOptions};
 pub use slice::DisjointSlice;

@@ -5,14 +5,21 @@
 //! which they came: never more than N threads of a process compute, and each region has all of them. Workers look for the
 //! next region for some tens of microseconds, giving way to other threads of the machine, and then sleep.
 //!
+//! A caller with many short regions, a decode step, may keep its turn over all of them ([`ComputePool::hold`]): it would else wait for
+//! a region of a prefill before each.
+//!
 //! Tasks are handed out one at a time, in order. Which thread runs a task depends on luck; kernels therefore give each
 //! task its own output, and no result depends on the number of threads.
 
 mod region;
 mod turns;
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::{
+    cell::Cell,
+    marker::PhantomData,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+};
 
 use crate::{DisjointSlice, Error};
 use region::Regions;
@@ -107,11 +114,48 @@ impl ComputePool {
     /// heaviest should come first. A call out of a task runs its tasks on that task's thread. A panic in a task ends the
     /// region and goes on in the caller.
     pub fn run(&self, tasks: usize, f: impl Fn(usize) + Sync) {
-        if tasks <= 1 || self.threads == 1 || region::inside() {
+        if tasks == 0 || region::inside() {
             return (0..tasks).for_each(f);
         }
-        let _turn = self.turns.take();
-        self.regions.run(tasks, &f);
+        let _turn = self.hold();
+        if tasks == 1 || self.threads == 1 {
+            region::alone(|| (0..tasks).for_each(f));
+        } else {
+            self.regions.run(tasks, &f);
+        }
+    }
+
+    /// Waits for a turn and keeps it until the answer is dropped: regions of this thread then run one after the other with no
+    /// other caller's between them. Keep it for some milliseconds; a thread that waits for others meanwhile uses
+    /// [`Self::while_waiting`].
+    pub fn hold(&self) -> Held<'_> {
+        let before = (!self.is_held()).then(|| self.enter());
+        Held { pool: self, before, here: PhantomData }
+    }
+
+    /// Runs `wait` without the turn that this thread may hold, and takes one again: what it waits for may need the pool.
+    pub fn while_waiting<R>(&self, wait: impl FnOnce() -> R) -> R {
+        if !self.is_held() {
+            return wait();
+        }
+        self.leave(0);
+        let _again = Again(self);
+        wait()
+    }
+
+    fn is_held(&self) -> bool {
+        HELD.get() == std::ptr::from_ref(self).addr() || region::inside()
+    }
+
+    /// Takes a turn; gives what the thread held before, a turn of another pool.
+    fn enter(&self) -> usize {
+        self.turns.take();
+        HELD.replace(std::ptr::from_ref(self).addr())
+    }
+
+    fn leave(&self, before: usize) {
+        HELD.set(before);
+        self.turns.give_back();
     }
 
     /// Runs `f(index, chunk)` over consecutive chunks of `data`; the last one may be shorter.
@@ -132,6 +176,39 @@ impl ComputePool {
         results.resize_with(tasks, || None);
         self.run_chunks(&mut results, 1, |task, result| result[0] = Some(f(task)));
         results.into_iter().map(|result| result.expect("every task ran")).collect()
+    }
+}
+
+thread_local! {
+    /// Address of the pool whose turn this thread holds; 0: none.
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A turn that lasts until this is dropped, by the thread that took it.
+#[derive(Debug)]
+#[must_use = "the turn ends when this is dropped"]
+pub struct Held<'a> {
+    pool: &'a ComputePool,
+    /// What the thread held before; `None` when that was a turn of this pool.
+    before: Option<usize>,
+    /// Turns belong to threads.
+    here: PhantomData<*const ()>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            self.pool.leave(before);
+        }
+    }
+}
+
+/// Takes the turn again, however a wait ends.
+struct Again<'a>(&'a ComputePool);
+
+impl Drop for Again<'_> {
+    fn drop(&mut self) {
+        self.0.enter();
     }
 }
 

@@ -13,7 +13,10 @@ use futures::{StreamExt as _, stream::FuturesUnordered};
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext, StripePartial, status::code_number};
 use longshore_proto::types::{AttendAnswer, AttendPartial, AttendQuery};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{Error, lifetime, store::Store};
@@ -114,9 +117,10 @@ async fn compute(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> R
     let (asked, mut computed) = (Instant::now(), Duration::ZERO);
     loop {
         let (returned, partials) = {
-            let _permit = permit(store).await;
-            let worker = store.clone();
+            let (permit, worker) = (permit(store).await, store.clone());
             let timed = move || {
+                // Held by the work itself: it runs on when its caller goes away.
+                let _permit = permit;
                 let started = Instant::now();
                 if matches!(state, State::Asked(..)) {
                     worker.metrics.attend_queue_seconds.observe((started - asked).as_secs_f64());
@@ -180,8 +184,8 @@ pub(crate) fn here(store: &Store, query: &AttendQuery) -> Result<Vec<StripeParti
     answer
 }
 
-async fn permit(store: &Store) -> tokio::sync::SemaphorePermit<'_> {
-    store.attend_permits().acquire().await.expect("nobody closes the semaphore")
+async fn permit(store: &Store) -> OwnedSemaphorePermit {
+    Arc::clone(store.attend_permits()).acquire_owned().await.expect("nobody closes the semaphore")
 }
 
 fn bytes(partials: &[AttendPartial]) -> u64 {

@@ -130,6 +130,10 @@ impl Shard for KvStore {
         Ok(attend::start(&self.store, &self.tasks, ctx, queries))
     }
 
+    fn is_here(&self) -> bool {
+        true
+    }
+
     fn attend_here(&self, query: &AttendQuery) -> Option<Result<Vec<StripePartial>, CallError>> {
         Some(attend::here(&self.store, query).map_err(CallError::from))
     }

@@ -49,7 +49,7 @@ pub(crate) struct Store {
     started: Instant,
     compute: Arc<ComputePool>,
     executor: CpuExecutor,
-    attend_permits: Semaphore,
+    attend_permits: Arc<Semaphore>,
     pub(crate) metrics: StoreMetrics,
 }
 
@@ -86,7 +86,7 @@ impl Store {
             view_secret: fresh_secret(),
         })?;
         Ok(Self {
-            attend_permits: Semaphore::new(config.attend_concurrency),
+            attend_permits: Arc::new(Semaphore::new(config.attend_concurrency)),
             config,
             identity,
             pool: Mutex::new(pool),
@@ -113,12 +113,12 @@ impl Store {
         &self.compute
     }
 
-    pub(crate) fn attend_permits(&self) -> &Semaphore {
+    pub(crate) fn attend_permits(&self) -> &Arc<Semaphore> {
         &self.attend_permits
     }
 
-    /// Lends the pool and the time. Never hold it over anything slow, and never call it on a compute thread: those know only
-    /// the real clock, not the one that tests move.
+    /// Lends the pool and the time. Never hold it over anything slow. Threads outside of a runtime know
+    /// only the real clock, not the one that a test may move.
     pub(crate) fn with_pool<T>(&self, use_pool: impl FnOnce(&mut Pool, u64) -> T) -> T {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         // Every operation of the pool leaves it consistent before it can panic, so a poisoned lock is still good.

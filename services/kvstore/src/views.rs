@@ -16,6 +16,8 @@ use crate::{
 
 /// Leases that a view may have, milliseconds.
 const LEASE_MS: std::ops::RangeInclusive<u32> = 1_000..=600_000;
+/// Blocks that are verified in one turn on the compute pool.
+const VERIFY_STEP_BLOCKS: usize = 32;
 /// Largest block index: positions stay far from the end of their type.
 const BLOCK_INDEX_MAX: u64 = 1 << 48;
 
@@ -66,9 +68,16 @@ async fn verify(store: &Arc<Store>, namespace: Namespace, view: ViewId) -> Resul
     let broken = store
         .off_reactor(move || {
             let sound = |index: usize| is_sound(&blocks[index].block, 0..layers);
-            let sound = worker.compute_pool().map(blocks.len(), sound);
-            let broken = blocks.iter().zip(sound).filter(|(_, sound)| !sound);
-            broken.map(|(entry, _)| entry.block.clone()).collect::<Vec<_>>()
+            let mut broken = Vec::new();
+            // In steps of some milliseconds, so that others get their turns on the pool between them.
+            for first in (0..blocks.len()).step_by(VERIFY_STEP_BLOCKS) {
+                let step = &blocks[first..blocks.len().min(first + VERIFY_STEP_BLOCKS)];
+                let found = worker.compute_pool().map(step.len(), |index| sound(first + index));
+                broken.extend(
+                    step.iter().zip(found).filter(|(_, sound)| !sound).map(|(entry, _)| entry.block.clone()),
+                );
+            }
+            broken
         })
         .await?;
     broken.iter().for_each(|block| store.condemn(block));

@@ -109,7 +109,7 @@ pub(crate) fn parse_cores(list: &str) -> Result<Vec<usize>, String> {
 }
 
 /// Cores of the largest machine that a list may speak of.
-const CORES_MAX: usize = 100_000;
+const CORES_MAX: usize = 1_024;
 
 /// Ascending cores as a list that [`parse_cores`] reads, ranges drawn together.
 pub(crate) fn describe_cores(cores: &[usize]) -> String {

@@ -60,6 +60,8 @@ impl Node {
         let backend = CpuBackend::new(node.info.config.clone(), &weights, options, &read)
             .context("cannot pack the weights")?;
         bar.finish_and_clear();
+        let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
+        tracing::info!(%packed, %linear, threads = pool.threads(), "packed the weights");
         let options = EngineOptions { kv_dtype: node.tile_shape.dtype, ..EngineOptions::default() };
         let engine = Engine::new(
             Arc::new(backend),

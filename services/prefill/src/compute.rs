@@ -155,11 +155,9 @@ impl Prefill<'_> {
                 let rows = self.tokens(&self.blocks).len() as u64;
                 let shape = TransferShape {
                     query_heads: heads.query_heads() as u32,
-                    kv_heads: heads.kv_heads as u32,
                     head_dim: heads.head_dim as u32,
-                    block_tokens: engine.geometry().block_tokens(),
                     stripe_blocks: engine.geometry().stripe_blocks(),
-                    element_bytes: shape.dtype.bytes() as u32,
+                    tile_bytes: shape.bytes() as u64,
                 };
                 ship_or_fetch(rows, self.blocks.start, &shape)
             }

@@ -32,6 +32,19 @@ pub(super) fn inside() -> bool {
     INSIDE.get()
 }
 
+/// Runs `f` as a region of the calling thread alone.
+pub(super) fn alone(f: impl FnOnce()) {
+    struct Outside;
+    impl Drop for Outside {
+        fn drop(&mut self) {
+            INSIDE.set(false);
+        }
+    }
+    INSIDE.set(true);
+    let _outside = Outside;
+    f();
+}
+
 /// The tasks of a region, as workers see them.
 #[derive(Clone, Copy)]
 struct Job {

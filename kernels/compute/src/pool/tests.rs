@@ -61,24 +61,59 @@ fn chunks_cover_the_data() {
     pool.run_chunks(&mut Vec::<u8>::new(), 10, |_, _| unreachable!());
 }
 
-/// Callers from many threads get whole regions, one after the other.
+/// Callers from many threads get whole regions, one after the other, also regions of one task.
 #[test]
 fn callers_take_turns() {
-    let (pool, inside, most) = (pool(3), AtomicUsize::new(0), AtomicUsize::new(0));
+    for (threads, tasks) in [(3, 6), (3, 1), (1, 6), (1, 1)] {
+        let (pool, inside, most) = (pool(threads), AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        pool.run(tasks, |_| {
+                            most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
+                            std::thread::yield_now();
+                            inside.fetch_sub(1, SeqCst);
+                        });
+                    }
+                });
+            }
+        });
+        assert!(most.load(SeqCst) <= threads.min(tasks), "{most:?} of {threads} threads computed at once");
+    }
+}
+
+/// Nobody computes between two regions of a caller that holds its turn, and everybody while it waits.
+#[test]
+fn a_turn_may_be_held_and_lent() {
+    let (pool, others) = (pool(2), AtomicUsize::new(0));
+    let stopped = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                for _ in 0..200 {
-                    pool.run(6, |_| {
-                        most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
-                        std::hint::spin_loop();
-                        inside.fetch_sub(1, SeqCst);
-                    });
+        scope.spawn(|| {
+            while !stopped.load(SeqCst) {
+                pool.run(2, |_| _ = others.fetch_add(1, SeqCst));
+            }
+        });
+        for _ in 0..20 {
+            let held = pool.hold();
+            let before = others.load(SeqCst);
+            for _ in 0..10 {
+                std::thread::sleep(Duration::from_micros(100));
+                drop(pool.hold());
+                pool.run(2, |_| std::thread::yield_now());
+            }
+            assert_eq!(others.load(SeqCst), before, "somebody computed in a held turn");
+            pool.while_waiting(|| {
+                while others.load(SeqCst) == before {
+                    std::thread::yield_now();
                 }
             });
+            drop(held);
         }
+        stopped.store(true, SeqCst);
     });
-    assert!(most.load(SeqCst) <= 3, "{most:?} threads computed at once");
+    assert!(catch_unwind(AssertUnwindSafe(|| pool.run(1, |_| panic!("as a test")))).is_err());
+    assert_eq!(pool.map(4, |task| task), [0, 1, 2, 3]);
 }
 
 #[test]

@@ -18,35 +18,29 @@ struct State {
     serving: u64,
 }
 
-/// A turn; ends when dropped.
-#[derive(Debug)]
-pub(super) struct Turn<'a>(&'a Turns);
-
 impl Turns {
-    /// Waits for a turn.
-    pub(super) fn take(&self) -> Turn<'_> {
+    /// Waits for a turn. Whoever has it gives it back.
+    pub(super) fn take(&self) {
         let mut state = self.lock();
         let own = state.next;
         state.next += 1;
         while state.serving != own {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        Turn(self)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
+    /// Ends a turn.
+    pub(super) fn give_back(&self) {
+        let mut state = self.lock();
         state.serving += 1;
         let waiting = state.serving != state.next;
         drop(state);
         if waiting {
-            self.0.changed.notify_all();
+            self.changed.notify_all();
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,7 +9,7 @@
 //! multiply-adds over the inputs in order, from 0.
 //!
 //! *Quantised weights*: a row of activations is cut into groups of 32. With `m` the largest magnitude of a group, its scale is
-//! `s = m / 127` and its quants `a = round_even(x * (127 / m))`, all in f32. A group whose scale is below 2^-100 counts as zero;
+//! `s = m / 127` and its quants `a = round_even(x * (127 / m))`, all in f32. A group whose scale is below 2^-80 counts as zero;
 //! one that holds an infinity or NaN has the scale NaN, so that all outputs of its row, and no others, are NaN.
 //! A group that stands out of its row, `s² > mean(x²) * (4 / 127)²`, also has finer quants of what the first ones leave:
 //! `s' = s / 254`, `a' = round_even(fma(-a, s, x) * (254 / s))`, the product and the rounding fused.

@@ -32,6 +32,9 @@ impl Default for EngineOptions {
     }
 }
 
+/// Rows up to which a step is short enough to keep the compute pool from its first layer to its last.
+const HOLD_ROWS: usize = 16;
+
 /// A model, an executor, and the shapes of what they exchange.
 #[derive(Debug)]
 pub struct Engine {
@@ -136,6 +139,11 @@ impl Engine {
         }
     }
 
+    /// Runs `wait` without the turn on the compute pool that a step may hold.
+    pub(crate) fn while_waiting<R>(&self, wait: impl FnOnce() -> R) -> R {
+        self.pool.while_waiting(wait)
+    }
+
     /// Block and stripe sizes.
     pub fn geometry(&self) -> Geometry {
         self.geometry
@@ -167,6 +175,9 @@ impl Engine {
         observer: &mut dyn StepObserver,
     ) -> Result<Vec<StepOutput>, Error> {
         let rows = Rows::begin(self, batch)?;
+        // A decode step keeps its turn: beside a prefill it would else wait for one of its regions in each of its own.
+        let short = rows.wanted.len() == batch.len() && rows.tokens.len() <= HOLD_ROWS;
+        let _turn = short.then(|| self.pool.hold());
         let mut failed: Vec<Option<Error>> = batch.iter().map(|_| None).collect();
         let config = self.backend.config();
         let mut x = self.backend.embed(&rows.tokens)?;

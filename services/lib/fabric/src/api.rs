@@ -52,6 +52,10 @@ pub trait Shard: Send + Sync + Debug {
     fn attend_here(&self, _query: &AttendQuery) -> Option<Result<Vec<StripePartial>, Error>> {
         None
     }
+    /// Whether [`Self::attend_here`] answers.
+    fn is_here(&self) -> bool {
+        false
+    }
     /// Releases a view; unknown ids are no error.
     async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error>;
     /// Occupancy and counters.

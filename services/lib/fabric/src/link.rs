@@ -72,6 +72,11 @@ impl AttendLink {
         Self { shard, questions, slots: Arc::new(Semaphore::new(in_flight_max)), runtime }
     }
 
+    /// Whether the shard lies in this process and answers while it is asked.
+    pub fn is_here(&self) -> bool {
+        self.shard.is_here()
+    }
+
     /// Sends a query (its `query_id` is overwritten). Splits it by rows into messages of about 1 MiB. Blocks the calling
     /// compute thread while too many are under way, at most until the context's deadline or cancellation. A shard of this
     /// process answers here and now, without a message.
@@ -105,6 +110,11 @@ fn closed() -> Error {
 }
 
 impl PendingAttend {
+    /// Whether the answer is there and needs no waiting.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.0, State::Here(_))
+    }
+
     /// Waits for the whole answer: partials ascending by item and stripe, rows of split messages joined, every shape
     /// checked against the query. Ends early with `Cancelled` or `DeadlineExceeded` as the context says.
     ///

@@ -8,16 +8,12 @@ mod tests;
 pub struct TransferShape {
     /// Query heads of a layer.
     pub query_heads: u32,
-    /// KV heads of a layer.
-    pub kv_heads: u32,
     /// Elements of one head.
     pub head_dim: u32,
-    /// Token positions of a block.
-    pub block_tokens: u32,
     /// Blocks of a stripe.
     pub stripe_blocks: u32,
-    /// Bytes of one KV element: 2 for f16, 4 for f32.
-    pub element_bytes: u32,
+    /// Bytes of K and V of one block in one layer, scales included.
+    pub tile_bytes: u64,
 }
 
 /// What moves.
@@ -30,13 +26,6 @@ pub enum Choice {
 }
 
 impl TransferShape {
-    /// Bytes of K and V of one block in one layer.
-    pub fn tile_bytes(&self) -> u64 {
-        let elements =
-            u128::from(self.block_tokens) * u128::from(self.kv_heads) * u128::from(self.head_dim) * 2;
-        narrow(elements * u128::from(self.element_bytes))
-    }
-
     /// Bytes per layer when queries are shipped: every row goes out once as f32, and a partial (m, l, o) of every row comes back
     /// once per stripe, since a stripe's partial must not depend on who owns the next stripe:
     /// `rows · query_heads · (d + stripes · (d + 2)) · 4`.
@@ -51,7 +40,7 @@ impl TransferShape {
 
     /// Bytes per layer when the prefix is fetched: `prefix_blocks · tile_bytes`, however many rows then use it.
     pub fn fetch_bytes(&self, prefix_blocks: u64) -> u64 {
-        prefix_blocks.saturating_mul(self.tile_bytes())
+        prefix_blocks.saturating_mul(self.tile_bytes)
     }
 }
 

@@ -28,6 +28,17 @@ impl Peaks {
     }
 }
 
+impl Peaks {
+    /// The better of each.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self {
+            gflops: self.gflops.max(other.gflops),
+            read_gbps: self.read_gbps.max(other.read_gbps),
+            copy_gbps: self.copy_gbps.max(other.copy_gbps),
+        }
+    }
+}
+
 /// Billions of operations a second.
 fn multiply_adds(pool: &ComputePool, bursts: usize) -> f64 {
     let set = InstructionSet::detect();

@@ -296,9 +296,9 @@ pub(super) fn quantise_group(x: &[f32; GROUP], quants: &mut [i32; GROUP]) -> f32
 /// 1.5 × 2^23: adding it leaves the nearest integer, ties to even, in the low bits of the sum.
 pub(super) const ROUND: f32 = 12_582_912.0;
 
-/// The smallest scale, 2^-100; groups below count as zero. No product of a quant, a scale and the number of a weight (a half,
-/// or an integer times a half) can then vanish, so that adding zeros never changes the sign of a sum.
-const SCALE_MIN: f32 = f32::from_bits((127 - 100) << 23);
+/// The smallest scale, 2^-80; groups below count as zero. No product of a scale, a sum of quants and the number of a weight (a
+/// half, or an integer times a half) can then vanish, so that adding zeros never changes the sign of a sum.
+const SCALE_MIN: f32 = f32::from_bits((127 - 80) << 23);
 
 /// Scale of a group, and what its numbers are multiplied with to become quants (0 where they all become 0), out of the bits of
 /// its largest magnitude.
@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn quants_are_the_nearest_ones() {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
-        for magnitude in [1e-27f32, 1e-3, 1.0, 1e30, f32::MAX] {
+        for magnitude in [1e-21f32, 1e-3, 1.0, 1e30, f32::MAX] {
             let x: [f32; GROUP] = std::array::from_fn(|_| magnitude * rng.random_range(-1.0..1.0));
             let mut quants = [99; GROUP];
             let scale = quantise_group(&x, &mut quants);
@@ -370,7 +370,7 @@ mod tests {
             assert_eq!(quants.iter().map(|q| q.abs()).max(), Some(127));
         }
         let mut quants = [99; GROUP];
-        for nothing in [0.0, 1e-40, 1e-30] {
+        for nothing in [0.0, 1e-40, 1e-24] {
             assert_eq!((quantise_group(&[nothing; GROUP], &mut quants), quants), (0.0, [0; GROUP]));
         }
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -35,9 +35,10 @@ impl LinearLayer {
                 format!("is [{outputs}, {inputs}], must be rows of one or more {kind} blocks of {elements}");
             return Err(invalid("shape", problem));
         }
-        let expected = inputs / elements * block_bytes * outputs;
-        if bytes.len() != expected {
-            return Err(invalid("bytes", format!("has {}, must have {expected}", bytes.len())));
+        let expected = (inputs / elements * block_bytes).checked_mul(outputs);
+        if expected != Some(bytes.len()) {
+            let problem = format!("has {}, must have {}", bytes.len(), expected.unwrap_or(usize::MAX));
+            return Err(invalid("bytes", problem));
         }
         let matrix = PackedMatrix::pack(pool, linear, kind, [outputs, inputs], bytes)
             .ok_or_else(|| invalid("bytes", "holds a value that is not finite".to_owned()))?;
@@ -53,7 +54,11 @@ impl LinearLayer {
         seed: u64,
     ) -> Result<Self, Error> {
         let (elements, _) = kind.block();
-        let blocks = (shape[0] * shape[1]).div_ceil(elements);
+        let blocks = shape[0].checked_mul(shape[1]).map(|weights| weights.div_ceil(elements));
+        let blocks = blocks.ok_or_else(|| Error::Invalid {
+            field: "shape".to_owned(),
+            problem: format!("is [{}, {}], more than memory can hold", shape[0], shape[1]),
+        })?;
         Self::new(pool, linear, kind, shape, &kind.random_blocks(blocks, seed))
     }
 

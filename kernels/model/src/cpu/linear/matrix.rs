@@ -105,7 +105,7 @@ impl PackedMatrix {
         Forms { int8, float: !int8 }
     }
 
-    /// Weights of one output, f32 `[inputs]`: exactly the stored ones.
+    /// Weights of one output, f32 `[inputs]`: the stored ones, but where [`Linear::Int8`] has quantised them.
     pub(in crate::cpu) fn row(&self, output: usize, row: &mut [f32]) {
         assert!(
             output < self.outputs() && row.len() == self.inputs(),

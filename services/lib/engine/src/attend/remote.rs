@@ -31,7 +31,9 @@ impl LayerAttention<'_, '_> {
     /// Sends one query per shard and tenant.
     pub(super) fn ask_shards(&self, wave: &[Part], q: &[f32]) -> Vec<Asked> {
         let queries: Vec<Tensor> = wave.iter().map(|part| self.query_tensor(part, q)).collect();
-        let groups = self.groups(wave);
+        let mut groups = self.groups(wave);
+        // Shards of this process compute while they are asked; the others shall compute meanwhile.
+        groups.sort_by_key(|group| group.link().attend.is_here());
         groups.into_iter().map(|group| self.ask(wave, &queries, group)).collect()
     }
 
@@ -92,7 +94,9 @@ impl LayerAttention<'_, '_> {
             items: items.collect(),
         };
         let ctx = self.ctx.child().with_timeout(self.engine.options().attend_timeout);
-        let pending = group.link().attend.query_blocking(&ctx, query);
+        let link = &group.link().attend;
+        let ask = || link.query_blocking(&ctx, query);
+        let pending = if link.is_here() { ask() } else { self.engine.while_waiting(ask) };
         (group, pending)
     }
 
@@ -133,7 +137,10 @@ impl LayerAttention<'_, '_> {
         partials: &mut [StripePartials],
     ) -> Result<(), Error> {
         let link = group.link();
-        let answer = pending.and_then(PendingAttend::wait_blocking);
+        let answer = pending.and_then(|pending| match pending.is_ready() {
+            true => pending.wait_blocking(),
+            false => self.engine.while_waiting(|| pending.wait_blocking()),
+        });
         let answer = answer.map_err(|source| Error::of_shard(self.ctx, &link.id, source))?;
         let expected = group.parts.iter().enumerate().flat_map(|(item, &part)| {
             let (_, stripes) = self.batch[wave[part].input]

@@ -51,7 +51,8 @@ impl TestCluster {
         let model = Arc::new(TinyModel::new(7));
         let backend = Arc::clone(&model) as Arc<dyn Backend>;
         let pool = ComputePool::new(&PoolOptions { threads: 2, pin: Vec::new() }).expect("two threads");
-        let engine = Engine::new(backend, Arc::new(CpuExecutor::serial()), pool, geometry, options);
+        let executor = Arc::new(CpuExecutor::new(Arc::clone(&pool)));
+        let engine = Engine::new(backend, executor, pool, geometry, options);
         let engine = Arc::new(engine.expect("the tiny model makes valid tiles"));
         let connector = LocalConnector::new();
         let (heads, layers) = (model.config().heads, model.config().layers);

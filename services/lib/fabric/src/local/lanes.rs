@@ -80,6 +80,10 @@ impl Shard for Local {
         hop.stream(shard.attend(&context, queries)).await
     }
 
+    fn is_here(&self) -> bool {
+        self.shard().is_ok_and(|shard| shard.is_here())
+    }
+
     fn attend_here(&self, query: &AttendQuery) -> Option<Result<Vec<StripePartial>, Error>> {
         match self.shard() {
             Ok(shard) => shard.attend_here(query),

@@ -6,16 +6,15 @@ use super::*;
 
 const SMOL: TransferShape = TransferShape {
     query_heads: 9,
-    kv_heads: 3,
     head_dim: 64,
-    block_tokens: 64,
     stripe_blocks: 32,
-    element_bytes: 2,
+    // 64 tokens, 3 KV heads, 64 elements, K and V, f16.
+    tile_bytes: 64 * 3 * 64 * 2 * 2,
 };
 
 #[test]
 fn a_whole_stripe_turns_at_the_documented_row() {
-    assert_eq!(SMOL.tile_bytes() * 32, 3 << 19);
+    assert_eq!(SMOL.tile_bytes * 32, 3 << 19);
     assert_eq!(SMOL.ship_bytes(1, 32), 9 * (64 + 66) * 4);
     assert_eq!(ship_or_fetch(336, 32, &SMOL), Choice::Ship);
     assert_eq!(ship_or_fetch(337, 32, &SMOL), Choice::Fetch);
@@ -30,7 +29,7 @@ fn nothing_remote_moves_nothing() {
 
 #[test]
 fn sizes_beyond_u64_saturate() {
-    let huge = TransferShape { query_heads: u32::MAX, kv_heads: u32::MAX, head_dim: u32::MAX, ..SMOL };
+    let huge = TransferShape { query_heads: u32::MAX, head_dim: u32::MAX, tile_bytes: u64::MAX, ..SMOL };
     assert_eq!(huge.ship_bytes(u64::MAX, u64::MAX), u64::MAX);
     assert_eq!(huge.fetch_bytes(u64::MAX), u64::MAX);
     let no_stripe = TransferShape { stripe_blocks: 0, ..SMOL };
@@ -53,11 +52,7 @@ fn counted(rows: u64, blocks: u64, shape: &TransferShape) -> (u64, u64) {
         }
     }
     for _block in 0..blocks {
-        for _head in 0..shape.kv_heads {
-            for _token in 0..shape.block_tokens {
-                fetch += u64::from(shape.element_bytes) * u64::from(shape.head_dim) * 2;
-            }
-        }
+        fetch += shape.tile_bytes;
     }
     (ship, fetch)
 }
@@ -65,10 +60,10 @@ fn counted(rows: u64, blocks: u64, shape: &TransferShape) -> (u64, u64) {
 proptest! {
     #[test]
     fn bytes_equal_a_count(
-        rows in 0u64..40, blocks in 0u64..80, query_heads in 1u32..8, kv_heads in 1u32..4,
-        head_dim in 1u32..130, block_tokens in 1u32..32, stripe_blocks in 1u32..40, element_bytes in 1u32..5,
+        rows in 0u64..40, blocks in 0u64..80, query_heads in 1u32..8, head_dim in 1u32..130,
+        stripe_blocks in 1u32..40, tile_bytes in 1u64..100_000,
     ) {
-        let shape = TransferShape { query_heads, kv_heads, head_dim, block_tokens, stripe_blocks, element_bytes };
+        let shape = TransferShape { query_heads, head_dim, stripe_blocks, tile_bytes };
         let (ship, fetch) = counted(rows, blocks, &shape);
         prop_assert_eq!(shape.ship_bytes(rows, blocks), ship);
         prop_assert_eq!(shape.fetch_bytes(blocks), fetch);

@@ -12,7 +12,7 @@ use super::{
     plan::Plan,
     timing,
 };
-use crate::bench::statistics::Spread;
+use crate::{bench::statistics::Spread, machine::Peaks};
 
 /// Heads of a small and of a large model; two KV heads and more, so that threads have work to share.
 const HEADS: [HeadShape; 2] =
@@ -37,6 +37,10 @@ pub(super) struct AttentionPoint {
     pub(super) seconds: Spread,
     /// Billions of operations a second; only visible pairs of query and key count.
     pub(super) gflops: f64,
+    /// Multiply-adds of the machine just before or after, the better of both.
+    pub(super) peak_gflops: f64,
+    /// Read bandwidth of the machine, likewise.
+    pub(super) peak_read_gbps: f64,
     /// Its share of the machine's multiply-adds.
     pub(super) flops_share: f64,
     /// Bytes of K and V read in a decode step, in billions a second.
@@ -58,19 +62,41 @@ struct Work {
 pub(super) fn measure(bench: &Bench, plan: &Plan) -> Result<Vec<AttentionPoint>> {
     let executor = CpuExecutor::new(bench.pool.clone());
     let mut points = Vec::new();
+    // What a machine that others share can do changes within seconds, so it is measured again beside each point.
+    let mut before = bench.peaks;
+    let mut beside = |point: AttentionPoint| {
+        let after = Peaks::measure(&bench.pool, plan.array_bytes(&bench.machine), 2);
+        let point = point.beside(&before.max(after));
+        before = after;
+        point
+    };
     for heads in HEADS {
         for dtype in KvDtype::ALL {
             for &tokens in &plan.attention_lengths {
                 bench.next(&name("prefill", tokens, heads, dtype));
-                points.push(prefill(bench, &executor, heads, dtype, tokens)?);
+                points.push(beside(prefill(bench, &executor, heads, dtype, tokens)?));
             }
             for &keys in &plan.attention_keys {
                 bench.next(&name("decode", keys, heads, dtype));
-                points.push(decode(bench, &executor, heads, dtype, keys)?);
+                points.push(beside(decode(bench, &executor, heads, dtype, keys)?));
             }
         }
     }
     Ok(points)
+}
+
+impl AttentionPoint {
+    /// The point beside the peaks of the moment.
+    fn beside(mut self, peaks: &Peaks) -> Self {
+        self.peak_gflops = peaks.gflops;
+        self.peak_read_gbps = peaks.read_gbps;
+        self.flops_share = self.gflops / peaks.gflops;
+        self.read_share = self.kv_gbps.map(|rate| rate / peaks.read_gbps);
+        if self.read_share.is_some_and(|share| share > self.flops_share) {
+            self.bound = "memory";
+        }
+        self
+    }
 }
 
 fn name(kind: &str, tokens: usize, heads: HeadShape, dtype: KvDtype) -> String {
@@ -100,7 +126,7 @@ fn prefill(
     })?;
     let pairs = tokens as f64 * (tokens + 1) as f64 / 2.0;
     let flops = pairs * (heads.query_heads() * heads.head_dim * 4) as f64;
-    Ok(point(bench, "prefill", tokens, heads, dtype, seconds, &Work { flops, kv_bytes: None }))
+    Ok(point("prefill", tokens, heads, dtype, seconds, &Work { flops, kv_bytes: None }))
 }
 
 /// One decode step in one layer. The layers of a model do not fit into caches together, so several take turns here.
@@ -123,15 +149,7 @@ fn decode(
     })?;
     let seconds = seconds.map(|all| all / count as f64);
     let flops = (tokens * heads.query_heads() * heads.head_dim * 4) as f64;
-    Ok(point(
-        bench,
-        "decode",
-        tokens,
-        heads,
-        dtype,
-        seconds,
-        &Work { flops, kv_bytes: Some(kv_bytes as f64) },
-    ))
+    Ok(point("decode", tokens, heads, dtype, seconds, &Work { flops, kv_bytes: Some(kv_bytes as f64) }))
 }
 
 /// The first `tokens` keys, block by block.
@@ -160,7 +178,6 @@ fn attend(
 }
 
 fn point(
-    bench: &Bench,
     kind: &'static str,
     tokens: usize,
     heads: HeadShape,
@@ -170,7 +187,6 @@ fn point(
 ) -> AttentionPoint {
     let gflops = work.flops / seconds.median / 1e9;
     let kv_gbps = work.kv_bytes.map(|bytes| bytes / seconds.median / 1e9);
-    let waits = work.kv_bytes.unwrap_or(0.0) / bench.peaks.read_gbps > work.flops / bench.peaks.gflops;
     AttentionPoint {
         kind,
         tokens,
@@ -180,9 +196,11 @@ fn point(
         kv_dtype: dtype.name(),
         seconds,
         gflops,
-        flops_share: gflops / bench.peaks.gflops,
+        peak_gflops: 0.0,
+        peak_read_gbps: 0.0,
+        flops_share: 0.0,
         kv_gbps,
-        read_share: kv_gbps.map(|rate| rate / bench.peaks.read_gbps),
-        bound: if waits { "memory" } else { "multiply-adds" },
+        read_share: None,
+        bound: "multiply-adds",
     }
 }

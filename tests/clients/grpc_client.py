@@ -81,7 +81,7 @@ def answers():
 
 
 def chats():
-    message = inference_pb2.ChatMessage(role="user", content="Name the capital of France.")
+    message = inference_pb2.ChatMessage(role="user", content="What is the capital of France?")
     answer, _, _ = collect([start(temperature=0, max_tokens=16), Request(message=message)])
     assert "Paris" in answer, answer
 

@@ -37,14 +37,14 @@ def completes_token_ids():
 
 
 def chats():
-    messages = [{"role": "user", "content": "Name the capital of France."}]
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
     answer = client.chat.completions.create(model=model, messages=messages, max_tokens=24, temperature=0)
     assert "Paris" in answer.choices[0].message.content, answer
     assert answer.choices[0].message.role == "assistant"
 
 
 def streams():
-    messages = [{"role": "user", "content": "Name the capital of France."}]
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
     whole = client.chat.completions.create(model=model, messages=messages, max_tokens=24, temperature=0)
     pieces, usage, reasons = [], None, []
     for chunk in client.chat.completions.create(

@@ -90,7 +90,7 @@ fn shows_the_cache_and_the_shards(server: &Server) {
 fn chats(server: &Server) {
     let output = longshore(
         &["chat", "--url", &server.grpc, "-n", "24"],
-        "Name the capital of France.\n/new\n\nName its river.\n/quit\nnever read\n",
+        "What is the capital of France?\n/new\n\nName its river.\n/quit\nnever read\n",
     );
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(stdout(&output).contains("Paris"), "{}", stdout(&output));

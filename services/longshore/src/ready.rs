@@ -29,7 +29,7 @@ pub(crate) fn announce(model: &ModelDescription, http: &str, grpc: &str, workers
     console::say(format!("  OpenAI HTTP  {url}/v1"));
     console::say(format!(
         "ready; try:\n  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n    \
-         -d '{{\"model\":\"{}\",\"temperature\":0,\"messages\":[{{\"role\":\"user\",\"content\":\"Name the capital of France.\"}}]}}'",
+         -d '{{\"model\":\"{}\",\"temperature\":0,\"messages\":[{{\"role\":\"user\",\"content\":\"What is the capital of France?\"}}]}}'",
         model.name
     ));
 }

@@ -5,14 +5,18 @@ mod error;
 mod executor;
 mod exp2;
 mod partial;
+mod policy;
 mod shape;
 mod simd;
+mod sparse;
 mod tile;
 mod work;
 
 pub use error::{Error, Kind};
 pub use executor::{AttendItem, CpuExecutor, Executor, PagedKv};
 pub use partial::Partials;
+pub use policy::{PlanInput, PrefillPolicy};
 pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, TileShape};
+pub use sparse::{QUERY_TILE, SparseItem, SparseWork, Visit};
 pub use tile::Tile;
 pub use work::{Column, ExactBlock, Queries, SummaryKey, WorkList};

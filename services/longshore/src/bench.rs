@@ -1,8 +1,13 @@
 //! Measurements: of running endpoints, and of what this machine computes.
 
 mod compute;
+mod noise;
+mod noise_shard;
+mod prefill;
+mod runner;
 mod serve;
 mod statistics;
 
 pub(crate) use compute::compute;
+pub(crate) use prefill::prefill;
 pub(crate) use serve::serve;

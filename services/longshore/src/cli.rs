@@ -7,7 +7,7 @@ mod serve;
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use bench::{BenchCommand, BenchComputeArgs, BenchServeArgs, ComputePart};
+pub(crate) use bench::{BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, ComputePart};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use serve::{ModelCommand, RoleArgs, ServeArgs, UpArgs};

@@ -2,6 +2,7 @@
 //! stripes, whatever lies where.
 
 mod remote;
+mod sparse;
 
 use std::{
     ops::Range,
@@ -11,7 +12,7 @@ use std::{
 use longshore_attention::{AttendItem, ExactBlock, Partials, Queries, WorkList};
 use longshore_fabric::CallContext;
 
-use crate::{Engine, Error, Sequence, StepInput};
+use crate::{Engine, Error, Sequence, StepInput, StepObserver};
 
 /// One layer of a step.
 pub(crate) struct LayerAttention<'a, 'b> {
@@ -46,6 +47,8 @@ pub struct AttendTimes {
     pub local: Duration,
     /// Folding the partials of all stripes.
     pub merge: Duration,
+    /// Making the lists of sparse policies.
+    pub plan: Duration,
 }
 
 /// A partial per stripe of one part, unordered.
@@ -65,9 +68,20 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
 
     /// Attends `q` (f32 `[rows, query_heads, head_dim]`) and returns f32 `[rows, query_heads * head_dim]`; `parts` says whose
     /// rows they are. Rows of failed sequences are 0.
-    pub(crate) fn run(&mut self, q: &[f32], parts: Vec<Part>) -> Result<Vec<f32>, Error> {
+    pub(crate) fn run(
+        &mut self,
+        q: &[f32],
+        parts: Vec<Part>,
+        observer: &mut dyn StepObserver,
+    ) -> Result<Vec<f32>, Error> {
         let width = self.row_width();
         let mut output = vec![0.0; q.len()];
+        let is_sparse = |part: &Part| self.batch[part.input].sequence.prefill().is_some();
+        let (sparse, parts): (Vec<Part>, Vec<Part>) = parts.into_iter().partition(is_sparse);
+        for part in sparse {
+            let rows = part.rows.start * width..part.rows.end * width;
+            self.run_sparse(&part, q, &mut output[rows], observer)?;
+        }
         for wave in self.waves(parts) {
             let partials = self.attend(&wave, q)?;
             let started = Instant::now();
@@ -111,7 +125,9 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
                 done += rows;
             }
         }
-        waves.push(wave);
+        if !wave.is_empty() {
+            waves.push(wave);
+        }
         waves
     }
 

@@ -1,5 +1,6 @@
 //! One sequence: a prefix of blocks on the shards, named by views, and the blocks after it in this process.
 
+mod prefill;
 mod views;
 
 use std::{
@@ -16,6 +17,7 @@ use longshore_proto::types::{Identity, TileMessage};
 
 use crate::{Engine, Error, ShardLinks};
 
+use prefill::SparsePrefill;
 use views::View;
 
 /// One block in this process: a tile per layer, shared with senders once it is full.
@@ -66,6 +68,7 @@ pub struct Sequence {
     local: VecDeque<LocalBlock>,
     links: Arc<ShardLinks>,
     broken: Option<&'static str>,
+    prefill: Option<SparsePrefill>,
 }
 
 impl Sequence {
@@ -84,6 +87,7 @@ impl Sequence {
             local: VecDeque::new(),
             links,
             broken: None,
+            prefill: None,
         }
     }
 
@@ -182,6 +186,7 @@ impl Sequence {
         if let Some(cause) = self.broken {
             return Err(Error::Broken(cause));
         }
+        self.check_prefill()?;
         self.broken = Some("a step over it failed");
         self.under_way = tokens.len() as u64;
         self.chain.push(tokens);

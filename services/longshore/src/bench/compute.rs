@@ -4,7 +4,6 @@ mod attention;
 mod first_token;
 mod linear;
 mod model;
-mod noise;
 mod plan;
 mod report;
 mod timing;

@@ -13,6 +13,8 @@ pub(crate) enum BenchCommand {
     Serve(BenchServeArgs),
     /// Attention, linear layers and the whole model on this machine, beside what the machine can do at most.
     Compute(Box<BenchComputeArgs>),
+    /// Prompts under prefill policies: time to first token, attention, selection, density.
+    Prefill(Box<BenchPrefillArgs>),
 }
 
 /// Parts of `longshore bench compute`.
@@ -67,6 +69,39 @@ pub(crate) struct BenchComputeArgs {
     /// Load, prefill, sample one token, say so and end: what `first-token` starts and times.
     #[arg(long, hide = true)]
     pub(crate) until_first_token: bool,
+}
+
+/// Flags of `longshore bench prefill`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  longshore bench prefill --lengths 4096,8192                                     exact and balanced, random tokens
+  longshore bench prefill --lengths 32768 --policy balanced --file book.txt       a text, over and over to that length
+  longshore bench prefill --policy balanced:alpha=0.05 --json out.json --plot out.svg")]
+pub(crate) struct BenchPrefillArgs {
+    /// Model and threads, as every server takes them.
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Prompt lengths.
+    #[arg(long, value_delimiter = ',', value_name = "TOKENS", default_value = "4096,8192", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) lengths: Vec<u32>,
+    /// A prefill policy; may be repeated.
+    #[arg(long = "policy", value_name = "POLICY", default_values = ["exact", "balanced"])]
+    pub(crate) policies: Vec<String>,
+    /// Text of the prompts, repeated where it is too short [default: random tokens].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Seed of random tokens.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Chunks of each prompt in which exact attention is timed beside the policy; 0: none.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=4096))]
+    pub(crate) dense_samples: u32,
+    /// Write all figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Draw seconds against tokens as SVG.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
 }
 
 /// Flags of `longshore bench serve`.

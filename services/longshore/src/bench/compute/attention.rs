@@ -6,13 +6,14 @@ use longshore_attention::{
 };
 use serde::Serialize;
 
-use super::{
-    Bench,
-    noise::{Keys, Noise},
-    plan::Plan,
-    timing,
+use super::{Bench, plan::Plan, timing};
+use crate::{
+    bench::{
+        noise::{Keys, Noise},
+        statistics::Spread,
+    },
+    machine::Peaks,
 };
-use crate::{bench::statistics::Spread, machine::Peaks};
 
 /// Heads of a small and of a large model; two KV heads and more, so that threads have work to share.
 const HEADS: [HeadShape; 2] =

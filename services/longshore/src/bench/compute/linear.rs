@@ -4,7 +4,8 @@ use anyhow::{Context, Result};
 use longshore_model::{Linear, LinearLayer, ModelConfig, ModelInfo, TensorType};
 use serde::Serialize;
 
-use super::{Bench, noise::Noise, plan::Plan, timing};
+use super::{Bench, plan::Plan, timing};
+use crate::bench::noise::Noise;
 use crate::{
     bench::statistics::Spread,
     model::{self, ModelRef},

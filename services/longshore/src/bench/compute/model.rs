@@ -1,16 +1,17 @@
 //! The whole model through the engine, without shards: prompts and decode steps.
 
-mod noise_shard;
-mod runner;
-
 use std::time::Instant;
 
 use anyhow::Result;
 use serde::Serialize;
 
-use self::runner::Runner;
 use super::{Bench, plan::Plan};
-use crate::{bench::statistics::Spread, cli::ComputePart, machine, node::Node};
+use crate::{
+    bench::{runner::Runner, statistics::Spread},
+    cli::ComputePart,
+    machine,
+    node::Node,
+};
 
 /// The model and its points.
 #[derive(Debug, Clone, Serialize)]

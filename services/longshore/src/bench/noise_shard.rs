@@ -11,7 +11,7 @@ use longshore_proto::types::{
 };
 use tokio::sync::mpsc;
 
-use crate::bench::compute::noise::Noise;
+use super::noise::Noise;
 
 /// The shard; gives blocks and nothing else.
 #[derive(Debug)]

@@ -4,17 +4,14 @@ use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context, Result};
 use longshore_blocks::{ShardEntry, ShardId, ShardMap};
-use longshore_engine::{Engine, Logits, Sequence, ShardLinks, StepInput};
+use longshore_engine::{Engine, Logits, Sequence, ShardLinks, StepInput, StepObserver};
 use longshore_fabric::{CallContext, Shard};
 use longshore_proto::types::Identity;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use super::noise_shard::NoiseShard;
-use crate::{
-    bench::{compute::noise::Noise, statistics::Spread},
-    node::Node,
-};
+use super::{noise::Noise, noise_shard::NoiseShard, statistics::Spread};
+use crate::node::Node;
 
 /// Steps that go before a measurement of decode.
 const WARM_STEPS: usize = 2;
@@ -97,12 +94,29 @@ impl Runner {
     /// A prompt in chunks, as a prefill worker computes it; the logits of its last token.
     fn prompt(&self, tokens: usize, seed: u64) -> Result<Vec<f32>> {
         let tokens = Noise(seed).tokens(tokens, self.vocabulary());
-        let mut sequence = Sequence::new(&self.engine, self.identity, Arc::clone(&self.links));
+        self.compute(self.sequence(), &tokens, &mut (), &|_| {})
+    }
+
+    /// An empty sequence.
+    pub(super) fn sequence(&self) -> Sequence {
+        Sequence::new(&self.engine, self.identity, Arc::clone(&self.links))
+    }
+
+    /// A prompt in chunks; the logits of its last token. `progress` is told the tokens that are done.
+    pub(super) fn compute(
+        &self,
+        mut sequence: Sequence,
+        tokens: &[u32],
+        observer: &mut dyn StepObserver,
+        progress: &dyn Fn(usize),
+    ) -> Result<Vec<f32>> {
         let chunks = tokens.chunks(self.chunk_tokens);
-        let (last, mut logits) = (chunks.len() - 1, None);
+        let (last, mut logits, mut done) = (chunks.len().saturating_sub(1), None, 0);
         for (index, chunk) in chunks.enumerate() {
             let wanted = if index == last { Logits::Last } else { Logits::None };
-            logits = self.step(&mut sequence, chunk, wanted)?;
+            logits = self.observed(&mut sequence, chunk, wanted, observer)?;
+            done += chunk.len();
+            progress(done);
         }
         logits.context("a prompt has no logits")
     }
@@ -113,12 +127,23 @@ impl Runner {
     }
 
     fn step(&self, sequence: &mut Sequence, tokens: &[u32], logits: Logits) -> Result<Option<Vec<f32>>> {
+        self.observed(sequence, tokens, logits, &mut ())
+    }
+
+    fn observed(
+        &self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        logits: Logits,
+        observer: &mut dyn StepObserver,
+    ) -> Result<Option<Vec<f32>>> {
         let mut batch = [StepInput { sequence, tokens, logits }];
-        let mut outputs = self.engine.step(&self.ctx, &mut batch, &mut ())?;
+        let mut outputs = self.engine.step(&self.ctx, &mut batch, observer)?;
         Ok(outputs.pop().context("a step has no output")??)
     }
 
-    fn vocabulary(&self) -> usize {
+    /// Entries of the vocabulary.
+    pub(super) fn vocabulary(&self) -> usize {
         self.engine.backend().config().vocabulary
     }
 }

@@ -57,6 +57,15 @@ impl Visibility<'_> {
     }
 }
 
+/// Keys of a block that count; the others do not exist, whatever they hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Only<'a> {
+    /// 16 keys each: 0 for those that count, −∞ for the others.
+    pub(super) hidden: &'a [Lane],
+    /// Those that count, in order.
+    pub(super) keys: &'a [u8],
+}
+
 /// Some keys of one KV head.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Block<'a, E> {
@@ -66,6 +75,8 @@ pub(super) struct Block<'a, E> {
     pub(super) v_stride: usize,
     /// Added to the logits of 16 keys each; empty means 0.
     pub(super) bias: &'a [Lane],
+    /// When only some of the keys count.
+    pub(super) only: Option<Only<'a>>,
     /// Keys, at most [`MAX_KEYS`].
     pub(super) keys: usize,
     /// Who sees them.
@@ -91,6 +102,7 @@ impl<'a, E: Element> Block<'a, E> {
             head,
             v_stride: tile.shape().block_tokens,
             bias: &[],
+            only: None,
             keys: block.len as usize,
             visibility: Visibility::From(block.first_position),
             ahead: ahead.cast_signed(),
@@ -106,6 +118,8 @@ pub(super) struct Gathered {
     k_scales: Vec<Lane>,
     v_scales: Vec<Lane>,
     bias: Vec<Lane>,
+    hidden: Vec<Lane>,
+    counted: Vec<u8>,
 }
 
 impl Gathered {
@@ -182,7 +196,42 @@ impl Gathered {
             v_scales: &self.v_scales,
         };
         let v_stride = shape.block_tokens;
-        Block { head, v_stride, bias: &self.bias, keys, visibility, ahead: 0 }
+        Block { head, v_stride, bias: &self.bias, only: None, keys, visibility, ahead: 0 }
+    }
+
+    /// Some keys of a tile of means, in place: bit `i` of `keys`, which is not 0, stands for key `first + i`, and `first` is
+    /// a multiple of 16. `bias` is added to their logits. Panels before the first and after the last key that counts are left
+    /// out; one in between is not: it is rare, and more panels at once are faster.
+    pub(super) fn means<'a>(
+        &'a mut self,
+        tile: &'a Tile,
+        kv_head: usize,
+        first: u32,
+        keys: u64,
+        bias: f32,
+    ) -> Block<'a, f32> {
+        let shape = tile.shape();
+        let skipped = keys.trailing_zeros() as usize / LANES;
+        let (first, keys) = (first as usize / LANES + skipped, keys >> (skipped * LANES));
+        let end = (u64::BITS - keys.leading_zeros()) as usize;
+        let panels = end.div_ceil(LANES);
+        refill(&mut self.bias, panels, [bias; LANES]);
+        refill(&mut self.hidden, panels, [f32::NEG_INFINITY; LANES]);
+        self.counted.clear();
+        for key in (0..end).filter(|key| keys >> key & 1 == 1) {
+            self.hidden.as_flattened_mut()[key] = 0.0;
+            self.counted.push(key as u8);
+        }
+        let head = tile.head::<f32>(kv_head);
+        Block {
+            head: Head { k: &head.k[first * shape.head_dim..], v: &head.v[first * LANES..], ..head },
+            v_stride: shape.block_tokens,
+            bias: &self.bias,
+            only: Some(Only { hidden: &self.hidden, keys: &self.counted }),
+            keys: end,
+            visibility: Visibility::All,
+            ahead: 0,
+        }
     }
 }
 

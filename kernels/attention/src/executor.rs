@@ -20,17 +20,18 @@
 //! So rows, items, threads, instruction sets, padding and keys that a row does not see change no bit, and a fold may be cut
 //! between two blocks and continued through [`AttendItem::initial`].
 //!
-//! A [`SparseWork`] list is folded by the same rules, and these:
+//! A [`crate::SparseWork`] list is folded by the same rules, and these:
 //!
-//! 6. A block is one [`Visit`]. The keys of [`Visit::Means`] that count are those in its mask: the others do not exist, even
-//!    if they are NaN. `b` is log2 of the `block_tokens` of the KV source, and key 0 in rule 4 is `first` (a multiple of 16).
+//! 6. A block is one [`crate::Visit`]. The keys of [`crate::Visit::Means`] that count are those in its mask: the others do not
+//!    exist, even if they are NaN. `b` is log2 of the `block_tokens` of the KV source, and key 0 in rule 4 is `first` (a
+//!    multiple of 16).
 //! 7. Blocks are folded onto the partial of the stripe, in list order, which is empty before the first (or
-//!    [`SparseItem::stripe`]). At [`Visit::EndOfStripe`] and at the end of the list the stripe's partial is folded onto the
-//!    total, by the arithmetic of [`Partials::merge`]; the total begins with [`SparseItem::earlier`].
-//! 8. With [`SparseItem::skip_below`] `= d`, a row leaves out a [`Visit::Block`] whose last key lies before its position when
-//!    the largest `t` of the block is `< m − d` (f32), `m` being that of the row's stripe partial. Each row decides for itself,
-//!    and by its stripe alone: so chunks and the places of stripes change no bit here either. Time is saved where all rows
-//!    that are computed together (at most six neighbours) leave it out.
+//!    [`SparseItem::stripe`]). At [`crate::Visit::EndOfStripe`] and at the end of the list the stripe's partial is folded onto
+//!    the total, by the arithmetic of [`Partials::merge`]; the total begins with [`SparseItem::earlier`].
+//! 8. With [`SparseItem::skip_below`] `= d`, a row leaves out a [`crate::Visit::Block`] whose last key lies before its position
+//!    when the largest `t` of the block is `< m − d` (f32), `m` being that of the row's stripe partial. Each row decides for
+//!    itself, and by its stripe alone: so chunks and the places of stripes change no bit here either. Time is saved where all
+//!    rows that are computed together (at most six neighbours) leave it out.
 
 mod block;
 mod check;

@@ -108,7 +108,7 @@ fn blocks_lie_in_their_stripes() {
         let stripes = (first..first + 70).map(|block| block / u64::from(stripe_blocks));
         assert_eq!(
             summaries.len() as u64,
-            stripes.clone().last().unwrap() - first / u64::from(stripe_blocks) + 1
+            stripes.clone().next_back().unwrap() - first / u64::from(stripe_blocks) + 1
         );
         for ((block, stripe), tile) in (first..).zip(stripes).zip(&tiles) {
             let place = (stripe - first / u64::from(stripe_blocks)) as usize;

@@ -41,13 +41,6 @@ fn pool(threads: usize) -> Arc<ComputePool> {
     ComputePool::new(&PoolOptions { threads, pin: Vec::new() }).unwrap()
 }
 
-/// Some rows of a result, as bits.
-fn rows_of(partials: &Partials, rows: Range<usize>) -> Vec<u32> {
-    let (_, heads, dim) = partials.shape();
-    let width = heads * (dim + 2);
-    bits(partials)[rows.start * width..rows.end * width].to_vec()
-}
-
 /// Runs of rows that make up all of them.
 fn cuts(rows: usize, rng: &mut ChaCha8Rng) -> Vec<Range<usize>> {
     let mut cuts = vec![0, rows];

@@ -69,7 +69,7 @@ fn means_that_cannot_be() {
         means(0, 1, 1),
         means(0, 8, 1),
         means(0, 32, 1),
-        means(0, u32::MAX & !15, 1),
+        means(0, !15, 1),
         means(0, 0, 0),
         means(0, 0, 1 << 32),
         means(0, 0, u64::MAX),

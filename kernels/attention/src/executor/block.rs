@@ -133,29 +133,35 @@ impl Gathered {
     ) -> Block<'a, E> {
         let shape = kv.shape();
         let (dim, tokens) = (shape.head_dim, shape.block_tokens);
-        self.clear::<E>(&shape);
+        // Nobody sees what else lies there.
+        self.resize::<E>(&shape);
+        let k = bytemuck::cast_slice_mut::<Line, [E; LANES]>(&mut self.k);
+        let v = bytemuck::cast_slice_mut::<Line, [E; LANES]>(&mut self.v);
         for (key, column) in columns.iter().enumerate() {
             let from = kv.tile(column.tile as usize).head::<E>(kv_head);
             let offset = column.offset as usize;
-            for element in 0..dim {
-                let k = from.k.as_flattened()[k_place(dim, offset, element)];
-                let v = from.v.as_flattened()[v_place(tokens, offset, element)];
-                self.set(&shape, key, element, k, v);
+            let to_k = &mut k[key / LANES * dim..][..dim];
+            for (to, from) in to_k.iter_mut().zip(&from.k[offset / LANES * dim..][..dim]) {
+                to[key % LANES] = from[offset % LANES];
             }
+            let to_v = v[key..].iter_mut().step_by(tokens);
+            to_v.zip(from.v[offset..].iter().step_by(tokens)).for_each(|(to, from)| *to = *from);
             if E::SCALED {
                 self.k_scales.as_flattened_mut()[key] = from.k_scales.as_flattened()[offset];
                 self.v_scales.as_flattened_mut()[key] = from.v_scales.as_flattened()[offset];
             }
         }
-        self.bias.resize(bias.len().div_ceil(LANES), [0.0; LANES]);
+        refill(&mut self.bias, bias.len().div_ceil(LANES), [0.0; LANES]);
         self.bias.as_flattened_mut()[..bias.len()].copy_from_slice(bias);
         self.block(&shape, columns.len(), Visibility::At(columns))
     }
 
     /// Gathers summaries of one KV head, at most `block_tokens` of them.
     pub(super) fn summaries(&mut self, shape: &TileShape, summaries: &[&SummaryKey]) -> Block<'_, f32> {
-        self.clear::<f32>(shape);
-        self.bias.resize(shape.block_tokens / LANES, [0.0; LANES]);
+        self.resize::<f32>(shape);
+        self.k.fill(Line::zeroed());
+        self.v.fill(Line::zeroed());
+        refill(&mut self.bias, shape.block_tokens / LANES, [0.0; LANES]);
         for (key, summary) in summaries.iter().enumerate() {
             for (element, (&k, &v)) in summary.key.iter().zip(&summary.value).enumerate() {
                 self.set(shape, key, element, k, v);
@@ -166,14 +172,14 @@ impl Gathered {
         self.block(shape, summaries.len(), Visibility::All)
     }
 
-    fn clear<E: Element>(&mut self, shape: &TileShape) {
+    /// Makes room for a tile's head, whatever it holds.
+    fn resize<E: Element>(&mut self, shape: &TileShape) {
         let lines = |elements: usize| (elements * size_of::<E>()).div_ceil(size_of::<Line>());
         let scales = if E::SCALED { shape.block_tokens / LANES } else { 0 };
-        refill(&mut self.k, lines(shape.k_head_elements()), Line::zeroed());
-        refill(&mut self.v, lines(shape.v_head_elements()), Line::zeroed());
-        refill(&mut self.k_scales, scales, [0.0; LANES]);
-        refill(&mut self.v_scales, scales, [0.0; LANES]);
-        self.bias.clear();
+        self.k.resize(lines(shape.k_head_elements()), Line::zeroed());
+        self.v.resize(lines(shape.v_head_elements()), Line::zeroed());
+        self.k_scales.resize(scales, [0.0; LANES]);
+        self.v_scales.resize(scales, [0.0; LANES]);
     }
 
     fn set<E: Element>(&mut self, shape: &TileShape, key: usize, element: usize, k: E, v: E) {

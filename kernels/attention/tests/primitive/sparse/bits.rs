@@ -127,6 +127,16 @@ fn long_lists_do_not_depend_on_threads() {
             assert_eq!(bits(&case.attend_with(&executor)), expected, "{threads} threads");
         }
     }
+    // A stripe that ends at once is what came earlier; only a list's first task takes it in.
+    let (work, earlier) = (case.whole(), case.attend());
+    let ended = case.work(0..33, |visits| [&[Visit::EndOfStripe], visits].concat());
+    let executor = CpuExecutor::new(pool(2));
+    let items = [
+        SparseItem { earlier: Some(&earlier), ..case.item(&work, 0..33) },
+        SparseItem { stripe: Some(&earlier), ..case.item(&ended, 0..33) },
+    ];
+    let [first, second] = &executor.attend_sparse(&items).unwrap()[..] else { panic!("two results") };
+    assert_eq!(bits(first), bits(second));
 }
 
 /// The stripes before a cut as `earlier`, and the visits of the stripe that it cuts as `stripe`.

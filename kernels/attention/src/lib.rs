@@ -9,6 +9,7 @@ mod policy;
 mod shape;
 mod simd;
 mod sparse;
+mod summaries;
 mod tile;
 mod work;
 
@@ -17,6 +18,7 @@ pub use executor::{AttendItem, CpuExecutor, Executor, PagedKv};
 pub use partial::Partials;
 pub use policy::{PlanInput, PrefillPolicy};
 pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, TileShape};
-pub use sparse::{QUERY_TILE, SparseItem, SparseWork, Visit};
+pub use sparse::{Pairs, QUERY_TILE, SparseItem, SparseWork, Visit};
+pub use summaries::{Mean, Summaries};
 pub use tile::Tile;
 pub use work::{Column, ExactBlock, Queries, SummaryKey, WorkList};

@@ -1,8 +1,13 @@
 //! Work lists of sparse attention: one per KV head and query tile, as compressed rows.
 
+mod pairs;
+
+use std::fmt;
 use std::ops::Range;
 
 use crate::{Column, Error, ExactBlock, PagedKv, Partials, Queries};
+
+pub use pairs::Pairs;
 
 /// Positions of a query tile. Tiles lie on a grid: `[32 k, 32 k + 32)`, whatever the chunk.
 pub const QUERY_TILE: usize = 32;
@@ -12,14 +17,16 @@ pub const QUERY_TILE: usize = 32;
 pub enum Visit {
     /// Keys of a tile, up to each row's own position.
     Block(ExactBlock),
-    /// Gathered keys `[first, first + count)` of [`SparseWork::columns`], at most `block_tokens` of them.
+    /// Gathered keys `[first, first + count)` of [`SparseWork::columns`], 1 to `block_tokens` of them, each visible to the rows
+    /// from its position on.
     Columns {
         /// First of them.
         first: u32,
         /// How many.
         count: u32,
     },
-    /// Means of blocks: keys of a tile of the summaries, each standing for `block_tokens` keys. Visible to all rows.
+    /// Means of blocks: keys of a tile of the summaries, each standing for `block_tokens` keys of the KV source. Visible to all
+    /// rows. Keys that do not count may hold anything.
     Means {
         /// Index of the tile in the summaries.
         tile: u32,
@@ -45,8 +52,10 @@ pub struct SparseWork {
 }
 
 impl SparseWork {
-    /// Puts lists together, `[kv_heads][tiles]`, each with its own columns; `row_ends` are the ends of the tiles' rows.
-    /// Refuses lists that are too few or too many, and more visits or columns than 2^32.
+    /// Puts lists together, `[kv_heads][tiles]`, each with its own columns; `row_ends` are the ends of the tiles' rows. Rows
+    /// after the last tile visit nothing.
+    /// Refuses lists that are too few or too many, visits of columns that a list does not have, and more visits or columns
+    /// than 2^32.
     pub fn new(
         kv_heads: usize,
         row_ends: Vec<u32>,
@@ -62,10 +71,13 @@ impl SparseWork {
         }
         let mut work = Self { kv_heads, row_ends, ..Self::default() };
         for (visits, columns) in lists {
+            check_columns(&visits, columns.len())?;
             let before = work.columns.len() as u32;
             work.columns.extend(columns);
             work.visits.extend(visits.into_iter().map(|visit| match visit {
-                Visit::Columns { first, count } => Visit::Columns { first: first.wrapping_add(before), count },
+                Visit::Columns { first, count } => {
+                    Visit::Columns { first: first.wrapping_add(before), count }
+                }
                 other => other,
             }));
             work.list_ends.push(work.visits.len() as u32);
@@ -92,6 +104,16 @@ impl SparseWork {
         start as usize..self.row_ends[tile] as usize
     }
 
+    /// End of the last tile's rows.
+    pub(crate) fn rows_end(&self) -> usize {
+        self.row_ends.last().map_or(0, |&end| end as usize)
+    }
+
+    /// All lists, one after the other.
+    pub(crate) fn visits(&self) -> &[Visit] {
+        &self.visits
+    }
+
     /// What a KV head of a tile visits, in order.
     pub fn list(&self, kv_head: usize, tile: usize) -> &[Visit] {
         let index = kv_head * self.tiles() + tile;
@@ -103,6 +125,19 @@ impl SparseWork {
     pub fn columns(&self) -> &[Column] {
         &self.columns
     }
+}
+
+/// Refuses visits of columns beyond the `columns` that a list has.
+fn check_columns(visits: &[Visit], columns: usize) -> Result<(), Error> {
+    for visit in visits {
+        if let Visit::Columns { first, count } = *visit
+            && u64::from(first) + u64::from(count) > columns as u64
+        {
+            let problem = format!("{first} and {count} from there on are visited, a list has {columns}");
+            return Err(Error::Invalid { field: "columns", problem });
+        }
+    }
+    Ok(())
 }
 
 /// One sequence's part of a sparse attention call.
@@ -120,7 +155,24 @@ pub struct SparseItem<'a> {
     pub earlier: Option<&'a Partials>,
     /// Partial of the blocks before those of the lists in the first stripe of the lists.
     pub stripe: Option<&'a Partials>,
-    /// Skip-softmax (BLASST): blocks whose every logit lies so far (base 2, > 0) under the running maximum of its row, for
-    /// all rows that are computed together, may be left out.
+    /// Skip-softmax (BLASST): a row leaves out a [`Visit::Block`] whose every logit lies further than this (base 2, > 0) under
+    /// the row's running maximum in the stripe, but never one that reaches the row's own position.
     pub skip_below: Option<f32>,
 }
+
+impl fmt::Debug for SparseItem<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SparseItem")
+            .field("queries", &self.queries.shape)
+            .field("tiles", &self.kv.len())
+            .field("query_tiles", &self.work.tiles())
+            .field("visits", &self.work.visits.len())
+            .field("columns", &self.work.columns.len())
+            .field("continues", &(self.earlier.is_some(), self.stripe.is_some()))
+            .field("skip_below", &self.skip_below)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -57,6 +57,15 @@ impl Visibility<'_> {
     }
 }
 
+/// Keys of a block that count; the others do not exist, whatever they hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Only<'a> {
+    /// 16 keys each: 0 for those that count, −∞ for the others.
+    pub(super) hidden: &'a [Lane],
+    /// Those that count, in order.
+    pub(super) keys: &'a [u8],
+}
+
 /// Some keys of one KV head.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Block<'a, E> {
@@ -66,6 +75,8 @@ pub(super) struct Block<'a, E> {
     pub(super) v_stride: usize,
     /// Added to the logits of 16 keys each; empty means 0.
     pub(super) bias: &'a [Lane],
+    /// When only some of the keys count.
+    pub(super) only: Option<Only<'a>>,
     /// Keys, at most [`MAX_KEYS`].
     pub(super) keys: usize,
     /// Who sees them.
@@ -91,6 +102,7 @@ impl<'a, E: Element> Block<'a, E> {
             head,
             v_stride: tile.shape().block_tokens,
             bias: &[],
+            only: None,
             keys: block.len as usize,
             visibility: Visibility::From(block.first_position),
             ahead: ahead.cast_signed(),
@@ -106,6 +118,8 @@ pub(super) struct Gathered {
     k_scales: Vec<Lane>,
     v_scales: Vec<Lane>,
     bias: Vec<Lane>,
+    hidden: Vec<Lane>,
+    counted: Vec<u8>,
 }
 
 impl Gathered {
@@ -119,29 +133,35 @@ impl Gathered {
     ) -> Block<'a, E> {
         let shape = kv.shape();
         let (dim, tokens) = (shape.head_dim, shape.block_tokens);
-        self.clear::<E>(&shape);
+        // Nobody sees what else lies there.
+        self.resize::<E>(&shape);
+        let k = bytemuck::cast_slice_mut::<Line, [E; LANES]>(&mut self.k);
+        let v = bytemuck::cast_slice_mut::<Line, [E; LANES]>(&mut self.v);
         for (key, column) in columns.iter().enumerate() {
             let from = kv.tile(column.tile as usize).head::<E>(kv_head);
             let offset = column.offset as usize;
-            for element in 0..dim {
-                let k = from.k.as_flattened()[k_place(dim, offset, element)];
-                let v = from.v.as_flattened()[v_place(tokens, offset, element)];
-                self.set(&shape, key, element, k, v);
+            let to_k = &mut k[key / LANES * dim..][..dim];
+            for (to, from) in to_k.iter_mut().zip(&from.k[offset / LANES * dim..][..dim]) {
+                to[key % LANES] = from[offset % LANES];
             }
+            let to_v = v[key..].iter_mut().step_by(tokens);
+            to_v.zip(from.v[offset..].iter().step_by(tokens)).for_each(|(to, from)| *to = *from);
             if E::SCALED {
                 self.k_scales.as_flattened_mut()[key] = from.k_scales.as_flattened()[offset];
                 self.v_scales.as_flattened_mut()[key] = from.v_scales.as_flattened()[offset];
             }
         }
-        self.bias.resize(bias.len().div_ceil(LANES), [0.0; LANES]);
+        refill(&mut self.bias, bias.len().div_ceil(LANES), [0.0; LANES]);
         self.bias.as_flattened_mut()[..bias.len()].copy_from_slice(bias);
         self.block(&shape, columns.len(), Visibility::At(columns))
     }
 
     /// Gathers summaries of one KV head, at most `block_tokens` of them.
     pub(super) fn summaries(&mut self, shape: &TileShape, summaries: &[&SummaryKey]) -> Block<'_, f32> {
-        self.clear::<f32>(shape);
-        self.bias.resize(shape.block_tokens / LANES, [0.0; LANES]);
+        self.resize::<f32>(shape);
+        self.k.fill(Line::zeroed());
+        self.v.fill(Line::zeroed());
+        refill(&mut self.bias, shape.block_tokens / LANES, [0.0; LANES]);
         for (key, summary) in summaries.iter().enumerate() {
             for (element, (&k, &v)) in summary.key.iter().zip(&summary.value).enumerate() {
                 self.set(shape, key, element, k, v);
@@ -152,14 +172,14 @@ impl Gathered {
         self.block(shape, summaries.len(), Visibility::All)
     }
 
-    fn clear<E: Element>(&mut self, shape: &TileShape) {
+    /// Makes room for a tile's head, whatever it holds.
+    fn resize<E: Element>(&mut self, shape: &TileShape) {
         let lines = |elements: usize| (elements * size_of::<E>()).div_ceil(size_of::<Line>());
         let scales = if E::SCALED { shape.block_tokens / LANES } else { 0 };
-        refill(&mut self.k, lines(shape.k_head_elements()), Line::zeroed());
-        refill(&mut self.v, lines(shape.v_head_elements()), Line::zeroed());
-        refill(&mut self.k_scales, scales, [0.0; LANES]);
-        refill(&mut self.v_scales, scales, [0.0; LANES]);
-        self.bias.clear();
+        self.k.resize(lines(shape.k_head_elements()), Line::zeroed());
+        self.v.resize(lines(shape.v_head_elements()), Line::zeroed());
+        self.k_scales.resize(scales, [0.0; LANES]);
+        self.v_scales.resize(scales, [0.0; LANES]);
     }
 
     fn set<E: Element>(&mut self, shape: &TileShape, key: usize, element: usize, k: E, v: E) {
@@ -182,7 +202,42 @@ impl Gathered {
             v_scales: &self.v_scales,
         };
         let v_stride = shape.block_tokens;
-        Block { head, v_stride, bias: &self.bias, keys, visibility, ahead: 0 }
+        Block { head, v_stride, bias: &self.bias, only: None, keys, visibility, ahead: 0 }
+    }
+
+    /// Some keys of a tile of means, in place: bit `i` of `keys`, which is not 0, stands for key `first + i`, and `first` is
+    /// a multiple of 16. `bias` is added to their logits. Panels before the first and after the last key that counts are left
+    /// out; one in between is not: it is rare, and more panels at once are faster.
+    pub(super) fn means<'a>(
+        &'a mut self,
+        tile: &'a Tile,
+        kv_head: usize,
+        first: u32,
+        keys: u64,
+        bias: f32,
+    ) -> Block<'a, f32> {
+        let shape = tile.shape();
+        let skipped = keys.trailing_zeros() as usize / LANES;
+        let (first, keys) = (first as usize / LANES + skipped, keys >> (skipped * LANES));
+        let end = (u64::BITS - keys.leading_zeros()) as usize;
+        let panels = end.div_ceil(LANES);
+        refill(&mut self.bias, panels, [bias; LANES]);
+        refill(&mut self.hidden, panels, [f32::NEG_INFINITY; LANES]);
+        self.counted.clear();
+        for key in (0..end).filter(|key| keys >> key & 1 == 1) {
+            self.hidden.as_flattened_mut()[key] = 0.0;
+            self.counted.push(key as u8);
+        }
+        let head = tile.head::<f32>(kv_head);
+        Block {
+            head: Head { k: &head.k[first * shape.head_dim..], v: &head.v[first * LANES..], ..head },
+            v_stride: shape.block_tokens,
+            bias: &self.bias,
+            only: Some(Only { hidden: &self.hidden, keys: &self.counted }),
+            keys: end,
+            visibility: Visibility::All,
+            ahead: 0,
+        }
     }
 }
 

@@ -1,19 +1,20 @@
 //! Refuses attention calls that cannot be run, before anything is computed.
 
-use super::AttendItem;
-use crate::{Error, ExactBlock, Queries, SummaryKey, TileShape, WorkList};
+use super::{AttendItem, PagedKv};
+use crate::{Column, Error, ExactBlock, Partials, Queries, SummaryKey, TileShape, WorkList};
 
 /// Checks every index, length and shape of an item.
 pub(super) fn check(item: &AttendItem<'_>) -> Result<(), Error> {
     let tile = item.kv.shape();
     tile.validate()?;
     check_queries(&item.queries, &tile)?;
-    check_tiles(item, &tile)?;
+    check_work(item)?;
     check_summaries(&item.work.summaries, &tile)?;
-    check_initial(item)
+    check_partials("initial", item.initial, &item.queries)
 }
 
-fn check_queries(queries: &Queries<'_>, tile: &TileShape) -> Result<(), Error> {
+/// Checks the queries of a call on tiles of some shape.
+pub(super) fn check_queries(queries: &Queries<'_>, tile: &TileShape) -> Result<(), Error> {
     let shape = queries.shape;
     if shape.kv_heads != tile.kv_heads {
         return invalid(
@@ -46,27 +47,10 @@ fn check_queries(queries: &Queries<'_>, tile: &TileShape) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_tiles(item: &AttendItem<'_>, shape: &TileShape) -> Result<(), Error> {
+fn check_work(item: &AttendItem<'_>) -> Result<(), Error> {
     let WorkList { exact, columns, column_bias, .. } = item.work;
-    for &ExactBlock { tile, first_position, len } in exact {
-        check_tile(item, shape, "exact", tile)?;
-        if len == 0 || len as usize > shape.block_tokens {
-            return invalid(
-                "exact",
-                format!("visits {len} keys of a tile, must be from 1 to {}", shape.block_tokens),
-            );
-        }
-        if first_position.checked_add(u64::from(len)).is_none() {
-            return invalid("exact", format!("starts at position {first_position}, too large"));
-        }
-    }
-    for column in columns {
-        check_tile(item, shape, "columns", column.tile)?;
-        if column.offset as usize >= shape.block_tokens {
-            let problem = format!("visits key {} of a tile, there are {}", column.offset, shape.block_tokens);
-            return invalid("columns", problem);
-        }
-    }
+    exact.iter().try_for_each(|block| check_block("exact", block, item.kv))?;
+    columns.iter().try_for_each(|column| check_column(column, item.kv))?;
     if !column_bias.is_empty() && column_bias.len() != columns.len() {
         let problem = format!("has {} elements, there are {} columns", column_bias.len(), columns.len());
         return invalid("column_bias", problem);
@@ -77,13 +61,39 @@ fn check_tiles(item: &AttendItem<'_>, shape: &TileShape) -> Result<(), Error> {
     }
 }
 
-fn check_tile(item: &AttendItem<'_>, shape: &TileShape, field: &'static str, tile: u32) -> Result<(), Error> {
-    let tiles = item.kv.len();
+/// Checks a block that is visited key by key.
+pub(super) fn check_block(field: &'static str, block: &ExactBlock, kv: &dyn PagedKv) -> Result<(), Error> {
+    let &ExactBlock { tile, first_position, len } = block;
+    check_tile(field, tile, kv)?;
+    let tokens = kv.shape().block_tokens;
+    if len == 0 || len as usize > tokens {
+        return invalid(field, format!("visits {len} keys of a tile, must be from 1 to {tokens}"));
+    }
+    if first_position.checked_add(u64::from(len)).is_none() {
+        return invalid(field, format!("starts at position {first_position}, too large"));
+    }
+    Ok(())
+}
+
+/// Checks a gathered key.
+pub(super) fn check_column(column: &Column, kv: &dyn PagedKv) -> Result<(), Error> {
+    check_tile("columns", column.tile, kv)?;
+    let tokens = kv.shape().block_tokens;
+    if column.offset as usize >= tokens {
+        let problem = format!("visits key {} of a tile, there are {tokens}", column.offset);
+        return invalid("columns", problem);
+    }
+    Ok(())
+}
+
+/// Checks that there is a tile with this index, and that it has the shape of all.
+pub(super) fn check_tile(field: &'static str, tile: u32, kv: &dyn PagedKv) -> Result<(), Error> {
+    let (tiles, shape) = (kv.len(), kv.shape());
     if tile as usize >= tiles {
         return invalid(field, format!("visits tile {tile}, there are {tiles}"));
     }
-    let found = item.kv.tile(tile as usize).shape();
-    if found != *shape {
+    let found = kv.tile(tile as usize).shape();
+    if found != shape {
         return invalid(field, format!("visits tile {tile} of shape {found:?}, must be {shape:?}"));
     }
     Ok(())
@@ -113,18 +123,23 @@ fn check_summaries(summaries: &[SummaryKey], shape: &TileShape) -> Result<(), Er
     Ok(())
 }
 
-fn check_initial(item: &AttendItem<'_>) -> Result<(), Error> {
-    let Some(initial) = item.initial else { return Ok(()) };
-    let shape = item.queries.shape;
-    let wanted = (item.queries.rows(), shape.query_heads(), shape.head_dim);
-    if initial.shape() != wanted {
-        let found = initial.shape();
+/// Checks that a partial that is continued is one of the same rows.
+pub(super) fn check_partials(
+    field: &'static str,
+    partials: Option<&Partials>,
+    queries: &Queries<'_>,
+) -> Result<(), Error> {
+    let Some(partials) = partials else { return Ok(()) };
+    let shape = queries.shape;
+    let wanted = (queries.rows(), shape.query_heads(), shape.head_dim);
+    if partials.shape() != wanted {
+        let found = partials.shape();
         let problem = format!("has shape {found:?}, must be {wanted:?} (rows, query heads, head size)");
-        return invalid("initial", problem);
+        return invalid(field, problem);
     }
     Ok(())
 }
 
-fn invalid(field: &'static str, problem: String) -> Result<(), Error> {
+pub(super) fn invalid(field: &'static str, problem: String) -> Result<(), Error> {
     Err(Error::Invalid { field, problem })
 }

@@ -7,7 +7,8 @@ use crate::simd::{Kernel, Lane, Simd};
 use crate::tile::Element;
 
 use super::block::{Block, MAX_KEYS, Visibility};
-use super::microkernel::{GROUP, Scores, panels_at_once, products};
+use super::microkernel::{GROUP, Scores, panels_at_once, products, products_at};
+use super::state::{Change, take_in};
 
 /// `R` rows and the block that is folded onto them. A kernel of its own, so that the compiler sees one size of group at a
 /// time.
@@ -17,6 +18,8 @@ pub(super) struct FoldGroup<'a, 'b, E, const R: usize> {
     pub(super) q: &'a [[f32; R]],
     /// Scale of the logits, base 2.
     pub(super) scale: f32,
+    /// A row leaves out a block of which no logit comes so near to its maximum (base 2); +∞: none.
+    pub(super) skip_below: f32,
     /// Of each row; they ascend.
     pub(super) positions: &'a [u64],
     pub(super) m: &'a mut [f32],
@@ -33,17 +36,6 @@ struct Seen {
     common: usize,
     /// Keys from this one on are seen by none.
     end: usize,
-}
-
-/// What the outputs of a row become.
-#[derive(Clone, Copy, PartialEq)]
-enum Change {
-    /// The row sees no key of the block.
-    Keep,
-    /// It saw none before.
-    Replace,
-    /// `fma(later, block's, earlier * row's)`.
-    Scale { earlier: f32, later: f32 },
 }
 
 impl<E: Element, const R: usize> Kernel for FoldGroup<'_, '_, E, R> {
@@ -72,7 +64,16 @@ impl<E: Element, const R: usize> Kernel for FoldGroup<'_, '_, E, R> {
                 _ => self.logits::<S, 1>(s, panel),
             };
         }
-        let changes = self.soften(s, panels, &seen);
+        let mut tops = self.tops(s, panels, &seen);
+        let skips = self.skips(&tops);
+        if skips == [true; R] {
+            return;
+        }
+        let sums = self.weigh(s, panels, &tops);
+        for (top, _) in tops.iter_mut().zip(skips).filter(|(_, skips)| *skips) {
+            *top = f32::NEG_INFINITY;
+        }
+        let changes = take_in(s, self.m, self.l, &tops, &sums);
         let columns = self.o.len() / R;
         let mut panel = 0;
         while panel < columns {
@@ -96,22 +97,28 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
         let scale = s.splat(self.scale);
         for p in 0..P {
             let bias = block.bias.get(first + p).map_or(s.splat(0.0), |bias| s.load(bias));
+            let hidden = block.only.map(|only| s.load(&only.hidden[first + p]));
             for (r, sums) in sums.iter().enumerate() {
                 let mut dot = sums[p];
                 if E::SCALED {
                     dot = s.mul(dot, s.load(&block.head.k_scales[first + p]));
                 }
+                let mut logits = s.fma(dot, scale, bias);
+                if let Some(hidden) = hidden {
+                    // First 0, so that what does not exist may be NaN.
+                    logits = s.add(s.zero_below(hidden, s.splat(0.0), logits), hidden);
+                }
                 let lanes = self.scores[r].as_chunks_mut().0;
-                s.store(s.fma(dot, scale, bias), &mut lanes[first + p]);
+                s.store(logits, &mut lanes[first + p]);
             }
         }
         P
     }
 
-    /// Turns logits into probabilities (times the values' scales) and takes their sums in.
+    /// The largest logit of each row; those of keys that it does not see become −∞.
     #[inline(always)]
-    fn soften<S: Simd>(&mut self, s: S, panels: usize, seen: &Seen) -> [Change; R] {
-        let (mut tops, mut sums) = ([f32::NEG_INFINITY; LANES], [0.0; LANES]);
+    fn tops<S: Simd>(&mut self, s: S, panels: usize, seen: &Seen) -> Lane {
+        let mut tops = [f32::NEG_INFINITY; LANES];
         for (r, largest) in tops.iter_mut().enumerate().take(R) {
             if seen.common < panels * LANES {
                 hide(&mut self.scores[r][..panels * LANES], self.positions[r], self.block);
@@ -124,7 +131,25 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
             // Of two zeros either may be found first: + 0 makes −0 the other.
             *largest = s.top(top) + 0.0;
         }
-        // In a loop of its own, so that no row waits for its maximum.
+        tops
+    }
+
+    /// Which rows leave the block out: a rule of its own for each row, so that nothing depends on who is computed with whom.
+    #[inline(always)]
+    fn skips(&self, tops: &Lane) -> [bool; R] {
+        let Visibility::From(first) = self.block.visibility else { return [false; R] };
+        if self.skip_below == f32::INFINITY {
+            return [false; R];
+        }
+        let end = first + self.block.keys as u64;
+        array::from_fn(|r| self.positions[r] >= end && tops[r] < self.m[r] - self.skip_below)
+    }
+
+    /// Turns logits into probabilities (times the values' scales); gives their sums. A loop of its own, so that no row waits
+    /// for its maximum.
+    #[inline(always)]
+    fn weigh<S: Simd>(&mut self, s: S, panels: usize, tops: &Lane) -> Lane {
+        let mut sums = [0.0; LANES];
         for (r, &top) in tops.iter().enumerate().take(R) {
             let lanes = &mut self.scores[r].as_chunks_mut::<LANES>().0[..panels];
             let (top, mut sum) = (s.splat(top), s.splat(0.0));
@@ -136,35 +161,7 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
             }
             sums[r] = s.sum(sum);
         }
-        self.take_in(s, &tops, &sums)
-    }
-
-    /// Folds the maxima and sums of the block onto the rows', all rows at once. The arithmetic is that of
-    /// [`crate::partial::Fold::begin`].
-    #[inline(always)]
-    fn take_in<S: Simd>(&mut self, s: S, tops: &Lane, sums: &Lane) -> [Change; R] {
-        let (mut m, mut l) = ([0.0; LANES], [0.0; LANES]);
-        m[..R].copy_from_slice(&self.m[..R]);
-        l[..R].copy_from_slice(&self.l[..R]);
-        let top = s.max(s.load(tops), s.load(&m));
-        let (earlier, later) = (s.exp2(s.sub(s.load(&m), top)), s.exp2(s.sub(s.load(tops), top)));
-        let sum = s.fma(later, s.load(sums), s.mul(earlier, s.load(&l)));
-        let [mut top_of, mut sum_of, mut earlier_of, mut later_of] = [[0.0; LANES]; 4];
-        s.store(top, &mut top_of);
-        s.store(sum, &mut sum_of);
-        s.store(earlier, &mut earlier_of);
-        s.store(later, &mut later_of);
-        array::from_fn(|r| {
-            if tops[r] == f32::NEG_INFINITY {
-                return Change::Keep;
-            }
-            if m[r] == f32::NEG_INFINITY {
-                (self.m[r], self.l[r]) = (tops[r], sums[r]);
-                return Change::Replace;
-            }
-            (self.m[r], self.l[r]) = (top_of[r], sum_of[r]);
-            Change::Scale { earlier: earlier_of[r], later: later_of[r] }
-        })
+        sums
     }
 
     /// `Σ p v` of `P` panels of columns from panel `first` on, folded onto the rows' outputs; gives `P`.
@@ -180,25 +177,17 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
         let common = seen.common.min(MAX_KEYS);
         let scores: &Scores = self.scores;
         let panels = array::from_fn(|p| &v[(first + p) * stride..][..common]);
-        let mut sums = products::<S, E, R, P>(s, panels, |i, r| scores[r][i], self.block.ahead);
+        let mut sums = match self.block.only {
+            Some(only) => products_at::<S, E, R, P>(s, panels, only.keys, |i, r| scores[r][i]),
+            None => products::<S, E, R, P>(s, panels, |i, r| scores[r][i], self.block.ahead),
+        };
         if seen.common < seen.end {
             let panels = array::from_fn(|p| &v[(first + p) * stride..][..seen.end]);
             self.add_diagonal::<S, P>(s, panels, seen, &mut sums);
         }
         let width = self.o.len() / R;
         for r in 0..R {
-            let o = &mut self.o[r * width + first..][..P];
-            match changes[r] {
-                Change::Keep => {}
-                Change::Replace => (0..P).for_each(|p| s.store(sums[r][p], &mut o[p])),
-                Change::Scale { earlier, later } => {
-                    let (earlier, later) = (s.splat(earlier), s.splat(later));
-                    for p in 0..P {
-                        let before = s.mul(earlier, s.load(&o[p]));
-                        s.store(s.fma(later, sums[r][p], before), &mut o[p]);
-                    }
-                }
-            }
+            changes[r].apply(s, &mut self.o[r * width + first..][..P], |p| sums[r][p]);
         }
         P
     }

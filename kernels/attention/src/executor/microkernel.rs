@@ -44,6 +44,32 @@ pub(super) fn products<S: Simd, E: Element, const R: usize, const P: usize>(
     }
 }
 
+/// [`products`] over the steps that are named, in order.
+#[inline(always)]
+pub(super) fn products_at<S: Simd, E: Element, const R: usize, const P: usize>(
+    s: S,
+    panels: [&[[E; LANES]]; P],
+    steps: &[u8],
+    factor: impl Fn(usize, usize) -> f32,
+) -> [[S::F32s; P]; R] {
+    let len = panels[0].len();
+    let panels = panels.map(|panel| &panel[..len]);
+    let mut sums = [[s.splat(0.0); P]; R];
+    for i in steps.iter().map(|&step| usize::from(step)) {
+        let mut lanes = [s.splat(0.0); P];
+        for (panel, lane) in panels.iter().zip(&mut lanes) {
+            *lane = E::load(s, &panel[i]);
+        }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let factor = s.splat(factor(i, r));
+            for (sum, &lane) in sums.iter_mut().zip(&lanes) {
+                *sum = s.fma(factor, lane, *sum);
+            }
+        }
+    }
+    sums
+}
+
 #[inline(always)]
 fn multiply<S: Simd, E: Element, const R: usize, const P: usize, const AHEAD: bool>(
     s: S,

@@ -8,7 +8,7 @@ use crate::shape::LANES;
 use crate::simd::{Kernel, Lane, Simd};
 use crate::{HeadShape, Partials};
 
-use super::row_tile::State;
+use super::state::State;
 
 /// Some packed rows of one KV head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,12 +59,16 @@ impl<'a> Output<'a> {
         });
     }
 
-    /// Writes rows.
+    /// Writes rows; those without keys as the identity.
     pub(super) fn store(&self, rows: &Rows, state: &State) {
         let panels = self.shape.head_dim.div_ceil(LANES);
         self.each(rows, |row, m, l, o| {
             (*m, *l) = (state.m[row], state.l[row]);
-            o.copy_from_slice(&state.o[row * panels..].as_flattened()[..o.len()]);
+            if *m == f32::NEG_INFINITY {
+                o.fill(0.0);
+            } else {
+                o.copy_from_slice(&state.o[row * panels..].as_flattened()[..o.len()]);
+            }
         });
     }
 }

@@ -8,36 +8,35 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::shape::LANES;
-use crate::simd::{Kernel, Lane, Simd};
+use crate::simd::{Kernel, Simd};
 use crate::tile::Element;
-use crate::{KvDtype, SummaryKey, Tile};
+use crate::{KvDtype, Queries, SummaryKey, Tile};
 
 use super::AttendItem;
 use super::block::{Block, Gathered, MAX_KEYS};
 use super::group::FoldGroup;
 use super::microkernel::{GROUP, Scores};
 use super::output::{BlockPartials, Output, Rows};
+use super::state::State;
 
 /// What a thread keeps between row tiles.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    state: State,
+    pub(super) state: State,
+    /// Of all stripes before, where blocks are folded stripe by stripe.
+    pub(super) total: State,
+    pub(super) rows: PackedRows,
+    pub(super) gathered: Gathered,
+}
+
+/// The query rows of a tile, and room for their logits.
+#[derive(Debug, Default)]
+pub(super) struct PackedRows {
     /// Packed queries in groups, each `[head_dim][rows of the group]`.
     q: Vec<f32>,
     /// Position of each row of the tile.
     positions: Vec<u64>,
-    gathered: Gathered,
     scores: Option<Box<Scores>>,
-}
-
-/// Partials of the rows of a tile.
-#[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) m: Vec<f32>,
-    pub(super) l: Vec<f32>,
-    /// `[rows][panels]`.
-    pub(super) o: Vec<Lane>,
 }
 
 thread_local! {
@@ -88,20 +87,13 @@ impl FoldBlocks<'_, '_> {
     #[inline(always)]
     fn run_as<S: Simd, E: Element>(self, s: S) {
         let Self { item, rows, blocks, after, target, scratch } = self;
-        let Scratch { state, q, positions, gathered, scores } = scratch;
-        pack(item, &rows, q, positions);
+        let Scratch { state, rows: packed, gathered, .. } = scratch;
         state.clear(rows.count, item.queries.shape.head_dim);
         if let Target::Fold(output) = target {
             output.load(&rows, state);
         }
-        let mut tile = RowTile {
-            q,
-            positions,
-            scale: item.queries.scale * std::f32::consts::LOG2_E,
-            state,
-            scores: scores.get_or_insert_with(|| Box::new([[0.0; MAX_KEYS]; GROUP])),
-        };
-        let last = tile.positions.last().copied().unwrap_or(0);
+        let mut tile = packed.pack(&item.queries, &rows, state);
+        let last = tile.last();
         let visit = Visit { item, kv_head: rows.kv_head, last, end: blocks.end, after };
         for index in blocks.clone() {
             visit.fold::<S, E>(s, index, gathered, &mut tile);
@@ -116,26 +108,42 @@ impl FoldBlocks<'_, '_> {
     }
 }
 
-/// Packs the queries of some rows, and notes their positions.
-fn pack(item: &AttendItem<'_>, rows: &Rows, q: &mut Vec<f32>, positions: &mut Vec<u64>) {
-    let queries = &item.queries;
-    let (dim, group) = (queries.shape.head_dim, queries.shape.group);
-    let width = queries.shape.query_heads() * dim;
-    q.clear();
-    q.resize(rows.count * dim, 0.0);
-    for range in groups(rows.count) {
-        let packed = &mut q[range.start * dim..range.end * dim];
-        for (lane, row) in range.clone().enumerate() {
-            let row = rows.first + row;
-            let head = rows.kv_head * group + row % group;
-            let from = &queries.data[row / group * width + head * dim..][..dim];
-            for (to, &from) in packed[lane..].iter_mut().step_by(range.len()).zip(from) {
-                *to = from;
+impl PackedRows {
+    /// Packs the queries of some rows, whose partials are `state`.
+    pub(super) fn pack<'a>(
+        &'a mut self,
+        queries: &Queries<'_>,
+        rows: &Rows,
+        state: &'a mut State,
+    ) -> RowTile<'a> {
+        let Self { q, positions, scores } = self;
+        let (dim, group) = (queries.shape.head_dim, queries.shape.group);
+        let width = queries.shape.query_heads() * dim;
+        q.clear();
+        q.resize(rows.count * dim, 0.0);
+        for range in groups(rows.count) {
+            let packed = &mut q[range.start * dim..range.end * dim];
+            for (lane, row) in range.clone().enumerate() {
+                let row = rows.first + row;
+                let head = rows.kv_head * group + row % group;
+                let from = &queries.data[row / group * width + head * dim..][..dim];
+                for (to, &from) in packed[lane..].iter_mut().step_by(range.len()).zip(from) {
+                    *to = from;
+                }
             }
         }
+        positions.clear();
+        let packed = rows.first..rows.first + rows.count;
+        positions.extend(packed.map(|row| queries.first_position + (row / group) as u64));
+        RowTile {
+            q,
+            positions,
+            scale: queries.scale * std::f32::consts::LOG2_E,
+            skip_below: f32::INFINITY,
+            state,
+            scores: scores.get_or_insert_with(|| Box::new([[0.0; MAX_KEYS]; GROUP])),
+        }
     }
-    positions.clear();
-    positions.extend((0..rows.count).map(|row| queries.first_position + ((rows.first + row) / group) as u64));
 }
 
 /// The rows of a tile in groups of nearly equal size.
@@ -197,19 +205,31 @@ impl Visit<'_, '_> {
 }
 
 /// The rows that blocks are folded onto.
-struct RowTile<'a> {
+pub(super) struct RowTile<'a> {
     q: &'a [f32],
     positions: &'a [u64],
     /// Scale of the logits, base 2.
     scale: f32,
-    state: &'a mut State,
+    /// See [`FoldGroup::skip_below`].
+    pub(super) skip_below: f32,
+    pub(super) state: &'a mut State,
     scores: &'a mut Scores,
 }
 
 impl RowTile<'_> {
+    /// Position of the first row.
+    pub(super) fn first(&self) -> u64 {
+        self.positions.first().copied().unwrap_or(0)
+    }
+
+    /// Position of the last row.
+    pub(super) fn last(&self) -> u64 {
+        self.positions.last().copied().unwrap_or(0)
+    }
+
     /// Folds a block onto all rows.
     #[inline(always)]
-    fn fold<S: Simd, E: Element>(&mut self, s: S, block: &Block<'_, E>) {
+    pub(super) fn fold<S: Simd, E: Element>(&mut self, s: S, block: &Block<'_, E>) {
         let mut block = *block;
         for rows in groups(self.positions.len()) {
             match rows.len() {
@@ -234,28 +254,12 @@ impl RowTile<'_> {
             block,
             q: self.q[first * dim..][..R * dim].as_chunks::<R>().0,
             scale: self.scale,
+            skip_below: self.skip_below,
             positions: &self.positions[first..][..R],
             m: &mut m[first..][..R],
             l: &mut l[first..][..R],
             o: &mut o[first * panels..][..R * panels],
             scores: self.scores,
         });
-    }
-}
-
-impl State {
-    /// So many rows without keys.
-    fn clear(&mut self, rows: usize, head_dim: usize) {
-        self.o.resize(rows * head_dim.div_ceil(LANES), [0.0; LANES]);
-        self.m.resize(rows, 0.0);
-        self.l.resize(rows, 0.0);
-        self.forget();
-    }
-
-    /// Makes all rows without keys.
-    pub(super) fn forget(&mut self) {
-        self.m.fill(f32::NEG_INFINITY);
-        self.l.fill(0.0);
-        self.o.fill([0.0; LANES]);
     }
 }

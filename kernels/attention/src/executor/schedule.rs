@@ -8,17 +8,17 @@ use super::AttendItem;
 use super::output::Rows;
 
 /// Packed rows of a tile, at most.
-const ROWS: usize = 96;
+pub(super) const ROWS: usize = 96;
 /// Row tiles of so many rows at most may be cut between blocks: each block's partial then goes through memory.
 const ROWS_APART: usize = 16;
 /// Multiply-adds of a task that is not worth cutting: a few microseconds.
 const TASK_MIN: u64 = 1 << 17;
 /// Multiply-adds of a task, at most (when the item has more than one block): about a millisecond.
-const TASK_MAX: u64 = 1 << 25;
+pub(super) const TASK_MAX: u64 = 1 << 25;
 /// Multiply-adds of a region and thread, about: some milliseconds.
-const REGION: u64 = 1 << 27;
+pub(super) const REGION: u64 = 1 << 27;
 /// Calls below so many multiply-adds are not worth waking anybody.
-const SERIAL: u64 = 1 << 16;
+pub(super) const SERIAL: u64 = 1 << 16;
 /// Tasks per thread that keep all busy to the end.
 const TASKS_PER_THREAD: u64 = 8;
 

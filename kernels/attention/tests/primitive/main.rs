@@ -7,4 +7,5 @@ mod bits;
 mod case;
 mod reference;
 mod refusals;
+mod sparse;
 mod speed;

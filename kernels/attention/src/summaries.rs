@@ -1,0 +1,122 @@
+//! Stripe summaries: what sparse attention knows about the full blocks of a sequence without reading them.
+
+mod mean;
+
+use std::ops::Range;
+
+use crate::{Error, KvDtype, PagedKv, Tile, TileShape};
+
+pub use mean::Mean;
+
+/// Mean keys and values of consecutive full blocks of one sequence in one layer: one f32 tile a stripe, whose key `b` is the
+/// mean of the stripe's block `b`. 1 / `block_tokens` of the elements of the keys and values.
+///
+/// Tile 0 is the stripe of the first block; in a stripe that began before it, the keys of earlier blocks are zero, and so are
+/// those of blocks that are still to come: [`crate::Visit::Means`] names the keys that count.
+#[derive(Debug, Clone)]
+pub struct Summaries {
+    /// Of the blocks' tiles.
+    blocks: TileShape,
+    /// Of the summaries' tiles.
+    shape: TileShape,
+    stripe_blocks: u64,
+    first_block: u64,
+    tiles: Vec<Tile>,
+    /// `[blocks][kv_heads]`.
+    cosines: Vec<f32>,
+}
+
+impl Summaries {
+    /// None yet: those of tiles of `shape`, from block `first_block` (counted from the beginning of the sequence) on. Refuses
+    /// an invalid shape and stripes that are not a power of two from 1 to 256.
+    pub fn new(shape: TileShape, stripe_blocks: u32, first_block: u64) -> Result<Self, Error> {
+        shape.validate()?;
+        if !stripe_blocks.is_power_of_two() || stripe_blocks > 256 {
+            let problem = format!("is {stripe_blocks}, must be a power of two from 1 to 256");
+            return Err(Error::Invalid { field: "stripe_blocks", problem });
+        }
+        let own = TileShape { block_tokens: stripe_blocks.max(16) as usize, dtype: KvDtype::F32, ..shape };
+        own.validate()?;
+        Ok(Self {
+            blocks: shape,
+            shape: own,
+            stripe_blocks: u64::from(stripe_blocks),
+            first_block,
+            tiles: Vec::new(),
+            cosines: Vec::new(),
+        })
+    }
+
+    /// Blocks that have a mean, counted from the beginning of the sequence.
+    pub fn blocks(&self) -> Range<u64> {
+        let blocks = self.cosines.len() / self.shape.kv_heads;
+        self.first_block..self.first_block + blocks as u64
+    }
+
+    /// Takes in the next block, which is full. Refuses another block than the next and a tile of another shape.
+    pub fn push(&mut self, block: u64, tile: &Tile) -> Result<(), Error> {
+        self.check_next(block)?;
+        if tile.shape() != self.blocks {
+            let problem = format!("has shape {:?}, must be {:?}", tile.shape(), self.blocks);
+            return Err(Error::Invalid { field: "tile", problem });
+        }
+        self.insert(block, &Mean::of(tile))
+    }
+
+    /// Takes in the mean of the next block, computed elsewhere. Refuses another block than the next and a mean of another
+    /// shape.
+    pub fn insert(&mut self, block: u64, mean: &Mean) -> Result<(), Error> {
+        self.check_next(block)?;
+        if mean.shape() != (self.shape.kv_heads, self.shape.head_dim) {
+            let wanted = (self.shape.kv_heads, self.shape.head_dim);
+            let problem = format!("has shape {:?}, must be {wanted:?} (KV heads, head size)", mean.shape());
+            return Err(Error::Invalid { field: "mean", problem });
+        }
+        let (tile, key) = self.place(block);
+        if tile == self.tiles.len() {
+            self.tiles.push(Tile::zeroed(self.shape));
+        }
+        self.tiles[tile].write(key, mean.key(), mean.value())?;
+        self.cosines.extend_from_slice(mean.cosines());
+        Ok(())
+    }
+
+    /// Mean cosine of the block's keys with their mean (see [`Mean::cosines`]).
+    ///
+    /// # Panics
+    /// When the block is none of [`Self::blocks`] or there is no such KV head.
+    pub fn cosine(&self, block: u64, kv_head: usize) -> f32 {
+        let (blocks, heads) = (self.blocks(), self.shape.kv_heads);
+        assert!(blocks.contains(&block) && kv_head < heads, "block {block} of {blocks:?}, KV head {kv_head}");
+        self.cosines[(block - self.first_block) as usize * heads + kv_head]
+    }
+
+    /// Tile and key where a block from the first on has its mean.
+    pub fn place(&self, block: u64) -> (usize, usize) {
+        let stripe = block / self.stripe_blocks - self.first_block / self.stripe_blocks;
+        (stripe as usize, (block % self.stripe_blocks) as usize)
+    }
+
+    fn check_next(&self, block: u64) -> Result<(), Error> {
+        let next = self.blocks().end;
+        if block != next {
+            return Err(Error::Invalid { field: "block", problem: format!("is {block}, must be {next}") });
+        }
+        Ok(())
+    }
+}
+
+impl PagedKv for Summaries {
+    fn shape(&self) -> TileShape {
+        self.shape
+    }
+    fn len(&self) -> usize {
+        self.tiles.len()
+    }
+    fn tile(&self, index: usize) -> &Tile {
+        &self.tiles[index]
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! Mean key and value of one block, from its stored bytes: whoever holds the block makes the same bits.
+//!
+//! All of it is f32. An element's mean is `Σ x · (1 / block_tokens)`, `x` being the stored element (in int8 tiles times the
+//! scale of its token), the sum that of tokens 0, 1, 2, … in order from 0. The cosine of a key with the mean key is
+//! `(k·k̄) / (√(k·k) · √(k̄·k̄))`, each product one chain of fused multiply-adds over the elements in order, or 0 where that is
+//! no number; a head's is the sum of its keys' in order, times `1 / block_tokens`.
+
+use half::{bf16, f16};
+use longshore_compute::InstructionSet;
+
+use crate::shape::LANES;
+use crate::simd::{Kernel, Lane, Simd, dispatch};
+use crate::tile::{Element, Head};
+use crate::{KvDtype, Tile};
+
+/// Mean key and value of a full block in one layer, and how like each other its keys are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mean {
+    heads: usize,
+    head_dim: usize,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    cosines: Vec<f32>,
+}
+
+impl Mean {
+    /// The mean of all tokens of a tile.
+    pub fn of(tile: &Tile) -> Self {
+        dispatch(InstructionSet::detect(), MeanOf { tile })
+    }
+
+    /// KV heads and head size.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.heads, self.head_dim)
+    }
+
+    /// Mean key, `[kv_heads, head_dim]`.
+    pub fn key(&self) -> &[f32] {
+        &self.key
+    }
+
+    /// Mean value, `[kv_heads, head_dim]`.
+    pub fn value(&self) -> &[f32] {
+        &self.value
+    }
+
+    /// Mean cosine of the keys with their mean, one a KV head: 1 when all point in one direction, about 0 when they have
+    /// nothing in common (or are zero).
+    pub fn cosines(&self) -> &[f32] {
+        &self.cosines
+    }
+}
+
+/// The mean of a tile, compiled once per instruction set.
+pub(super) struct MeanOf<'a> {
+    pub(super) tile: &'a Tile,
+}
+
+impl Kernel for MeanOf<'_> {
+    type Output = Mean;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Mean {
+        match self.tile.shape().dtype {
+            KvDtype::F32 => self.run_as::<S, f32>(s),
+            KvDtype::F16 => self.run_as::<S, f16>(s),
+            KvDtype::Bf16 => self.run_as::<S, bf16>(s),
+            KvDtype::Int8 => self.run_as::<S, i8>(s),
+        }
+    }
+}
+
+impl MeanOf<'_> {
+    #[inline(always)]
+    fn run_as<S: Simd, E: Element>(self, s: S) -> Mean {
+        let shape = self.tile.shape();
+        let (heads, head_dim) = (shape.kv_heads, shape.head_dim);
+        let (mut key, mut value) = (vec![0.0; heads * head_dim], vec![0.0; heads * head_dim]);
+        let mut cosines = Vec::with_capacity(heads);
+        let rows = key.chunks_exact_mut(head_dim).zip(value.chunks_exact_mut(head_dim));
+        for (index, (key, value)) in rows.enumerate() {
+            let head = self.tile.head::<E>(index);
+            mean_key(s, &head, key);
+            mean_value(s, &head, shape.block_tokens, value);
+            cosines.push(cosine(s, &head, shape.block_tokens, key));
+        }
+        Mean { heads, head_dim, key, value, cosines }
+    }
+}
+
+/// Keys lie side by side in a lane: 16 elements of 16 keys are turned round, so that the sums of 16 elements go on at once.
+#[inline(always)]
+fn mean_key<S: Simd, E: Element>(s: S, head: &Head<'_, E>, mean: &mut [f32]) {
+    let dim = mean.len();
+    let panels = head.k.len() / dim;
+    let share = s.splat(1.0 / (panels * LANES) as f32);
+    for (part, mean) in mean.chunks_mut(LANES).enumerate() {
+        let mut sum = s.splat(0.0);
+        for panel in 0..panels {
+            let lanes = &head.k[panel * dim + part * LANES..][..mean.len()];
+            let mut turned = [[0.0; LANES]; LANES];
+            for (element, lane) in lanes.iter().enumerate() {
+                let mut row = [0.0; LANES];
+                s.store(stored(s, lane, head.k_scales.get(panel)), &mut row);
+                (0..LANES).for_each(|key| turned[key][element] = row[key]);
+            }
+            for lane in &turned {
+                sum = s.add(sum, s.load(lane));
+            }
+        }
+        store(s, s.mul(sum, share), mean);
+    }
+}
+
+/// Columns lie side by side in a lane.
+#[inline(always)]
+fn mean_value<S: Simd, E: Element>(s: S, head: &Head<'_, E>, tokens: usize, mean: &mut [f32]) {
+    let share = s.splat(1.0 / tokens as f32);
+    for (lanes, mean) in head.v.chunks_exact(tokens).zip(mean.chunks_mut(LANES)) {
+        let mut sum = s.splat(0.0);
+        for (token, lane) in lanes.iter().enumerate() {
+            let mut value = E::load(s, lane);
+            if E::SCALED {
+                value = s.mul(value, s.splat(head.v_scales.as_flattened()[token]));
+            }
+            sum = s.add(sum, value);
+        }
+        store(s, s.mul(sum, share), mean);
+    }
+}
+
+#[inline(always)]
+fn cosine<S: Simd, E: Element>(s: S, head: &Head<'_, E>, tokens: usize, mean: &[f32]) -> f32 {
+    let length = mean.iter().fold(0.0_f32, |sum, x| x.mul_add(*x, sum)).sqrt();
+    let mut sum = 0.0;
+    for (panel, lanes) in head.k.chunks_exact(mean.len()).enumerate() {
+        let (mut products, mut squares) = (s.splat(0.0), s.splat(0.0));
+        for (lane, &mean) in lanes.iter().zip(mean) {
+            let key = stored(s, lane, head.k_scales.get(panel));
+            products = s.fma(key, s.splat(mean), products);
+            squares = s.fma(key, key, squares);
+        }
+        let [mut products_of, mut squares_of]: [Lane; 2] = [[0.0; LANES]; 2];
+        s.store(products, &mut products_of);
+        s.store(squares, &mut squares_of);
+        for (product, square) in products_of.iter().zip(squares_of) {
+            let cosine = product / (square.sqrt() * length);
+            sum += if cosine.is_finite() { cosine } else { 0.0 };
+        }
+    }
+    sum * (1.0 / tokens as f32)
+}
+
+/// 16 elements of K; `scales` are those of their keys.
+#[inline(always)]
+fn stored<S: Simd, E: Element>(s: S, lane: &[E; LANES], scales: Option<&Lane>) -> S::F32s {
+    match scales {
+        Some(scales) if E::SCALED => s.mul(E::load(s, lane), s.load(scales)),
+        _ => E::load(s, lane),
+    }
+}
+
+/// Writes as many of the numbers as there is room for.
+#[inline(always)]
+fn store<S: Simd>(s: S, x: S::F32s, to: &mut [f32]) {
+    let mut lane = [0.0; LANES];
+    s.store(x, &mut lane);
+    to.copy_from_slice(&lane[..to.len()]);
+}

@@ -23,7 +23,7 @@
 mod block;
 mod check;
 mod group;
-mod microkernel;
+pub(crate) mod microkernel;
 mod output;
 mod row_tile;
 mod schedule;
@@ -122,6 +122,10 @@ impl CpuExecutor {
     /// What the kernels use.
     pub fn instruction_set(&self) -> InstructionSet {
         self.instruction_set
+    }
+
+    pub(crate) fn pool(&self) -> &ComputePool {
+        &self.pool
     }
 
     fn run(&self, items: &[AttendItem<'_>], outputs: &[Output<'_>], region: &Region, room: &mut Room) {

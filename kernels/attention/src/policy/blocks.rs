@@ -68,8 +68,9 @@ impl<'a> BlockPlanner<'a> {
                 return invalid("cosines", "are missing: the guard `escape` needs them");
             };
             for kv_head in 0..grid.input.queries.shape.kv_heads {
+                let cosines = (0..scored).map(|block| cosines(block as u64, kv_head));
                 // What cannot be compared is visited.
-                escaped.extend((0..scored).map(|block| !(cosines(block as u64, kv_head) >= limit)));
+                escaped.extend(cosines.map(|cosine| cosine < limit || cosine.is_nan()));
             }
         }
         Ok(Self { grid, rule, set, escaped, scored })

@@ -73,7 +73,7 @@ impl<'a> HeadPlanner<'a> {
         let group = self.grid.input.queries.shape.group;
         let heads = kv_head * group..(kv_head + 1) * group;
         let mut chosen = Chosen::diagonal(self.grid, tile);
-        for query_head in heads.clone() {
+        for query_head in heads {
             match self.patterns[query_head] {
                 HeadPattern::Dense => return Chosen::all(self.grid, tile).list(self.grid, tile),
                 HeadPattern::Streaming { sink, recent } => self.stream(tile, sink, recent, &mut chosen),

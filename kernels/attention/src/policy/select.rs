@@ -14,7 +14,7 @@ pub(super) fn select(selector: Selector, energies: &[f32], blocks: &mut [bool]) 
             let limit = largest(energies) + log2(alpha);
             for (block, &energy) in blocks.iter_mut().zip(energies) {
                 // What cannot be compared is visited.
-                *block |= !(energy < limit);
+                *block |= energy >= limit || (energy - limit).is_nan();
             }
         }
         Selector::Mass(gamma) => mass(gamma, energies, blocks),
@@ -86,6 +86,7 @@ mod tests {
         check(Selector::Alpha(1.0), &[3.0, 1.0, 3.0], &[0, 2]);
         check(Selector::Alpha(0.0), &[3.0, -1e30, f32::NEG_INFINITY], &[0, 1, 2]);
         check(Selector::Alpha(0.5), &[], &[]);
+        check(Selector::Alpha(0.5), &[f32::NAN, 1.0, 0.0, -0.1], &[0, 1, 2]);
     }
 
     #[test]

@@ -81,6 +81,8 @@ pub(crate) struct Choice {
     pub(crate) may: BTreeSet<usize>,
 }
 
+type Test<'a> = Box<dyn Fn(usize) -> bool + 'a>;
+
 /// Choice of a selector; `band` is in log2.
 pub(crate) fn choose(selector: &str, energies: &[f64], band: f64) -> Choice {
     let (name, value) = selector.split_once('=').unwrap();
@@ -93,7 +95,7 @@ pub(crate) fn choose(selector: &str, energies: &[f64], band: f64) -> Choice {
     let surely = |b: usize| all.clone().filter(move |&other| energies[other] > energies[b] + band);
     let perhaps =
         |b: usize| all.clone().filter(move |&other| other != b && energies[other] >= energies[b] - band);
-    let (must, may): (Box<dyn Fn(usize) -> bool>, Box<dyn Fn(usize) -> bool>) = match name {
+    let (must, may): (Test<'_>, Test<'_>) = match name {
         "alpha" => (
             Box::new(|b| energies[b] >= top + value.log2() + band),
             Box::new(|b| energies[b] >= top + value.log2() - band),

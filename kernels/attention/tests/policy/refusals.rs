@@ -60,7 +60,7 @@ fn summaries_that_do_not_fit() {
     short.tiles.truncate(4);
     let shape = TileShape { dtype: KvDtype::F16, ..case.summaries.shape };
     let narrow = Tiles { shape, ..case.summaries.clone() };
-    let odd = Tiles { tiles: vec![longshore_attention::Tile::zeroed(shape); 9], ..case.summaries.clone() };
+    let odd = Tiles { tiles: vec![longshore_attention::Tile::zeroed(shape); 9], ..short };
     for summaries in [&short, &narrow, &odd] {
         let mut input = case.input(0, 700);
         input.summaries = summaries;

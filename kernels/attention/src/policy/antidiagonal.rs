@@ -8,6 +8,7 @@
 use half::{bf16, f16};
 use longshore_compute::InstructionSet;
 
+use crate::executor::microkernel::GROUP;
 use crate::shape::LANES;
 use crate::simd::{Kernel, Lane, Simd, dispatch};
 use crate::tile::Element;
@@ -15,10 +16,7 @@ use crate::{KvDtype, QUERY_TILE};
 
 use super::blocks::{Scratch, hide};
 use super::grid::{Grid, TileRows};
-use super::pack::head;
-
-/// Rows (cells of queries) that are worked on together; each KV head has a multiple of them.
-const ROWS: usize = 2;
+use super::pack::{groups, head};
 
 /// Scores of a tile's cells of queries, `[panel of 16 cells of keys][row]`, row = cell × group + head.
 pub(super) fn score(
@@ -80,78 +78,110 @@ impl Kernel for Antidiagonal<'_> {
 
 impl Antidiagonal<'_> {
     #[inline(always)]
-    fn run_as<S: Simd, E: Element>(mut self, s: S) {
-        for block in 0..self.blocks {
-            let head = self.grid.input.kv.tile(block).head::<E>(self.kv_head);
-            let panels = self.grid.block as usize / LANES;
-            let first = block * panels;
-            let mut panel = 0;
-            while panel < panels {
-                // As many sums as fit in registers.
-                panel += if S::WIDE && panels - panel >= 4 {
-                    self.panels::<S, E, 4>(s, head.k, head.k_scales, panel, first)
-                } else if panels - panel >= 2 {
-                    self.panels::<S, E, 2>(s, head.k, head.k_scales, panel, first)
-                } else {
-                    self.panels::<S, E, 1>(s, head.k, head.k_scales, panel, first)
-                };
-            }
-        }
-    }
-
-    /// Multiplies `P` panels of a block with all rows; gives `P`.
-    #[inline(always)]
-    fn panels<S: Simd, E: Element, const P: usize>(
-        &mut self,
-        s: S,
-        k: &[[E; LANES]],
-        scales: &[Lane],
-        panel: usize,
-        first: usize,
-    ) -> usize {
-        let dim = self.lanes.len() / self.rows;
-        let keys: [&[[E; LANES]]; P] = std::array::from_fn(|p| &k[(panel + p) * dim..][..dim]);
-        for row in (0..self.rows).step_by(ROWS) {
-            let q: [&[Lane]; ROWS] = std::array::from_fn(|r| &self.lanes[(row + r) * dim..][..dim]);
-            let mut sums = [[s.splat(0.0); P]; ROWS];
-            for i in 0..dim {
-                let mut lanes = [s.splat(0.0); P];
-                for (lane, keys) in lanes.iter_mut().zip(&keys) {
-                    *lane = E::load(s, &keys[i]);
-                }
-                for (sums, q) in sums.iter_mut().zip(&q) {
-                    let q = s.load(&q[i]);
-                    for (sum, &lane) in sums.iter_mut().zip(&lanes) {
-                        *sum = s.fma(q, lane, *sum);
+    fn run_as<S: Simd, E: Element>(self, s: S) {
+        let Self { grid, kv_head, blocks, stride, lanes, rows, scale, scores } = self;
+        let (panels, dim) = (grid.block as usize / LANES, lanes.len() / rows);
+        // As many panels as there are registers for their sums.
+        let step = if S::WIDE && panels > 1 { 2 } else { 1 };
+        for block in 0..blocks {
+            let head = grid.input.kv.tile(block).head::<E>(kv_head);
+            for panel in (0..panels).step_by(step) {
+                for group in groups(rows) {
+                    let part = Part {
+                        k: &head.k[panel * dim..][..step * dim],
+                        k_scales: head.k_scales.get(panel..panel + step).unwrap_or(&[]),
+                        q: &lanes[group.start * dim..group.end * dim],
+                        stride,
+                        scale,
+                        scores: &mut *scores,
+                        rows,
+                        row: group.start,
+                        panel: block * panels + panel,
+                    };
+                    match (group.len(), step) {
+                        (1, 2) => s.call(Cells::<E, 1, 2>(part)),
+                        (2, 2) => s.call(Cells::<E, 2, 2>(part)),
+                        (3, 2) => s.call(Cells::<E, 3, 2>(part)),
+                        (4, 2) => s.call(Cells::<E, 4, 2>(part)),
+                        (5, 2) => s.call(Cells::<E, 5, 2>(part)),
+                        (_, 2) => s.call(Cells::<E, GROUP, 2>(part)),
+                        (1, _) => s.call(Cells::<E, 1, 1>(part)),
+                        (2, _) => s.call(Cells::<E, 2, 1>(part)),
+                        (3, _) => s.call(Cells::<E, 3, 1>(part)),
+                        (4, _) => s.call(Cells::<E, 4, 1>(part)),
+                        (5, _) => s.call(Cells::<E, 5, 1>(part)),
+                        _ => s.call(Cells::<E, GROUP, 1>(part)),
                     }
                 }
             }
-            for (r, sums) in sums.iter().enumerate() {
-                for (p, &sum) in sums.iter().enumerate() {
-                    let sum = if E::SCALED { s.mul(sum, s.load(&scales[panel + p])) } else { sum };
-                    self.store(s, sum, first + panel + p, row + r);
-                }
-            }
-        }
-        P
-    }
-
-    /// Adds up the cells of a panel.
-    #[inline(always)]
-    fn store<S: Simd>(&mut self, s: S, products: S::F32s, panel: usize, row: usize) {
-        let mut lane = [0.0; LANES];
-        s.store(products, &mut lane);
-        let per_panel = LANES / self.stride;
-        for (within, cell) in lane.chunks_exact_mut(self.stride).enumerate() {
-            let mut width = cell.len() / 2;
-            while width > 0 {
-                for i in 0..width {
-                    cell[i] += cell[i + width];
-                }
-                width /= 2;
-            }
-            let index = panel * per_panel + within;
-            self.scores[index / LANES * self.rows + row][index % LANES] = cell[0] * self.scale;
         }
     }
 }
+
+/// A group of rows against a few panels.
+struct Part<'a, E> {
+    /// `[panels][head_dim]`.
+    k: &'a [[E; LANES]],
+    /// A lane per panel; empty where elements have none.
+    k_scales: &'a [Lane],
+    /// `[rows of the group][head_dim]`.
+    q: &'a [Lane],
+    stride: usize,
+    scale: f32,
+    scores: &'a mut [Lane],
+    /// Rows of the scores, and the group's first.
+    rows: usize,
+    row: usize,
+    /// The first panel of keys of the sequence.
+    panel: usize,
+}
+
+/// `R` rows and `P` panels; a kernel of its own, so that the compiler sees one size of group at a time.
+struct Cells<'a, E, const R: usize, const P: usize>(Part<'a, E>);
+
+impl<E: Element, const R: usize, const P: usize> Kernel for Cells<'_, E, R, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let part = self.0;
+        let dim = part.k.len() / P;
+        let keys: [&[[E; LANES]]; P] = std::array::from_fn(|p| &part.k[p * dim..][..dim]);
+        let q: [&[Lane]; R] = std::array::from_fn(|r| &part.q[r * dim..][..dim]);
+        let mut sums = [[s.splat(0.0); P]; R];
+        for i in 0..dim {
+            let mut lanes = [s.splat(0.0); P];
+            for (lane, keys) in lanes.iter_mut().zip(&keys) {
+                *lane = E::load(s, &keys[i]);
+            }
+            for (sums, q) in sums.iter_mut().zip(&q) {
+                let q = s.load(&q[i]);
+                for (sum, &lane) in sums.iter_mut().zip(&lanes) {
+                    *sum = s.fma(q, lane, *sum);
+                }
+            }
+        }
+        let (places, half) = (s.load(&PLACES), s.splat(HALF));
+        for (r, sums) in sums.iter().enumerate() {
+            for (p, &sum) in sums.iter().enumerate() {
+                let sum = if E::SCALED { s.mul(sum, s.load(&part.k_scales[p])) } else { sum };
+                let mut store = |cell: usize, sum: f32| {
+                    part.scores[cell / LANES * part.rows + part.row + r][cell % LANES] = sum * part.scale;
+                };
+                let panel = part.panel + p;
+                if part.stride == LANES {
+                    store(panel, s.sum(sum));
+                } else {
+                    let later = s.zero_below(places, half, sum);
+                    let earlier = s.zero_below(s.sub(s.splat(0.0), places), s.splat(1.0 - HALF), sum);
+                    store(2 * panel, s.sum(earlier));
+                    store(2 * panel + 1, s.sum(later));
+                }
+            }
+        }
+    }
+}
+
+/// Places of the lanes, and the first of the later half.
+const PLACES: Lane = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+const HALF: f32 = 8.0;

@@ -18,35 +18,40 @@ use super::blocks::{Scratch, hide};
 use super::grid::{Grid, TileRows};
 use super::pack::{groups, head};
 
-/// Scores of a tile's cells of queries, `[panel of 16 cells of keys][row]`, row = cell × group + head.
+/// Scores of the cells of queries of some tiles, which ascend: `[panel of 16 cells of keys][row]`, row = (tile × cells + cell) ×
+/// group + head. Cells that do not end before the row's tile are −∞.
 pub(super) fn score(
     grid: &Grid<'_>,
     set: InstructionSet,
-    tile: &TileRows,
+    tiles: &[&TileRows],
     kv_head: usize,
     stride: usize,
     scratch: &mut Scratch,
 ) {
-    let (queries, blocks) = (&grid.input.queries, grid.before(tile));
+    let queries = &grid.input.queries;
     let (group, dim) = (queries.shape.group, queries.shape.head_dim);
-    let rows = QUERY_TILE / stride * group;
+    let of_tile = QUERY_TILE / stride * group;
+    let rows = tiles.len() * of_tile;
     let mut lanes: Vec<Lane> = vec![[0.0; LANES]; rows * dim];
     for (row, lanes) in lanes.chunks_exact_mut(dim).enumerate() {
-        let first = tile.rows.start + row / group * stride;
+        let first = tiles[row / of_tile].rows.start + row % of_tile / group * stride;
         for key in 0..LANES {
             let q = head(queries, first + stride - 1 - key % stride, kv_head * group + row % group);
             lanes.iter_mut().zip(q).for_each(|(lane, &q)| lane[key] = q);
         }
     }
-    let cells = blocks * grid.block as usize / stride;
+    let cells = |tile: &TileRows| grid.before(tile) * grid.block as usize / stride;
+    let blocks = tiles.last().map_or(0, |tile| grid.before(tile));
+    let panels = (blocks * grid.block as usize / stride).div_ceil(LANES);
     (scratch.packed.rows, scratch.packed.dim) = (rows, dim);
-    scratch.scores.resize(cells.div_ceil(LANES) * rows, [0.0; LANES]);
+    scratch.clear(panels);
     let scores = &mut scratch.scores[..];
     let scale = queries.scale * std::f32::consts::LOG2_E / stride as f32;
     dispatch(set, Antidiagonal { grid, kv_head, blocks, stride, lanes: &lanes, rows, scale, scores });
-    if !cells.is_multiple_of(LANES) {
-        let last = scratch.scores.len() - rows;
-        hide(&mut scratch.scores[last..], cells % LANES);
+    for (panel, scores) in scratch.scores.chunks_exact_mut(rows).enumerate() {
+        for (tile, scores) in tiles.iter().zip(scores.chunks_exact_mut(of_tile)) {
+            hide(scores, cells(tile).saturating_sub(panel * LANES));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Scorer × selector: one query tile of one KV head at a time.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use longshore_compute::InstructionSet;
 
@@ -24,12 +25,22 @@ pub(super) struct Scratch {
     pub(super) scores: Vec<Lane>,
     tops: Vec<Lane>,
     sums: Vec<Lane>,
+    /// Taken from the scores of each row.
     offsets: Vec<f32>,
     cells: Vec<[Lane; 2]>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Scratch {
+    /// Room for the scores of the packed rows in panels, not divided by anything.
+    pub(super) fn clear(&mut self, panels: usize) {
+        self.scores.resize(panels * self.packed.rows, [0.0; LANES]);
+        self.offsets.clear();
+        self.offsets.resize(self.packed.rows, 0.0);
+    }
 }
 
 /// Calls `f` with the thread's buffers.
@@ -76,21 +87,39 @@ impl<'a> BlockPlanner<'a> {
         Ok(Self { grid, rule, set, escaped, scored })
     }
 
-    /// The list of a tile.
-    pub(super) fn plan(&self, tile: &TileRows, kv_head: usize) -> List {
+    /// How many tiles are best planned together.
+    pub(super) fn tiles_at_once(&self) -> usize {
+        match self.rule.scorer {
+            // So that each key that is read serves more rows.
+            Scorer::Antidiagonal(_) => 4,
+            Scorer::Pooled | Scorer::RowNormalised | Scorer::PooledQuery => 1,
+        }
+    }
+
+    /// The lists of some tiles, which ascend; what each is does not depend on the others.
+    pub(super) fn plan(&self, tiles: &[&TileRows], kv_head: usize) -> Vec<List> {
+        with_scratch(|scratch| match self.rule.scorer {
+            Scorer::Antidiagonal(stride) => self.antidiagonal(tiles, kv_head, stride, scratch),
+            Scorer::Pooled | Scorer::RowNormalised | Scorer::PooledQuery => {
+                let list =
+                    |tile: &&TileRows| self.list(tile, kv_head, &self.energies(tile, kv_head, scratch));
+                tiles.iter().map(list).collect()
+            }
+        })
+    }
+
+    /// The list of a tile, given the energies of the blocks before it.
+    fn list(&self, tile: &TileRows, kv_head: usize, energies: &[f32]) -> List {
         let (grid, rule) = (self.grid, &self.rule);
         let mut chosen = Chosen::diagonal(grid, tile);
-        let scored = grid.before(tile);
-        if scored > 0 {
-            let energies = with_scratch(|scratch| self.energies(tile, kv_head, scratch));
-            select(rule.selector, &energies, &mut chosen.blocks);
-            let local = scored.saturating_sub(rule.local as usize);
-            chosen.blocks[..scored.min(rule.sink as usize)].fill(true);
-            chosen.blocks[local..scored].fill(true);
-            if !self.escaped.is_empty() {
-                let escaped = &self.escaped[kv_head * self.scored..][..scored];
-                chosen.blocks.iter_mut().zip(escaped).for_each(|(block, &escaped)| *block |= escaped);
-            }
+        let scored = energies.len();
+        select(rule.selector, energies, &mut chosen.blocks);
+        let local = scored.saturating_sub(rule.local as usize);
+        chosen.blocks[..scored.min(rule.sink as usize)].fill(true);
+        chosen.blocks[local..scored].fill(true);
+        if !self.escaped.is_empty() {
+            let escaped = &self.escaped[kv_head * self.scored..][..scored];
+            chosen.blocks.iter_mut().zip(escaped).for_each(|(block, &escaped)| *block |= escaped);
         }
         if rule.correction {
             chosen.means = scored;
@@ -98,31 +127,48 @@ impl<'a> BlockPlanner<'a> {
         chosen.list(grid, tile)
     }
 
+    fn antidiagonal(
+        &self,
+        tiles: &[&TileRows],
+        kv_head: usize,
+        stride: usize,
+        scratch: &mut Scratch,
+    ) -> Vec<List> {
+        let grid = self.grid;
+        antidiagonal::score(grid, self.set, tiles, kv_head, stride, scratch);
+        row_sums(self.set, scratch);
+        let rows = scratch.packed.rows / tiles.len();
+        let cells = grid.block as usize / stride;
+        let list = |(number, tile): (usize, &&TileRows)| {
+            let scored = grid.before(tile);
+            let (rows, panels) = (number * rows..(number + 1) * rows, (scored * cells).div_ceil(LANES));
+            let sums = cell_sums(self.set, rows, panels, scratch);
+            self.list(tile, kv_head, &energies(sums, cells, scored, scored))
+        };
+        tiles.iter().enumerate().map(list).collect()
+    }
+
+    /// Energies of the blocks before a tile, by their means.
     fn energies(&self, tile: &TileRows, kv_head: usize, scratch: &mut Scratch) -> Vec<f32> {
         let (queries, scored) = (&self.grid.input.queries, self.grid.before(tile));
-        let group = queries.shape.group;
-        let heads = kv_head * group..(kv_head + 1) * group;
-        match self.rule.scorer {
-            Scorer::Pooled | Scorer::RowNormalised => {
-                let row = |packed: usize| {
-                    head(queries, tile.rows.start + packed / group, heads.start + packed % group)
-                };
-                scratch.packed.fill(tile.rows.len() * group, queries.shape.head_dim, row);
-                score_means(self.grid, self.set, kv_head, scored, scratch);
-                let normalised = self.rule.scorer == Scorer::RowNormalised;
-                let sums = cell_sums(self.set, 0..scratch.packed.rows, normalised, scratch);
-                energies(sums, 1, self.grid.stripe as usize, scored)
-            }
-            Scorer::PooledQuery => {
-                score_mean_queries(self.grid, self.set, tile, kv_head, true, scratch);
-                energies(cell_sums(self.set, 0..1, false, scratch), 1, self.grid.stripe as usize, scored)
-            }
-            Scorer::Antidiagonal(stride) => {
-                antidiagonal::score(self.grid, self.set, tile, kv_head, stride, scratch);
-                let sums = cell_sums(self.set, 0..scratch.packed.rows, true, scratch);
-                energies(sums, self.grid.block as usize / stride, scored, scored)
-            }
+        if scored == 0 {
+            return Vec::new();
         }
+        let group = queries.shape.group;
+        if self.rule.scorer == Scorer::PooledQuery {
+            score_mean_queries(self.grid, self.set, tile, kv_head, true, scratch);
+        } else {
+            let row = |packed: usize| {
+                head(queries, tile.rows.start + packed / group, kv_head * group + packed % group)
+            };
+            scratch.packed.fill(tile.rows.len() * group, queries.shape.head_dim, row);
+            score_means(self.grid, self.set, kv_head, scored, scratch);
+        }
+        if self.rule.scorer == Scorer::RowNormalised {
+            row_sums(self.set, scratch);
+        }
+        let (rows, panels) = (scratch.packed.rows, scratch.scores.len() / scratch.packed.rows);
+        energies(cell_sums(self.set, 0..rows, panels, scratch), 1, self.grid.stripe as usize, scored)
     }
 }
 
@@ -155,7 +201,7 @@ fn score_means(grid: &Grid<'_>, set: InstructionSet, kv_head: usize, blocks: usi
         panels.extend(head.k.chunks_exact(dim).take(here));
     }
     let rows = scratch.packed.rows;
-    scratch.scores.resize(panels.len() * rows, [0.0; LANES]);
+    scratch.clear(panels.len());
     let scale = grid.input.queries.scale * std::f32::consts::LOG2_E;
     let (packed, scores) = (&scratch.packed, &mut scratch.scores[..]);
     dispatch(set, Score::<f32> { rows: packed, panels: &panels, scales: &[], scale, scores });
@@ -174,23 +220,25 @@ pub(super) fn hide(scores: &mut [Lane], cells: usize) {
     }
 }
 
-/// Sums of the scores over some rows, each row divided by its own sum first when that is `normalised`.
+/// Divides each row by its sum: later sums are of its shares.
+fn row_sums(set: InstructionSet, scratch: &mut Scratch) {
+    let Scratch { scores, tops, sums, offsets, packed, .. } = scratch;
+    tops.resize(packed.rows, [0.0; LANES]);
+    sums.resize(packed.rows, [0.0; LANES]);
+    dispatch(set, RowSums { scores, tops, sums, logs: offsets });
+}
+
+/// Sums of the cells of the first panels over some rows.
 pub(super) fn cell_sums(
     set: InstructionSet,
-    rows: std::ops::Range<usize>,
-    normalised: bool,
+    rows: Range<usize>,
+    panels: usize,
     scratch: &mut Scratch,
 ) -> &[[Lane; 2]] {
-    let Scratch { scores, tops, sums, offsets, cells, packed, .. } = scratch;
+    let Scratch { scores, offsets, cells, packed, .. } = scratch;
     let stride = packed.rows;
-    offsets.clear();
-    offsets.resize(if normalised { stride } else { rows.len() }, 0.0);
-    if normalised {
-        tops.resize(stride, [0.0; LANES]);
-        sums.resize(stride, [0.0; LANES]);
-        dispatch(set, RowSums { scores, tops, sums, logs: offsets });
-    }
-    cells.resize(scores.len() / stride, [[0.0; LANES]; 2]);
-    dispatch(set, CellSums { scores, stride, first: rows.start, offsets, cells });
+    cells.resize(panels, [[0.0; LANES]; 2]);
+    let (scores, first) = (&scores[..panels * stride], rows.start);
+    dispatch(set, CellSums { scores, stride, first, offsets: &offsets[rows], cells });
     cells
 }

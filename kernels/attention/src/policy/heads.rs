@@ -127,7 +127,8 @@ impl<'a> HeadPlanner<'a> {
         with_scratch(|scratch| {
             score_mean_queries(self.grid, self.set, tile, kv_head, false, scratch);
             for (member, top) in (0..group).filter_map(top) {
-                let sums = cell_sums(self.set, member..member + 1, false, scratch);
+                let panels = scratch.scores.len() / group;
+                let sums = cell_sums(self.set, member..member + 1, panels, scratch);
                 let energies = energies(sums, 1, self.grid.stripe as usize, scored);
                 for block in heaviest(top, &energies) {
                     chosen.blocks[block as usize] = true;

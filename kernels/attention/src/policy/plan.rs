@@ -15,10 +15,19 @@ enum Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn plan(&self, tile: &TileRows, kv_head: usize) -> List {
+    /// How many tiles are best planned together.
+    fn tiles_at_once(&self) -> usize {
         match self {
-            Self::Blocks(planner) => planner.plan(tile, kv_head),
-            Self::Heads(planner) => planner.plan(tile, kv_head),
+            Self::Blocks(planner) => planner.tiles_at_once(),
+            Self::Heads(_) => 1,
+        }
+    }
+
+    /// The lists of some tiles, which ascend.
+    fn plan(&self, tiles: &[&TileRows], kv_head: usize) -> Vec<List> {
+        match self {
+            Self::Blocks(planner) => planner.plan(tiles, kv_head),
+            Self::Heads(planner) => tiles.iter().map(|tile| planner.plan(tile, kv_head)).collect(),
         }
     }
 }
@@ -29,27 +38,28 @@ pub(super) fn plan(
     input: &PlanInput<'_>,
 ) -> Result<SparseWork, Error> {
     let grid = Grid::new(input)?;
-    let sparse: Vec<bool> = grid.tiles.iter().map(|tile| !grid.is_exact(policy, tile)).collect();
+    let sparse: Vec<&TileRows> = grid.tiles.iter().filter(|tile| !grid.is_exact(policy, tile)).collect();
     let planner = planner(policy, executor, &grid, &sparse)?;
-    let (tiles, kv_heads) = (grid.tiles.len(), input.queries.shape.kv_heads);
-    let list = |index: usize| {
-        let (kv_head, number) = (index / tiles, index % tiles);
-        let tile = &grid.tiles[number];
-        match &planner {
-            Some(planner) if sparse[number] => planner.plan(tile, kv_head),
-            _ => Chosen::all(&grid, tile).list(&grid, tile),
+    let kv_heads = input.queries.shape.kv_heads;
+    let planned = planner.map_or_else(Vec::new, |planner| {
+        let runs: Vec<&[&TileRows]> = sparse.chunks(planner.tiles_at_once()).collect();
+        let tasks = kv_heads * runs.len();
+        // The last tiles have the most before them: they come first.
+        let mut lists = executor.pool().map(tasks, |task| {
+            let index = tasks - 1 - task;
+            planner.plan(runs[index % runs.len()], index / runs.len())
+        });
+        lists.reverse();
+        lists
+    });
+    let mut planned = planned.into_iter().flatten();
+    let mut lists = Vec::with_capacity(kv_heads * grid.tiles.len());
+    for _ in 0..kv_heads {
+        for tile in &grid.tiles {
+            let own = if grid.is_exact(policy, tile) { None } else { planned.next() };
+            lists.push(own.unwrap_or_else(|| Chosen::all(&grid, tile).list(&grid, tile)));
         }
-    };
-    let tasks = kv_heads * tiles;
-    let lists = match &planner {
-        None => (0..tasks).map(list).collect(),
-        Some(_) => {
-            // The last tiles have the most before them: they come first.
-            let mut lists = executor.pool().map(tasks, |task| list(tasks - 1 - task));
-            lists.reverse();
-            lists
-        }
-    };
+    }
     let row_ends = grid.tiles.iter().map(|tile| tile.rows.end as u32).collect();
     SparseWork::new(kv_heads, row_ends, lists)
 }
@@ -59,10 +69,8 @@ fn planner<'a>(
     policy: &PrefillPolicy,
     executor: &CpuExecutor,
     grid: &'a Grid<'a>,
-    sparse: &[bool],
+    tiles: &[&TileRows],
 ) -> Result<Option<Planner<'a>>, Error> {
-    let tiles: Vec<&TileRows> =
-        grid.tiles.iter().zip(sparse).filter(|(_, s)| **s).map(|(tile, _)| tile).collect();
     let Some(last) = tiles.last() else { return Ok(None) };
     let set = executor.instruction_set();
     Ok(match &policy.method {
@@ -70,6 +78,6 @@ fn planner<'a>(
         Method::Blocks(rule) => {
             Some(Planner::Blocks(BlockPlanner::new(grid, *rule, set, grid.before(last))?))
         }
-        Method::Heads(heads) => Some(Planner::Heads(HeadPlanner::new(grid, heads, executor, &tiles)?)),
+        Method::Heads(heads) => Some(Planner::Heads(HeadPlanner::new(grid, heads, executor, tiles)?)),
     })
 }

@@ -1,7 +1,8 @@
 //! Lists depend on positions: not on chunks, threads or instruction sets.
 
 use longshore_attention::{
-    Column, CpuExecutor, ExactBlock, HeadPattern, HeadPlan, PrefillPolicy, SparseWork, Visit,
+    Column, CpuExecutor, ExactBlock, HeadPattern, HeadPlan, PagedKv, PrefillPolicy, SparseWork, Tile,
+    TileShape, Visit,
 };
 use longshore_compute::{ComputePool, InstructionSet, PoolOptions};
 
@@ -58,8 +59,13 @@ fn chunks_change_nothing() {
     let shape = Shape { tokens: 1536, ..Shape::default() };
     for (seed, block) in [(0, 16), (1, 64), (2, 128)] {
         let case = Shape { block, ..shape }.case(&mut generator(seed));
+        let exact = case.plan(&policy("exact"));
         for policy in policies() {
             let whole = case.plan(&policy);
+            // In larger blocks the diagonals touch everything.
+            for kv_head in 0..if block == 16 { 2 } else { 0 } {
+                assert_ne!(whole.list(kv_head, 40), exact.list(kv_head, 40), "{policy} leaves something out");
+            }
             for chunk in [64, 128, 512].into_iter().filter(|chunk| chunk % policy.chunk_multiple() == 0) {
                 for first in (0..1536).step_by(chunk) {
                     let case = grown(&case, first + chunk);
@@ -147,5 +153,34 @@ fn a_call_may_begin_at_a_later_block() {
             let wanted = wanted.map(|block| ExactBlock { tile: block.tile - first_block, ..block });
             assert_eq!(blocks(&part), wanted.collect::<Vec<_>>());
         }
+    }
+}
+
+/// Tiles that are somewhere else.
+struct Elsewhere(TileShape, usize);
+
+impl PagedKv for Elsewhere {
+    fn shape(&self) -> TileShape {
+        self.0
+    }
+    fn len(&self) -> usize {
+        self.1
+    }
+    fn tile(&self, index: usize) -> &Tile {
+        panic!("tile {index} was read");
+    }
+}
+
+/// Whoever has the summaries of remote blocks can choose among them.
+#[test]
+fn summaries_are_enough_for_pooled_scorers() {
+    let case = Shape::default().case(&mut generator(9));
+    let kv = Elsewhere(case.kv.shape, case.kv.tiles.len());
+    for text in ["pooled", "row-normalised", "pooled-query,selector=mass"] {
+        let policy = policy(&format!("blocks:scorer={text},dense_layers=0,min_positions=0"));
+        let mut input = case.input(320, 700);
+        let wanted = policy.plan(&CpuExecutor::serial(), &input).unwrap();
+        input.kv = &kv;
+        assert_eq!(policy.plan(&CpuExecutor::serial(), &input).unwrap(), wanted, "{text}");
     }
 }

@@ -36,7 +36,7 @@
 mod block;
 mod check;
 mod group;
-mod microkernel;
+pub(crate) mod microkernel;
 mod output;
 mod row_tile;
 mod schedule;

@@ -1,6 +1,33 @@
 //! Prefill policies: which blocks of its prefix a query tile visits. They own no memory and no threads.
+//!
+//! A policy is a scorer × selector with guards and mean correction ([`blocks`]), or a plan of heads ([`heads`]). What a tile
+//! visits follows from its own queries, its position and the blocks before it: never from the chunk, the batch, the length
+//! of the prompt, the number of threads or the instruction set (each sum has one order, see [`scores`]).
 
-use crate::{PagedKv, Queries};
+mod antidiagonal;
+mod blocks;
+mod digest;
+mod grid;
+mod head_plan;
+mod heads;
+mod keys;
+mod list;
+mod log2;
+mod pack;
+mod plan;
+mod scores;
+mod select;
+mod spec;
+mod vertical_slash;
+
+use std::sync::Arc;
+
+use crate::{CpuExecutor, Error, PagedKv, Queries, SparseWork};
+
+pub use head_plan::{GatesCut, HeadPattern, HeadPlan};
+
+/// Mean cosine of a block's keys with their mean, of (block of the sequence, KV head).
+pub type Cosines<'a> = &'a (dyn Fn(u64, usize) -> f32 + Sync);
 
 /// What a plan is made from.
 #[derive(Clone, Copy)]
@@ -9,20 +36,176 @@ pub struct PlanInput<'a> {
     pub queries: Queries<'a>,
     /// Layer, from 0.
     pub layer: usize,
-    /// Tiles of the sequence in this layer; tile `i` is block `first_block + i`. Those of the rows are written.
+    /// Tiles of the sequence in this layer; tile `i` is block `first_block + i`. Those of the rows are written. The scorers
+    /// `pooled`, `row-normalised` and `pooled-query` and the heads `streaming` and `block_sparse` read only its shape and
+    /// length.
     pub kv: &'a dyn PagedKv,
-    /// Block of tile 0.
+    /// Block of tile 0. Above 0, the earlier blocks are somebody else's: rows that are exact and streaming heads leave them
+    /// out; whatever compares blocks is refused, for it would decide otherwise than with all of them.
     pub first_block: u64,
-    /// Means of full blocks; tile `s` is stripe `first_block / stripe_blocks + s`.
+    /// Means of full blocks; tile `s` is stripe `first_block / stripe_blocks + s`, f32, of `max(stripe_blocks, 16)` keys.
     pub summaries: &'a dyn PagedKv,
     /// Blocks of a stripe.
     pub stripe_blocks: u32,
     /// Rows from this position on are exact.
     pub dense_from: u64,
+    /// For the guard `escape`, which is refused without.
+    pub cosines: Option<Cosines<'a>>,
 }
 
-/// How a prompt is attended to.
+impl std::fmt::Debug for PlanInput<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PlanInput")
+            .field("layer", &self.layer)
+            .field("first_position", &self.queries.first_position)
+            .field("rows", &self.queries.data.len())
+            .field("tiles", &self.kv.len())
+            .field("dense_from", &self.dense_from)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a prompt is attended to. Equal policies have equal fingerprints, and the other way round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrefillPolicy {
-    // Filled in by the policies' own modules.
+    method: Method,
+    guards: Guards,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Method {
+    Exact,
+    Blocks(Blocks),
+    Heads(Heads),
+}
+
+/// Scorer × selector.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Blocks {
+    scorer: Scorer,
+    selector: Selector,
+    /// Whether means stand for what is not visited.
+    correction: bool,
+    /// First blocks that are always visited.
+    sink: u64,
+    /// Blocks before the tile's own that are always visited.
+    local: u64,
+    /// Blocks of a smaller mean cosine are always visited.
+    escape: Option<f32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scorer {
+    Pooled,
+    RowNormalised,
+    PooledQuery,
+    /// Keys of a cell.
+    Antidiagonal(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Selector {
+    Alpha(f32),
+    Mass(f32),
+    TopK(usize),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Heads {
+    /// All heads alike.
+    Uniform(HeadPattern),
+    Planned(Arc<HeadPlan>),
+}
+
+/// When rows are exact whatever the method.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Guards {
+    dense_layers: usize,
+    min_positions: u64,
+    last_tiles: u32,
+    skip: Option<f32>,
+}
+
+impl PrefillPolicy {
+    /// Visits everything.
+    pub fn exact() -> Self {
+        Self {
+            method: Method::Exact,
+            guards: Guards { dense_layers: 0, min_positions: 0, last_tiles: 0, skip: None },
+        }
+    }
+
+    /// Reads `name` or `name:key=value,key=value`, for example `balanced`, `balanced:alpha=0.05,correction=off` or
+    /// `blocks:scorer=antidiagonal,stride=16,selector=mass,gamma=0.9`. `plan` is the deployment's head plan: `heads` needs
+    /// one, and `minference` without one gives every head MInference's default (1000, 6096). Refuses unknown names and
+    /// keys, keys given twice and values out of range, and says what is valid.
+    pub fn parse(text: &str, plan: Option<&HeadPlan>) -> Result<Self, Error> {
+        spec::parse(text, plan)
+    }
+
+    /// Whether it visits everything everywhere.
+    pub fn is_exact(&self) -> bool {
+        self.method == Method::Exact
+    }
+
+    /// Canonical text: every value, and the digest of the head plan. [`Self::parse`] reads it back.
+    pub fn fingerprint(&self) -> String {
+        spec::canonical(self)
+    }
+
+    /// Query tiles at the end of a prompt that are exact.
+    pub fn last_tiles(&self) -> u32 {
+        self.guards.last_tiles
+    }
+
+    /// Positions that chunks should be whole multiples of: other cuts make more rows exact.
+    pub fn chunk_multiple(&self) -> usize {
+        let slashes = match &self.method {
+            Method::Exact | Method::Blocks(_) => false,
+            Method::Heads(Heads::Uniform(pattern)) => pattern.is_vertical_slash(),
+            Method::Heads(Heads::Planned(plan)) => plan.has_vertical_slash(),
+        };
+        if slashes { vertical_slash::SPAN } else { 64 }
+    }
+
+    /// Rows of this layer at positions before this one are exact, whatever the call: 0 is none, `u64::MAX` all.
+    pub fn exact_below(&self, layer: usize) -> u64 {
+        if self.is_exact() || layer < self.guards.dense_layers { u64::MAX } else { self.guards.min_positions }
+    }
+
+    /// Margin of skip-softmax, base 2, for [`crate::SparseItem::skip_below`].
+    pub fn skip_below(&self) -> Option<f32> {
+        self.guards.skip
+    }
+
+    /// Lists for all rows of `input.queries`. Rows that the policy leaves exact (of its first layers, before `min_positions`,
+    /// from `dense_from` on, of tiles that are not whole, of unfinished spans of vertical-slash heads) visit everything up
+    /// to themselves. Tiles are planned side by side on the executor's pool.
+    pub fn plan(&self, executor: &CpuExecutor, input: &PlanInput<'_>) -> Result<SparseWork, Error> {
+        plan::plan(self, executor, input)
+    }
+
+    /// Names that [`Self::parse`] knows, with a line about each.
+    pub fn names() -> &'static [(&'static str, &'static str)] {
+        spec::NAMES
+    }
+}
+
+impl std::fmt::Display for PrefillPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.fingerprint())
+    }
+}
+
+fn invalid<T>(field: &'static str, problem: impl Into<String>) -> Result<T, Error> {
+    Err(Error::Invalid { field, problem: problem.into() })
+}
+
+/// The beginning of what somebody wrote, for an error.
+fn shown(text: &str) -> String {
+    const MOST: usize = 40;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("`{}…`", text[..end].escape_debug()),
+        None => format!("`{}`", text.escape_debug()),
+    }
 }

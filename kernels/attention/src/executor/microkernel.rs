@@ -12,13 +12,13 @@ use super::block::MAX_KEYS;
 const LINE: usize = 64;
 
 /// Rows whose sums lie in registers together, at most.
-pub(super) const GROUP: usize = 6;
+pub(crate) const GROUP: usize = 6;
 
 /// Logits, then probabilities, of the rows of a group.
 pub(super) type Scores = [[f32; MAX_KEYS]; GROUP];
 
 /// Panels whose sums lie in registers together with those of `rows` rows.
-pub(super) const fn panels_at_once<S: Simd>(rows: usize) -> usize {
+pub(crate) const fn panels_at_once<S: Simd>(rows: usize) -> usize {
     match rows {
         _ if S::WIDE => 4,
         1 => 4,
@@ -31,7 +31,7 @@ pub(super) const fn panels_at_once<S: Simd>(rows: usize) -> usize {
 /// from 0 on. The panels lie one after the other; as many cache lines are asked for that lie `ahead` bytes from them, when
 /// that is not 0.
 #[inline(always)]
-pub(super) fn products<S: Simd, E: Element, const R: usize, const P: usize>(
+pub(crate) fn products<S: Simd, E: Element, const R: usize, const P: usize>(
     s: S,
     panels: [&[[E; LANES]]; P],
     factor: impl Fn(usize, usize) -> f32,

@@ -1,0 +1,244 @@
+//! Scorer × selector: one query tile of one KV head at a time.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use longshore_compute::InstructionSet;
+
+use crate::Error;
+use crate::shape::LANES;
+use crate::simd::{Lane, dispatch};
+
+use super::antidiagonal;
+use super::grid::{Grid, TileRows};
+use super::list::{Chosen, List};
+use super::pack::{Packed, head, mean_queries};
+use super::scores::{CellSums, RowSums, Score, energies};
+use super::select::select;
+use super::{Blocks, Scorer, invalid};
+
+/// What a thread keeps between tiles.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub(super) packed: Packed,
+    pub(super) means: Vec<f32>,
+    pub(super) scores: Vec<Lane>,
+    tops: Vec<Lane>,
+    sums: Vec<Lane>,
+    /// Taken from the scores of each row.
+    offsets: Vec<f32>,
+    cells: Vec<[Lane; 2]>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Scratch {
+    /// Room for the scores of the packed rows in panels, not divided by anything.
+    pub(super) fn clear(&mut self, panels: usize) {
+        self.scores.resize(panels * self.packed.rows, [0.0; LANES]);
+        self.offsets.clear();
+        self.offsets.resize(self.packed.rows, 0.0);
+    }
+}
+
+/// Calls `f` with the thread's buffers.
+pub(super) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
+    SCRATCH.with_borrow_mut(f)
+}
+
+/// Plans tiles by a scorer and a selector.
+pub(super) struct BlockPlanner<'a> {
+    grid: &'a Grid<'a>,
+    rule: Blocks,
+    set: InstructionSet,
+    /// `[kv_heads][blocks]`: visited because their keys are unlike their mean; empty when that does not count.
+    escaped: Vec<bool>,
+    scored: usize,
+}
+
+impl<'a> BlockPlanner<'a> {
+    /// `scored`: the most blocks that a tile scores.
+    pub(super) fn new(
+        grid: &'a Grid<'a>,
+        rule: Blocks,
+        set: InstructionSet,
+        scored: usize,
+    ) -> Result<Self, Error> {
+        grid.check_complete()?;
+        if rule.correction || !matches!(rule.scorer, Scorer::Antidiagonal(_)) {
+            grid.check_summaries(scored)?;
+        }
+        if matches!(rule.scorer, Scorer::Antidiagonal(_)) {
+            grid.check_tiles(scored)?;
+        }
+        let mut escaped = Vec::new();
+        if let Some(limit) = rule.escape {
+            let Some(cosines) = grid.input.cosines else {
+                return invalid("cosines", "are missing: the guard `escape` needs them");
+            };
+            for kv_head in 0..grid.input.queries.shape.kv_heads {
+                let cosines = (0..scored).map(|block| cosines(block as u64, kv_head));
+                // What cannot be compared is visited.
+                escaped.extend(cosines.map(|cosine| cosine < limit || cosine.is_nan()));
+            }
+        }
+        Ok(Self { grid, rule, set, escaped, scored })
+    }
+
+    /// How many tiles are best planned together.
+    pub(super) fn tiles_at_once(&self) -> usize {
+        match self.rule.scorer {
+            // So that each key that is read serves more rows.
+            Scorer::Antidiagonal(_) => 4,
+            Scorer::Pooled | Scorer::RowNormalised | Scorer::PooledQuery => 1,
+        }
+    }
+
+    /// The lists of some tiles, which ascend; what each is does not depend on the others.
+    pub(super) fn plan(&self, tiles: &[&TileRows], kv_head: usize) -> Vec<List> {
+        with_scratch(|scratch| match self.rule.scorer {
+            Scorer::Antidiagonal(stride) => self.antidiagonal(tiles, kv_head, stride, scratch),
+            Scorer::Pooled | Scorer::RowNormalised | Scorer::PooledQuery => {
+                let list =
+                    |tile: &&TileRows| self.list(tile, kv_head, &self.energies(tile, kv_head, scratch));
+                tiles.iter().map(list).collect()
+            }
+        })
+    }
+
+    /// The list of a tile, given the energies of the blocks before it.
+    fn list(&self, tile: &TileRows, kv_head: usize, energies: &[f32]) -> List {
+        let (grid, rule) = (self.grid, &self.rule);
+        let mut chosen = Chosen::diagonal(grid, tile);
+        let scored = energies.len();
+        select(rule.selector, energies, &mut chosen.blocks);
+        let local = scored.saturating_sub(rule.local as usize);
+        chosen.blocks[..scored.min(rule.sink as usize)].fill(true);
+        chosen.blocks[local..scored].fill(true);
+        if !self.escaped.is_empty() {
+            let escaped = &self.escaped[kv_head * self.scored..][..scored];
+            chosen.blocks.iter_mut().zip(escaped).for_each(|(block, &escaped)| *block |= escaped);
+        }
+        if rule.correction {
+            chosen.means = scored;
+        }
+        chosen.list(grid, tile)
+    }
+
+    fn antidiagonal(
+        &self,
+        tiles: &[&TileRows],
+        kv_head: usize,
+        stride: usize,
+        scratch: &mut Scratch,
+    ) -> Vec<List> {
+        let grid = self.grid;
+        antidiagonal::score(grid, self.set, tiles, kv_head, stride, scratch);
+        row_sums(self.set, scratch);
+        let rows = scratch.packed.rows / tiles.len();
+        let cells = grid.block as usize / stride;
+        let list = |(number, tile): (usize, &&TileRows)| {
+            let scored = grid.before(tile);
+            let (rows, panels) = (number * rows..(number + 1) * rows, (scored * cells).div_ceil(LANES));
+            let sums = cell_sums(self.set, rows, panels, scratch);
+            self.list(tile, kv_head, &energies(sums, cells, scored, scored))
+        };
+        tiles.iter().enumerate().map(list).collect()
+    }
+
+    /// Energies of the blocks before a tile, by their means.
+    fn energies(&self, tile: &TileRows, kv_head: usize, scratch: &mut Scratch) -> Vec<f32> {
+        let (queries, scored) = (&self.grid.input.queries, self.grid.before(tile));
+        if scored == 0 {
+            return Vec::new();
+        }
+        let group = queries.shape.group;
+        if self.rule.scorer == Scorer::PooledQuery {
+            score_mean_queries(self.grid, self.set, tile, kv_head, true, scratch);
+        } else {
+            let row = |packed: usize| {
+                head(queries, tile.rows.start + packed / group, kv_head * group + packed % group)
+            };
+            scratch.packed.fill(tile.rows.len() * group, queries.shape.head_dim, row);
+            score_means(self.grid, self.set, kv_head, scored, scratch);
+        }
+        if self.rule.scorer == Scorer::RowNormalised {
+            row_sums(self.set, scratch);
+        }
+        let (rows, panels) = (scratch.packed.rows, scratch.scores.len() / scratch.packed.rows);
+        energies(cell_sums(self.set, 0..rows, panels, scratch), 1, self.grid.stripe as usize, scored)
+    }
+}
+
+/// Scores of the mean queries of a tile, one of all heads of the KV head together or one of each, against mean keys.
+pub(super) fn score_mean_queries(
+    grid: &Grid<'_>,
+    set: InstructionSet,
+    tile: &TileRows,
+    kv_head: usize,
+    together: bool,
+    scratch: &mut Scratch,
+) {
+    let queries = &grid.input.queries;
+    let (group, dim) = (queries.shape.group, queries.shape.head_dim);
+    let heads = kv_head * group..(kv_head + 1) * group;
+    mean_queries(queries, tile.rows.clone(), heads, together, &mut scratch.means);
+    let means = &scratch.means;
+    scratch.packed.fill(means.len() / dim, dim, |row| &means[row * dim..][..dim]);
+    score_means(grid, set, kv_head, grid.before(tile), scratch);
+}
+
+/// Scores of the packed rows against the mean keys of the first `blocks` blocks.
+fn score_means(grid: &Grid<'_>, set: InstructionSet, kv_head: usize, blocks: usize, scratch: &mut Scratch) {
+    let (summaries, stripe) = (grid.input.summaries, grid.stripe as usize);
+    let dim = scratch.packed.dim;
+    let mut panels = Vec::with_capacity(blocks.div_ceil(LANES));
+    for tile in 0..blocks.div_ceil(stripe) {
+        let head = summaries.tile(tile).head::<f32>(kv_head);
+        let here = stripe.min(blocks - tile * stripe).div_ceil(LANES);
+        panels.extend(head.k.chunks_exact(dim).take(here));
+    }
+    let rows = scratch.packed.rows;
+    scratch.clear(panels.len());
+    let scale = grid.input.queries.scale * std::f32::consts::LOG2_E;
+    let (packed, scores) = (&scratch.packed, &mut scratch.scores[..]);
+    dispatch(set, Score::<f32> { rows: packed, panels: &panels, scales: &[], scale, scores });
+    let per_stripe = stripe.div_ceil(LANES);
+    for (panel, scores) in scratch.scores.chunks_exact_mut(rows).enumerate() {
+        let first = panel / per_stripe * stripe + panel % per_stripe * LANES;
+        let end = blocks.min((panel / per_stripe + 1) * stripe);
+        hide(scores, end - first);
+    }
+}
+
+/// Makes the scores from cell `cells` of a panel on −∞.
+pub(super) fn hide(scores: &mut [Lane], cells: usize) {
+    if cells < LANES {
+        scores.iter_mut().for_each(|lane| lane[cells..].fill(f32::NEG_INFINITY));
+    }
+}
+
+/// Divides each row by its sum: later sums are of its shares.
+fn row_sums(set: InstructionSet, scratch: &mut Scratch) {
+    let Scratch { scores, tops, sums, offsets, packed, .. } = scratch;
+    tops.resize(packed.rows, [0.0; LANES]);
+    sums.resize(packed.rows, [0.0; LANES]);
+    dispatch(set, RowSums { scores, tops, sums, logs: offsets });
+}
+
+/// Sums of the cells of the first panels over some rows.
+pub(super) fn cell_sums(
+    set: InstructionSet,
+    rows: Range<usize>,
+    panels: usize,
+    scratch: &mut Scratch,
+) -> &[[Lane; 2]] {
+    let Scratch { scores, offsets, cells, packed, .. } = scratch;
+    let stride = packed.rows;
+    cells.resize(panels, [[0.0; LANES]; 2]);
+    let (scores, first) = (&scores[..panels * stride], rows.start);
+    dispatch(set, CellSums { scores, stride, first, offsets: &offsets[rows], cells });
+    cells
+}

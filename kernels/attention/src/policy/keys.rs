@@ -1,0 +1,123 @@
+//! The `key=value` pairs of a policy's text: read once each, against ranges.
+
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use crate::Error;
+
+use super::{invalid, shown};
+
+/// Pairs that were given, and those of the preset beneath them.
+pub(super) struct Keys<'a> {
+    given: Vec<(&'a str, &'a str)>,
+    preset: Vec<(&'a str, &'a str)>,
+    /// Keys that were asked for: those that are valid.
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Keys<'a> {
+    /// Splits the part after the colon.
+    pub(super) fn new(given: &'a str, preset: &'static str) -> Result<Self, Error> {
+        let keys = Self { given: pairs(given)?, preset: pairs(preset)?, asked: Vec::new() };
+        for (index, (key, _)) in keys.given.iter().enumerate() {
+            if keys.given[..index].iter().any(|(other, _)| other == key) {
+                return invalid("policy", format!("has the key {} twice", shown(key)));
+            }
+        }
+        Ok(keys)
+    }
+
+    /// The value of a key.
+    pub(super) fn text(&mut self, key: &'static str) -> Option<&'a str> {
+        self.asked.push(key);
+        self.given.iter().chain(&self.preset).find(|(given, _)| *given == key).map(|(_, value)| *value)
+    }
+
+    /// A number within a range.
+    pub(super) fn number<T>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        range: RangeInclusive<T>,
+    ) -> Result<T, Error>
+    where
+        T: FromStr + PartialOrd + std::fmt::Display,
+    {
+        match self.text(key) {
+            None => Ok(default),
+            Some(text) => number(key, text, &range),
+        }
+    }
+
+    /// A number within a range, or `off`.
+    pub(super) fn switched(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<f32>,
+    ) -> Result<Option<f32>, Error> {
+        match self.text(key) {
+            None | Some("off") => Ok(None),
+            // −0 is 0: equal policies have equal texts.
+            Some(text) => number(key, text, &range).map(|number| Some(number + 0.0)).map_err(|error| {
+                let Error::Invalid { field, problem } = error;
+                Error::Invalid { field, problem: format!("{problem}, or off") }
+            }),
+        }
+    }
+
+    /// One of some words.
+    pub(super) fn word<T: Copy>(
+        &mut self,
+        key: &'static str,
+        words: &[(&'static str, T)],
+        default: T,
+    ) -> Result<T, Error> {
+        let Some(text) = self.text(key) else { return Ok(default) };
+        match words.iter().find(|(word, _)| *word == text) {
+            Some((_, meaning)) => Ok(*meaning),
+            None => {
+                let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                invalid(key, format!("is {}, must be one of: {}", shown(text), words.join(", ")))
+            }
+        }
+    }
+
+    /// Refuses what nobody asked for.
+    pub(super) fn finish(self, name: &str) -> Result<(), Error> {
+        match self.given.iter().find(|(key, _)| !self.asked.contains(key)) {
+            None => Ok(()),
+            Some((key, _)) => invalid(
+                "policy",
+                format!(
+                    "has the key {}, which `{name}` with these values does not have; it has: {}",
+                    shown(key),
+                    self.asked.join(", ")
+                ),
+            ),
+        }
+    }
+}
+
+fn pairs(text: &str) -> Result<Vec<(&str, &str)>, Error> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pair = |part| match str::split_once(part, '=') {
+        Some((key, value)) => Ok((key.trim(), value.trim())),
+        None => invalid("policy", format!("has {} where key=value must be", shown(part))),
+    };
+    text.split(',').map(pair).collect()
+}
+
+fn number<T>(key: &'static str, text: &str, range: &RangeInclusive<T>) -> Result<T, Error>
+where
+    T: FromStr + PartialOrd + std::fmt::Display,
+{
+    match text.parse::<T>() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => invalid(
+            key,
+            format!("is {}, must be a number from {} to {}", shown(text), range.start(), range.end()),
+        ),
+    }
+}

@@ -1,0 +1,83 @@
+//! Plans a call: which tiles are exact, and who plans the others.
+
+use crate::{CpuExecutor, Error, SparseWork};
+
+use super::blocks::BlockPlanner;
+use super::grid::{Grid, TileRows};
+use super::heads::HeadPlanner;
+use super::list::{Chosen, List};
+use super::{Method, PlanInput, PrefillPolicy};
+
+/// Who plans the tiles that are not exact.
+enum Planner<'a> {
+    Blocks(BlockPlanner<'a>),
+    Heads(HeadPlanner<'a>),
+}
+
+impl Planner<'_> {
+    /// How many tiles are best planned together.
+    fn tiles_at_once(&self) -> usize {
+        match self {
+            Self::Blocks(planner) => planner.tiles_at_once(),
+            Self::Heads(_) => 1,
+        }
+    }
+
+    /// The lists of some tiles, which ascend.
+    fn plan(&self, tiles: &[&TileRows], kv_head: usize) -> Vec<List> {
+        match self {
+            Self::Blocks(planner) => planner.plan(tiles, kv_head),
+            Self::Heads(planner) => tiles.iter().map(|tile| planner.plan(tile, kv_head)).collect(),
+        }
+    }
+}
+
+pub(super) fn plan(
+    policy: &PrefillPolicy,
+    executor: &CpuExecutor,
+    input: &PlanInput<'_>,
+) -> Result<SparseWork, Error> {
+    let grid = Grid::new(input)?;
+    let sparse: Vec<&TileRows> = grid.tiles.iter().filter(|tile| !grid.is_exact(policy, tile)).collect();
+    let planner = planner(policy, executor, &grid, &sparse)?;
+    let kv_heads = input.queries.shape.kv_heads;
+    let planned = planner.map_or_else(Vec::new, |planner| {
+        let runs: Vec<&[&TileRows]> = sparse.chunks(planner.tiles_at_once()).collect();
+        let tasks = kv_heads * runs.len();
+        // The last tiles have the most before them: they come first.
+        let mut lists = executor.pool().map(tasks, |task| {
+            let index = tasks - 1 - task;
+            planner.plan(runs[index % runs.len()], index / runs.len())
+        });
+        lists.reverse();
+        lists
+    });
+    let mut planned = planned.into_iter().flatten();
+    let mut lists = Vec::with_capacity(kv_heads * grid.tiles.len());
+    for _ in 0..kv_heads {
+        for tile in &grid.tiles {
+            let own = if grid.is_exact(policy, tile) { None } else { planned.next() };
+            lists.push(own.unwrap_or_else(|| Chosen::all(&grid, tile).list(&grid, tile)));
+        }
+    }
+    let row_ends = grid.tiles.iter().map(|tile| tile.rows.end as u32).collect();
+    SparseWork::new(kv_heads, row_ends, lists)
+}
+
+/// None when all tiles are exact.
+fn planner<'a>(
+    policy: &PrefillPolicy,
+    executor: &CpuExecutor,
+    grid: &'a Grid<'a>,
+    tiles: &[&TileRows],
+) -> Result<Option<Planner<'a>>, Error> {
+    let Some(last) = tiles.last() else { return Ok(None) };
+    let set = executor.instruction_set();
+    Ok(match &policy.method {
+        Method::Exact => None,
+        Method::Blocks(rule) => {
+            Some(Planner::Blocks(BlockPlanner::new(grid, *rule, set, grid.before(last))?))
+        }
+        Method::Heads(heads) => Some(Planner::Heads(HeadPlanner::new(grid, heads, executor, tiles)?)),
+    })
+}

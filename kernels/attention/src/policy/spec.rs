@@ -1,0 +1,219 @@
+//! A policy as text: names, presets, and the canonical form that is its fingerprint.
+
+use std::sync::Arc;
+
+use crate::Error;
+
+use super::keys::Keys;
+use super::{
+    Blocks, Guards, HeadPattern, HeadPlan, Heads, Method, PrefillPolicy, Scorer, Selector, invalid, shown,
+};
+
+/// Longest text.
+const TEXT_MAX: usize = 4096;
+/// Largest count of blocks, keys or tiles.
+const COUNT_MAX: u64 = HeadPattern::BUDGET_MAX;
+/// MInference's default for a head.
+const VERTICALS: u64 = 1000;
+const SLASHES: u64 = 6096;
+
+/// Names with a line about each.
+pub(super) const NAMES: &[(&str, &str)] = &[
+    ("exact", "visits everything"),
+    ("faithful", "mean-corrected blocks, generous: for answers that must not change"),
+    ("balanced", "mean-corrected blocks: the default beyond a length threshold"),
+    ("fast", "mean-corrected blocks, sparing, with skip-softmax"),
+    (
+        "blocks",
+        "any scorer (pooled, row-normalised, pooled-query, antidiagonal) with any selector (alpha, mass, top-k)",
+    ),
+    ("xattention", "XAttention: antidiagonal sums, blocks up to a share of the mass"),
+    ("flexprefill", "FlexPrefill's query-aware heads: pooled queries, blocks up to a share of the mass"),
+    ("minference", "MInference: the deployment's head plan, or vertical-slash heads throughout"),
+    ("streaming", "all heads see the beginning and the newest keys only"),
+    ("heads", "the deployment's head plan (MInference JSON or DuoAttention TSV)"),
+];
+
+/// Values of the presets of `blocks`; what they do not say is the default of each key.
+const PRESETS: &[(&str, &str)] = &[
+    ("blocks", ""),
+    ("faithful", "alpha=0.05,dense_layers=4,last_tiles=8,escape=off"),
+    ("balanced", "alpha=0.1,dense_layers=2,last_tiles=4"),
+    ("fast", "alpha=0.2,dense_layers=1,last_tiles=4,skip=12"),
+    (
+        "xattention",
+        "scorer=antidiagonal,stride=16,selector=mass,gamma=0.9,correction=off,sink=1,local=0,dense_layers=0",
+    ),
+    (
+        "flexprefill",
+        "scorer=pooled-query,selector=mass,gamma=0.95,correction=off,sink=1,local=0,dense_layers=0",
+    ),
+];
+
+#[derive(Clone, Copy)]
+enum ScorerName {
+    Pooled,
+    RowNormalised,
+    PooledQuery,
+    Antidiagonal,
+}
+
+#[derive(Clone, Copy)]
+enum SelectorName {
+    Alpha,
+    Mass,
+    TopK,
+}
+
+const SCORERS: &[(&str, ScorerName)] = &[
+    ("pooled", ScorerName::Pooled),
+    ("row-normalised", ScorerName::RowNormalised),
+    ("pooled-query", ScorerName::PooledQuery),
+    ("antidiagonal", ScorerName::Antidiagonal),
+];
+
+const SELECTORS: &[(&str, SelectorName)] =
+    &[("alpha", SelectorName::Alpha), ("mass", SelectorName::Mass), ("top-k", SelectorName::TopK)];
+
+const SWITCH: &[(&str, bool)] = &[("on", true), ("off", false)];
+
+pub(super) fn parse(text: &str, plan: Option<&HeadPlan>) -> Result<PrefillPolicy, Error> {
+    if text.len() > TEXT_MAX {
+        return invalid("policy", format!("has {} bytes, limit {TEXT_MAX}", text.len()));
+    }
+    let (name, rest) = text.trim().split_once(':').unwrap_or((text.trim(), ""));
+    if let Some((_, preset)) = PRESETS.iter().find(|(preset, _)| *preset == name) {
+        let mut keys = Keys::new(rest, preset)?;
+        let method = Method::Blocks(blocks(&mut keys)?);
+        let guards = guards(&mut keys, 2)?;
+        keys.finish(name)?;
+        return Ok(PrefillPolicy { method, guards });
+    }
+    let mut keys = Keys::new(rest, "")?;
+    let heads = match name {
+        "exact" => {
+            keys.finish(name)?;
+            return Ok(PrefillPolicy::exact());
+        }
+        "streaming" => streaming(&mut keys)?,
+        "minference" => match plan {
+            Some(plan) => planned(&mut keys, plan)?,
+            None => vertical_slash(&mut keys)?,
+        },
+        "heads" => match plan {
+            Some(plan) => planned(&mut keys, plan)?,
+            None => return invalid("plan", "is missing: the policy `heads` needs a head plan"),
+        },
+        _ => {
+            let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+            let problem = format!("has the name {}, must be one of: {}", shown(name), names.join(", "));
+            return invalid("policy", problem);
+        }
+    };
+    let guards = guards(&mut keys, 0)?;
+    keys.finish(name)?;
+    Ok(PrefillPolicy { method: Method::Heads(heads), guards })
+}
+
+fn blocks(keys: &mut Keys<'_>) -> Result<Blocks, Error> {
+    let scorer = match keys.word("scorer", SCORERS, ScorerName::Pooled)? {
+        ScorerName::Pooled => Scorer::Pooled,
+        ScorerName::RowNormalised => Scorer::RowNormalised,
+        ScorerName::PooledQuery => Scorer::PooledQuery,
+        ScorerName::Antidiagonal => Scorer::Antidiagonal(keys.word("stride", &[("8", 8), ("16", 16)], 16)?),
+    };
+    let selector = match keys.word("selector", SELECTORS, SelectorName::Alpha)? {
+        // −0 is 0: equal policies have equal texts.
+        SelectorName::Alpha => Selector::Alpha(keys.number("alpha", 0.1, 0.0..=1.0)? + 0.0),
+        SelectorName::Mass => Selector::Mass(keys.number("gamma", 0.9, 0.0..=1.0)? + 0.0),
+        SelectorName::TopK => Selector::TopK(keys.number("k", 64, 0..=COUNT_MAX as usize)?),
+    };
+    Ok(Blocks {
+        scorer,
+        selector,
+        correction: keys.word("correction", SWITCH, true)?,
+        sink: keys.number("sink", 2, 0..=COUNT_MAX)?,
+        local: keys.number("local", 4, 0..=COUNT_MAX)?,
+        escape: keys.switched("escape", -1.0..=1.0)?,
+    })
+}
+
+fn guards(keys: &mut Keys<'_>, dense_layers: usize) -> Result<Guards, Error> {
+    Ok(Guards {
+        dense_layers: keys.number("dense_layers", dense_layers, 0..=10_000)?,
+        min_positions: keys.number("min_positions", 4096, 0..=1 << 40)?,
+        last_tiles: keys.number("last_tiles", 4, 0..=COUNT_MAX as u32)?,
+        skip: keys.switched("skip", f32::MIN_POSITIVE..=1e6)?,
+    })
+}
+
+fn streaming(keys: &mut Keys<'_>) -> Result<Heads, Error> {
+    Ok(Heads::Uniform(HeadPattern::Streaming {
+        sink: keys.number("sink", 64, 0..=COUNT_MAX)?,
+        recent: keys.number("recent", 256, 1..=COUNT_MAX)?,
+    }))
+}
+
+fn vertical_slash(keys: &mut Keys<'_>) -> Result<Heads, Error> {
+    Ok(Heads::Uniform(HeadPattern::VerticalSlash {
+        vertical: keys.number("vertical", VERTICALS, 0..=COUNT_MAX)?,
+        slash: keys.number("slash", SLASHES, 0..=COUNT_MAX)?,
+    }))
+}
+
+/// A key `plan` (of a fingerprint) must be the digest of the plan.
+fn planned(keys: &mut Keys<'_>, plan: &HeadPlan) -> Result<Heads, Error> {
+    let digest = plan.digest();
+    match keys.text("plan") {
+        Some(wanted) if wanted != digest => invalid(
+            "plan",
+            format!("is {}, the head plan of this deployment has the digest {digest}", shown(wanted)),
+        ),
+        _ => Ok(Heads::Planned(Arc::new(plan.clone()))),
+    }
+}
+
+pub(super) fn canonical(policy: &PrefillPolicy) -> String {
+    let method = match &policy.method {
+        Method::Exact => return "exact".to_owned(),
+        Method::Blocks(blocks) => canonical_blocks(blocks),
+        Method::Heads(Heads::Planned(plan)) => format!("heads:plan={}", plan.digest()),
+        Method::Heads(Heads::Uniform(HeadPattern::Streaming { sink, recent })) => {
+            format!("streaming:sink={sink},recent={recent}")
+        }
+        Method::Heads(Heads::Uniform(HeadPattern::VerticalSlash { vertical, slash })) => {
+            format!("minference:vertical={vertical},slash={slash}")
+        }
+        Method::Heads(Heads::Uniform(HeadPattern::Dense | HeadPattern::BlockSparse { .. })) => {
+            unreachable!("no name makes such a policy")
+        }
+    };
+    let Guards { dense_layers, min_positions, last_tiles, skip } = policy.guards;
+    let skip = switched(skip);
+    format!(
+        "{method},dense_layers={dense_layers},min_positions={min_positions},last_tiles={last_tiles},skip={skip}"
+    )
+}
+
+fn canonical_blocks(blocks: &Blocks) -> String {
+    let Blocks { scorer, selector, correction, sink, local, escape } = *blocks;
+    let scorer = match scorer {
+        Scorer::Pooled => "pooled".to_owned(),
+        Scorer::RowNormalised => "row-normalised".to_owned(),
+        Scorer::PooledQuery => "pooled-query".to_owned(),
+        Scorer::Antidiagonal(stride) => format!("antidiagonal,stride={stride}"),
+    };
+    let selector = match selector {
+        Selector::Alpha(alpha) => format!("alpha,alpha={alpha}"),
+        Selector::Mass(gamma) => format!("mass,gamma={gamma}"),
+        Selector::TopK(k) => format!("top-k,k={k}"),
+    };
+    let (correction, escape) = (if correction { "on" } else { "off" }, switched(escape));
+    format!(
+        "blocks:scorer={scorer},selector={selector},correction={correction},sink={sink},local={local},escape={escape}"
+    )
+}
+
+fn switched(value: Option<f32>) -> String {
+    value.map_or_else(|| "off".to_owned(), |value| value.to_string())
+}

@@ -1,0 +1,13 @@
+//! Policies seen from outside: lists against obvious definitions in f64, under every cut of the prompt, and hostile input.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "the whole file is test code, its helpers too")]
+
+mod blocks;
+mod case;
+mod cuts;
+mod head_plans;
+mod heads;
+mod oracle;
+mod refusals;
+mod speed;
+mod texts;

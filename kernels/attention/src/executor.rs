@@ -51,7 +51,9 @@ use longshore_compute::{ComputePool, InstructionSet};
 
 use crate::shape::LANES;
 use crate::simd::dispatch;
-use crate::{Error, Partials, Queries, SparseItem, Tile, TileShape, WorkList};
+use crate::{
+    Error, Partials, PlanInput, PrefillPolicy, Queries, SparseItem, SparseWork, Tile, TileShape, WorkList,
+};
 use output::{BlockPartials, FoldPartials, Output, Room};
 use row_tile::{FoldBlocks, Target, with_scratch};
 use schedule::{Region, Task};
@@ -103,6 +105,9 @@ pub trait Executor: Send + Sync + std::fmt::Debug {
 
     /// One partial per item: `earlier`, then the stripes of its lists. Validates like [`Self::attend`].
     fn attend_sparse(&self, items: &[SparseItem<'_>]) -> Result<Vec<Partials>, Error>;
+
+    /// The lists of `policy` for all rows of `input`, see [`PrefillPolicy::plan`].
+    fn plan(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<SparseWork, Error>;
 }
 
 /// The CPU executor. A call is one region of the pool, or a few when there is work for many milliseconds, or none when it
@@ -221,6 +226,10 @@ impl Executor for CpuExecutor {
 
     fn attend_sparse(&self, items: &[SparseItem<'_>]) -> Result<Vec<Partials>, Error> {
         sparse::attend(self, items)
+    }
+
+    fn plan(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<SparseWork, Error> {
+        policy.plan(self, input)
     }
 }
 

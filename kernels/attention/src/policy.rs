@@ -158,6 +158,13 @@ impl PrefillPolicy {
         self.guards.last_tiles
     }
 
+    /// Position from which rows of a prompt of so many tokens are exact: 0 when everything is.
+    pub fn dense_from(&self, prompt_tokens: u64) -> u64 {
+        let tile = crate::QUERY_TILE as u64;
+        let last = u64::from(self.guards.last_tiles) * tile;
+        if self.is_exact() { 0 } else { prompt_tokens.saturating_sub(last) / tile * tile }
+    }
+
     /// Positions that chunks should be whole multiples of: other cuts make more rows exact.
     pub fn chunk_multiple(&self) -> usize {
         let slashes = match &self.method {

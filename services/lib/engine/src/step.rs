@@ -96,7 +96,7 @@ pub trait StepObserver {
 }
 
 /// What a sparse policy made of one sequence in one layer, and the result.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct AttentionProbe<'a> {
     /// Layer, from 0.
     pub layer: usize,

@@ -58,7 +58,8 @@ impl Bench {
         let Some(path) = &args.file else {
             return Ok(Noise(args.seed).tokens(tokens, self.runner.vocabulary()));
         };
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
         let ids = self.node.info.tokenizer.encode(&text, false).context("cannot tokenize the file")?;
         ensure!(!ids.is_empty(), "`{}` has no tokens", path.display());
         Ok(ids.iter().copied().cycle().take(tokens).collect())
@@ -73,7 +74,7 @@ impl Bench {
         let mut sequence = self.runner.sequence();
         let dense_from = policy.dense_from(tokens.len() as u64);
         sequence.set_prefill(Arc::clone(policy), dense_from);
-        let bar = console::token_bar(policy.name(), tokens.len() as u64);
+        let bar = console::token_bar("computing", tokens.len() as u64);
         machine::reset_peak_rss();
         let began = Instant::now();
         self.runner.compute(sequence, tokens, &mut meter, &|done| bar.set_position(done as u64))?;

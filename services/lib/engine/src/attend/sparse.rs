@@ -19,14 +19,17 @@ impl LayerAttention<'_, '_> {
         let sequence = &*self.batch[part.input].sequence;
         let prefill = sequence.prefill().expect("the sequence has a sparse policy");
         let (tiles, executor) = (sequence.layer(self.layer), self.engine.executor());
+        let summaries = &prefill.summaries[self.layer];
+        let cosines = |block, kv_head| summaries.cosine(block, kv_head);
         let plan = PlanInput {
             queries: self.queries(part, q),
             layer: self.layer,
             kv: &tiles,
             first_block: sequence.remote_blocks(),
-            summaries: &prefill.summaries[self.layer],
+            summaries,
             stripe_blocks: self.engine.geometry().stripe_blocks(),
             dense_from: prefill.dense_from,
+            cosines: Some(&cosines),
         };
         let started = Instant::now();
         let work = executor.plan(&prefill.policy, &plan)?;
@@ -46,7 +49,14 @@ impl LayerAttention<'_, '_> {
         let attend_time = started.elapsed();
         self.times.plan += plan_time;
         self.times.local += attend_time;
-        observer.probe(&AttentionProbe { layer: self.layer, plan, work: &work, output, plan_time, attend_time });
+        observer.probe(&AttentionProbe {
+            layer: self.layer,
+            plan,
+            work: &work,
+            output,
+            plan_time,
+            attend_time,
+        });
         Ok(())
     }
 }

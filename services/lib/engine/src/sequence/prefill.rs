@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use longshore_attention::{PrefillPolicy, Summaries};
+use longshore_attention::{Mean, PrefillPolicy, Summaries};
 use longshore_compute::ComputePool;
 
 use super::Sequence;
@@ -22,7 +22,10 @@ impl Sequence {
     /// Rows of later steps are attended to by `policy`, those from position `dense_from` on exactly. All blocks must be
     /// here then: a step over blocks on shards is refused.
     pub fn set_prefill(&mut self, policy: Arc<PrefillPolicy>, dense_from: u64) {
-        let empty = || Summaries::new(self.shape, self.geometry.stripe_blocks(), 0);
+        let stripe_blocks = self.geometry.stripe_blocks();
+        let empty = || {
+            Summaries::new(self.shape, stripe_blocks, 0).expect("geometries and engines have valid shapes")
+        };
         self.prefill = (!policy.is_exact()).then(|| SparsePrefill {
             policy,
             dense_from,
@@ -55,9 +58,8 @@ impl Sequence {
         let summaries = &mut prefill.summaries[layer];
         let first = summaries.blocks().end;
         let local = &self.local;
-        let means = pool.map((full - first) as usize, |index| {
-            Summaries::mean_of(local[first as usize + index].tile(layer))
-        });
+        let means =
+            pool.map((full - first) as usize, |index| Mean::of(local[first as usize + index].tile(layer)));
         for (block, mean) in (first..).zip(means) {
             summaries.insert(block, &mean)?;
         }

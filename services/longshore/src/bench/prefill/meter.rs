@@ -9,6 +9,15 @@ use longshore_attention::{AttendItem, ExactBlock, Executor, PlanInput, WorkList}
 use longshore_engine::{AttendTimes, AttentionProbe, Error, StepInput, StepObserver};
 use serde::Serialize;
 
+/// Pairs of a row of a query head and something that it visits.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(super) struct Visited {
+    /// Keys.
+    pub(super) keys: u64,
+    /// Means of blocks.
+    pub(super) means: u64,
+}
+
 /// One layer, over all chunks.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(super) struct LayerTimes {
@@ -16,8 +25,8 @@ pub(super) struct LayerTimes {
     pub(super) selection: f64,
     /// Seconds of attending.
     pub(super) attend: f64,
-    /// (Query row, head, key) triples visited; means of blocks count as one key.
-    pub(super) visited: u64,
+    /// What was visited; nothing where the exact path computed.
+    pub(super) visited: Visited,
 }
 
 /// Sums over the chunks of one prompt.
@@ -85,7 +94,10 @@ impl StepObserver for Meter {
     }
 
     fn probe(&mut self, probe: &AttentionProbe<'_>) {
-        self.layers[probe.layer].visited += probe.work.visited(&probe.plan.queries).total();
+        let pairs = probe.work.visited_pairs(&probe.plan.queries);
+        let visited = &mut self.layers[probe.layer].visited;
+        visited.keys += pairs.keys;
+        visited.means += pairs.means;
         let due = self.sample_every.is_some_and(|every| self.chunk.is_multiple_of(every));
         if due && probe.layer == self.layers.len() / 2 {
             self.sample_dense(&probe.plan).expect("what a policy attended to can be attended to exactly");

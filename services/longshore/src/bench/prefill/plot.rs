@@ -31,7 +31,9 @@ pub(super) fn svg(title: &str, lines: &[Line]) -> Option<String> {
     let (left, right) = range(all().map(|point| point.0), 2.0)?;
     let (bottom, top) = range(all().map(|point| point.1), 10.0)?;
     let x = |log: f64| MARGIN + (log - f64::from(left)) / f64::from(right - left) * (WIDTH - 2.0 * MARGIN);
-    let y = |log: f64| HEIGHT - MARGIN - (log - f64::from(bottom)) / f64::from(top - bottom) * (HEIGHT - 2.0 * MARGIN);
+    let y = |log: f64| {
+        HEIGHT - MARGIN - (log - f64::from(bottom)) / f64::from(top - bottom) * (HEIGHT - 2.0 * MARGIN)
+    };
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" font-family=\"sans-serif\" \
          font-size=\"12\"><rect width=\"100%\" height=\"100%\" fill=\"white\"/><text x=\"{MARGIN}\" y=\"28\" \
@@ -71,7 +73,8 @@ pub(super) fn svg(title: &str, lines: &[Line]) -> Option<String> {
 fn draw(out: &mut String, line: &Line, index: usize, x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) {
     let colour = COLOURS[index % COLOURS.len()];
     let points = line.points.iter().filter(|(tokens, seconds)| *tokens > 0.0 && *seconds > 0.0);
-    let places: Vec<(f64, f64)> = points.map(|(tokens, seconds)| (x(tokens.log2()), y(seconds.log10()))).collect();
+    let places: Vec<(f64, f64)> =
+        points.map(|(tokens, seconds)| (x(tokens.log2()), y(seconds.log10()))).collect();
     let path: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
     let dash = if line.dashed { " stroke-dasharray=\"6 4\"" } else { "" };
     let _ = write!(
@@ -101,7 +104,8 @@ mod tests {
 
     #[test]
     fn lines_lie_where_their_values_are() {
-        let line = Line { name: "a<b".to_owned(), points: vec![(1024.0, 1.0), (4096.0, 100.0)], dashed: false };
+        let line =
+            Line { name: "a<b".to_owned(), points: vec![(1024.0, 1.0), (4096.0, 100.0)], dashed: false };
         let picture = svg("time & length", &[line]).expect("two points are enough");
         // 1,024 tokens at the left edge, 1 s at the bottom; 4,096 tokens at the right, 100 s at the top.
         assert!(picture.contains("points=\"64.0,396.0 696.0,64.0\""), "{picture}");

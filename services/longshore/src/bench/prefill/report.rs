@@ -51,14 +51,14 @@ impl Point {
         config: &ModelConfig,
     ) -> Self {
         let sum = |of: fn(&LayerTimes) -> f64| meter.layers.iter().map(of).sum();
-        let visited: u64 = meter.layers.iter().map(|layer| layer.visited).sum();
+        let keys: u64 = meter.layers.iter().map(|layer| layer.visited.keys).sum();
         Self {
             policy: policy.fingerprint(),
             tokens,
             ttft,
             selection: sum(|layer| layer.selection),
             attend: sum(|layer| layer.attend),
-            density: (!policy.is_exact()).then(|| visited as f64 / pairs as f64),
+            density: (!policy.is_exact()).then(|| keys as f64 / pairs as f64),
             dense: meter.dense_rate().map(|rate| rate * pairs as f64),
             pairs,
             fma_per_pair: 2 * config.heads.head_dim as u64,
@@ -74,7 +74,8 @@ impl Point {
     fn row(&self) -> String {
         let attention = self.attention();
         let gflops = |pairs: f64| pairs * self.fma_per_pair as f64 * 2.0 / attention / 1e9;
-        let percent = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.1} %", share * 100.0));
+        let percent =
+            |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.1} %", share * 100.0));
         let speedup = self.dense.map_or("-".to_owned(), |dense| format!("{:.1}×", dense / attention));
         format!(
             "| {} | {} | {:.2} | {:.0} | {:.2} | {} | {} | {} | {:.0} | {:.0} | {} |",
@@ -138,11 +139,14 @@ impl Report {
     /// Writes the files that were asked for.
     pub(super) fn write(&self, args: &BenchPrefillArgs) -> Result<()> {
         if self.points.iter().any(|point| point.dense.is_some() && point.density.is_some()) {
-            console::say("\n\"vs dense\": exact attention over the same keys, sampled in this run in the middle layer, over all layers.");
+            console::say(
+                "\n\"vs dense\": exact attention over the same keys, sampled in this run in the middle layer, over all layers.",
+            );
         }
         if let Some(path) = &args.json {
             let json = serde_json::to_string_pretty(self).context("cannot write JSON")?;
-            std::fs::write(path, json + "\n").with_context(|| format!("cannot write `{}`", path.display()))?;
+            std::fs::write(path, json + "\n")
+                .with_context(|| format!("cannot write `{}`", path.display()))?;
         }
         if let (Some(path), Some(picture)) = (&args.plot, self.plot()) {
             std::fs::write(path, picture).with_context(|| format!("cannot write `{}`", path.display()))?;
@@ -153,7 +157,9 @@ impl Report {
     fn plot(&self) -> Option<String> {
         let mut lines: Vec<Line> = Vec::new();
         for point in &self.points {
-            for (what, seconds, dashed) in [("TTFT", point.ttft, false), ("attention", point.attention(), true)] {
+            for (what, seconds, dashed) in
+                [("TTFT", point.ttft, false), ("attention", point.attention(), true)]
+            {
                 let name = format!("{} {what}", point.policy.split(':').next().unwrap_or_default());
                 let at = (point.tokens as f64, seconds);
                 match lines.iter_mut().find(|line| line.name == name) {

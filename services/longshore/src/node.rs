@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_attention::{CpuExecutor, TileShape};
+use longshore_attention::{CpuExecutor, HeadPlan, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
 use longshore_model::{CpuBackend, CpuOptions, LoadProgress, LoadedModel, ModelInfo};
 use longshore_proto::types::{ModelDescription, WireTileShape};
+use longshore_router::Policies;
 
 use crate::{
     config::Config,
@@ -91,13 +92,37 @@ impl Node {
             representation: dtype.name(),
             block_tokens: geometry.block_tokens(),
             stripe_blocks: geometry.stripe_blocks(),
-            prefill_policy: "exact",
             // By its name in the configuration: `auto` and what it amounts to for a file refuse each other.
             linear: &config.model.linear,
         });
         let name = if config.model.name.is_empty() { reference.name() } else { config.model.name.clone() };
         let context_tokens = context_tokens(config, &info)?;
         Ok(Self { info: Arc::new(info), name, deployment, geometry, tile_shape, context_tokens })
+    }
+
+    /// The deployment's head plan, if it has one.
+    pub(crate) fn head_plan(&self, config: &Config) -> Result<Option<Arc<HeadPlan>>> {
+        let path = &config.model.head_plan;
+        if path.is_empty() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("`model.head_plan` is `{path}`, which cannot be read as UTF-8"))?;
+        let (layers, heads) = (self.info.config.layers, self.info.config.heads);
+        // JSON begins with a bracket; a table of numbers never does.
+        let read = match text.trim_start().starts_with(['[', '{']) {
+            true => HeadPlan::from_minference_json,
+            false => HeadPlan::from_duo_tsv,
+        };
+        let plan = read(&text, layers, heads.query_heads(), heads.kv_heads);
+        let plan =
+            plan.with_context(|| format!("`model.head_plan` is `{path}`, which is no plan for this model"))?;
+        Ok(Some(Arc::new(plan)))
+    }
+
+    /// Prefill policies that requests may name, and the default.
+    pub(crate) fn policies(&self, config: &Config) -> Result<Policies> {
+        Ok(Policies::new(&config.router.prefill_policy, self.head_plan(config)?)?)
     }
 
     /// What workers accept.

@@ -67,7 +67,7 @@ async fn start(this: &Member, parts: &Parts, engine: Option<Arc<Engine>>, tasks:
             );
         }
         Role::Prefill => {
-            let worker = parts.prefill(this, engine()?, tasks);
+            let worker = parts.prefill(this, engine()?, tasks)?;
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
             parts.serve_grpc(
                 listener,
@@ -85,7 +85,7 @@ async fn start(this: &Member, parts: &Parts, engine: Option<Arc<Engine>>, tasks:
             );
         }
         Role::Router => {
-            let router = parts.router(this, tasks);
+            let router = parts.router(this, tasks)?;
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
             parts.serve_front(listener, &router, tasks);
             http = parts.serve_http(&router, tasks).await?;

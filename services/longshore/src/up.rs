@@ -40,7 +40,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let house =
         House { parts, local, membership, front: root.child(), workers: root.child(), shards: root.child() };
     let registrations = house.furnish(&args, &engine).await?;
-    let router = house.parts.router(&member(Role::Router, 0), &house.front);
+    let router = house.parts.router(&member(Role::Router, 0), &house.front)?;
     let address = grpc.as_ref().map_or_else(String::new, |(_, address)| address.to_string());
     if let Some((listener, _)) = grpc {
         house.parts.serve_front(listener, &router, &house.front);
@@ -102,7 +102,7 @@ impl House {
         match this.role {
             Role::KvStore => self.local.add_shard(id, self.parts.kvstore(this, &self.shards)?),
             Role::Prefill => {
-                self.local.add_prefiller(id, self.parts.prefill(this, Arc::clone(engine), &self.workers))
+                self.local.add_prefiller(id, self.parts.prefill(this, Arc::clone(engine), &self.workers)?)
             }
             Role::Decode => {
                 self.local.add_decoder(id, self.parts.decode(this, Arc::clone(engine), &self.workers))

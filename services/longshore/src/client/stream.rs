@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
+use longshore_blocks::EXACT_PREFILL;
 use longshore_fabric::{CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions};
 use longshore_proto::types::{FinishReason, Finished, GenerateEvent, GenerateStart, PromptChunk, Sampling};
 use tokio::sync::mpsc;
@@ -53,6 +54,7 @@ pub(super) fn start(args: &SamplingArgs) -> GenerateStart {
         sampling,
         stop: args.stop.clone(),
         cache_salt: args.cache_salt.clone().unwrap_or_default().into_bytes(),
+        prefill_policy: args.prefill_policy.clone().unwrap_or_default(),
         progress: true,
         ..GenerateStart::default()
     }
@@ -102,6 +104,7 @@ struct Shown {
     began: Instant,
     first_token: Option<Instant>,
     bar: Option<indicatif::ProgressBar>,
+    policy: String,
     text: String,
     tokens: u64,
     finished: Option<Finished>,
@@ -113,6 +116,7 @@ impl Shown {
             began: Instant::now(),
             first_token: None,
             bar: None,
+            policy: String::new(),
             text: String::new(),
             tokens: 0,
             finished: None,
@@ -121,7 +125,8 @@ impl Shown {
 
     fn event(&mut self, event: GenerateEvent) {
         match event {
-            GenerateEvent::Accepted { prompt_tokens, cached_tokens, .. } => {
+            GenerateEvent::Accepted { prompt_tokens, cached_tokens, prefill_policy, .. } => {
+                self.policy = prefill_policy;
                 let bar = console::token_bar("prefill", prompt_tokens);
                 bar.set_position(cached_tokens);
                 bar.reset_eta();
@@ -176,7 +181,7 @@ impl Shown {
         let holders = finished.placement.iter().filter(|shard| shard.kv_bytes > 0);
         let placement: Vec<_> = holders.map(place).collect();
         format!(
-            "[TTFT {ttft:.2} s, {rate:.1} tokens/s, {} prompt tokens ({} cached), {} generated, {reason}{}; KV: {}]",
+            "[TTFT {ttft:.2} s, {rate:.1} tokens/s, {} prompt tokens ({} cached), {} generated, {reason}{}{}; KV: {}]",
             console::grouped(finished.prompt_tokens),
             console::grouped(finished.cached_tokens),
             console::grouped(finished.completion_tokens),
@@ -184,6 +189,12 @@ impl Shown {
                 format!(", resumed {} times", finished.resumed)
             } else {
                 String::new()
+            },
+            // Routers that know no policies say nothing.
+            if ["", EXACT_PREFILL].contains(&self.policy.as_str()) {
+                String::new()
+            } else {
+                format!(", prefill {}", self.policy)
             },
             if placement.is_empty() { "less than one block".to_owned() } else { placement.join(", ") },
         )

@@ -32,6 +32,8 @@ pub(crate) struct Node {
     pub(crate) tile_shape: TileShape,
     /// Positions that a sequence may have.
     pub(crate) context_tokens: u64,
+    /// What each attention head visits in a prefill, where the deployment has a plan.
+    pub(crate) head_plan: Option<Arc<HeadPlan>>,
 }
 
 impl Node {
@@ -97,32 +99,19 @@ impl Node {
         });
         let name = if config.model.name.is_empty() { reference.name() } else { config.model.name.clone() };
         let context_tokens = context_tokens(config, &info)?;
-        Ok(Self { info: Arc::new(info), name, deployment, geometry, tile_shape, context_tokens })
-    }
-
-    /// The deployment's head plan, if it has one.
-    pub(crate) fn head_plan(&self, config: &Config) -> Result<Option<Arc<HeadPlan>>> {
-        let path = &config.model.head_plan;
-        if path.is_empty() {
-            return Ok(None);
+        let head_plan = head_plan(config, &info)?;
+        let info = Arc::new(info);
+        let node = Self { info, name, deployment, geometry, tile_shape, context_tokens, head_plan };
+        if node.head_plan.is_some() {
+            // Told before minutes are spent on packing. Without a plan the configuration was checked with all the rest.
+            node.policies(config)?;
         }
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("`model.head_plan` is `{path}`, which cannot be read as UTF-8"))?;
-        let (layers, heads) = (self.info.config.layers, self.info.config.heads);
-        // JSON begins with a bracket; a table of numbers never does.
-        let read = match text.trim_start().starts_with(['[', '{']) {
-            true => HeadPlan::from_minference_json,
-            false => HeadPlan::from_duo_tsv,
-        };
-        let plan = read(&text, layers, heads.query_heads(), heads.kv_heads);
-        let plan =
-            plan.with_context(|| format!("`model.head_plan` is `{path}`, which is no plan for this model"))?;
-        Ok(Some(Arc::new(plan)))
+        Ok(node)
     }
 
     /// Prefill policies that requests may name, and the default.
     pub(crate) fn policies(&self, config: &Config) -> Result<Policies> {
-        Ok(Policies::new(&config.router.prefill_policy, self.head_plan(config)?)?)
+        Ok(Policies::new(&config.router.prefill_policy, self.head_plan.clone())?)
     }
 
     /// What workers accept.
@@ -167,4 +156,23 @@ fn context_tokens(config: &Config, info: &ModelInfo) -> Result<u64> {
     let tokens = if asked == 0 { own } else { asked };
     ensure!(tokens >= 2, "`model.max_context_tokens` is {tokens}, must be at least 2");
     Ok(tokens)
+}
+
+fn head_plan(config: &Config, info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
+    let path = &config.model.head_plan;
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("`model.head_plan` is `{path}`, which cannot be read as UTF-8"))?;
+    let (layers, heads) = (info.config.layers, info.config.heads);
+    // JSON begins with a bracket; a table of numbers never does.
+    let read = match text.trim_start().starts_with(['[', '{']) {
+        true => HeadPlan::from_minference_json,
+        false => HeadPlan::from_duo_tsv,
+    };
+    let plan = read(&text, layers, heads.query_heads(), heads.kv_heads);
+    let plan =
+        plan.with_context(|| format!("`model.head_plan` is `{path}`, which is no plan for this model"))?;
+    Ok(Some(Arc::new(plan)))
 }

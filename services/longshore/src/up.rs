@@ -102,7 +102,7 @@ impl House {
         match this.role {
             Role::KvStore => self.local.add_shard(id, self.parts.kvstore(this, &self.shards)?),
             Role::Prefill => {
-                self.local.add_prefiller(id, self.parts.prefill(this, Arc::clone(engine), &self.workers)?)
+                self.local.add_prefiller(id, self.parts.prefill(this, Arc::clone(engine), &self.workers))
             }
             Role::Decode => {
                 self.local.add_decoder(id, self.parts.decode(this, Arc::clone(engine), &self.workers))

@@ -77,15 +77,10 @@ impl Parts {
     }
 
     /// A prefill worker.
-    pub(crate) fn prefill(
-        &self,
-        this: &Member,
-        engine: Arc<Engine>,
-        tasks: &Tasks,
-    ) -> Result<Arc<PrefillWorker>> {
+    pub(crate) fn prefill(&self, this: &Member, engine: Arc<Engine>, tasks: &Tasks) -> Arc<PrefillWorker> {
         let metrics = longshore_prefill::PrefillMetrics::register(&self.labelled(this));
-        let (config, head_plan) = (self.config.prefill.clone(), self.node.head_plan(&self.config)?);
-        Ok(PrefillWorker::new(config, self.worker(engine, tasks), head_plan, tasks, metrics))
+        let (config, head_plan) = (self.config.prefill.clone(), self.node.head_plan.clone());
+        PrefillWorker::new(config, self.worker(engine, tasks), head_plan, tasks, metrics)
     }
 
     /// A decode worker.

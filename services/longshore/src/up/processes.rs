@@ -32,7 +32,7 @@ pub(super) async fn run(args: &UpArgs, config: Config) -> Result<()> {
     if !config.model.head_plan.is_empty() {
         // Told once here, not by every child until it is given up.
         let config = config.clone();
-        blocking(move || Node::open(&config)?.policies(&config)).await?;
+        blocking(move || Node::open(&config)).await?;
     }
     let planned = plan(args)?;
     let folder = tempfile::tempdir().context("cannot create a folder for the configuration")?;

@@ -27,26 +27,26 @@ pub struct PrefillPolicy {
     name: &'static str,
 }
 
-const NAMES: [&str; 2] = ["exact", "balanced"];
+const NAMES: &[(&str, &str)] = &[("exact", "visits everything"), ("balanced", "stands in for a policy")];
 
 impl PrefillPolicy {
     /// Every row visits everything.
     pub fn exact() -> Self {
-        Self { name: NAMES[0] }
+        Self { name: NAMES[0].0 }
     }
 
     /// Reads a policy; `plan` is the head plan of the deployment.
     pub fn parse(text: &str, _plan: Option<&HeadPlan>) -> Result<Self, Error> {
-        let known = NAMES.into_iter().find(|name| *name == text);
-        known.map(|name| Self { name }).ok_or_else(|| Error::Invalid {
+        let known = NAMES.iter().find(|(name, _)| *name == text.trim());
+        known.map(|(name, _)| Self { name }).ok_or_else(|| Error::Invalid {
             field: "policy",
-            problem: format!("is `{}`, must be one of `{}`", text.escape_debug(), NAMES.join("`, `")),
+            problem: format!("has the name `{}`, must be one of: exact, balanced", text.escape_debug()),
         })
     }
 
     /// Whether every row visits everything.
     pub fn is_exact(&self) -> bool {
-        self.name == NAMES[0]
+        self.name == NAMES[0].0
     }
 
     /// Canonical text, which names the KV that it makes.
@@ -65,9 +65,16 @@ impl PrefillPolicy {
     }
 
     /// Names that [`Self::parse`] knows.
-    pub fn names() -> &'static [&'static str] {
-        &NAMES
+    pub fn names() -> &'static [(&'static str, &'static str)] {
+        NAMES
     }
+}
+
+/// Which heads are dense.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum GatesCut {
+    /// Those whose gate is at least the quantile at this share of all gates.
+    Sparsity(f64),
 }
 
 /// What each head of a model visits. Stand-in that reads nothing.
@@ -83,17 +90,19 @@ impl HeadPlan {
         _kv_heads: usize,
     ) -> Result<Self, Error> {
         let problem = "is no list of layers".to_owned();
-        Err(Error::Invalid { field: "head_plan", problem })
+        Err(Error::Invalid { field: "plan", problem })
     }
 
     /// Reads DuoAttention's TSV.
     pub fn from_duo_tsv(
         _text: &str,
+        _cut: GatesCut,
+        _sink: u64,
+        _recent: u64,
         _layers: usize,
-        _query_heads: usize,
         _kv_heads: usize,
     ) -> Result<Self, Error> {
         let problem = "is no table of layers and heads".to_owned();
-        Err(Error::Invalid { field: "head_plan", problem })
+        Err(Error::Invalid { field: "plan", problem })
     }
 }

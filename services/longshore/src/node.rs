@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_attention::{CpuExecutor, HeadPlan, TileShape};
+use longshore_attention::{CpuExecutor, GatesCut, HeadPlan, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
@@ -16,6 +16,14 @@ use crate::{
     console,
     model::{self, ModelRef},
 };
+
+/// How DuoAttention deploys its gates: share of streaming heads among grouped ones, and where each query head has its own
+/// KV head.
+const DUO_GROUPED: GatesCut = GatesCut::Sparsity(0.5);
+const DUO_SINGLE: GatesCut = GatesCut::Sparsity(0.75);
+/// First and newest keys that its streaming heads see.
+const DUO_SINK: u64 = 64;
+const DUO_RECENT: u64 = 256;
 
 /// The model and what follows from it.
 #[derive(Debug, Clone)]
@@ -167,11 +175,12 @@ fn head_plan(config: &Config, info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>>
         .with_context(|| format!("`model.head_plan` is `{path}`, which cannot be read as UTF-8"))?;
     let (layers, heads) = (info.config.layers, info.config.heads);
     // JSON begins with a bracket; a table of numbers never does.
-    let read = match text.trim_start().starts_with(['[', '{']) {
-        true => HeadPlan::from_minference_json,
-        false => HeadPlan::from_duo_tsv,
+    let plan = if text.trim_start().starts_with(['[', '{']) {
+        HeadPlan::from_minference_json(&text, layers, heads.query_heads(), heads.kv_heads)
+    } else {
+        let cut = if heads.group > 1 { DUO_GROUPED } else { DUO_SINGLE };
+        HeadPlan::from_duo_tsv(&text, cut, DUO_SINK, DUO_RECENT, layers, heads.kv_heads)
     };
-    let plan = read(&text, layers, heads.query_heads(), heads.kv_heads);
     let plan =
         plan.with_context(|| format!("`model.head_plan` is `{path}`, which is no plan for this model"))?;
     Ok(Some(Arc::new(plan)))

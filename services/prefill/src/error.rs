@@ -56,11 +56,13 @@ pub enum Error {
         waited_ms: u64,
     },
     /// A policy that cannot be used here.
-    #[error("`start.prefill_policy` is `{policy}`: {problem}")]
+    #[error(
+        "`start.prefill_policy` is `{policy}`: {problem}; hint: give all processes the same version and `model.head_plan`"
+    )]
     Policy {
         /// What the caller named.
         policy: String,
-        /// Why not, and what to do.
+        /// Why not.
         problem: String,
     },
     /// A position between query tiles, or behind the prompt.

@@ -31,10 +31,7 @@ impl JobPolicy {
         let policy = PrefillPolicy::parse(text, plan).map_err(|error| refused(error.to_string()))?;
         let here = policy.fingerprint();
         if here != *text {
-            return Err(refused(format!(
-                "it is `{here}` in this process; hint: give all processes the same `model.head_plan`, and name policies by \
-                 their canonical text"
-            )));
+            return Err(refused(format!("it means `{here}` in this process")));
         }
         let aligned = start.dense_from.is_multiple_of(QUERY_TILE as u64);
         if !aligned || start.dense_from > start.prompt_tokens {

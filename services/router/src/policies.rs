@@ -9,6 +9,8 @@ use crate::Error;
 /// Policy of deployments that name none; the one place that says so.
 pub const DEFAULT_PREFILL_POLICY: &str = "exact";
 
+/// Longest canonical text that travels, in bytes.
+const FINGERPRINT_BYTES_MAX: usize = 256;
 /// Name of policies that are put together by hand, in labels.
 const OTHER: &str = "other";
 
@@ -38,6 +40,11 @@ impl Policies {
         Ok(Self { head_plan, default })
     }
 
+    /// Names that policies begin with.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        PrefillPolicy::names().iter().map(|(name, _)| *name)
+    }
+
     /// The policy that a request names; without a name the default.
     pub(crate) fn choose(&self, text: &str) -> Result<Chosen, Error> {
         if text.is_empty() {
@@ -51,9 +58,17 @@ impl Chosen {
     fn parse(field: &str, text: &str, plan: Option<&HeadPlan>) -> Result<Self, Error> {
         let policy =
             PrefillPolicy::parse(text, plan).map_err(|error| Error::invalid(field, problem(&error)))?;
+        let fingerprint = policy.fingerprint();
+        if fingerprint.len() > FINGERPRINT_BYTES_MAX {
+            let problem = format!(
+                "has a canonical text of {} bytes, limit {FINGERPRINT_BYTES_MAX}; hint: give its numbers fewer digits",
+                fingerprint.len()
+            );
+            return Err(Error::invalid(field, problem));
+        }
         let exact_tail_tokens = u64::from(policy.last_tiles()) * QUERY_TILE as u64;
         Ok(Self {
-            fingerprint: policy.fingerprint(),
+            fingerprint,
             name: label(text),
             exact_tail_tokens: (!policy.is_exact()).then_some(exact_tail_tokens),
         })
@@ -71,18 +86,18 @@ impl Chosen {
 
 /// What is wrong with a policy, as a verb phrase; always with the names that there are.
 fn problem(error: &longshore_attention::Error) -> String {
-    let (told, names) = (error.to_string(), PrefillPolicy::names());
-    if names.iter().all(|name| told.contains(&format!("`{name}`"))) {
+    let told = error.to_string();
+    if Policies::names().all(|name| told.contains(name)) {
         return format!("cannot be used: {told}");
     }
-    format!("cannot be used: {told}; hint: policies are named `{}`", names.join("`, `"))
+    let names: Vec<_> = Policies::names().collect();
+    format!("cannot be used: {told}; hint: policies are named {}", names.join(", "))
 }
 
 /// The name that a policy's text begins with when it is a known one, so that labels stay few.
 fn label(text: &str) -> String {
-    let in_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    let name = &text[..text.bytes().take_while(|byte| in_name(byte)).count()];
-    let known = PrefillPolicy::names().contains(&name);
+    let name = text.split(':').next().unwrap_or_default().trim();
+    let known = Policies::names().any(|known| known == name);
     if known { name.to_owned() } else { OTHER.to_owned() }
 }
 
@@ -125,8 +140,8 @@ mod tests {
         for (field, error) in refused {
             let error = error.expect("it is refused").to_string();
             assert!(error.starts_with(&format!("`{field}` cannot be used: ")), "{error}");
-            for name in PrefillPolicy::names() {
-                assert!(error.contains(&format!("`{name}`")), "{name} is not listed: {error}");
+            for name in Policies::names() {
+                assert!(error.contains(name), "{name} is not listed: {error}");
             }
         }
     }
@@ -155,8 +170,8 @@ mod tests {
     fn labels_are_names_that_there_are() {
         assert_eq!(label("exact"), "exact");
         assert_eq!(label("balanced"), "balanced");
-        assert_eq!(label("balanced(alpha=0.1)"), "balanced");
-        for odd in ["", "balancedx", "zufällig", "=", "exact-ish"] {
+        assert_eq!(label(" balanced: alpha=0.1"), "balanced");
+        for odd in ["", ":", "balancedx", "zufällig", "=", "exact-ish"] {
             assert_eq!(label(odd), OTHER, "{odd}");
         }
     }

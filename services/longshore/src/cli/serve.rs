@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use longshore_attention::PrefillPolicy;
 
 /// Flags that every server takes.
 #[derive(Debug, Clone, Default, Args)]
@@ -134,7 +133,7 @@ fn default_policy_help() -> String {
 
 /// Names of prefill policies, for help.
 pub(super) fn policy_names() -> String {
-    PrefillPolicy::names().join(", ")
+    longshore_router::Policies::names().collect::<Vec<_>>().join(", ")
 }
 
 /// Flags of a router.

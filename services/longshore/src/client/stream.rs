@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
+use longshore_attention::PrefillPolicy;
 use longshore_blocks::EXACT_PREFILL;
 use longshore_fabric::{CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions};
 use longshore_proto::types::{FinishReason, Finished, GenerateEvent, GenerateStart, PromptChunk, Sampling};
@@ -194,16 +195,32 @@ impl Shown {
             if ["", EXACT_PREFILL].contains(&self.policy.as_str()) {
                 String::new()
             } else {
-                format!(", prefill {}", self.policy)
+                format!(", prefill {}", short(&self.policy))
             },
             if placement.is_empty() { "less than one block".to_owned() } else { placement.join(", ") },
         )
     }
 }
 
+/// The name of a policy that is meant by its name alone, else its canonical text.
+fn short(fingerprint: &str) -> &str {
+    let named = |name: &&str| {
+        PrefillPolicy::parse(name, None).is_ok_and(|policy| policy.fingerprint() == fingerprint)
+    };
+    longshore_router::Policies::names().find(named).unwrap_or(fingerprint)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn policies_are_told_by_the_name_that_they_were_asked_for() {
+        for name in ["exact", "balanced"] {
+            assert_eq!(short(&PrefillPolicy::parse(name, None).unwrap().fingerprint()), name);
+        }
+        assert_eq!(short("heads:plan=0011"), "heads:plan=0011");
+    }
 
     #[test]
     fn long_texts_are_cut_between_characters() {

@@ -84,9 +84,12 @@ impl Chosen {
     }
 }
 
-/// What is wrong with a policy, as a verb phrase; always with the names that there are.
+/// What is wrong with a policy, as a verb phrase, with the remedy: a head plan, or the names that there are.
 fn problem(error: &longshore_attention::Error) -> String {
     let told = error.to_string();
+    if matches!(error, longshore_attention::Error::Invalid { field: "plan", .. }) {
+        return format!("cannot be used: {told}; hint: set `model.head_plan` of routers and prefill workers");
+    }
     if Policies::names().all(|name| told.contains(name)) {
         return format!("cannot be used: {told}");
     }
@@ -144,6 +147,13 @@ mod tests {
                 assert!(error.contains(name), "{name} is not listed: {error}");
             }
         }
+    }
+
+    #[test]
+    fn a_policy_without_its_head_plan_says_where_one_is_set() {
+        let error = longshore_attention::Error::Invalid { field: "plan", problem: "is missing".to_owned() };
+        let told = problem(&error);
+        assert!(told.contains("`plan` is missing; hint: set `model.head_plan`"), "{told}");
     }
 
     #[test]

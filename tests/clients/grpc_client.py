@@ -95,6 +95,17 @@ def places_and_caches():
     assert sum(shard.kv_bytes for shard in one.placement) > 0, one
 
 
+def chooses_a_policy():
+    prompt = text("The pilot boat leaves at dawn. " * 40)
+    told = {}
+    for policy in ("balanced", "exact", "balanced"):
+        _, accepted, _ = collect([Request(start=Start(prefill_policy=policy)), prompt])
+        told.setdefault(policy, []).append((accepted.prefill_policy, accepted.cached_tokens))
+    assert told["exact"] == [("exact", 0)], told
+    (name, cold), (same, warm) = told["balanced"]
+    assert name == same != "exact" and cold == 0 and warm >= 64, told
+
+
 def tokenizes():
     ids = inference.Tokenize(inference_pb2.TokenizeRequest(text="The capital of France is")).token_ids
     assert len(ids) >= 5
@@ -164,6 +175,8 @@ def refuses_bad_input():
         ([Request(start=Start(model="no-such-model")), chunk], "NOT_FOUND", "model"),
         ([Request(start=Start(stop=[""])), chunk], "INVALID_ARGUMENT", "stop"),
         ([Request(start=Start(cache_salt=b"x" * 257)), chunk], "INVALID_ARGUMENT", "cache_salt"),
+        ([Request(start=Start(prefill_policy="sparsest")), chunk], "INVALID_ARGUMENT", "prefill_policy"),
+        ([Request(start=Start(prefill_policy="x" * 257)), chunk], "INVALID_ARGUMENT", "prefill_policy"),
     ]
     for requests, code, name in cases:
         error = refused(requests)
@@ -213,7 +226,7 @@ def honours_deadlines_and_cancellation():
 
 
 def main():
-    checks = [answers, chats, places_and_caches, tokenizes, describes, is_healthy, reflects, refuses_a_million_tokens]
+    checks = [answers, chats, places_and_caches, chooses_a_policy, tokenizes, describes, is_healthy, reflects, refuses_a_million_tokens]
     checks += [refuses_bad_input, honours_deadlines_and_cancellation]
     failed = 0
     for check in checks:

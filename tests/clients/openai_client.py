@@ -73,6 +73,25 @@ def caches():
     assert apart.choices[0].text == first.choices[0].text
 
 
+def chooses_a_policy():
+    def ask(**body):
+        prompt = "The keeper of the lighthouse writes a letter. " * 40
+        answer = client.completions.create(model=model, prompt=prompt, max_tokens=4, temperature=0, extra_body=body)
+        return answer.usage.prompt_tokens_details.cached_tokens, answer.system_fingerprint
+
+    cold, warm = ask(prefill_policy="balanced"), ask(prefill_policy="balanced")
+    assert cold[0] == 0 and warm[0] >= 64, (cold, warm)
+    exact = ask(prefill_policy="exact")
+    assert exact[0] == 0, "approximate KV passed for exact"
+    assert cold[1] == warm[1] != exact[1], (cold, warm, exact)
+    try:
+        ask(prefill_policy="sparsest")
+    except openai.BadRequestError as error:
+        assert error.param == "prefill_policy" and "exact, " in error.message, error
+    else:
+        raise AssertionError("an unknown policy was accepted")
+
+
 def stops():
     whole = client.completions.create(model=model, prompt="1, 2, 3, 4, 5,", max_tokens=24, temperature=0).choices[0].text
     stop = whole[4:9]
@@ -136,7 +155,7 @@ def refuses():
 
 def main():
     failed = 0
-    checks = [lists_models, completes, completes_token_ids, chats, streams, caches, stops, seeds, reports_logprobs, refuses]
+    checks = [lists_models, completes, completes_token_ids, chats, streams, caches, chooses_a_policy, stops, seeds, reports_logprobs, refuses]
     for check in checks:
         try:
             check()

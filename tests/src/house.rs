@@ -22,7 +22,7 @@ use longshore_prefill::{PrefillWorker, PrefixPolicy};
 use longshore_proto::types::{
     Finished, GenerateEvent, GenerateStart, ModelDescription, PromptChunk, Sampling, WireTileShape,
 };
-use longshore_router::Router;
+use longshore_router::{DEFAULT_PREFILL_POLICY, Policies, Router};
 use tokio::sync::{mpsc, watch};
 
 /// Puts something between the cluster and one of its shards.
@@ -90,7 +90,6 @@ impl House {
             representation: "f16",
             block_tokens: 16,
             stripe_blocks: plan.stripe_blocks,
-            prefill_policy: "exact",
             linear: "auto",
         };
         let tasks = Tasks::new();
@@ -128,7 +127,11 @@ impl House {
             ignore_eos: true,
             ..Sampling::default()
         };
-        let start = GenerateStart { sampling, ..GenerateStart::default() };
+        self.ask(GenerateStart { sampling, ..GenerateStart::default() }, prompt).await
+    }
+
+    /// Answer to token ids with parameters of one's own.
+    pub async fn ask(&self, start: GenerateStart, prompt: &[u32]) -> Result<Answer, Error> {
         let (send, chunks) = mpsc::channel(1);
         send.send(PromptChunk::Tokens(prompt.to_vec())).await.expect("a channel of one takes one");
         drop(send);
@@ -241,7 +244,7 @@ impl Site {
         let defaults = longshore_prefill::Config::default();
         let config = longshore_prefill::Config { chunk_tokens: 64, prefix: plan.prefix, ..defaults };
         let metrics = longshore_prefill::PrefillMetrics::register(&Metrics::new());
-        let prefill = PrefillWorker::new(config, self.parts(&engine), &self.tasks, metrics);
+        let prefill = PrefillWorker::new(config, self.parts(&engine), None, &self.tasks, metrics);
         let member = self.join(Role::Prefill, "prefill-0").await;
         self.local.add_prefiller("prefill-0", prefill);
         self.describe(member);
@@ -307,6 +310,7 @@ impl Site {
             model_name: "tiny".to_owned(),
             model: Arc::new(loaded.info),
             deployment: self.deployment,
+            policies: Policies::new(DEFAULT_PREFILL_POLICY, None).expect("the default is known"),
             geometry: self.geometry,
             tile_shape: self.wire_tile_shape(),
             max_context_tokens: self.loaded.info.config.context_tokens,

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use longshore_router::{DEFAULT_PREFILL_POLICY, Policies};
 use longshore_tests::{
     client::await_start,
     server::{Server, long_prompt, model, post, program, send_signal},
@@ -56,6 +57,7 @@ fn clients_talk_with_a_running_house() {
     generates(&server);
     shows_the_cache_and_the_shards(&server);
     chats(&server);
+    chooses_a_policy(&server);
     measures(&server);
 }
 
@@ -96,6 +98,32 @@ fn chats(server: &Server) {
     assert!(stdout(&output).contains("Paris"), "{}", stdout(&output));
     let closing = stderr(&output).matches("[TTFT ").count();
     assert_eq!(closing, 2, "two questions were asked: {}", stderr(&output));
+}
+
+fn chooses_a_policy(server: &Server) {
+    let ask = |policy: &str| {
+        let arguments = [
+            "generate",
+            "--url",
+            &server.grpc,
+            "-n",
+            "4",
+            "--prefill-policy",
+            policy,
+            "What is a lighthouse?",
+        ];
+        longshore(&arguments, "")
+    };
+    let (exact, balanced) = (ask("exact"), ask("balanced"));
+    assert!(balanced.status.success(), "{}", stderr(&balanced));
+    assert!(stderr(&balanced).contains(", prefill balanced;"), "{}", stderr(&balanced));
+    assert!(!stderr(&exact).contains(", prefill"), "{}", stderr(&exact));
+    // A prompt of a few tokens is exact whatever the policy.
+    assert_eq!(stdout(&exact), stdout(&balanced));
+    let refused = ask("sparsest");
+    assert_eq!(refused.status.code(), Some(1));
+    let said = stderr(&refused);
+    assert!(said.contains("`prefill_policy`") && Policies::names().all(|name| said.contains(name)), "{said}");
 }
 
 fn measures(server: &Server) {
@@ -211,6 +239,61 @@ fn every_fault_of_a_configuration_is_told_at_once() {
     assert!(said.contains("4 faults"), "{said}");
     for (_, told) in faults {
         assert!(said.contains(told), "`{told}` is missing in {said}");
+    }
+}
+
+#[test]
+fn the_default_policy_is_a_flag_of_what_has_a_router() {
+    let names = Policies::names().collect::<Vec<_>>().join(", ");
+    for command in ["up", "router", "generate", "chat"] {
+        // Help is wrapped to a width.
+        let help = works(&[command, "--help"], "").split_whitespace().collect::<Vec<_>>().join(" ");
+        let (_, told) = help.split_once("--prefill-policy <POLICY> ").expect("the flag is listed");
+        let default =
+            if ["up", "router"].contains(&command) { DEFAULT_PREFILL_POLICY } else { "the router's" };
+        let (said, _) = told.split_once(']').expect("the default is told");
+        assert!(said.ends_with(&format!("{names} [default: {default}")), "{command}: {said}");
+    }
+    for other in ["kvstore", "prefill", "decode"] {
+        let output = longshore(&[other, "--prefill-policy", "exact"], "");
+        assert_eq!(output.status.code(), Some(2), "{other}: {}", stderr(&output));
+    }
+    let printed = |arguments: &[&str]| works(&[arguments, &["--print-config"]].concat(), "");
+    assert!(printed(&["up"]).contains(&format!("prefill_policy = {DEFAULT_PREFILL_POLICY:?}")));
+    // A flag wins over what is set.
+    let set = ["--set", "router.prefill_policy=exact"];
+    for role in ["up", "router"] {
+        let flags = [&[role, "--prefill-policy", "balanced"], &set[..]].concat();
+        assert!(printed(&flags).contains("prefill_policy = \"balanced\""), "{role}");
+    }
+    let mut command = Command::new(program());
+    command.args(["up", "--print-config"]).env("LONGSHORE_ROUTER__PREFILL_POLICY", "balanced");
+    assert!(stdout(&command.output().unwrap()).contains("prefill_policy = \"balanced\""));
+}
+
+#[test]
+fn bad_policies_and_head_plans_are_faults_of_the_configuration() {
+    for flag in [["--prefill-policy", "sparsest"], ["--set", "router.prefill_policy="]] {
+        let said = refused(&["up", "--check-config", flag[0], flag[1]]);
+        assert!(said.contains("`router.prefill_policy` (--set) cannot be used: "), "{said}");
+        assert!(Policies::names().all(|name| said.contains(name)), "{said}");
+    }
+    model();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plan of heads");
+    let path = file.to_str().unwrap();
+    let up = ["up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--head-plan", path];
+    let said = refused(&up);
+    assert!(said.contains("`model.head_plan` is `") && said.contains("cannot be read"), "{said}");
+    for bad in ["[{\"0\": ", "[]", "{\"0\": 1}", "0.5\thalf\n", ""] {
+        fs::write(&file, bad).unwrap();
+        for more in [&[][..], &["--processes"]] {
+            let said = refused(&[&up[..], more].concat());
+            assert!(
+                said.contains("`model.head_plan` is `") && said.contains("no plan for this model: "),
+                "{bad}: {said}"
+            );
+        }
     }
 }
 

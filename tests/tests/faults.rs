@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use longshore_blocks::BlockKey;
+use longshore_blocks::{BlockKey, EXACT_PREFILL, KeyChain};
 use longshore_fabric::{BoxStream, CallContext, Error, Inference, Shard};
 use longshore_kvstore::KvStore;
 use longshore_prefill::PrefixPolicy;
@@ -214,7 +214,7 @@ async fn rot_in_memory_is_a_miss() {
 }
 
 fn keys(tokens: &[u32], house: &House) -> Vec<BlockKey> {
-    let mut chain = longshore_blocks::KeyChain::new(house.deployment.namespace(b""), house.geometry);
+    let mut chain = KeyChain::new(house.deployment.namespace(EXACT_PREFILL, b""), house.geometry);
     chain.push(tokens);
     chain.keys().to_vec()
 }

@@ -12,6 +12,9 @@ pub const CHUNK_TOKENS_MAX: usize = 65_536;
 /// Longest request id in bytes.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 
+/// Longest prefill policy in bytes.
+const POLICY_BYTES_MAX: usize = 256;
+
 /// Bytes of one block key.
 pub(crate) const KEY_BYTES: usize = 16;
 
@@ -77,6 +80,15 @@ pub(crate) fn request_id(id: &str) -> Result<(), WireError> {
     at_most(id.len(), REQUEST_ID_BYTES_MAX, "bytes", "request_id")?;
     if !id.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return Err(WireError::invalid("request_id", "must be printable ASCII"));
+    }
+    Ok(())
+}
+
+/// Text of a prefill policy; empty is allowed. What it means is for those who know policies to say.
+pub(crate) fn prefill_policy(text: &str) -> Result<(), WireError> {
+    at_most(text.len(), POLICY_BYTES_MAX, "bytes", "prefill_policy")?;
+    if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Err(WireError::invalid("prefill_policy", "must be printable ASCII"));
     }
     Ok(())
 }

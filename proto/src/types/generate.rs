@@ -74,6 +74,8 @@ pub struct GenerateStart {
     pub progress: bool,
     /// Do not add the beginning-of-sequence token to text.
     pub skip_special_tokens: bool,
+    /// How the prompt's attention visits its prefix; printable ASCII, at most 256 bytes. Empty: the deployment's default.
+    pub prefill_policy: String,
 }
 
 /// One message of a conversation.
@@ -179,6 +181,8 @@ pub enum GenerateEvent {
         cached_tokens: u64,
         /// Model that answers.
         model: String,
+        /// Canonical text of the prefill policy in use.
+        prefill_policy: String,
     },
     /// The prefill moved on.
     Progress {

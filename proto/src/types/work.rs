@@ -15,6 +15,10 @@ pub struct PrefillStart {
     pub prompt_tokens: u64,
     /// Leading blocks that the store holds already.
     pub cached_blocks: u64,
+    /// Canonical text of the policy that the namespace was made with; printable ASCII, 1 to 256 bytes.
+    pub prefill_policy: String,
+    /// Position from which on rows are exact whatever the policy.
+    pub dense_from: u64,
 }
 
 /// One event of a prefill.

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use longshore_attention::{KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
-use longshore_blocks::{BlockKey, Deployment, Geometry, Namespace, ShardId, crc32c};
+use longshore_blocks::{BlockKey, Deployment, EXACT_PREFILL, Geometry, Namespace, ShardId, crc32c};
 use longshore_chassis::{Metrics, Tasks};
 use longshore_compute::ComputePool;
 use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard};
@@ -61,7 +61,7 @@ fn deployment() -> Deployment {
 }
 
 fn tenant(salt: &str) -> Namespace {
-    deployment().namespace(salt.as_bytes())
+    deployment().namespace(EXACT_PREFILL, salt.as_bytes())
 }
 
 fn identity(salt: &str) -> Identity {

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 pub(crate) use bench::{BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, ComputePart};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use doctor::DoctorArgs;
-pub(crate) use serve::{ModelCommand, RoleArgs, ServeArgs, UpArgs};
+pub(crate) use serve::{ModelCommand, RoleArgs, RouterArgs, ServeArgs, UpArgs};
 
 /// Serves language models with million-token contexts from a cluster; brings attention to the KV.
 #[derive(Debug, Parser)]
@@ -33,7 +33,7 @@ pub(crate) enum Command {
     /// Serve a model: router, prefill, decode and KV store together.
     Up(UpArgs),
     /// Run one router (front door: gRPC and OpenAI HTTP).
-    Router(RoleArgs),
+    Router(RouterArgs),
     /// Run one prefill worker (turns prompts into KV).
     Prefill(RoleArgs),
     /// Run one decode worker (generates).

@@ -11,6 +11,7 @@ use longshore_chassis::{
 };
 use longshore_cluster::Member;
 use longshore_model::Linear;
+use longshore_router::Policies;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{DEFAULT_MODEL, ModelRef};
@@ -62,6 +63,9 @@ pub(crate) struct ModelConfig {
     pub(crate) block_tokens: u32,
     /// Consecutive blocks that are placed together.
     pub(crate) stripe_blocks: u32,
+    /// File that says what each attention head visits in a prefill, as MInference writes it (JSON) or DuoAttention (TSV);
+    /// empty: none. Routers and prefill workers read it.
+    pub(crate) head_plan: String,
 }
 
 impl Default for ModelConfig {
@@ -75,6 +79,7 @@ impl Default for ModelConfig {
             max_context_tokens: 0,
             block_tokens: geometry.block_tokens(),
             stripe_blocks: geometry.stripe_blocks(),
+            head_plan: String::new(),
         }
     }
 }
@@ -138,6 +143,16 @@ impl Config {
     pub(crate) fn kv_dtype(&self) -> KvDtype {
         self.model.dtype().expect("a configuration was validated")
     }
+
+    /// A head plan is read when the model's shape is known, and the default policy is checked with it then.
+    fn policy_faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        let default = &self.router.prefill_policy;
+        if self.model.head_plan.is_empty()
+            && let Err(longshore_router::Error::Invalid { problem, .. }) = Policies::new(default, None)
+        {
+            faults.push(Fault::new(path, "prefill_policy", problem));
+        }
+    }
 }
 
 impl Validate for Config {
@@ -146,6 +161,7 @@ impl Validate for Config {
         self.listen.faults(&join(path, "listen"), faults);
         self.cluster.faults(&join(path, "cluster"), faults);
         self.router.faults(&join(path, "router"), faults);
+        self.policy_faults(&join(path, "router"), faults);
         self.prefill.faults(&join(path, "prefill"), faults);
         self.decode.faults(&join(path, "decode"), faults);
         self.kvstore.faults(&join(path, "kvstore"), faults);

@@ -45,7 +45,7 @@ fn run(cli: Cli) -> Result<()> {
 async fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Up(args) => up::up(args).await,
-        Command::Router(args) => role::run(Role::Router, args).await,
+        Command::Router(args) => role::run(Role::Router, args.into_role()).await,
         Command::Prefill(args) => role::run(Role::Prefill, args).await,
         Command::Decode(args) => role::run(Role::Decode, args).await,
         Command::Kvstore(args) => role::run(Role::KvStore, args).await,

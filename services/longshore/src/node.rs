@@ -3,18 +3,27 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_attention::{CpuExecutor, TileShape};
+use longshore_attention::{CpuExecutor, GatesCut, HeadPlan, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
 use longshore_model::{CpuBackend, CpuOptions, LoadProgress, LoadedModel, ModelInfo};
 use longshore_proto::types::{ModelDescription, WireTileShape};
+use longshore_router::Policies;
 
 use crate::{
     config::Config,
     console,
     model::{self, ModelRef},
 };
+
+/// How DuoAttention deploys its gates: share of streaming heads among grouped ones, and where each query head has its own
+/// KV head.
+const DUO_GROUPED: GatesCut = GatesCut::Sparsity(0.5);
+const DUO_SINGLE: GatesCut = GatesCut::Sparsity(0.75);
+/// First and newest keys that its streaming heads see.
+const DUO_SINK: u64 = 64;
+const DUO_RECENT: u64 = 256;
 
 /// The model and what follows from it.
 #[derive(Debug, Clone)]
@@ -31,6 +40,8 @@ pub(crate) struct Node {
     pub(crate) tile_shape: TileShape,
     /// Positions that a sequence may have.
     pub(crate) context_tokens: u64,
+    /// What each attention head visits in a prefill, where the deployment has a plan.
+    pub(crate) head_plan: Option<Arc<HeadPlan>>,
 }
 
 impl Node {
@@ -91,13 +102,24 @@ impl Node {
             representation: dtype.name(),
             block_tokens: geometry.block_tokens(),
             stripe_blocks: geometry.stripe_blocks(),
-            prefill_policy: "exact",
             // By its name in the configuration: `auto` and what it amounts to for a file refuse each other.
             linear: &config.model.linear,
         });
         let name = if config.model.name.is_empty() { reference.name() } else { config.model.name.clone() };
         let context_tokens = context_tokens(config, &info)?;
-        Ok(Self { info: Arc::new(info), name, deployment, geometry, tile_shape, context_tokens })
+        let head_plan = head_plan(config, &info)?;
+        let info = Arc::new(info);
+        let node = Self { info, name, deployment, geometry, tile_shape, context_tokens, head_plan };
+        if node.head_plan.is_some() {
+            // Told before minutes are spent on packing. Without a plan the configuration was checked with all the rest.
+            node.policies(config)?;
+        }
+        Ok(node)
+    }
+
+    /// Prefill policies that requests may name, and the default.
+    pub(crate) fn policies(&self, config: &Config) -> Result<Policies> {
+        Ok(Policies::new(&config.router.prefill_policy, self.head_plan.clone())?)
     }
 
     /// What workers accept.
@@ -142,4 +164,24 @@ fn context_tokens(config: &Config, info: &ModelInfo) -> Result<u64> {
     let tokens = if asked == 0 { own } else { asked };
     ensure!(tokens >= 2, "`model.max_context_tokens` is {tokens}, must be at least 2");
     Ok(tokens)
+}
+
+fn head_plan(config: &Config, info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
+    let path = &config.model.head_plan;
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("`model.head_plan` is `{path}`, which cannot be read as UTF-8"))?;
+    let (layers, heads) = (info.config.layers, info.config.heads);
+    // JSON begins with a bracket; a table of numbers never does.
+    let plan = if text.trim_start().starts_with(['[', '{']) {
+        HeadPlan::from_minference_json(&text, layers, heads.query_heads(), heads.kv_heads)
+    } else {
+        let cut = if heads.group > 1 { DUO_GROUPED } else { DUO_SINGLE };
+        HeadPlan::from_duo_tsv(&text, cut, DUO_SINK, DUO_RECENT, layers, heads.kv_heads)
+    };
+    let plan =
+        plan.with_context(|| format!("`model.head_plan` is `{path}`, which is no plan for this model"))?;
+    Ok(Some(Arc::new(plan)))
 }

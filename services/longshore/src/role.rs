@@ -14,6 +14,10 @@ use crate::{cli::RoleArgs, config::Config, console, node::Node, process, ready, 
 pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let Some(mut config) = process::configuration(&args.serve, args.all_sets())? else { return Ok(()) };
     let (this, membership) = membership(role, &args, &mut config)?;
+    if matches!(role, Role::Decode | Role::KvStore) {
+        // Only those who choose or follow policies read the plan; the others' machines need not have the file.
+        config.model.head_plan.clear();
+    }
     if process::only_checked(&args.serve) {
         return Ok(());
     }
@@ -85,7 +89,7 @@ async fn start(this: &Member, parts: &Parts, engine: Option<Arc<Engine>>, tasks:
             );
         }
         Role::Router => {
-            let router = parts.router(this, tasks);
+            let router = parts.router(this, tasks)?;
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
             parts.serve_front(listener, &router, tasks);
             http = parts.serve_http(&router, tasks).await?;

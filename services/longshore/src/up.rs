@@ -40,7 +40,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let house =
         House { parts, local, membership, front: root.child(), workers: root.child(), shards: root.child() };
     let registrations = house.furnish(&args, &engine).await?;
-    let router = house.parts.router(&member(Role::Router, 0), &house.front);
+    let router = house.parts.router(&member(Role::Router, 0), &house.front)?;
     let address = grpc.as_ref().map_or_else(String::new, |(_, address)| address.to_string());
     if let Some((listener, _)) = grpc {
         house.parts.serve_front(listener, &router, &house.front);

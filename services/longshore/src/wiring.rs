@@ -79,7 +79,8 @@ impl Parts {
     /// A prefill worker.
     pub(crate) fn prefill(&self, this: &Member, engine: Arc<Engine>, tasks: &Tasks) -> Arc<PrefillWorker> {
         let metrics = longshore_prefill::PrefillMetrics::register(&self.labelled(this));
-        PrefillWorker::new(self.config.prefill.clone(), self.worker(engine, tasks), tasks, metrics)
+        let (config, head_plan) = (self.config.prefill.clone(), self.node.head_plan.clone());
+        PrefillWorker::new(config, self.worker(engine, tasks), head_plan, tasks, metrics)
     }
 
     /// A decode worker.
@@ -100,14 +101,15 @@ impl Parts {
     }
 
     /// The front door.
-    pub(crate) fn router(&self, this: &Member, tasks: &Tasks) -> Router {
-        Router::new(longshore_router::Parts {
+    pub(crate) fn router(&self, this: &Member, tasks: &Tasks) -> Result<Router> {
+        Ok(Router::new(longshore_router::Parts {
             config: self.config.router.clone(),
             this: this.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model_name: self.node.name.clone(),
             model: Arc::clone(&self.node.info),
             deployment: self.node.deployment,
+            policies: self.node.policies(&self.config)?,
             geometry: self.node.geometry,
             tile_shape: self.node.wire_tile_shape(),
             max_context_tokens: self.node.context_tokens,
@@ -116,7 +118,7 @@ impl Parts {
             tasks: tasks.clone(),
             metrics: longshore_router::RouterMetrics::register(&self.labelled(this)),
             nonce: process::incarnation(),
-        })
+        }))
     }
 
     /// Answers `Describe` for a process that is no router.

@@ -74,6 +74,7 @@ impl Prefill<'_> {
         let job = self.job;
         let tile_bytes = engine.tile_shape().bytes() as u64;
         let mut sequence = self.open_prefix()?;
+        sequence.set_prefill(Arc::clone(&job.policy.policy), job.policy.dense_from);
         let mut streams = PutStreams::new(
             job.ctx.clone(),
             job.start.identity,
@@ -81,9 +82,12 @@ impl Prefill<'_> {
             Arc::clone(&job.links),
             (self.worker.config.put_buffer_bytes / tile_bytes) as usize,
         );
-        for chunk in job.tokens[self.tokens(&self.blocks)].chunks(self.chunk_tokens()) {
+        let Range { start: mut position, end } = self.tokens(&self.blocks);
+        while position < end {
+            let chunk = &job.tokens[position..self.chunk_end(position).min(end)];
             self.make_room(&mut sequence, &mut streams, chunk.len())?;
             self.step(&mut sequence, &mut streams, chunk)?;
+            position += chunk.len();
         }
         Ok(Computed { sequence, streams, blocks: self.blocks.clone() })
     }
@@ -111,10 +115,19 @@ impl Prefill<'_> {
         }
     }
 
-    /// Whole blocks, so that every chunk ends with full ones.
+    /// Tokens of a chunk that begins on the policy's grid; the largest.
     fn chunk_tokens(&self) -> usize {
-        let block_tokens = self.worker.parts.engine.tile_shape().block_tokens;
-        (self.worker.config.chunk_tokens as usize).next_multiple_of(block_tokens)
+        (self.worker.config.chunk_tokens as usize).next_multiple_of(self.chunk_grid())
+    }
+
+    fn chunk_grid(&self) -> usize {
+        self.job.policy.chunk_grid(self.worker.parts.engine.tile_shape().block_tokens)
+    }
+
+    /// End of the chunk that begins at `position`: on the grid of absolute positions, so that a cached prefix of any length
+    /// changes the first chunk only.
+    fn chunk_end(&self, position: usize) -> usize {
+        (position + self.chunk_tokens()) / self.chunk_grid() * self.chunk_grid()
     }
 
     fn tokens(&self, blocks: &Range<u64>) -> Range<usize> {
@@ -139,8 +152,12 @@ impl Prefill<'_> {
         })
     }
 
-    /// Fetching must also leave room for the first chunk.
+    /// Fetching must also leave room for the first chunk. A policy that selects needs the prefix here whatever the settings
+    /// say, and was refused where it does not fit.
     fn choose(&self) -> Choice {
+        if !self.job.policy.is_exact() {
+            return Choice::Fetch;
+        }
         let engine = &self.worker.parts.engine;
         let (heads, shape) = (engine.backend().config().heads, engine.tile_shape());
         let block_bytes = (shape.bytes() * engine.backend().config().layers) as u64;

@@ -55,6 +55,43 @@ pub enum Error {
         /// How long.
         waited_ms: u64,
     },
+    /// A policy that cannot be used here.
+    #[error(
+        "`start.prefill_policy` is `{policy}`: {problem}; hint: give all processes the same version and `model.head_plan`"
+    )]
+    Policy {
+        /// What the caller named.
+        policy: String,
+        /// Why not.
+        problem: String,
+    },
+    /// A position between query tiles, or behind the prompt.
+    #[error(
+        "`start.dense_from` is {position}, must be a multiple of {} and at most the {prompt_tokens} tokens of the prompt",
+        longshore_attention::QUERY_TILE
+    )]
+    DenseFrom {
+        /// What the caller sent.
+        position: u64,
+        /// Tokens of the prompt.
+        prompt_tokens: u64,
+    },
+    /// A policy that selects needs the whole prompt's KV in this process.
+    #[error(
+        "`start.prompt_tokens` is {prompt_tokens}: with the prefill policy `{policy}` a worker keeps the KV of the whole prompt, \
+         {needed_bytes} bytes, at most {limit_bytes} are allowed; hint: raise `prefill.local_kv_bytes`, or ask for the policy \
+         `exact`"
+    )]
+    TooLongForPolicy {
+        /// The policy.
+        policy: String,
+        /// Tokens of the prompt.
+        prompt_tokens: u64,
+        /// Bytes of its full blocks.
+        needed_bytes: u64,
+        /// `prefill.local_kv_bytes`.
+        limit_bytes: u64,
+    },
     /// The worker stops.
     #[error("the prefill worker is shutting down; hint: retry")]
     ShuttingDown,
@@ -67,6 +104,8 @@ impl Error {
             Self::Engine(error) => error.kind(),
             Self::Request(error) => error.code,
             Self::QueueFull { .. } | Self::NoSpace { .. } => Code::ResourceExhausted,
+            Self::Policy { .. } | Self::DenseFrom { .. } => Code::InvalidArgument,
+            Self::TooLongForPolicy { .. } => Code::OutOfRange,
             Self::Corrupt { .. } => Code::DataLoss,
             Self::Stalled { .. } | Self::ShuttingDown => Code::Unavailable,
         }
@@ -86,6 +125,9 @@ impl From<Error> for longshore_fabric::Error {
             Error::Request(error) => error,
             Error::QueueFull { .. } => converted.with_retry_after(QUEUE_RETRY),
             Error::NoSpace { .. } => converted.with_retry_after(SPACE_RETRY),
+            Error::Policy { .. } => converted.with_field("start.prefill_policy"),
+            Error::DenseFrom { .. } => converted.with_field("start.dense_from"),
+            Error::TooLongForPolicy { .. } => converted.with_field("start.prompt_tokens"),
             Error::Corrupt { .. } | Error::Stalled { .. } | Error::ShuttingDown => converted,
         }
     }

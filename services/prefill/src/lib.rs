@@ -6,6 +6,7 @@ mod config;
 mod error;
 pub mod grpc;
 mod metrics;
+mod policy;
 mod service;
 
 pub use config::{Config, PrefixPolicy};

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use longshore_attention::HeadPlan;
 use longshore_chassis::Tasks;
 use longshore_engine::{EventSender, ShardLinks, TokenIntake, WorkerParts, event_channel};
 use longshore_fabric::{BoxStream, CallContext, Code, Prefiller};
@@ -12,13 +13,14 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 
-use crate::{Config, Error, PrefillMetrics, compute};
+use crate::{Config, Error, PrefillMetrics, compute, policy::JobPolicy};
 
 /// A prompt on its way through the worker.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) ctx: CallContext,
     pub(crate) start: PrefillStart,
+    pub(crate) policy: JobPolicy,
     pub(crate) tokens: Vec<u32>,
     pub(crate) links: Arc<ShardLinks>,
     pub(crate) events: EventSender<PrefillEvent>,
@@ -49,6 +51,8 @@ pub struct PrefillWorker {
 pub(crate) struct Worker {
     pub(crate) config: Config,
     pub(crate) parts: WorkerParts,
+    /// Head plan of the deployment, which some policies are made of.
+    head_plan: Option<Arc<HeadPlan>>,
     pub(crate) tasks: Tasks,
     pub(crate) metrics: PrefillMetrics,
     /// Prompts whose last blocks are still under way to the shards: one per engine thread keeps its tiles.
@@ -59,13 +63,20 @@ pub(crate) struct Worker {
 
 impl PrefillWorker {
     /// A worker whose engine threads run until `tasks` is cancelled. Must be called on a runtime.
-    pub fn new(config: Config, parts: WorkerParts, tasks: &Tasks, metrics: PrefillMetrics) -> Arc<Self> {
+    pub fn new(
+        config: Config,
+        parts: WorkerParts,
+        head_plan: Option<Arc<HeadPlan>>,
+        tasks: &Tasks,
+        metrics: PrefillMetrics,
+    ) -> Arc<Self> {
         let seats = config.queue_max + config.concurrency;
         let (jobs, queue) = mpsc::channel(seats);
         let worker = Arc::new(Worker {
             storing: Arc::new(Semaphore::new(config.concurrency)),
             seats: Arc::new(Semaphore::new(seats)),
             parts,
+            head_plan,
             tasks: tasks.child(),
             metrics,
             jobs,
@@ -105,7 +116,7 @@ impl Worker {
     async fn admit(
         self: Arc<Self>,
         ctx: CallContext,
-        start: PrefillStart,
+        (start, policy): (PrefillStart, JobPolicy),
         chunks: mpsc::Receiver<Vec<u32>>,
         events: EventSender<PrefillEvent>,
         seat: Seat,
@@ -118,7 +129,7 @@ impl Worker {
         let ready = collected.and_then(|tokens| Ok((tokens, self.links(&start)?)));
         match ready {
             Ok((tokens, links)) => {
-                let job = Job { ctx: ctx.clone(), start, tokens, links, events, seat };
+                let job = Job { ctx: ctx.clone(), start, policy, tokens, links, events, seat };
                 // The queue has a place per seat, so it is full never and closed only when the worker stops.
                 if let Err(refused) = self.jobs.try_send(job) {
                     self.end(refused.into_inner().events, Err(Error::ShuttingDown));
@@ -178,10 +189,13 @@ impl Prefiller for PrefillWorker {
         let worker = &self.worker;
         worker.parts.limits.check_identity(&start.identity, worker.parts.shards.epoch())?;
         worker.parts.limits.check_length("start.prompt_tokens", start.prompt_tokens)?;
+        let plan = worker.head_plan.as_deref();
+        let policy = JobPolicy::of(&start, plan, &worker.parts.engine, &worker.config)?;
         let seat = worker.take_seat()?;
         let ctx = ctx.child();
         let (events, stream) = event_channel(worker.config.event_buffer, ctx.cancel.clone());
-        worker.tasks.spawn("prefill-admission", Arc::clone(worker).admit(ctx, start, tokens, events, seat));
+        let admission = Arc::clone(worker).admit(ctx, (start, policy), tokens, events, seat);
+        worker.tasks.spawn("prefill-admission", admission);
         Ok(stream)
     }
 }

@@ -13,7 +13,7 @@ use longshore_fabric::Code;
 use longshore_prefill::{Config, PrefixPolicy};
 use longshore_proto::types::{Identity, PrefillEvent, PrefillStart};
 
-use support::{BLOCK, World, settles};
+use support::{BLOCK, World, balanced, block_bytes, settles};
 
 fn chunks_of(chunk_tokens: u32) -> Config {
     Config { chunk_tokens, ..Config::default() }
@@ -72,6 +72,72 @@ async fn a_cached_prefix_is_not_computed_again_and_changes_no_bit() {
             PrefixPolicy::Fetch => false,
         };
         assert_eq!(attends > 0, shipped, "{prefix:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_selects_has_the_prefix_here() {
+    let prompt = tokens(16, 10 * BLOCK);
+    for prefix in [PrefixPolicy::Auto, PrefixPolicy::Ship, PrefixPolicy::Fetch] {
+        // Room for its 9 blocks and not one more.
+        let world = World::new(3, Config { prefix, local_kv_bytes: 9 * block_bytes(), ..chunks_of(32) });
+        world.events(world.balanced(5 * BLOCK + 1, 0), &prompt[..5 * BLOCK + 1]).await;
+        let events = world.events(world.balanced(prompt.len(), 5), &prompt).await;
+        assert!(
+            matches!(events.last(), Some(PrefillEvent::Finished { computed_blocks: 4, .. })),
+            "{events:?}"
+        );
+        assert!(world.cluster.shards.iter().all(|shard| shard.attends() == 0), "{prefix:?}");
+        // Short prompts are exact whatever the policy.
+        assert!(world.cluster.bodies() == world.reference(&prompt, 9), "{prefix:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_a_policy_has_no_room_for_is_refused_before_anything_is_computed() {
+    let prompt = tokens(17, 20 * BLOCK + 3);
+    let world = World::new(2, Config { local_kv_bytes: 19 * block_bytes(), ..chunks_of(16) });
+    let stored = world.balanced(prompt.len(), 3);
+    let error = world.failure(stored.clone(), &prompt).await;
+    assert_eq!((error.code, error.field.as_deref()), (Code::OutOfRange, Some("start.prompt_tokens")));
+    assert!(
+        error.message.contains("`prefill.local_kv_bytes`") && error.message.contains("`exact`"),
+        "{error}"
+    );
+    assert_eq!(world.cluster.model.layers_computed.load(Ordering::SeqCst), 0);
+    assert_eq!(world.metrics.requests.get(), 0);
+    // One block less fits, and so does what is in the store already; `exact` leaves its oldest blocks to the shards.
+    world.events(world.balanced(20 * BLOCK, 0), &prompt[..20 * BLOCK]).await;
+    world.prefill(&prompt, 0).await;
+    let events = world.events(PrefillStart { cached_blocks: 20, ..stored }, &prompt).await;
+    assert_eq!(events, [PrefillEvent::Finished { computed_blocks: 0, stored_bytes: 0 }]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_of_a_policy_end_on_its_grid_whatever_is_cached() {
+    let prompt = tokens(18, 62 * BLOCK + 1);
+    let multiple = balanced().chunk_multiple();
+    let world = World::new(2, Config { progress_layers: 3, ..chunks_of(50) });
+    let chunk = 50usize.next_multiple_of(multiple).next_multiple_of(BLOCK);
+    for cached in [0, 5, 6, 13] {
+        if cached > 0 {
+            world.prefill(&prompt[..cached * BLOCK + 1], 0).await;
+        }
+        let events = world.events(world.balanced(prompt.len(), cached), &prompt).await;
+        let ends: Vec<usize> = events
+            .iter()
+            .filter_map(|event| match event {
+                PrefillEvent::Progress { done_tokens } => Some(*done_tokens as usize),
+                PrefillEvent::Finished { .. } => None,
+            })
+            .collect();
+        let (last, whole) = ends.split_last().expect("there is progress");
+        assert_eq!(*last, 62 * BLOCK, "{ends:?}");
+        assert!(whole.iter().all(|end| end.is_multiple_of(multiple)), "{cached} cached: {ends:?}");
+        let starts = std::iter::once(cached * BLOCK).chain(whole.iter().copied());
+        for (start, end) in starts.zip(&ends) {
+            assert!(start < *end && end - start <= chunk, "{cached} cached: {ends:?}");
+        }
     }
 }
 
@@ -205,6 +271,8 @@ async fn bad_requests_name_their_field() {
     let prompt = tokens(14, 20);
     let other = Identity { deployment: Deployment::from_bytes([9; 32]), ..good.identity };
     let old = Identity { shard_map_epoch: good.identity.shard_map_epoch + 1, ..good.identity };
+    let policy = |text: &str| PrefillStart { prefill_policy: text.to_owned(), ..good.clone() };
+    let dense_from = |position| PrefillStart { dense_from: position, ..world.balanced(20, 0) };
     let table = [
         (
             PrefillStart { identity: other, ..good.clone() },
@@ -220,6 +288,12 @@ async fn bad_requests_name_their_field() {
         ),
         (world.start(0, 0), Vec::new(), Code::InvalidArgument, "start.prompt_tokens"),
         (world.start(1_025, 0), prompt.clone(), Code::OutOfRange, "start.prompt_tokens"),
+        (policy("sparsest"), prompt.clone(), Code::InvalidArgument, "start.prefill_policy"),
+        (policy(""), prompt.clone(), Code::InvalidArgument, "start.prefill_policy"),
+        (policy("balanced balanced"), prompt.clone(), Code::InvalidArgument, "start.prefill_policy"),
+        (dense_from(31), prompt.clone(), Code::InvalidArgument, "start.dense_from"),
+        (dense_from(32), prompt.clone(), Code::InvalidArgument, "start.dense_from"),
+        (dense_from(u64::MAX), prompt.clone(), Code::InvalidArgument, "start.dense_from"),
         (world.start(21, 0), prompt.clone(), Code::InvalidArgument, "tokens"),
         (world.start(19, 0), prompt.clone(), Code::InvalidArgument, "tokens"),
         (good.clone(), [&prompt[..19], &[97]].concat(), Code::InvalidArgument, "tokens.token_ids"),

@@ -5,6 +5,8 @@ use std::time::Duration;
 use longshore_chassis::{Fault, Validate, config};
 use serde::{Deserialize, Serialize};
 
+use crate::DEFAULT_PREFILL_POLICY;
+
 /// Settings of a router.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -27,6 +29,9 @@ pub struct Config {
     pub lookup_timeout_ms: u64,
     /// Limit of describing a worker before it is used, in milliseconds.
     pub handshake_timeout_ms: u64,
+    /// Prefill policy of requests that name none, for example `exact` or `balanced`. Different defaults make no different
+    /// deployments: only blocks of different policies are kept apart.
+    pub prefill_policy: String,
     /// How often a request may be begun again after a worker failed; a block of new tokens restarts the count.
     pub retries_max: u32,
     /// Pause before the first retry, in milliseconds; it doubles with every further one.
@@ -67,6 +72,7 @@ impl Default for Config {
             client_stall_ms: 60_000,
             lookup_timeout_ms: 2_000,
             handshake_timeout_ms: 3_000,
+            prefill_policy: DEFAULT_PREFILL_POLICY.to_owned(),
             retries_max: 3,
             retry_backoff_ms: 50,
             drain_ms: 15_000,
@@ -101,6 +107,7 @@ impl Config {
 }
 
 impl Validate for Config {
+    /// Ranges. What `prefill_policy` means depends on the deployment's head plan, so [`Policies`](crate::Policies) checks it.
     fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
         let hour = 3_600_000;
         let mut check =

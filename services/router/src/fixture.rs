@@ -23,7 +23,7 @@ use longshore_proto::types::{
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::{Config, Parts, Router, RouterMetrics};
+use crate::{Config, Parts, Policies, Router, RouterMetrics};
 pub(crate) use fakes::{FakeDecoder, FakeDescriber, FakePrefiller, FakeShard, Script, Store, generated};
 
 /// Context of the fake cluster.
@@ -65,6 +65,7 @@ pub(crate) struct Fixture {
 pub(crate) struct Collected {
     pub(crate) prompt_tokens: u64,
     pub(crate) cached_tokens: u64,
+    pub(crate) prefill_policy: String,
     pub(crate) text: String,
     pub(crate) ids: Vec<u32>,
     pub(crate) logprobs: Vec<TokenChoice>,
@@ -140,12 +141,13 @@ impl Fixture {
         view.send_replace(Arc::new(ClusterView::new(members).expect("the members are valid")));
         let (metrics, tasks) = (RouterMetrics::default(), Tasks::new());
         let router = Router::new(Parts {
-            config: options.config,
+            config: options.config.clone(),
             this: member("router-0".to_owned(), Role::Router),
             version: "test".to_owned(),
             model_name: MODEL.to_owned(),
             model: model(),
             deployment: deployment(),
+            policies: Policies::new(&options.config.prefill_policy, None).expect("the policy is known"),
             geometry: Geometry::default(),
             tile_shape: tile_shape(),
             max_context_tokens: CONTEXT_TOKENS,
@@ -222,9 +224,10 @@ pub(crate) async fn collect(mut events: BoxStream<GenerateEvent>) -> Result<Coll
     while let Some(event) = events.next().await {
         assert!(all.finished.is_none(), "nothing comes after the end");
         match event? {
-            GenerateEvent::Accepted { prompt_tokens, cached_tokens, .. } => {
+            GenerateEvent::Accepted { prompt_tokens, cached_tokens, prefill_policy, .. } => {
                 accepted += 1;
                 (all.prompt_tokens, all.cached_tokens) = (prompt_tokens, cached_tokens);
+                all.prefill_policy = prefill_policy;
             }
             GenerateEvent::Progress { done_tokens, .. } => all.progress.push(done_tokens),
             GenerateEvent::Tokens(tokens) => {

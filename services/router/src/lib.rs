@@ -8,9 +8,11 @@ mod fixture;
 pub mod grpc;
 pub mod http;
 mod metrics;
+mod policies;
 mod service;
 
 pub use config::{Config, HttpConfig};
 pub use error::{Error, Kind};
-pub use metrics::{Outcome, OutcomeLabel, RouterMetrics, code_name};
+pub use metrics::{Outcome, OutcomeLabel, PolicyLabel, RouterMetrics, code_name};
+pub use policies::{DEFAULT_PREFILL_POLICY, Policies};
 pub use service::{Parts, Router};

@@ -52,6 +52,13 @@ pub struct OutcomeLabel {
     pub outcome: Outcome,
 }
 
+/// Label of [`RouterMetrics::prefill_policy`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PolicyLabel {
+    /// Name of the policy without its parameters, or `other`.
+    pub policy: String,
+}
+
 impl EncodeLabelValue for Outcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         let name = match self {
@@ -91,6 +98,8 @@ pub struct RouterMetrics {
     pub queued: Gauge,
     /// Requests refused because the queue was full or the wait too long.
     pub rejected: Counter,
+    /// Accepted requests, by prefill policy.
+    pub prefill_policy: Family<PolicyLabel, Counter>,
     /// Tokens of accepted prompts.
     pub prompt_tokens: Counter,
     /// Prompt tokens whose KV was found.
@@ -118,6 +127,7 @@ impl Default for RouterMetrics {
             in_flight: Gauge::default(),
             queued: Gauge::default(),
             rejected: Counter::default(),
+            prefill_policy: Family::default(),
             prompt_tokens: Counter::default(),
             cached_tokens: Counter::default(),
             generated_tokens: Counter::default(),
@@ -140,6 +150,7 @@ impl RouterMetrics {
         to.register("requests_in_flight", "Requests that run", own.in_flight.clone());
         to.register("requests_queued", "Requests that wait for a place", own.queued.clone());
         to.register("requests_rejected", "Requests refused for lack of room", own.rejected.clone());
+        to.register("prefill_policy", "Accepted requests, by prefill policy", own.prefill_policy.clone());
         to.register("prompt_tokens", "Tokens of accepted prompts", own.prompt_tokens.clone());
         to.register("cached_tokens", "Prompt tokens whose KV was found", own.cached_tokens.clone());
         to.register("generated_tokens", "Tokens generated", own.generated_tokens.clone());

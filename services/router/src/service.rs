@@ -33,8 +33,9 @@ use tokio::{
 };
 
 use crate::{
-    Config, Error,
+    Config, Error, Policies,
     metrics::{Outcome, RouterMetrics},
+    policies::Chosen,
 };
 use admission::Admission;
 use ids::Ids;
@@ -59,6 +60,8 @@ pub struct Parts {
     pub model: Arc<ModelInfo>,
     /// What the KV of this cluster depends on.
     pub deployment: Deployment,
+    /// Prefill policies that requests may name, and the default.
+    pub policies: Policies,
     /// Block and stripe sizes.
     pub geometry: Geometry,
     /// Shape of every tile.
@@ -90,6 +93,7 @@ pub(crate) struct Inner {
     version: String,
     model: Arc<ModelInfo>,
     deployment: Deployment,
+    policies: Policies,
     geometry: Geometry,
     description: ModelDescription,
     block_bytes: u64,
@@ -132,6 +136,7 @@ impl Router {
             version: parts.version,
             model: parts.model,
             deployment: parts.deployment,
+            policies: parts.policies,
             geometry: parts.geometry,
             description,
             block_bytes,
@@ -206,14 +211,14 @@ impl Inner {
     async fn drive(
         self: Arc<Self>,
         ctx: CallContext,
-        start: GenerateStart,
+        (start, policy): (GenerateStart, Chosen),
         prompt: mpsc::Receiver<PromptChunk>,
         outlet: Outlet,
     ) {
         let began = Instant::now();
         let workers = ctx.child();
         let _release = workers.cancel.clone().drop_guard();
-        let request = Request { inner: &self, ctx: workers, start, outlet: &outlet };
+        let request = Request { inner: &self, ctx: workers, start, policy, outlet: &outlet };
         let run = Box::pin(request.run(prompt));
         let result = tokio::select! {
             biased;
@@ -288,12 +293,17 @@ impl Inference for Router {
     ) -> Result<BoxStream<GenerateEvent>, CallError> {
         let inner = &self.inner;
         let checked = check::check(&start).and_then(|()| inner.check_model(&start.model));
-        let checked = checked.and_then(|()| if self.draining() { Err(Error::Draining) } else { Ok(()) });
-        if let Err(error) = checked {
-            let error = error.into();
-            self.refused(&error);
-            return Err(error);
-        }
+        let checked = checked.and_then(|()| inner.policies.choose(&start.prefill_policy));
+        let checked =
+            checked.and_then(|policy| if self.draining() { Err(Error::Draining) } else { Ok(policy) });
+        let policy = match checked {
+            Ok(policy) => policy,
+            Err(error) => {
+                let error = error.into();
+                self.refused(&error);
+                return Err(error);
+            }
+        };
         let mut ctx = ctx.clone();
         let named = std::mem::take(&mut start.request_id);
         if !named.is_empty() {
@@ -307,7 +317,7 @@ impl Inference for Router {
         inner.workers.retain(&inner.view());
         let stall = Duration::from_millis(inner.config.client_stall_ms);
         let (outlet, events) = outlet::outlet(stall, inner.tasks.token());
-        inner.tasks.spawn("request", Arc::clone(inner).drive(ctx, start, prompt, outlet));
+        inner.tasks.spawn("request", Arc::clone(inner).drive(ctx, (start, policy), prompt, outlet));
         Ok(Box::pin(events))
     }
 

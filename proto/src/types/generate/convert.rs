@@ -119,6 +119,7 @@ impl GenerateStart {
             }
         }
         check::at_most(self.cache_salt.len(), SALT_BYTES_MAX, "bytes", "cache_salt")?;
+        check::prefill_policy(&self.prefill_policy)?;
         check::request_id(&self.request_id)
     }
 }
@@ -137,6 +138,7 @@ impl TryFrom<v1::GenerateStart> for GenerateStart {
             request_id: wire.request_id,
             progress: wire.progress,
             skip_special_tokens: wire.skip_special_tokens,
+            prefill_policy: wire.prefill_policy,
         };
         start.validate()?;
         Ok(start)
@@ -153,6 +155,7 @@ impl From<GenerateStart> for v1::GenerateStart {
             request_id: start.request_id,
             progress: start.progress,
             skip_special_tokens: start.skip_special_tokens,
+            prefill_policy: start.prefill_policy,
         }
     }
 }

@@ -143,6 +143,7 @@ impl TryFrom<v1::GenerateResponse> for GenerateEvent {
                 prompt_tokens: accepted.prompt_tokens,
                 cached_tokens: accepted.cached_tokens,
                 model: accepted.model,
+                prefill_policy: accepted.prefill_policy,
             }),
             Event::Progress(progress) => {
                 Ok(Self::Progress { done_tokens: progress.done_tokens, total_tokens: progress.total_tokens })
@@ -157,8 +158,14 @@ impl From<GenerateEvent> for v1::GenerateResponse {
     fn from(event: GenerateEvent) -> Self {
         use v1::generate_response::Event;
         let event = match event {
-            GenerateEvent::Accepted { request_id, prompt_tokens, cached_tokens, model } => {
-                Event::Accepted(v1::GenerateAccepted { request_id, prompt_tokens, cached_tokens, model })
+            GenerateEvent::Accepted { request_id, prompt_tokens, cached_tokens, model, prefill_policy } => {
+                Event::Accepted(v1::GenerateAccepted {
+                    request_id,
+                    prompt_tokens,
+                    cached_tokens,
+                    model,
+                    prefill_policy,
+                })
             }
             GenerateEvent::Progress { done_tokens, total_tokens } => {
                 Event::Progress(v1::PrefillProgress { done_tokens, total_tokens })

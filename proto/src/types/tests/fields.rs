@@ -153,6 +153,11 @@ fn attention() {
     check::<_, types::AttendAnswer>(answer, "partials[0].partial.shape");
 }
 
+/// Texts that no policy may have, on any message.
+fn bad_policies() -> [String; 5] {
+    ["p".repeat(257), "new\nline".to_owned(), "nul\0".to_owned(), "naïve".to_owned(), "\u{7f}".to_owned()]
+}
+
 #[test]
 fn generation() {
     let good = v1::GenerateStart::default;
@@ -171,6 +176,11 @@ fn generation() {
     for id in ["x".repeat(129), "new\nline".to_owned(), "naïve".to_owned(), "\u{7f}".to_owned()] {
         check::<_, types::GenerateStart>(v1::GenerateStart { request_id: id, ..good() }, "request_id");
     }
+    for prefill_policy in bad_policies() {
+        check::<_, types::GenerateStart>(v1::GenerateStart { prefill_policy, ..good() }, "prefill_policy");
+    }
+    let longest = v1::GenerateStart { prefill_policy: "p".repeat(256), ..good() };
+    assert_eq!(types::GenerateStart::try_from(longest).unwrap().prefill_policy.len(), 256);
     check::<_, Vec<u32>>(v1::TokenChunk { token_ids: vec![0; 65_537] }, "token_ids");
     use v1::generate_request::Chunk;
     check::<_, types::PromptChunk>(
@@ -217,6 +227,12 @@ fn work() {
         v1::PrefillStart { request_id: "\t".to_owned(), ..prefill() },
         "request_id",
     );
+    for prefill_policy in bad_policies() {
+        check::<_, types::PrefillStart>(v1::PrefillStart { prefill_policy, ..prefill() }, "prefill_policy");
+    }
+    // Callers from before there was a choice send none and mean exact KV.
+    let unset = types::PrefillStart::try_from(prefill()).unwrap();
+    assert_eq!((unset.prefill_policy.as_str(), unset.dense_from), ("exact", 0));
     check::<_, types::PrefillEvent>(v1::PrefillResponse::default(), "event");
     let decided = types::Sampling { seed: Some(1), max_tokens: Some(1), ..Default::default() };
     let sampling = || v1::SamplingParams::from(decided.clone());

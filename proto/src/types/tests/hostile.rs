@@ -61,12 +61,25 @@ fn seeds() -> Vec<Vec<u8>> {
         append_to: Some(4),
         lease_ms: 5_000,
     };
-    let start = types::GenerateStart { stop: vec!["end".to_owned()], ..Default::default() };
+    let start = types::GenerateStart {
+        stop: vec!["end".to_owned()],
+        prefill_policy: "balanced".to_owned(),
+        ..Default::default()
+    };
+    let prefill = types::PrefillStart {
+        request_id: "r".to_owned(),
+        identity: identity(),
+        prompt_tokens: 5_000,
+        cached_blocks: 2,
+        prefill_policy: "balanced".to_owned(),
+        dense_from: 4_864,
+    };
     vec![
         v1::AttendRequest::from(query).encode_to_vec(),
         v1::AttendResponse::from(answer).encode_to_vec(),
         v1::OpenViewRequest::from(open).encode_to_vec(),
         v1::GenerateStart::from(start).encode_to_vec(),
+        v1::PrefillStart::from(prefill).encode_to_vec(),
         wire_tile().encode_to_vec(),
     ]
 }
@@ -78,7 +91,7 @@ proptest! {
     }
 
     #[test]
-    fn mutated_messages(which in 0..5usize, edits in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6), cut in any::<proptest::sample::Index>()) {
+    fn mutated_messages(which in 0..6usize, edits in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6), cut in any::<proptest::sample::Index>()) {
         let mut bytes = seeds().swap_remove(which);
         for (index, byte) in edits {
             let at = index.index(bytes.len());

@@ -145,9 +145,9 @@ proptest! {
     }
 
     #[test]
-    fn generation(sampling in sampling(), stop in vec(".{1,20}", 0..16), cache_salt in vec(any::<u8>(), 0..=256), request_id in "[ -~]{0,128}", progress in any::<bool>()) {
+    fn generation(sampling in sampling(), stop in vec(".{1,20}", 0..16), cache_salt in vec(any::<u8>(), 0..=256), request_id in "[ -~]{0,128}", prefill_policy in "[ -~]{0,256}", progress in any::<bool>()) {
         check::<_, v1::SamplingParams>(sampling.clone());
-        let start = GenerateStart { model: "m".to_owned(), sampling, stop, cache_salt, request_id, progress, skip_special_tokens: !progress };
+        let start = GenerateStart { model: "m".to_owned(), sampling, stop, cache_salt, request_id, progress, skip_special_tokens: !progress, prefill_policy };
         check::<_, v1::GenerateStart>(start);
     }
 
@@ -157,7 +157,7 @@ proptest! {
         let tokens = TextTokens { text: text.clone(), token_ids: vec![n[0]], logprobs: vec![choice] };
         check::<_, v1::GenerateResponse>(GenerateEvent::Tokens(tokens));
         let (prompt_tokens, cached_tokens) = (n[1].into(), n[2].into());
-        check::<_, v1::GenerateResponse>(GenerateEvent::Accepted { request_id: text.clone(), prompt_tokens, cached_tokens, model: text.clone() });
+        check::<_, v1::GenerateResponse>(GenerateEvent::Accepted { request_id: text.clone(), prompt_tokens, cached_tokens, model: text.clone(), prefill_policy: text.clone() });
         check::<_, v1::GenerateResponse>(GenerateEvent::Progress { done_tokens: cached_tokens, total_tokens: prompt_tokens });
         for reason in [FinishReason::Stop, FinishReason::Length] {
             let placement = vec![ShardBytes { shard_id: text.clone(), kv_bytes: cached_tokens }];
@@ -167,10 +167,10 @@ proptest! {
     }
 
     #[test]
-    fn work(identity in identity(), sampling in sampling(), n in any::<[u32; 4]>(), top in vec(token_logprob(), 0..5), logprob in option::of(logprob())) {
+    fn work(prefill_policy in "[ -~]{1,256}", identity in identity(), sampling in sampling(), n in any::<[u32; 4]>(), top in vec(token_logprob(), 0..5), logprob in option::of(logprob())) {
         let request_id = "request 1".to_owned();
         let prompt_tokens = u64::from(n[0]) + 1;
-        check::<_, v1::PrefillStart>(PrefillStart { request_id: request_id.clone(), identity, prompt_tokens, cached_blocks: n[1].into() });
+        check::<_, v1::PrefillStart>(PrefillStart { request_id: request_id.clone(), identity, prompt_tokens, cached_blocks: n[1].into(), prefill_policy, dense_from: n[2].into() });
         check::<_, v1::PrefillResponse>(PrefillEvent::Progress { done_tokens: n[2].into() });
         check::<_, v1::PrefillResponse>(PrefillEvent::Finished { computed_blocks: n[2].into(), stored_bytes: n[3].into() });
         let sampling = Sampling { seed: Some(1), max_tokens: Some(n[1].max(1)), ..sampling };

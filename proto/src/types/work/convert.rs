@@ -1,5 +1,7 @@
 //! Checked conversions of what the router asks of workers.
 
+use longshore_blocks::EXACT_PREFILL;
+
 use super::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
 use crate::{
     WireError,
@@ -15,11 +17,15 @@ impl TryFrom<v1::PrefillStart> for PrefillStart {
 
     fn try_from(wire: v1::PrefillStart) -> Result<Self, WireError> {
         check::request_id(&wire.request_id)?;
+        check::prefill_policy(&wire.prefill_policy)?;
+        let unset = wire.prefill_policy.is_empty();
         Ok(Self {
             request_id: wire.request_id,
             identity: check::required(wire.identity, "identity")?,
             prompt_tokens: check::positive(wire.prompt_tokens, "prompt_tokens")?,
             cached_blocks: wire.cached_blocks,
+            prefill_policy: if unset { EXACT_PREFILL.to_owned() } else { wire.prefill_policy },
+            dense_from: wire.dense_from,
         })
     }
 }
@@ -31,6 +37,8 @@ impl From<PrefillStart> for v1::PrefillStart {
             identity: Some(start.identity.into()),
             prompt_tokens: start.prompt_tokens,
             cached_blocks: start.cached_blocks,
+            prefill_policy: start.prefill_policy,
+            dense_from: start.dense_from,
         }
     }
 }

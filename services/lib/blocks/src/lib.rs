@@ -12,6 +12,6 @@ pub use checksum::crc32c;
 pub use error::{Error, Kind};
 pub use geometry::Geometry;
 pub use key::{BlockKey, KeyChain};
-pub use namespace::{Deployment, DeploymentParts, Namespace};
+pub use namespace::{Deployment, DeploymentParts, EXACT_PREFILL, Namespace};
 pub use placement::{ShardEntry, ShardId, ShardMap};
 pub use pool::{BlockPool, PoolConfig};

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context, Result};
-use longshore_blocks::{ShardEntry, ShardId, ShardMap};
+use longshore_blocks::{EXACT_PREFILL, ShardEntry, ShardId, ShardMap};
 use longshore_engine::{Engine, Logits, Sequence, ShardLinks, StepInput, StepObserver};
 use longshore_fabric::{CallContext, Shard};
 use longshore_proto::types::Identity;
@@ -33,7 +33,11 @@ impl Runner {
         let shard: Arc<dyn Shard> = Arc::new(NoiseShard::new(engine.tile_shape(), node.info.config.layers));
         let links = ShardLinks::new(map, [shard], &TaskTracker::new(), 1)?;
         let deployment = node.deployment;
-        let identity = Identity { deployment, namespace: deployment.namespace(b"bench"), shard_map_epoch: 0 };
+        let identity = Identity {
+            deployment,
+            namespace: deployment.namespace(EXACT_PREFILL, b"bench"),
+            shard_map_epoch: 0,
+        };
         let chunk_tokens = chunk_tokens.next_multiple_of(engine.tile_shape().block_tokens);
         Ok(Self { engine, identity, links: Arc::new(links), ctx: CallContext::new("bench"), chunk_tokens })
     }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::serve::policy_names;
+
 /// Flags of `longshore generate`.
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
@@ -76,7 +78,13 @@ pub(crate) struct SamplingArgs {
     /// A string that ends the answer; may be given up to 16 times.
     #[arg(long)]
     pub(crate) stop: Vec<String>,
+    #[arg(long, value_name = "POLICY", help = policy_help())]
+    pub(crate) prefill_policy: Option<String>,
     /// Secret that keeps your cached blocks apart from everybody else's.
     #[arg(long)]
     pub(crate) cache_salt: Option<String>,
+}
+
+fn policy_help() -> String {
+    format!("How the prompt's attention visits its prefix: {} [default: the router's]", policy_names())
 }

@@ -31,6 +31,9 @@ pub(crate) struct ServeArgs {
     /// Arithmetic of the linear layers: int8, f32, or auto, which is int8 for quantised files [default: auto].
     #[arg(long, value_name = "MODE")]
     pub(crate) linear: Option<String>,
+    /// What each attention head visits in a prefill: a MInference JSON or DuoAttention TSV file [default: none].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) head_plan: Option<String>,
     /// Compute threads [default: one per core].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -50,8 +53,9 @@ impl ServeArgs {
         push(&mut sets, "model.max_context_tokens", self.max_context_tokens);
         push(&mut sets, "model.kv_dtype", self.kv_dtype.as_ref());
         push(&mut sets, "model.linear", self.linear.as_ref());
+        push(&mut sets, "model.head_plan", self.head_plan.as_ref().map(|path| format!("{path:?}")));
         push(&mut sets, "compute.threads", self.threads);
-        // Quoted: a single core would be read as a number.
+        // Quoted, like every text that could be read as something else: a single core would be a number.
         push(&mut sets, "compute.pin", self.pin.as_ref().map(|cores| format!("{cores:?}")));
         push(&mut sets, "telemetry.filter", self.log.as_ref());
         sets
@@ -82,6 +86,9 @@ pub(crate) struct UpArgs {
     /// Decode workers.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) decode: u16,
+    /// Default prefill policy.
+    #[command(flatten)]
+    pub(crate) policy: DefaultPolicyArgs,
     /// Address of the OpenAI HTTP API [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) http: Option<String>,
@@ -97,10 +104,54 @@ impl UpArgs {
     /// The flags as `--set` entries.
     pub(crate) fn all_sets(&self) -> Vec<String> {
         let mut sets = self.serve.all_sets();
+        self.policy.push_to(&mut sets);
         push(&mut sets, "listen.http", self.http.as_ref());
         push(&mut sets, "listen.grpc", self.grpc.as_ref());
         push(&mut sets, "listen.admin", self.admin.as_ref());
         sets
+    }
+}
+
+/// The prefill policy of requests that name none.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct DefaultPolicyArgs {
+    #[arg(long, value_name = "POLICY", help = default_policy_help())]
+    prefill_policy: Option<String>,
+}
+
+impl DefaultPolicyArgs {
+    /// Appends the flag as a `--set` entry.
+    fn push_to(&self, sets: &mut Vec<String>) {
+        push(sets, "router.prefill_policy", self.prefill_policy.as_ref().map(|policy| format!("{policy:?}")));
+    }
+}
+
+fn default_policy_help() -> String {
+    let default = longshore_router::DEFAULT_PREFILL_POLICY;
+    format!("Prefill policy of requests that name none: {} [default: {default}]", policy_names())
+}
+
+/// Names of prefill policies, for help.
+pub(super) fn policy_names() -> String {
+    longshore_router::Policies::names().collect::<Vec<_>>().join(", ")
+}
+
+/// Flags of a router.
+#[derive(Debug, Args)]
+pub(crate) struct RouterArgs {
+    /// What every role takes.
+    #[command(flatten)]
+    pub(crate) role: RoleArgs,
+    /// Default prefill policy.
+    #[command(flatten)]
+    pub(crate) policy: DefaultPolicyArgs,
+}
+
+impl RouterArgs {
+    /// The flags as those of a role, the router's own as `--set` entries.
+    pub(crate) fn into_role(mut self) -> RoleArgs {
+        self.policy.push_to(&mut self.role.serve.sets);
+        self.role
     }
 }
 

@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
+use longshore_attention::PrefillPolicy;
+use longshore_blocks::EXACT_PREFILL;
 use longshore_fabric::{CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions};
 use longshore_proto::types::{FinishReason, Finished, GenerateEvent, GenerateStart, PromptChunk, Sampling};
 use tokio::sync::mpsc;
@@ -53,6 +55,7 @@ pub(super) fn start(args: &SamplingArgs) -> GenerateStart {
         sampling,
         stop: args.stop.clone(),
         cache_salt: args.cache_salt.clone().unwrap_or_default().into_bytes(),
+        prefill_policy: args.prefill_policy.clone().unwrap_or_default(),
         progress: true,
         ..GenerateStart::default()
     }
@@ -102,6 +105,7 @@ struct Shown {
     began: Instant,
     first_token: Option<Instant>,
     bar: Option<indicatif::ProgressBar>,
+    policy: String,
     text: String,
     tokens: u64,
     finished: Option<Finished>,
@@ -113,6 +117,7 @@ impl Shown {
             began: Instant::now(),
             first_token: None,
             bar: None,
+            policy: String::new(),
             text: String::new(),
             tokens: 0,
             finished: None,
@@ -121,7 +126,8 @@ impl Shown {
 
     fn event(&mut self, event: GenerateEvent) {
         match event {
-            GenerateEvent::Accepted { prompt_tokens, cached_tokens, .. } => {
+            GenerateEvent::Accepted { prompt_tokens, cached_tokens, prefill_policy, .. } => {
+                self.policy = prefill_policy;
                 let bar = console::token_bar("prefill", prompt_tokens);
                 bar.set_position(cached_tokens);
                 bar.reset_eta();
@@ -176,7 +182,7 @@ impl Shown {
         let holders = finished.placement.iter().filter(|shard| shard.kv_bytes > 0);
         let placement: Vec<_> = holders.map(place).collect();
         format!(
-            "[TTFT {ttft:.2} s, {rate:.1} tokens/s, {} prompt tokens ({} cached), {} generated, {reason}{}; KV: {}]",
+            "[TTFT {ttft:.2} s, {rate:.1} tokens/s, {} prompt tokens ({} cached), {} generated, {reason}{}{}; KV: {}]",
             console::grouped(finished.prompt_tokens),
             console::grouped(finished.cached_tokens),
             console::grouped(finished.completion_tokens),
@@ -185,14 +191,36 @@ impl Shown {
             } else {
                 String::new()
             },
+            // Routers that know no policies say nothing.
+            if ["", EXACT_PREFILL].contains(&self.policy.as_str()) {
+                String::new()
+            } else {
+                format!(", prefill {}", short(&self.policy))
+            },
             if placement.is_empty() { "less than one block".to_owned() } else { placement.join(", ") },
         )
     }
 }
 
+/// The name of a policy that is meant by its name alone, else its canonical text.
+fn short(fingerprint: &str) -> &str {
+    let named = |name: &&str| {
+        PrefillPolicy::parse(name, None).is_ok_and(|policy| policy.fingerprint() == fingerprint)
+    };
+    longshore_router::Policies::names().find(named).unwrap_or(fingerprint)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn policies_are_told_by_the_name_that_they_were_asked_for() {
+        for name in ["exact", "balanced"] {
+            assert_eq!(short(&PrefillPolicy::parse(name, None).unwrap().fingerprint()), name);
+        }
+        assert_eq!(short("heads:plan=0011"), "heads:plan=0011");
+    }
 
     #[test]
     fn long_texts_are_cut_between_characters() {

@@ -8,7 +8,9 @@ use longshore_fabric::{CallContext, Connector, GrpcConnector, GrpcOptions};
 use tokio::time::{Instant, sleep};
 
 use super::supervisor::{Recipe, Supervised};
-use crate::{cli::UpArgs, config::Config, console, model, model::ModelRef, ready};
+use crate::{
+    cli::UpArgs, config::Config, console, model, model::ModelRef, node::Node, ready, role::blocking,
+};
 
 /// One process to be.
 #[derive(Debug, Clone)]
@@ -27,6 +29,11 @@ pub(super) async fn run(args: &UpArgs, config: Config) -> Result<()> {
     let reference = ModelRef::parse(&config.model.reference)?;
     // Pulled once here, not by every child at the same time.
     model::ensure(&reference).context("cannot get the model")?;
+    if !config.model.head_plan.is_empty() {
+        // Told once here, not by every child until it is given up.
+        let config = config.clone();
+        blocking(move || Node::open(&config)).await?;
+    }
     let planned = plan(args)?;
     let folder = tempfile::tempdir().context("cannot create a folder for the configuration")?;
     let (http, grpc) = (chosen(&config.listen.http)?, chosen(&config.listen.grpc)?);

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use longshore_attention::KvDtype;
+use longshore_attention::{KvDtype, PrefillPolicy, TileShape};
 use longshore_chassis::Tasks;
 use longshore_engine::testing::{Bodies, TestCluster, reference_tiles};
 use longshore_fabric::{BoxStream, CallContext, Error, Prefiller};
@@ -29,7 +29,7 @@ impl World {
     pub(crate) fn with_dtype(shards: usize, config: Config, dtype: KvDtype) -> Self {
         let (cluster, tasks, metrics) =
             (TestCluster::new(shards, dtype), Tasks::new(), PrefillMetrics::default());
-        let worker = PrefillWorker::new(config, cluster.parts.clone(), &tasks, metrics.clone());
+        let worker = PrefillWorker::new(config, cluster.parts.clone(), None, &tasks, metrics.clone());
         Self { cluster, worker, tasks, metrics }
     }
 
@@ -39,7 +39,15 @@ impl World {
             identity: self.cluster.identity(b""),
             prompt_tokens: prompt_tokens as u64,
             cached_blocks: cached_blocks as u64,
+            prefill_policy: "exact".to_owned(),
+            dense_from: 0,
         }
+    }
+
+    /// The same for a policy that selects.
+    pub(crate) fn balanced(&self, prompt_tokens: usize, cached_blocks: usize) -> PrefillStart {
+        let prefill_policy = balanced().fingerprint();
+        PrefillStart { prefill_policy, ..self.start(prompt_tokens, cached_blocks) }
     }
 
     /// Starts a prefill whose tokens come in small chunks.
@@ -62,8 +70,12 @@ impl World {
 
     /// All events of a prefill that must work; the last one is `Finished`.
     pub(crate) async fn prefill(&self, prompt: &[u32], cached_blocks: usize) -> Vec<PrefillEvent> {
-        let stream =
-            self.call(self.start(prompt.len(), cached_blocks), prompt).await.expect("the call is good");
+        self.events(self.start(prompt.len(), cached_blocks), prompt).await
+    }
+
+    /// The same with parameters of one's own.
+    pub(crate) async fn events(&self, start: PrefillStart, prompt: &[u32]) -> Vec<PrefillEvent> {
+        let stream = self.call(start, prompt).await.expect("the call is good");
         let events: Vec<_> = stream.collect().await;
         events.into_iter().map(|event| event.expect("nothing fails")).collect()
     }
@@ -84,6 +96,17 @@ impl World {
         let identity = self.cluster.identity(b"");
         reference_tiles(&self.cluster.engine, identity, self.cluster.links(), &prompt[..blocks * BLOCK]).0
     }
+}
+
+/// Bytes of one block of the test cluster's model over all layers, in f32.
+pub(crate) fn block_bytes() -> u64 {
+    let shape = TileShape { block_tokens: BLOCK, kv_heads: 2, head_dim: 8, dtype: KvDtype::F32 };
+    3 * shape.bytes() as u64
+}
+
+/// A policy that selects.
+pub(crate) fn balanced() -> PrefillPolicy {
+    PrefillPolicy::parse("balanced", None).expect("the policy is known")
 }
 
 /// Waits until `condition` holds, for two seconds at most.

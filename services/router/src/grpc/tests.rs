@@ -100,6 +100,14 @@ async fn errors_name_their_field() {
         Err(error) => error,
     };
     assert_eq!((error.code, error.field.as_deref()), (Code::NotFound, Some("model")));
+    let bad = GenerateStart { prefill_policy: "sparsest".to_owned(), ..GenerateStart::default() };
+    let text = vec![PromptChunk::Text("hello".to_owned())];
+    let error = match server.client.generate(&ctx, bad, prompt(text).await).await {
+        Ok(events) => collect(events).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert_eq!((error.code, error.field.as_deref()), (Code::InvalidArgument, Some("prefill_policy")));
+    assert!(crate::Policies::names().all(|name| error.message.contains(name)), "{error}");
     let mixed = vec![PromptChunk::Text("a".to_owned()), PromptChunk::Tokens(vec![1])];
     let events = server.client.generate(&ctx, start(1), prompt(mixed).await).await;
     let error = match events {

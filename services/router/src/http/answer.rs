@@ -11,6 +11,7 @@ use axum::{
     },
 };
 use futures::{Stream, StreamExt as _};
+use longshore_blocks::EXACT_PREFILL;
 use longshore_fabric::{BoxStream, CallContext, Inference};
 use longshore_proto::types::GenerateEvent;
 use serde_json::Value;
@@ -57,18 +58,18 @@ pub(crate) async fn answer(
     // The first event tells whether the prompt fits and is admitted; only then is the status known.
     let first = events.next().await;
     drop(room);
-    match first {
-        Some(Ok(GenerateEvent::Accepted { .. })) => {}
+    let policy = match first {
+        Some(Ok(GenerateEvent::Accepted { prefill_policy, .. })) => prefill_policy,
         Some(Ok(_)) | None => {
             return Err(Error::Internal("the answer began without its head".to_owned()).into());
         }
         Some(Err(error)) => return Err(in_form(endpoint, error.into())),
-    }
+    };
     let head = Head {
         id: ctx.request_id,
         created: unix_secs(),
         model: app.router.model().name.clone(),
-        fingerprint: fingerprint(app),
+        fingerprint: fingerprint(app, &policy),
         include_usage,
         logprobs,
         router: app.router.clone(),
@@ -121,9 +122,14 @@ fn in_form(endpoint: Endpoint, error: ApiError) -> ApiError {
 }
 
 /// Names what answers: equal fingerprints and seeds give equal answers.
-fn fingerprint(app: &App) -> String {
-    let digest = app.router.model().deployment;
-    let hex: String = digest.as_bytes()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+fn fingerprint(app: &App, policy: &str) -> String {
+    let deployment = app.router.model().deployment;
+    // Approximate KV gives other answers.
+    let digest = match policy {
+        EXACT_PREFILL => *deployment.as_bytes(),
+        policy => *deployment.namespace(policy, b"").as_bytes(),
+    };
+    let hex: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("fp_{hex}")
 }
 

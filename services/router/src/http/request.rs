@@ -77,6 +77,7 @@ struct Body {
     ignore_eos: Option<bool>,
     add_special_tokens: Option<bool>,
     cache_salt: Option<String>,
+    prefill_policy: Option<String>,
     response_format: Option<ResponseFormat>,
     /// The first field that is not offered and says something.
     unsupported: Option<&'static str>,
@@ -100,6 +101,7 @@ impl Body {
             "n" => self.n = map.next_value()?,
             "best_of" => self.best_of = map.next_value()?,
             "cache_salt" => self.cache_salt = map.next_value()?,
+            "prefill_policy" => self.prefill_policy = map.next_value()?,
             "response_format" => self.response_format = map.next_value()?,
             "add_special_tokens" => self.add_special_tokens = map.next_value()?,
             _ => return self.accept_sampling(key, map),
@@ -199,6 +201,7 @@ pub(crate) fn parse(bytes: &[u8], endpoint: Endpoint) -> Result<ApiRequest, ApiE
         stop: body.stop.unwrap_or_default().0,
         cache_salt: body.cache_salt.unwrap_or_default().into_bytes(),
         skip_special_tokens: !body.add_special_tokens.unwrap_or(true),
+        prefill_policy: body.prefill_policy.unwrap_or_default(),
         ..GenerateStart::default()
     };
     check::check(&start)?;

@@ -101,6 +101,8 @@ impl Attempt<'_> {
             identity: self.identity,
             prompt_tokens: sequence.total_tokens(),
             cached_blocks,
+            prefill_policy: request.policy.fingerprint.clone(),
+            dense_from: request.policy.dense_from(sequence.prompt_tokens()),
         };
         let stream = async {
             let client = request.inner.connector.prefiller(&picked.member.address)?;
@@ -289,7 +291,19 @@ fn worker_error(member: &Member, error: CallError) -> Error {
     match error.code {
         // The deadline is the request's own.
         Code::DeadlineExceeded => Error::Deadline,
-        _ => Error::Worker(named(member, error)),
+        _ => {
+            let field = error.field.as_deref().map(client_field).map(str::to_owned);
+            Error::Worker(named(member, CallError { field, ..error }))
+        }
+    }
+}
+
+/// What clients call a field of a prefill.
+fn client_field(field: &str) -> &str {
+    match field {
+        "start.prefill_policy" => "prefill_policy",
+        "start.prompt_tokens" => "prompt",
+        other => other,
     }
 }
 

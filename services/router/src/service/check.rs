@@ -6,7 +6,7 @@ use crate::Error;
 
 /// Most stop strings of a request.
 pub(crate) const STOPS_MAX: usize = 16;
-/// Most bytes of one stop string, of a salt.
+/// Most bytes of one stop string, of a salt, of a prefill policy.
 const STRING_MAX_BYTES: usize = 256;
 /// Most alternatives with log-probabilities.
 pub(crate) const LOGPROBS_MAX: u32 = 20;
@@ -29,6 +29,11 @@ pub(crate) fn check(start: &GenerateStart) -> Result<(), Error> {
     if start.cache_salt.len() > STRING_MAX_BYTES {
         let problem = format!("has {} bytes, at most {STRING_MAX_BYTES} are allowed", start.cache_salt.len());
         return Err(Error::invalid("cache_salt", problem));
+    }
+    let policy = &start.prefill_policy;
+    if policy.len() > STRING_MAX_BYTES || !policy.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        let problem = format!("must be printable ASCII of at most {STRING_MAX_BYTES} bytes");
+        return Err(Error::invalid("prefill_policy", problem));
     }
     if !start.request_id.is_empty() && !usable_request_id(&start.request_id) {
         let problem = format!("must be printable ASCII of at most {REQUEST_ID_MAX_BYTES} bytes");
@@ -81,7 +86,7 @@ mod tests {
         };
         assert_eq!(with(|_| ()), Ok(()));
         type Case = (&'static str, fn(&mut GenerateStart));
-        let table: [Case; 14] = [
+        let table: [Case; 16] = [
             ("temperature", |s| s.sampling.temperature = -1.0),
             ("temperature", |s| s.sampling.temperature = f32::NAN),
             ("temperature", |s| s.sampling.temperature = f32::INFINITY),
@@ -95,6 +100,8 @@ mod tests {
             ("stop", |s| s.stop = vec![String::new()]),
             ("stop", |s| s.stop = vec!["x".to_owned(); 17]),
             ("cache_salt", |s| s.cache_salt = vec![0; 257]),
+            ("prefill_policy", |s| s.prefill_policy = "p".repeat(257)),
+            ("prefill_policy", |s| s.prefill_policy = "naïve".to_owned()),
             ("request_id", |s| s.request_id = "new\nline".to_owned()),
         ];
         for (field, change) in table {

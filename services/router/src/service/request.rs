@@ -3,6 +3,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use longshore_blocks::Namespace;
 use longshore_cluster::{ClusterView, Role};
 use longshore_fabric::{CallContext, Code};
 use longshore_proto::types::{
@@ -22,7 +23,7 @@ use super::{
     prompt,
     sequence::Sequence,
 };
-use crate::Error;
+use crate::{Error, PolicyLabel, policies::Chosen};
 
 /// Tokens of an answer when the client does not say.
 const DEFAULT_MAX_TOKENS: u64 = 256;
@@ -36,6 +37,8 @@ pub(crate) struct Request<'a> {
     /// Context of the calls to shards and workers.
     pub(crate) ctx: CallContext,
     pub(crate) start: GenerateStart,
+    /// How the prompt is prefilled; later attempts keep it.
+    pub(crate) policy: Chosen,
     pub(crate) outlet: &'a Outlet,
 }
 
@@ -103,7 +106,7 @@ impl Request<'_> {
                 messages.iter().map(|m| m.content.len() + 1).sum()
             }
         };
-        let namespace = self.inner.deployment.namespace(&self.start.cache_salt);
+        let namespace = self.namespace();
         let (geometry, skip) = (self.inner.geometry, self.start.skip_special_tokens);
         let (inner, place) = (Arc::clone(self.inner), Arc::clone(place));
         let work = move || {
@@ -201,10 +204,15 @@ impl Request<'_> {
         attempt.decode(progress, excluded).await
     }
 
+    /// Root of the block keys of this request: lookups, placement and later attempts follow from it.
+    fn namespace(&self) -> Namespace {
+        self.inner.deployment.namespace(&self.policy.fingerprint, &self.start.cache_salt)
+    }
+
     fn identity(&self, view: &ClusterView) -> Identity {
         Identity {
             deployment: self.inner.deployment,
-            namespace: self.inner.deployment.namespace(&self.start.cache_salt),
+            namespace: self.namespace(),
             shard_map_epoch: view.epoch(),
         }
     }
@@ -212,6 +220,7 @@ impl Request<'_> {
     async fn accept(&self, progress: &mut Progress, cached_blocks: u64) -> Result<(), Error> {
         let metrics = &self.inner.metrics;
         progress.cached_tokens = progress.sequence.tokens_of(cached_blocks);
+        metrics.prefill_policy.get_or_create(&PolicyLabel { policy: self.policy.name.clone() }).inc();
         metrics.prompt_tokens.inc_by(progress.sequence.prompt_tokens());
         metrics.cached_tokens.inc_by(progress.cached_tokens);
         let accepted = GenerateEvent::Accepted {
@@ -219,6 +228,7 @@ impl Request<'_> {
             prompt_tokens: progress.sequence.prompt_tokens(),
             cached_tokens: progress.cached_tokens,
             model: self.inner.limits.model.clone(),
+            prefill_policy: self.policy.fingerprint.clone(),
         };
         self.outlet.send(accepted).await
     }

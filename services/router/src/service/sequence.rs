@@ -72,12 +72,12 @@ impl Sequence {
 
 #[cfg(test)]
 mod tests {
-    use longshore_blocks::Deployment;
+    use longshore_blocks::{Deployment, EXACT_PREFILL};
 
     use super::*;
 
     fn sequence(tokens: u32) -> Sequence {
-        let namespace = Deployment::from_bytes([7; 32]).namespace(b"");
+        let namespace = Deployment::from_bytes([7; 32]).namespace(EXACT_PREFILL, b"");
         Sequence::new(namespace, Geometry::new(16, 2).unwrap(), (0..tokens).collect())
     }
 

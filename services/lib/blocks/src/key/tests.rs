@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Deployment, DeploymentParts};
+use crate::{Deployment, DeploymentParts, EXACT_PREFILL};
 
 fn deployment() -> Deployment {
     Deployment::new(&DeploymentParts {
@@ -12,7 +12,6 @@ fn deployment() -> Deployment {
         representation: "f16",
         block_tokens: 64,
         stripe_blocks: 32,
-        prefill_policy: "exact",
         linear: "f32",
     })
 }
@@ -39,7 +38,8 @@ fn keys_and_seeds_never_change() {
         hex(deployment.as_bytes()),
         "5b80447d2b27dc5340ede1b3b83bdde2c3519ba84d3ecde62af7a6cd6c512c25"
     );
-    let (everybody, tenant) = (deployment.namespace(b""), deployment.namespace(b"tenant"));
+    let (everybody, tenant) =
+        (deployment.namespace(EXACT_PREFILL, b""), deployment.namespace(EXACT_PREFILL, b"tenant"));
     assert_eq!(hex(everybody.as_bytes()), "22bf90310fe0fe5d093e088b42e84750a7248fca017926441c899c0be45f2f95");
     assert_eq!(hex(tenant.as_bytes()), "c8676cd873df17f580fb514dc848a7960769f3bd50ed5b9b9da2e63ab4f72030");
 
@@ -61,7 +61,7 @@ fn keys_and_seeds_never_change() {
 
 #[test]
 fn a_stripe_is_placed_before_its_blocks_are_known() {
-    let namespace = deployment().namespace(b"");
+    let namespace = deployment().namespace(EXACT_PREFILL, b"");
     let (before, after) = (chain(namespace, &tokens()[..64 * 32]), chain(namespace, &tokens()));
     for block in [0, 31, 32, 39, 63] {
         assert_eq!(before.stripe_seed(block), after.stripe_seed(block), "block {block}");
@@ -74,7 +74,7 @@ proptest! {
         tokens in prop::collection::vec(any::<u32>(), 0..600),
         cuts in prop::collection::vec(0usize..600, 0..8),
     ) {
-        let namespace = deployment().namespace(b"");
+        let namespace = deployment().namespace(EXACT_PREFILL, b"");
         let whole = chain(namespace, &tokens);
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(tokens.len())).collect();
         cuts.extend([0, tokens.len()]);
@@ -91,7 +91,7 @@ proptest! {
         tokens in prop::collection::vec(0u32..50_000, 64..600),
         at in 0usize..600,
     ) {
-        let namespace = deployment().namespace(b"");
+        let namespace = deployment().namespace(EXACT_PREFILL, b"");
         let at = at % tokens.len();
         let mut other = tokens.clone();
         other[at] ^= 1;
@@ -107,7 +107,7 @@ proptest! {
         salts in prop::collection::btree_set(prop::collection::vec(any::<u8>(), 0..9), 2..6),
     ) {
         let chains: Vec<_> =
-            salts.iter().map(|salt| chain(deployment().namespace(salt), &tokens)).collect();
+            salts.iter().map(|salt| chain(deployment().namespace(EXACT_PREFILL, salt), &tokens)).collect();
         for (at, one) in chains.iter().enumerate() {
             for other in &chains[..at] {
                 prop_assert!(one.keys().iter().all(|key| !other.keys().contains(key)));

@@ -3,7 +3,7 @@
 mod schedule;
 
 use super::*;
-use crate::Deployment;
+use crate::{Deployment, EXACT_PREFILL};
 
 const LAYERS: u32 = 3;
 const TILE_BYTES: u64 = 10;
@@ -28,7 +28,7 @@ fn pool(blocks: u64) -> BlockPool<u32> {
 }
 
 fn tenant(salt: u8) -> Namespace {
-    Deployment::from_bytes([1; 32]).namespace(&[salt])
+    Deployment::from_bytes([1; 32]).namespace(EXACT_PREFILL, &[salt])
 }
 
 fn key(name: u8) -> BlockKey {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use longshore_attention::{CpuExecutor, KvDtype};
-use longshore_blocks::{Deployment, DeploymentParts, Geometry};
+use longshore_blocks::{Deployment, DeploymentParts, EXACT_PREFILL, Geometry};
 use longshore_cluster::{ClusterView, Member, Role};
 use longshore_compute::{ComputePool, PoolOptions};
 use longshore_fabric::{CallContext, LocalConnector, Shard};
@@ -69,7 +69,6 @@ impl TestCluster {
             representation: options.kv_dtype.name(),
             block_tokens: BLOCK_TOKENS,
             stripe_blocks: STRIPE_BLOCKS,
-            prefill_policy: "exact",
             linear: "f32",
         });
         let limits =
@@ -82,7 +81,7 @@ impl TestCluster {
     pub fn identity(&self, salt: &[u8]) -> Identity {
         Identity {
             deployment: self.deployment,
-            namespace: self.deployment.namespace(salt),
+            namespace: self.deployment.namespace(EXACT_PREFILL, salt),
             shard_map_epoch: self.parts.shards.epoch(),
         }
     }

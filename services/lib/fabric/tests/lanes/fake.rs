@@ -249,6 +249,7 @@ impl Inference for Served<FakeRouter> {
             prompt_tokens: tokens as u64,
             cached_tokens: 0,
             model: start.model.clone(),
+            prefill_policy: start.prefill_policy.clone(),
         };
         let this = Arc::clone(&self.0);
         if !this.refuse_in_stream {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use longshore_blocks::{Deployment, Geometry, ShardEntry};
+use longshore_blocks::{Deployment, EXACT_PREFILL, Geometry, ShardEntry};
 use proptest::prelude::*;
 
 use super::*;
@@ -10,7 +10,7 @@ use crate::Kind;
 
 fn chain(tokens: u32, stripe_blocks: u32) -> KeyChain {
     let geometry = Geometry::new(16, stripe_blocks).unwrap();
-    let mut chain = KeyChain::new(Deployment::from_bytes([7; 32]).namespace(b""), geometry);
+    let mut chain = KeyChain::new(Deployment::from_bytes([7; 32]).namespace(EXACT_PREFILL, b""), geometry);
     chain.push(&(0..tokens).collect::<Vec<_>>());
     chain
 }

@@ -55,6 +55,22 @@ async fn completes_prompts_in_all_forms() {
 }
 
 #[tokio::test]
+async fn a_policy_has_its_own_blocks_and_fingerprint() {
+    let server = Server::new(Options::default()).await;
+    let mut fingerprints = Vec::new();
+    for (policy, cached) in
+        [(json!(null), 0), (json!("exact"), 192), (json!("balanced"), 0), (json!("balanced"), 192)]
+    {
+        let body = json!({ "prompt": prompt_ids(200), "max_tokens": 2, "prefill_policy": policy });
+        let answer = value(server.completion(&body).await).await;
+        assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], cached, "{policy}: {answer}");
+        fingerprints.push(answer["system_fingerprint"].clone());
+    }
+    assert_eq!((&fingerprints[0], &fingerprints[2]), (&fingerprints[1], &fingerprints[3]));
+    assert_ne!(fingerprints[0], fingerprints[2]);
+}
+
+#[tokio::test]
 async fn usage_tells_cached_tokens() {
     let server = Server::new(Options::default()).await;
     let body = json!({ "prompt": prompt_ids(200), "max_tokens": 2 });

@@ -65,6 +65,9 @@ async fn bad_completions_name_their_field() {
         (r#"{"prompt":"a","stream_options":7}"#, "stream_options"),
         (r#"{"prompt":"a","model":7}"#, "model"),
         (r#"{"prompt":"a","cache_salt":7}"#, "cache_salt"),
+        (r#"{"prompt":"a","prefill_policy":7}"#, "prefill_policy"),
+        (r#"{"prompt":"a","prefill_policy":"sparsest"}"#, "prefill_policy"),
+        (r#"{"prompt":"a","prefill_policy":"exact\n"}"#, "prefill_policy"),
         (r#"{"prompt":"a","response_format":{"type":"json_object"}}"#, "response_format.type"),
         (r#"{}"#, "prompt"),
         (r#"{"prompt":null}"#, "prompt"),
@@ -109,6 +112,7 @@ async fn bad_chats_name_their_field() {
         (r#"{"messages":[{"role":"user","content":"a"}],"logprobs":3}"#, "logprobs"),
         (r#"{"messages":[{"role":"user","content":"a"}],"n":2}"#, "n"),
         (r#"{"messages":[{"role":"user","content":"a"}],"temperature":-1}"#, "temperature"),
+        (r#"{"messages":[{"role":"user","content":"a"}],"prefill_policy":"sparsest"}"#, "prefill_policy"),
     ];
     refused("/v1/chat/completions", &table).await;
 }
@@ -147,6 +151,17 @@ async fn unknown_things_are_not_found() {
     assert_eq!(error(server.get("/v1/models/org/other").await).await.1, "model_not_found");
     assert_eq!(error(server.get("/v2/models").await).await.0, 404);
     assert_eq!(error(server.get("/v1/completions").await).await.0, 405);
+}
+
+#[tokio::test]
+async fn an_unknown_policy_is_told_which_there_are() {
+    let server = Server::new(Options::default()).await;
+    let (status, code, _, message) =
+        error(server.completion(&json!({ "prompt": "a", "prefill_policy": "sparsest" })).await).await;
+    assert_eq!((status, code.as_str()), (400, "invalid_value"));
+    for name in crate::Policies::names() {
+        assert!(message.contains(name), "{name}: {message}");
+    }
 }
 
 #[tokio::test]

@@ -2,10 +2,12 @@
 
 use std::{collections::HashSet, sync::atomic::Ordering};
 
+use longshore_attention::PrefillPolicy;
 use longshore_fabric::{CallContext, Code, Describer as _, Inference as _};
-use longshore_proto::types::{ChatMessage, FinishReason, GenerateStart, PromptChunk, Sampling};
+use longshore_proto::types::{ChatMessage, FinishReason, GenerateStart, PrefillStart, PromptChunk, Sampling};
 
 use crate::fixture::{CONTEXT_TOKENS, Fixture, MODEL, Options, Script, encode, generated, model, prompt_ids};
+use crate::{Config, PolicyLabel};
 
 fn max_tokens(count: u32) -> GenerateStart {
     GenerateStart {
@@ -62,6 +64,59 @@ async fn tenants_share_nothing() {
     assert_eq!(fixture.generate_ids(salted("b"), 300).await.unwrap().cached_tokens, 0);
     assert_eq!(fixture.generate_ids(max_tokens(2), 300).await.unwrap().cached_tokens, 0);
     assert_eq!(fixture.generate_ids(salted("a"), 300).await.unwrap().cached_tokens, 256);
+}
+
+fn by(policy: &str) -> GenerateStart {
+    GenerateStart { prefill_policy: policy.to_owned(), ..max_tokens(2) }
+}
+
+#[tokio::test]
+async fn policies_share_nothing() {
+    let fixture = Fixture::new(Options::default());
+    let salted = |policy: &str| GenerateStart { cache_salt: b"a".to_vec(), ..by(policy) };
+    for start in [by("exact"), by("balanced"), salted("exact"), salted("balanced")] {
+        assert_eq!(fixture.generate_ids(start, 300).await.unwrap().cached_tokens, 0);
+    }
+    for start in [by("exact"), by("balanced"), salted("exact"), salted("balanced")] {
+        assert_eq!(fixture.generate_ids(start, 300).await.unwrap().cached_tokens, 256);
+    }
+    let namespaces =
+        |calls: &[PrefillStart]| calls.iter().map(|call| call.identity.namespace).collect::<Vec<_>>();
+    let prefills = namespaces(&fixture.prefillers[0].calls.lock().unwrap());
+    assert_eq!(prefills.iter().collect::<HashSet<_>>().len(), 4);
+    // The decode worker looks where the prefill worker wrote.
+    let decodes: Vec<_> = fixture.decoders[0].calls().iter().map(|call| call.identity.namespace).collect();
+    assert_eq!(decodes, [prefills.clone(), prefills].concat());
+}
+
+#[tokio::test]
+async fn requests_that_name_no_policy_get_the_default() {
+    for default in ["exact", "balanced"] {
+        let config = Config { prefill_policy: default.to_owned(), ..Config::default() };
+        let fixture = Fixture::new(Options { config, ..Options::default() });
+        let canonical = fixture.generate_ids(by(default), 300).await.unwrap().prefill_policy;
+        let unnamed = fixture.generate_ids(max_tokens(2), 300).await.unwrap();
+        assert_eq!((unnamed.prefill_policy, unnamed.cached_tokens), (canonical, 256));
+    }
+}
+
+#[tokio::test]
+async fn prefill_workers_are_told_the_policy_and_where_rows_are_exact() {
+    let fixture = Fixture::new(Options::default());
+    let mut told = Vec::new();
+    for policy in ["exact", "balanced"] {
+        told.push(fixture.generate_ids(by(policy), 1_500).await.unwrap().prefill_policy);
+    }
+    let balanced = PrefillPolicy::parse("balanced", None).unwrap();
+    let dense_from = (1_500 - u64::from(balanced.last_tiles()) * 32) / 32 * 32;
+    assert_eq!(told, ["exact".to_owned(), balanced.fingerprint()]);
+    let calls = fixture.prefillers[0].calls.lock().unwrap().clone();
+    let calls: Vec<_> = calls.into_iter().map(|call| (call.prefill_policy, call.dense_from)).collect();
+    assert_eq!(calls, [("exact".to_owned(), 0), (balanced.fingerprint(), dense_from)]);
+    for (policy, count) in [("exact", 1), ("balanced", 1), ("other", 0)] {
+        let label = PolicyLabel { policy: policy.to_owned() };
+        assert_eq!(fixture.metrics.prefill_policy.get_or_create(&label).get(), count, "{policy}");
+    }
 }
 
 #[tokio::test]

@@ -51,6 +51,24 @@ async fn another_decode_worker_goes_on_where_one_fell() {
 }
 
 #[tokio::test]
+async fn a_takeover_keeps_where_rows_are_exact() {
+    let fixture = two_decoders();
+    fixture.decoders[0].script(Script::FailAfter(70, Code::Unavailable));
+    let start = GenerateStart { prefill_policy: "balanced".to_owned(), ..max_tokens(100) };
+    let answer = fixture.generate_ids(start, 1_500).await.unwrap();
+    undisturbed(&answer, 1_500, 100);
+    assert_eq!(answer.finished().resumed, 1);
+    let prefills = fixture.prefillers[0].calls.lock().unwrap().clone();
+    let lengths: Vec<_> = prefills.iter().map(|call| call.prompt_tokens).collect();
+    assert_eq!(lengths, [1_500, 1_570]);
+    // As many tokens more would move it by two tiles.
+    assert_eq!(prefills[0].dense_from, prefills[1].dense_from);
+    assert!((1..1_500).contains(&prefills[0].dense_from), "{prefills:?}");
+    assert_eq!(prefills[0].prefill_policy, prefills[1].prefill_policy);
+    assert_eq!(prefills[0].identity.namespace, prefills[1].identity.namespace);
+}
+
+#[tokio::test]
 async fn stop_strings_are_found_across_a_takeover() {
     let fixture = two_decoders();
     let ids = encode("one two END three");

@@ -98,6 +98,11 @@ async fn parameters_are_checked_before_the_prompt_is_read() {
     let error =
         fixture.start(GenerateStart { sampling, ..GenerateStart::default() }, vec![]).await.err().unwrap();
     assert_eq!((error.code, error.field.as_deref()), (Code::InvalidArgument, Some("temperature")));
+    for policy in ["sparsest", "exact\n", "naïve", &"p".repeat(257)] {
+        let start = GenerateStart { prefill_policy: policy.to_owned(), ..GenerateStart::default() };
+        let error = fixture.start(start, vec![]).await.err().unwrap();
+        assert_eq!((error.code, error.field.as_deref()), (Code::InvalidArgument, Some("prefill_policy")));
+    }
     let start = GenerateStart { model: "gpt-4\n".to_owned(), ..GenerateStart::default() };
     let error = fixture.start(start, vec![]).await.err().unwrap();
     assert_eq!((error.code, error.field.as_deref()), (Code::NotFound, Some("model")));

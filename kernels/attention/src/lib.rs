@@ -15,7 +15,7 @@ mod work;
 pub use error::{Error, Kind};
 pub use executor::{AttendItem, CpuExecutor, Executor, PagedKv};
 pub use partial::Partials;
-pub use policy::{PlanInput, PrefillPolicy};
+pub use policy::{HeadPlan, PlanInput, PrefillPolicy};
 pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, TileShape};
 pub use sparse::{QUERY_TILE, SparseItem, SparseWork, Visit};
 pub use tile::Tile;

@@ -65,7 +65,9 @@ impl SparseWork {
             let before = work.columns.len() as u32;
             work.columns.extend(columns);
             work.visits.extend(visits.into_iter().map(|visit| match visit {
-                Visit::Columns { first, count } => Visit::Columns { first: first.wrapping_add(before), count },
+                Visit::Columns { first, count } => {
+                    Visit::Columns { first: first.wrapping_add(before), count }
+                }
                 other => other,
             }));
             work.list_ends.push(work.visits.len() as u32);

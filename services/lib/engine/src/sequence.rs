@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use longshore_attention::{PagedKv, Tile, TileShape};
+use longshore_attention::{PagedKv, PrefillPolicy, Tile, TileShape};
 use longshore_blocks::{BlockKey, Geometry, KeyChain, crc32c};
 use longshore_compute::ComputePool;
 use longshore_proto::types::{Identity, TileMessage};
@@ -86,6 +86,9 @@ impl Sequence {
             broken: None,
         }
     }
+
+    /// Stands in for what attends rows by a policy.
+    pub fn set_prefill(&mut self, _policy: Arc<PrefillPolicy>, _dense_from: u64) {}
 
     /// What the KV depends on.
     pub fn identity(&self) -> &Identity {

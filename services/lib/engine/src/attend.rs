@@ -46,6 +46,8 @@ pub struct AttendTimes {
     pub local: Duration,
     /// Folding the partials of all stripes.
     pub merge: Duration,
+    /// Making the lists of sparse policies.
+    pub plan: Duration,
 }
 
 /// A partial per stripe of one part, unordered.

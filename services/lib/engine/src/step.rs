@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, TileShape};
+use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, PlanInput, SparseWork, TileShape};
 use longshore_blocks::Geometry;
 use longshore_compute::ComputePool;
 use longshore_fabric::CallContext;
@@ -53,6 +53,8 @@ pub enum Logits {
     None,
     /// Those of the last new row.
     Last,
+    /// Those of all new rows.
+    All,
 }
 
 /// New rows of one sequence.
@@ -66,7 +68,19 @@ pub struct StepInput<'a> {
     pub logits: Logits,
 }
 
-/// What became of one sequence: the logits of its last row (f32 `[vocabulary]`) when they were wanted, or why it cannot go on.
+impl StepInput<'_> {
+    /// Rows whose logits are wanted: the last ones.
+    fn wanted_rows(&self) -> usize {
+        match self.logits {
+            Logits::None => 0,
+            Logits::Last => 1,
+            Logits::All => self.tokens.len(),
+        }
+    }
+}
+
+/// What became of one sequence: the logits that were wanted (f32 `[vocabulary]`, or `[rows, vocabulary]`), or why it
+/// cannot go on.
 pub type StepOutput = Result<Option<Vec<f32>>, Error>;
 
 /// Watches a step, so that tiles can leave while later layers compute.
@@ -76,6 +90,26 @@ pub trait StepObserver {
 
     /// Attention of `layer` is done and took so long.
     fn attended(&mut self, _layer: usize, _times: &AttendTimes) {}
+
+    /// Attention of one sequence in one layer was computed by a policy that is not exact.
+    fn probe(&mut self, _probe: &AttentionProbe<'_>) {}
+}
+
+/// What a sparse policy made of one sequence in one layer, and the result.
+#[derive(Clone, Copy)]
+pub struct AttentionProbe<'a> {
+    /// Layer, from 0.
+    pub layer: usize,
+    /// What the lists were made from.
+    pub plan: PlanInput<'a>,
+    /// The lists.
+    pub work: &'a SparseWork,
+    /// f32 `[rows, query_heads * head_dim]`.
+    pub output: &'a [f32],
+    /// Time to make the lists.
+    pub plan_time: Duration,
+    /// Time to run them.
+    pub attend_time: Duration,
 }
 
 /// Watches nothing.
@@ -243,9 +277,8 @@ impl Rows {
             rows.first.push(rows.tokens.len());
             rows.tokens.extend_from_slice(input.tokens);
             rows.positions.extend(position..position + input.tokens.len() as u64);
-            if input.logits == Logits::Last {
-                rows.wanted.push(rows.tokens.len() - 1);
-            }
+            let end = rows.tokens.len();
+            rows.wanted.extend(end - input.wanted_rows()..end);
         }
         for input in batch.iter_mut() {
             input.sequence.begin(input.tokens)?;
@@ -272,13 +305,14 @@ impl Rows {
         q: Vec<f32>,
     ) -> (Activations, Vec<f32>, Vec<Part>) {
         let width = q.len() / self.tokens.len();
-        let wanted = batch.iter().enumerate().filter(|(_, step)| step.logits == Logits::Last).enumerate();
-        let part = |(row, (input, step)): (usize, (usize, &StepInput<'_>))| Part {
-            input,
-            first_position: step.sequence.position() + step.tokens.len() as u64 - 1,
-            rows: row..row + 1,
-        };
-        let parts = wanted.map(part).collect();
+        let mut parts = Vec::new();
+        let mut first = 0;
+        for (input, step) in batch.iter().enumerate().filter(|(_, step)| step.logits != Logits::None) {
+            let rows = step.wanted_rows();
+            let end = step.sequence.position() + step.tokens.len() as u64;
+            parts.push(Part { input, first_position: end - rows as u64, rows: first..first + rows });
+            first += rows;
+        }
         if self.wanted.len() == self.tokens.len() {
             return (x, q, parts);
         }
@@ -297,8 +331,10 @@ fn finish(
     // From the back, so that every sequence splits its own logits off the end.
     for (input, failure) in batch.iter_mut().zip(failed).rev() {
         let own = match input.logits {
-            Logits::Last => Some(logits.split_off(logits.len() - vocabulary)),
             Logits::None => None,
+            Logits::Last | Logits::All => {
+                Some(logits.split_off(logits.len() - input.wanted_rows() * vocabulary))
+            }
         };
         outputs.push(match failure {
             Some(error) => Err(error),

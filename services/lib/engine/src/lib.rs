@@ -19,5 +19,7 @@ pub use events::{EventSender, SendOutcome, event_channel};
 pub use intake::{Limits, TokenIntake, WorkerParts, within};
 pub use sequence::{LocalBlock, Sequence};
 pub use shards::{ShardDirectory, ShardLink, ShardLinks};
-pub use step::{AttentionProbe, Engine, EngineOptions, Logits, StepInput, StepObserver, StepOutput, wire_tile_shape};
+pub use step::{
+    AttentionProbe, Engine, EngineOptions, Logits, StepInput, StepObserver, StepOutput, wire_tile_shape,
+};
 pub use store::{AckBoard, PutStreams, fetch_blocks, store_block};

@@ -15,7 +15,7 @@ pub(crate) use doctor::DoctorArgs;
 pub(crate) use eval::{
     EvalArgs, EvalCommand, FidelityArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask, TaskArgs,
 };
-pub(crate) use model::{MakeRecallArgs, ModelCommand};
+pub(crate) use model::ModelCommand;
 pub(crate) use serve::{RoleArgs, ServeArgs, UpArgs};
 
 /// Serves language models with million-token contexts from a cluster; brings attention to the KV.

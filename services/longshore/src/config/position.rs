@@ -102,7 +102,7 @@ mod tests {
         let linear = scaled("linear:4", plain.clone());
         assert_eq!(linear.context_tokens, 32_768);
         assert_ne!(linear.position_fingerprint(), plain.position_fingerprint());
-        let yarn = scaled("yarn:4", linear.clone());
+        let yarn = scaled("yarn:4", linear);
         assert_eq!((yarn.context_tokens, &yarn.rope.dim), (32_768, &64));
         assert!(
             yarn.position_fingerprint().contains("original_context: 8192"),

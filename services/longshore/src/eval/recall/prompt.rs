@@ -112,9 +112,9 @@ impl Shape {
                 ask(&mut tokens, place(slot), left.swap_remove(found), true);
             }
         }
-        for question in 0..self.asked {
+        for (question, &pair) in left.iter().take(self.asked).enumerate() {
             let position = self.tokens - 1 - 2 * (self.asked - 1 - question);
-            ask(&mut tokens, position, left[question], false);
+            ask(&mut tokens, position, pair, false);
         }
         Prompt { tokens, questions }
     }

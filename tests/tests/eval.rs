@@ -112,7 +112,7 @@ fn what_cannot_be_evaluated_is_refused_with_the_remedy() {
     let refused =
         |flags: &[&str]| longshore(&[&["eval"][..], flags, &["--model", &model]].concat()).unwrap_err();
     for (flags, says) in [
-        (&["recall", "--policy", "quick"][..], "`balanced`"),
+        (&["recall", "--policy", "quick"][..], "balanced"),
         (&["recall", "--asked", "300"], "`--asked`"),
         (&["recall", "--lengths", "64"], "`--lengths`"),
         (&["recall", "--rope-scaling", "yarn:0.5"], "rope_scaling"),

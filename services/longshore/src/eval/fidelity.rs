@@ -37,6 +37,8 @@ struct Report {
     /// First position with a row that was sparse in some head; `None` when all were exact.
     first_sparse: Option<u64>,
     density: f64,
+    /// Of rows and heads that were sparse; 1 when none was.
+    sparse_density: f64,
     /// Means that were visited, as a share of the keys of exact attention.
     means: f64,
     /// Share of the attention mass that lies on visited keys, of sampled rows that were sparse.
@@ -123,6 +125,7 @@ impl Compared<'_> {
             tokens: self.tokens.len(),
             first_sparse: heads.first_sparse,
             density: pairs.density(),
+            sparse_density: heads.sparse.density(),
             means: if pairs.causal == 0 { 0.0 } else { pairs.means as f64 / pairs.causal as f64 },
             mass: heads.mass(),
             output: heads.output(),
@@ -140,6 +143,7 @@ fn overview(reports: &[Report]) -> Table {
     let mut table = Table::new([
         "policy",
         "density",
+        "of sparse rows",
         "means",
         "mass mean",
         "mass p10",
@@ -155,6 +159,7 @@ fn overview(reports: &[Report]) -> Table {
         table.row([
             r.policy.clone(),
             percent(r.density),
+            percent(r.sparse_density),
             percent(r.means),
             percent(r.mass.mean),
             percent(r.mass.p10),
@@ -183,15 +188,16 @@ fn by_layer(reports: &[Report]) -> Table {
     ]);
     for report in reports {
         for head in &report.heads {
+            let known = |text: String| if head.mass.count > 0 { text } else { "–".to_owned() };
             table.row([
                 report.policy.clone(),
                 head.layer.to_string(),
                 head.kv_head.to_string(),
                 percent(head.density),
-                percent(head.mass.mean),
-                percent(head.mass.p10),
-                format!("{:.4}", head.output.median),
-                format!("{:.4}", head.output.p95),
+                known(percent(head.mass.mean)),
+                known(percent(head.mass.p10)),
+                known(format!("{:.4}", head.output.median)),
+                known(format!("{:.4}", head.output.p95)),
             ]);
         }
     }

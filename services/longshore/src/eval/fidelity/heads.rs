@@ -32,6 +32,8 @@ pub(super) struct Heads<'a> {
     rows: &'a [u64],
     /// First position with a row that was sparse in some head.
     pub(super) first_sparse: Option<u64>,
+    /// What rows visited where they were sparse.
+    pub(super) sparse: Pairs,
     /// Mass and distance by (layer, KV head).
     samples: BTreeMap<(usize, usize), (Vec<f64>, Vec<f64>)>,
 }
@@ -40,7 +42,7 @@ impl<'a> Heads<'a> {
     /// Looks at the rows at these positions, ascending.
     pub(super) fn new(pool: &Arc<ComputePool>, rows: &'a [u64]) -> Self {
         let executor = CpuExecutor::new(Arc::clone(pool));
-        Self { executor, rows, first_sparse: None, samples: BTreeMap::new() }
+        Self { executor, rows, first_sparse: None, sparse: Pairs::default(), samples: BTreeMap::new() }
     }
 
     /// Takes in one layer of one step.
@@ -50,11 +52,14 @@ impl<'a> Heads<'a> {
             let rows = work.rows(tile);
             let first = plan.queries.first_position;
             let (from, to) = (first + rows.start as u64, first + rows.end as u64);
-            let is_sparse = |kv_head: &usize| {
-                let pairs = Pairs::of(work, plan, *kv_head, tile);
-                pairs.keys < pairs.causal
-            };
-            let sparse: Vec<usize> = (0..work.kv_heads()).filter(is_sparse).collect();
+            let mut sparse = Vec::new();
+            for kv_head in 0..work.kv_heads() {
+                let pairs = Pairs::of(work, plan, kv_head, tile);
+                if pairs.keys < pairs.causal {
+                    sparse.push(kv_head);
+                    self.sparse.add(pairs);
+                }
+            }
             if sparse.is_empty() {
                 continue;
             }

@@ -3,6 +3,8 @@
 mod bench;
 mod client;
 mod doctor;
+mod eval;
+mod model;
 mod serve;
 
 use clap::{Parser, Subcommand};
@@ -10,7 +12,11 @@ use clap::{Parser, Subcommand};
 pub(crate) use bench::{BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, ComputePart};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use doctor::DoctorArgs;
-pub(crate) use serve::{ModelCommand, RoleArgs, RouterArgs, ServeArgs, UpArgs};
+pub(crate) use eval::{
+    EvalArgs, EvalCommand, FidelityArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask, TaskArgs,
+};
+pub(crate) use model::ModelCommand;
+pub(crate) use serve::{RoleArgs, RouterArgs, ServeArgs, UpArgs};
 
 /// Serves language models with million-token contexts from a cluster; brings attention to the KV.
 #[derive(Debug, Parser)]
@@ -52,6 +58,12 @@ pub(crate) enum Command {
     },
     /// Examine this machine, its settings and the model; problems come with a remedy.
     Doctor(DoctorArgs),
+    /// What policies of sparse prefill keep of a model's answers, against exact attention.
+    Eval {
+        /// What to look at.
+        #[command(subcommand)]
+        command: EvalCommand,
+    },
     /// Measure this machine, or a running endpoint.
     Bench {
         /// What to measure.

@@ -1,6 +1,7 @@
 //! The one configuration of every process: each component's part lies in its own crate.
 
 mod compute;
+mod position;
 
 use longshore_attention::KvDtype;
 use longshore_blocks::Geometry;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{DEFAULT_MODEL, ModelRef};
 
 pub(crate) use compute::ComputeConfig;
+pub(crate) use position::PositionScaling;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -57,6 +59,8 @@ pub(crate) struct ModelConfig {
     /// Arithmetic of the linear layers: `int8` (weights of quantised files times activations rounded to 8 bits), `f32`, or
     /// `auto`: `int8` where the file is quantised.
     pub(crate) linear: String,
+    /// Rotary scaling: `none`, `linear:F` or `yarn:F`; empty: the model's own.
+    pub(crate) rope_scaling: String,
     /// Positions of a sequence, prompt and answer together; 0: the model's own limit.
     pub(crate) max_context_tokens: u64,
     /// Token positions of a block.
@@ -76,6 +80,7 @@ impl Default for ModelConfig {
             name: String::new(),
             kv_dtype: "f16".to_owned(),
             linear: "auto".to_owned(),
+            rope_scaling: String::new(),
             max_context_tokens: 0,
             block_tokens: geometry.block_tokens(),
             stripe_blocks: geometry.stripe_blocks(),
@@ -132,6 +137,11 @@ impl ModelConfig {
         self.linear.parse().ok()
     }
 
+    /// Scaling of positions.
+    pub(crate) fn position_scaling(&self) -> Option<PositionScaling> {
+        PositionScaling::parse(&self.rope_scaling)
+    }
+
     /// Element type of the KV cache.
     pub(crate) fn dtype(&self) -> Option<KvDtype> {
         KvDtype::ALL.into_iter().find(|dtype| dtype.name() == self.kv_dtype)
@@ -186,6 +196,10 @@ impl Validate for ModelConfig {
         if self.linear().is_none() {
             let problem = format!("is `{}`, must be `auto`, `int8` or `f32`", self.linear);
             faults.push(Fault::new(path, "linear", problem));
+        }
+        if self.position_scaling().is_none() {
+            let problem = format!("is `{}`, must be {}", self.rope_scaling, position::VALID);
+            faults.push(Fault::new(path, "rope_scaling", problem));
         }
         if let Err(error) = Geometry::new(self.block_tokens, self.stripe_blocks) {
             faults.push(Fault { key: path.to_owned(), problem: format!("cannot lay out blocks: {error}") });

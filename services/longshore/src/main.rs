@@ -6,10 +6,12 @@ mod client;
 mod config;
 mod console;
 mod doctor;
+mod eval;
 mod machine;
 mod model;
 mod node;
 mod process;
+mod random;
 mod ready;
 mod role;
 mod up;
@@ -53,6 +55,7 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Chat(args) => client::chat(args).await,
         Command::Model { command } => role::blocking(move || model_command(command)).await,
         Command::Doctor(args) => role::blocking(move || doctor::doctor(&args)).await,
+        Command::Eval { command } => role::blocking(move || eval::eval(&command)).await,
         Command::Bench { command: BenchCommand::Serve(args) } => bench::serve(args).await,
         Command::Bench { command: BenchCommand::Compute(args) } => {
             role::blocking(move || bench::compute(&args)).await
@@ -70,6 +73,7 @@ fn model_command(command: ModelCommand) -> Result<()> {
             console::say(path.display().to_string());
             Ok(())
         }
+        ModelCommand::MakeRecall(args) => model::make_recall(&args.folder, &args.options()),
         ModelCommand::List => model::list(),
         ModelCommand::Show { model, json } => model::show(&model::ModelRef::parse(&model)?, json),
     }

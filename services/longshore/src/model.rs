@@ -2,10 +2,12 @@
 
 mod cache;
 mod pull;
+mod recall;
 mod reference;
 mod show;
 
 pub(crate) use cache::Cache;
 pub(crate) use pull::{ensure, pull};
+pub(crate) use recall::{RecallOptions, RecallVocabulary, make_recall};
 pub(crate) use reference::{DEFAULT_MODEL, ModelRef};
 pub(crate) use show::{kv_bytes_per_token, list, show};

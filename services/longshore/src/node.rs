@@ -84,7 +84,9 @@ impl Node {
         Ok((node, Arc::new(engine.context("cannot set up the engine")?)))
     }
 
-    fn of(config: &Config, reference: &ModelRef, info: ModelInfo) -> Result<Self> {
+    fn of(config: &Config, reference: &ModelRef, mut info: ModelInfo) -> Result<Self> {
+        let scaling = config.model.position_scaling().context("`model.rope_scaling` is no scaling")?;
+        scaling.apply(&mut info.config);
         let geometry = Geometry::new(config.model.block_tokens, config.model.stripe_blocks)?;
         let dtype =
             config.model.dtype().context("`model.kv_dtype` must be `f32`, `f16`, `bf16` or `int8`")?;

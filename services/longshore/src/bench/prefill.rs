@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Instant};
 use anyhow::{Context, Result, ensure};
 use longshore_attention::{CpuExecutor, Executor, PrefillPolicy};
 use longshore_compute::ComputePool;
+use longshore_model::SpecialTokens;
 
 use self::{
     meter::{Meter, causal},
@@ -60,7 +61,7 @@ impl Bench {
         };
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        let ids = self.node.info.tokenizer.encode(&text, false).context("cannot tokenize the file")?;
+        let ids = self.node.info.tokenizer.encode(&text, SpecialTokens::Add)?;
         ensure!(!ids.is_empty(), "`{}` has no tokens", path.display());
         Ok(ids.iter().copied().cycle().take(tokens).collect())
     }

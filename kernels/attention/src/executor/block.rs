@@ -5,7 +5,7 @@ use bytemuck::Zeroable;
 use crate::shape::LANES;
 use crate::simd::Lane;
 use crate::tile::{Element, Head, Line, Tile, k_place, v_place};
-use crate::{Column, ExactBlock, SummaryKey, TileShape};
+use crate::{Column, ExactBlock, KvDtype, SummaryKey, TileShape};
 
 use super::PagedKv;
 
@@ -75,8 +75,8 @@ pub(super) struct Block<'a, E> {
     pub(super) v_stride: usize,
     /// Added to the logits of 16 keys each; empty means 0.
     pub(super) bias: &'a [Lane],
-    /// When only some of the keys count.
-    pub(super) only: Option<Only<'a>>,
+    /// See [`Block::only`].
+    only: Option<Only<'a>>,
     /// Keys, at most [`MAX_KEYS`].
     pub(super) keys: usize,
     /// Who sees them.
@@ -86,6 +86,12 @@ pub(super) struct Block<'a, E> {
 }
 
 impl<'a, E: Element> Block<'a, E> {
+    /// When only some of the keys count: of means, which are f32, so that other types need not even ask.
+    #[inline(always)]
+    pub(super) fn only(&self) -> Option<Only<'a>> {
+        if E::DTYPE == KvDtype::F32 { self.only } else { None }
+    }
+
     /// The keys of a tile, in place.
     #[inline(always)]
     pub(super) fn exact(

@@ -65,13 +65,16 @@ impl<E: Element, const R: usize> Kernel for FoldGroup<'_, '_, E, R> {
             };
         }
         let mut tops = self.tops(s, panels, &seen);
-        let skips = self.skips(&tops);
-        if skips == [true; R] {
+        let may_skip = self.skip_below != f32::INFINITY;
+        let skips = if may_skip { self.skips(&tops) } else { [false; R] };
+        if may_skip && skips == [true; R] {
             return;
         }
         let sums = self.weigh(s, panels, &tops);
-        for (top, _) in tops.iter_mut().zip(skips).filter(|(_, skips)| *skips) {
-            *top = f32::NEG_INFINITY;
+        if may_skip {
+            for (top, _) in tops.iter_mut().zip(skips).filter(|(_, skips)| *skips) {
+                *top = f32::NEG_INFINITY;
+            }
         }
         let changes = take_in(s, self.m, self.l, &tops, &sums);
         let columns = self.o.len() / R;
@@ -97,7 +100,7 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
         let scale = s.splat(self.scale);
         for p in 0..P {
             let bias = block.bias.get(first + p).map_or(s.splat(0.0), |bias| s.load(bias));
-            let hidden = block.only.map(|only| s.load(&only.hidden[first + p]));
+            let hidden = block.only().map(|only| s.load(&only.hidden[first + p]));
             for (r, sums) in sums.iter().enumerate() {
                 let mut dot = sums[p];
                 if E::SCALED {
@@ -138,9 +141,6 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
     #[inline(always)]
     fn skips(&self, tops: &Lane) -> [bool; R] {
         let Visibility::From(first) = self.block.visibility else { return [false; R] };
-        if self.skip_below == f32::INFINITY {
-            return [false; R];
-        }
         let end = first + self.block.keys as u64;
         array::from_fn(|r| self.positions[r] >= end && tops[r] < self.m[r] - self.skip_below)
     }
@@ -177,7 +177,7 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
         let common = seen.common.min(MAX_KEYS);
         let scores: &Scores = self.scores;
         let panels = array::from_fn(|p| &v[(first + p) * stride..][..common]);
-        let mut sums = match self.block.only {
+        let mut sums = match self.block.only() {
             Some(only) => products_at::<S, E, R, P>(s, panels, only.keys, |i, r| scores[r][i]),
             None => products::<S, E, R, P>(s, panels, |i, r| scores[r][i], self.block.ahead),
         };

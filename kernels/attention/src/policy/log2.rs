@@ -24,7 +24,7 @@ pub(super) fn log2(x: f32) -> f32 {
     let y = (mantissa - 1.0) / (mantissa + 1.0);
     let square = y * y;
     // 1 + y²/3 + y⁴/5 + …; y² is below 0.03.
-    let series = (0..10).rev().fold(0.0, |sum, k| sum * square + 1.0 / f64::from(2 * k + 1));
+    let series = (0..8).rev().fold(0.0, |sum, k| sum * square + 1.0 / f64::from(2 * k + 1));
     (exponent as f64 + 2.0 * y * series / LN_2) as f32
 }
 

@@ -7,6 +7,7 @@
 use std::array;
 
 use crate::executor::microkernel::{GROUP, panels_at_once, products};
+use crate::exp2::exp2;
 use crate::shape::LANES;
 use crate::simd::{Kernel, Lane, Simd};
 use crate::tile::Element;
@@ -188,17 +189,19 @@ impl Kernel for CellSums<'_> {
 
 /// Energies of blocks of `cells` cells each, which lie `per_run` blocks to a run of whole panels.
 pub(super) fn energies(sums: &[[Lane; 2]], cells: usize, per_run: usize, blocks: usize) -> Vec<f32> {
-    let run_panels = (per_run * cells).div_ceil(LANES);
-    let cell = |index: usize| {
-        let (run, within) = (index / (per_run * cells), index % (per_run * cells));
-        let [top, sum] = &sums[run * run_panels + within / LANES];
-        (top[within % LANES], sum[within % LANES])
-    };
-    let energy = |block: usize| {
-        let own = block * cells..(block + 1) * cells;
-        let top = own.clone().map(|index| cell(index).0).fold(f32::NEG_INFINITY, f32::max);
-        let sum: f32 = own.map(cell).map(|(m, s)| s * crate::exp2::exp2(m - top)).sum();
-        top + log2(sum)
-    };
-    (0..blocks).map(energy).collect()
+    let mut energies = Vec::with_capacity(blocks);
+    for run in sums.chunks((per_run * cells).div_ceil(LANES).max(1)) {
+        let here = per_run.min(blocks - energies.len());
+        let cell = |index: usize| {
+            let [tops, sums] = &run[index / LANES];
+            (tops[index % LANES], sums[index % LANES])
+        };
+        energies.extend((0..here).map(|block| {
+            let own = block * cells..(block + 1) * cells;
+            let top = own.clone().fold(f32::NEG_INFINITY, |top, index| top.max(cell(index).0));
+            let sum: f32 = own.map(cell).map(|(m, sum)| sum * exp2(m - top)).sum();
+            top + log2(sum)
+        }));
+    }
+    energies
 }

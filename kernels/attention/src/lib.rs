@@ -19,6 +19,6 @@ pub use partial::Partials;
 pub use policy::{Cosines, GatesCut, HeadPattern, HeadPlan, PlanInput, PrefillPolicy};
 pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, TileShape};
 pub use sparse::{Pairs, QUERY_TILE, SparseItem, SparseWork, Visit};
-pub use summaries::{Mean, Summaries};
+pub use summaries::{Mean, Spreads, Summaries};
 pub use tile::Tile;
 pub use work::{Column, ExactBlock, Queries, SummaryKey, WorkList};

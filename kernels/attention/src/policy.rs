@@ -49,6 +49,9 @@ pub struct PlanInput<'a> {
     pub stripe_blocks: u32,
     /// Rows from this position on are exact.
     pub dense_from: u64,
+    /// Spreads of the keys about their means, in the places of `summaries`, for the scorer `second-order`, which is refused
+    /// without.
+    pub spreads: Option<&'a dyn PagedKv>,
     /// For the guard `escape`, which is refused without.
     pub cosines: Option<Cosines<'a>>,
 }
@@ -98,6 +101,7 @@ struct Blocks {
 enum Scorer {
     Pooled,
     RowNormalised,
+    SecondOrder,
     PooledQuery,
     /// Keys of a cell.
     Antidiagonal(usize),

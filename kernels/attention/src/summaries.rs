@@ -22,6 +22,8 @@ pub struct Summaries {
     stripe_blocks: u64,
     first_block: u64,
     tiles: Vec<Tile>,
+    /// Variances of the elements of keys, where `tiles` has their means; their values are zero.
+    spreads: Vec<Tile>,
     /// `[blocks][kv_heads]`.
     cosines: Vec<f32>,
 }
@@ -43,6 +45,7 @@ impl Summaries {
             stripe_blocks: u64::from(stripe_blocks),
             first_block,
             tiles: Vec::new(),
+            spreads: Vec::new(),
             cosines: Vec::new(),
         })
     }
@@ -75,10 +78,17 @@ impl Summaries {
         let (tile, key) = self.place(block);
         if tile == self.tiles.len() {
             self.tiles.push(Tile::zeroed(self.shape));
+            self.spreads.push(Tile::zeroed(self.shape));
         }
         self.tiles[tile].write(key, mean.key(), mean.value())?;
+        self.spreads[tile].write(key, mean.spread(), &vec![0.0; mean.spread().len()])?;
         self.cosines.extend_from_slice(mean.cosines());
         Ok(())
+    }
+
+    /// Variances of the elements of the blocks' keys, as keys of tiles in the same places; the values are zero.
+    pub fn spreads(&self) -> Spreads<'_> {
+        Spreads(self)
     }
 
     /// Mean cosine of the block's keys with their mean (see [`Mean::cosines`]).
@@ -120,3 +130,21 @@ impl PagedKv for Summaries {
 
 #[cfg(test)]
 mod tests;
+
+/// See [`Summaries::spreads`].
+#[derive(Debug, Clone, Copy)]
+pub struct Spreads<'a>(&'a Summaries);
+
+impl PagedKv for Spreads<'_> {
+    fn shape(&self) -> TileShape {
+        self.0.shape
+    }
+
+    fn len(&self) -> usize {
+        self.0.spreads.len()
+    }
+
+    fn tile(&self, index: usize) -> &Tile {
+        &self.0.spreads[index]
+    }
+}

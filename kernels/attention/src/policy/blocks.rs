@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use longshore_compute::InstructionSet;
 
-use crate::Error;
 use crate::shape::LANES;
 use crate::simd::{Lane, dispatch};
+use crate::{Error, PagedKv};
 
 use super::antidiagonal;
 use super::grid::{Grid, TileRows};
@@ -70,6 +70,9 @@ impl<'a> BlockPlanner<'a> {
         if rule.correction || !matches!(rule.scorer, Scorer::Antidiagonal(_)) {
             grid.check_summaries(scored)?;
         }
+        if rule.scorer == Scorer::SecondOrder {
+            grid.check_spreads(scored)?;
+        }
         if matches!(rule.scorer, Scorer::Antidiagonal(_)) {
             grid.check_tiles(scored)?;
         }
@@ -92,7 +95,7 @@ impl<'a> BlockPlanner<'a> {
         match self.rule.scorer {
             // So that each key that is read serves more rows.
             Scorer::Antidiagonal(_) => 4,
-            Scorer::Pooled | Scorer::RowNormalised | Scorer::PooledQuery => 1,
+            Scorer::Pooled | Scorer::RowNormalised | Scorer::SecondOrder | Scorer::PooledQuery => 1,
         }
     }
 
@@ -100,7 +103,7 @@ impl<'a> BlockPlanner<'a> {
     pub(super) fn plan(&self, tiles: &[&TileRows], kv_head: usize) -> Vec<List> {
         with_scratch(|scratch| match self.rule.scorer {
             Scorer::Antidiagonal(stride) => self.antidiagonal(tiles, kv_head, stride, scratch),
-            Scorer::Pooled | Scorer::RowNormalised | Scorer::PooledQuery => {
+            Scorer::Pooled | Scorer::RowNormalised | Scorer::SecondOrder | Scorer::PooledQuery => {
                 let list =
                     |tile: &&TileRows| self.list(tile, kv_head, &self.energies(tile, kv_head, scratch));
                 tiles.iter().map(list).collect()
@@ -163,8 +166,12 @@ impl<'a> BlockPlanner<'a> {
             };
             scratch.packed.fill(tile.rows.len() * group, queries.shape.head_dim, row);
             score_means(self.grid, self.set, kv_head, scored, scratch);
+            if self.rule.scorer == Scorer::SecondOrder {
+                add_spreads(self.grid, self.set, kv_head, scored, scratch);
+            }
+            hide_tail(self.grid, scored, scratch);
         }
-        if self.rule.scorer == Scorer::RowNormalised {
+        if matches!(self.rule.scorer, Scorer::RowNormalised | Scorer::SecondOrder) {
             row_sums(self.set, scratch);
         }
         let (rows, panels) = (scratch.packed.rows, scratch.scores.len() / scratch.packed.rows);
@@ -188,23 +195,51 @@ pub(super) fn score_mean_queries(
     let means = &scratch.means;
     scratch.packed.fill(means.len() / dim, dim, |row| &means[row * dim..][..dim]);
     score_means(grid, set, kv_head, grid.before(tile), scratch);
+    hide_tail(grid, grid.before(tile), scratch);
 }
 
-/// Scores of the packed rows against the mean keys of the first `blocks` blocks.
+/// Scores of the packed rows against the mean keys of the first `blocks` blocks; those of the last panels' other cells mean
+/// nothing.
 fn score_means(grid: &Grid<'_>, set: InstructionSet, kv_head: usize, blocks: usize, scratch: &mut Scratch) {
-    let (summaries, stripe) = (grid.input.summaries, grid.stripe as usize);
-    let dim = scratch.packed.dim;
+    let panels = panels_of(grid, grid.input.summaries, kv_head, blocks);
+    scratch.clear(panels.len());
+    let scale = grid.input.queries.scale * std::f32::consts::LOG2_E;
+    let (rows, scores) = (&scratch.packed, &mut scratch.scores[..]);
+    dispatch(set, Score::<f32> { rows, panels: &panels, scales: &[], scale, onto: false, scores });
+}
+
+/// Adds half the variance of the scores within each block, elements taken as independent: log of the mean of 2^score, as far
+/// as two moments tell. Packed queries are squared for it.
+fn add_spreads(grid: &Grid<'_>, set: InstructionSet, kv_head: usize, blocks: usize, scratch: &mut Scratch) {
+    let spreads = grid.input.spreads.expect("checked when the planner was made");
+    let panels = panels_of(grid, spreads, kv_head, blocks);
+    let scale = grid.input.queries.scale;
+    let scale = 0.5 * scale * scale * std::f32::consts::LOG2_E;
+    scratch.packed.square();
+    let (rows, scores) = (&scratch.packed, &mut scratch.scores[..]);
+    dispatch(set, Score::<f32> { rows, panels: &panels, scales: &[], scale, onto: true, scores });
+}
+
+/// The panels of keys of the first `blocks` blocks in summaries or spreads.
+fn panels_of<'a>(
+    grid: &Grid<'_>,
+    means: &'a dyn PagedKv,
+    kv_head: usize,
+    blocks: usize,
+) -> Vec<&'a [[f32; LANES]]> {
+    let (stripe, dim) = (grid.stripe as usize, grid.input.queries.shape.head_dim);
     let mut panels = Vec::with_capacity(blocks.div_ceil(LANES));
     for tile in 0..blocks.div_ceil(stripe) {
-        let head = summaries.tile(tile).head::<f32>(kv_head);
+        let head = means.tile(tile).head::<f32>(kv_head);
         let here = stripe.min(blocks - tile * stripe).div_ceil(LANES);
         panels.extend(head.k.chunks_exact(dim).take(here));
     }
-    let rows = scratch.packed.rows;
-    scratch.clear(panels.len());
-    let scale = grid.input.queries.scale * std::f32::consts::LOG2_E;
-    let (packed, scores) = (&scratch.packed, &mut scratch.scores[..]);
-    dispatch(set, Score::<f32> { rows: packed, panels: &panels, scales: &[], scale, scores });
+    panels
+}
+
+/// Makes the scores of cells that are no blocks −∞.
+fn hide_tail(grid: &Grid<'_>, blocks: usize, scratch: &mut Scratch) {
+    let (rows, stripe) = (scratch.packed.rows, grid.stripe as usize);
     let per_stripe = stripe.div_ceil(LANES);
     for (panel, scores) in scratch.scores.chunks_exact_mut(rows).enumerate() {
         let first = panel / per_stripe * stripe + panel % per_stripe * LANES;

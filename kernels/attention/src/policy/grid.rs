@@ -123,18 +123,30 @@ impl<'a> Grid<'a> {
 
     /// Checks the summaries of the first blocks.
     pub(super) fn check_summaries(&self, blocks: usize) -> Result<(), Error> {
+        self.check_means("summaries", self.input.summaries, blocks)
+    }
+
+    /// Refuses spreads that are missing, of another shape, or too few.
+    pub(super) fn check_spreads(&self, blocks: usize) -> Result<(), Error> {
+        match self.input.spreads {
+            Some(spreads) => self.check_means("spreads", spreads, blocks),
+            None => invalid("spreads", "are missing: the scorer `second-order` needs them"),
+        }
+    }
+
+    fn check_means(&self, field: &'static str, means: &dyn PagedKv, blocks: usize) -> Result<(), Error> {
         let kv = self.input.kv.shape();
         let keys = self.input.stripe_blocks.max(16) as usize;
         let wanted = TileShape { block_tokens: keys, dtype: KvDtype::F32, ..kv };
-        let (found, tiles) = (self.input.summaries.shape(), self.input.summaries.len());
+        let (found, tiles) = (means.shape(), means.len());
         if found != wanted {
-            return invalid("summaries", format!("are tiles of {found:?}, must be {wanted:?}"));
+            return invalid(field, format!("are tiles of {found:?}, must be {wanted:?}"));
         }
         let needed = blocks.div_ceil(self.stripe as usize);
         if tiles < needed {
-            return invalid("summaries", format!("are of {tiles} stripes, {blocks} blocks need {needed}"));
+            return invalid(field, format!("are of {tiles} stripes, {blocks} blocks need {needed}"));
         }
-        check_shapes("summaries", self.input.summaries, needed, &wanted)
+        check_shapes(field, means, needed, &wanted)
     }
 }
 

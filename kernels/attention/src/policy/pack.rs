@@ -30,6 +30,13 @@ impl Packed {
     }
 }
 
+impl Packed {
+    /// Squares all elements.
+    pub(super) fn square(&mut self) {
+        self.q.iter_mut().for_each(|x| *x *= *x);
+    }
+}
+
 /// Rows in groups of nearly equal size.
 #[inline(always)]
 pub(super) fn groups(rows: usize) -> impl Iterator<Item = Range<usize>> {

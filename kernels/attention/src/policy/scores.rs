@@ -27,6 +27,8 @@ pub(super) struct Score<'a, E> {
     pub(super) scales: &'a [Lane],
     /// Scale of the logits, base 2.
     pub(super) scale: f32,
+    /// Whether scores are added to those that are there: `fma(sum, scale, score)`.
+    pub(super) onto: bool,
     /// `[panels][rows]`.
     pub(super) scores: &'a mut [Lane],
 }
@@ -43,7 +45,8 @@ impl<E: Element> Kernel for Score<'_, E> {
             let scales = self.scales.get(first..first + panels.len()).unwrap_or(&[]);
             for group in groups(rows) {
                 let q = &self.rows.q[group.start * self.rows.dim..group.end * self.rows.dim];
-                let part = Part { q, panels, scales, scale: self.scale, scores, rows, first: group.start };
+                let (scale, onto, first) = (self.scale, self.onto, group.start);
+                let part = Part { q, panels, scales, scale, onto, scores, rows, first };
                 match group.len() {
                     1 => s.call(Group::<E, 1>(part)),
                     2 => s.call(Group::<E, 2>(part)),
@@ -63,6 +66,7 @@ struct Part<'a, E> {
     panels: &'a [&'a [[E; LANES]]],
     scales: &'a [Lane],
     scale: f32,
+    onto: bool,
     scores: &'a mut [Lane],
     /// Rows of the scores, and the group's first.
     rows: usize,
@@ -104,7 +108,8 @@ impl<E: Element, const R: usize> Group<'_, E, R> {
                 if E::SCALED {
                     dot = s.mul(dot, s.load(&part.scales[panel + p]));
                 }
-                s.store(s.mul(dot, scale), score);
+                let found = if part.onto { s.fma(dot, scale, s.load(score)) } else { s.mul(dot, scale) };
+                s.store(found, score);
             }
         }
         P

@@ -25,7 +25,7 @@ pub(super) const NAMES: &[(&str, &str)] = &[
     ("fast", "mean-corrected blocks, sparing, with skip-softmax"),
     (
         "blocks",
-        "any scorer (pooled, row-normalised, pooled-query, antidiagonal) with any selector (alpha, mass, top-k)",
+        "any scorer (pooled, row-normalised, second-order, pooled-query, antidiagonal) with any selector (alpha, mass, top-k)",
     ),
     ("xattention", "XAttention: antidiagonal sums, blocks up to a share of the mass"),
     ("flexprefill", "FlexPrefill's query-aware heads: pooled queries, blocks up to a share of the mass"),
@@ -54,6 +54,7 @@ const PRESETS: &[(&str, &str)] = &[
 enum ScorerName {
     Pooled,
     RowNormalised,
+    SecondOrder,
     PooledQuery,
     Antidiagonal,
 }
@@ -68,6 +69,7 @@ enum SelectorName {
 const SCORERS: &[(&str, ScorerName)] = &[
     ("pooled", ScorerName::Pooled),
     ("row-normalised", ScorerName::RowNormalised),
+    ("second-order", ScorerName::SecondOrder),
     ("pooled-query", ScorerName::PooledQuery),
     ("antidiagonal", ScorerName::Antidiagonal),
 ];
@@ -119,6 +121,7 @@ fn blocks(keys: &mut Keys<'_>) -> Result<Blocks, Error> {
     let scorer = match keys.word("scorer", SCORERS, ScorerName::Pooled)? {
         ScorerName::Pooled => Scorer::Pooled,
         ScorerName::RowNormalised => Scorer::RowNormalised,
+        ScorerName::SecondOrder => Scorer::SecondOrder,
         ScorerName::PooledQuery => Scorer::PooledQuery,
         ScorerName::Antidiagonal => Scorer::Antidiagonal(keys.word("stride", &[("8", 8), ("16", 16)], 16)?),
     };
@@ -200,6 +203,7 @@ fn canonical_blocks(blocks: &Blocks) -> String {
     let scorer = match scorer {
         Scorer::Pooled => "pooled".to_owned(),
         Scorer::RowNormalised => "row-normalised".to_owned(),
+        Scorer::SecondOrder => "second-order".to_owned(),
         Scorer::PooledQuery => "pooled-query".to_owned(),
         Scorer::Antidiagonal(stride) => format!("antidiagonal,stride={stride}"),
     };

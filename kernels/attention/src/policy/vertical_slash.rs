@@ -155,7 +155,7 @@ impl Estimate<'_> {
         let scale = self.grid.input.queries.scale * std::f32::consts::LOG2_E;
         let scores = &mut *self.scores;
         let (panels, scales) = (&panels[..count], head.k_scales);
-        Score::<E> { rows: self.packed, panels, scales, scale, scores }.run(s);
+        Score::<E> { rows: self.packed, panels, scales, scale, onto: false, scores }.run(s);
         let first = block * self.grid.block as usize;
         let earliest = self.end - LAST;
         if first + self.grid.block as usize > earliest + 1 {

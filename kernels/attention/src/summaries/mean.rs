@@ -3,7 +3,8 @@
 //! All of it is f32. An element's mean is `Σ x · (1 / block_tokens)`, `x` being the stored element (in int8 tiles times the
 //! scale of its token), the sum that of tokens 0, 1, 2, … in order from 0. The cosine of a key with the mean key is
 //! `(k·k̄) / (√(k·k) · √(k̄·k̄))`, each product one chain of fused multiply-adds over the elements in order, or 0 where that is
-//! no number; a head's is the sum of its keys' in order, times `1 / block_tokens`.
+//! no number; a head's is the sum of its keys' in order, times `1 / block_tokens`. The spread of an element of the keys is
+//! `Σ (x − mean)² · (1 / block_tokens)`, one chain of fused multiply-adds over the tokens in order from 0.
 
 use half::{bf16, f16};
 use longshore_compute::InstructionSet;
@@ -20,6 +21,7 @@ pub struct Mean {
     head_dim: usize,
     key: Vec<f32>,
     value: Vec<f32>,
+    spread: Vec<f32>,
     cosines: Vec<f32>,
 }
 
@@ -42,6 +44,11 @@ impl Mean {
     /// Mean value, `[kv_heads, head_dim]`.
     pub fn value(&self) -> &[f32] {
         &self.value
+    }
+
+    /// Variance of each element of the keys, `[kv_heads, head_dim]`.
+    pub fn spread(&self) -> &[f32] {
+        &self.spread
     }
 
     /// Mean cosine of the keys with their mean, one a KV head: 1 when all point in one direction, about 0 when they have
@@ -76,26 +83,41 @@ impl MeanOf<'_> {
         let shape = self.tile.shape();
         let (heads, head_dim) = (shape.kv_heads, shape.head_dim);
         let (mut key, mut value) = (vec![0.0; heads * head_dim], vec![0.0; heads * head_dim]);
+        let mut spread = vec![0.0; heads * head_dim];
         let mut cosines = Vec::with_capacity(heads);
         let rows = key.chunks_exact_mut(head_dim).zip(value.chunks_exact_mut(head_dim));
-        for (index, (key, value)) in rows.enumerate() {
+        let rows = rows.zip(spread.chunks_exact_mut(head_dim));
+        for (index, ((key, value), spread)) in rows.enumerate() {
             let head = self.tile.head::<E>(index);
-            mean_key(s, &head, key);
+            fold_keys(s, &head, key, |sum, x, _| s.add(sum, x));
+            spread.copy_from_slice(key);
+            fold_keys(s, &head, spread, |sum, x, mean| {
+                let off = s.sub(x, mean);
+                s.fma(off, off, sum)
+            });
             mean_value(s, &head, shape.block_tokens, value);
             cosines.push(cosine(s, &head, shape.block_tokens, key));
         }
-        Mean { heads, head_dim, key, value, cosines }
+        Mean { heads, head_dim, key, value, spread, cosines }
     }
 }
 
-/// Keys lie side by side in a lane: 16 elements of 16 keys are turned round, so that the sums of 16 elements go on at once.
+/// Folds the keys in order by `step(sum, key, mean)`, from 0, and leaves the share of each key in place of the means. Keys lie
+/// side by side in a lane: 16 elements of 16 keys are turned round, so that the sums of 16 elements go on at once.
 #[inline(always)]
-fn mean_key<S: Simd, E: Element>(s: S, head: &Head<'_, E>, mean: &mut [f32]) {
-    let dim = mean.len();
+fn fold_keys<S: Simd, E: Element>(
+    s: S,
+    head: &Head<'_, E>,
+    means: &mut [f32],
+    step: impl Fn(S::F32s, S::F32s, S::F32s) -> S::F32s,
+) {
+    let dim = means.len();
     let panels = head.k.len() / dim;
     let share = s.splat(1.0 / (panels * LANES) as f32);
-    for (part, mean) in mean.chunks_mut(LANES).enumerate() {
-        let mut sum = s.splat(0.0);
+    for (part, mean) in means.chunks_mut(LANES).enumerate() {
+        let mut before = [0.0; LANES];
+        before[..mean.len()].copy_from_slice(mean);
+        let (before, mut sum) = (s.load(&before), s.splat(0.0));
         for panel in 0..panels {
             let lanes = &head.k[panel * dim + part * LANES..][..mean.len()];
             let mut turned = [[0.0; LANES]; LANES];
@@ -105,7 +127,7 @@ fn mean_key<S: Simd, E: Element>(s: S, head: &Head<'_, E>, mean: &mut [f32]) {
                 (0..LANES).for_each(|key| turned[key][element] = row[key]);
             }
             for lane in &turned {
-                sum = s.add(sum, s.load(lane));
+                sum = step(sum, s.load(lane), before);
             }
         }
         store(s, s.mul(sum, share), mean);

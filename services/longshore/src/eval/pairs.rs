@@ -107,6 +107,7 @@ mod tests {
             summaries: &Nothing,
             stripe_blocks: 32,
             dense_from: u64::MAX,
+            spreads: None,
             cosines: None,
         };
         let counted = Pairs::of(&work, &plan, 0, 0);

@@ -20,6 +20,7 @@ impl LayerAttention<'_, '_> {
         let prefill = sequence.prefill().expect("the sequence has a sparse policy");
         let (tiles, executor) = (sequence.layer(self.layer), self.engine.executor());
         let summaries = &prefill.summaries[self.layer];
+        let spreads = summaries.spreads();
         let cosines = |block, kv_head| summaries.cosine(block, kv_head);
         let plan = PlanInput {
             queries: self.queries(part, q),
@@ -29,6 +30,7 @@ impl LayerAttention<'_, '_> {
             summaries,
             stripe_blocks: self.engine.geometry().stripe_blocks(),
             dense_from: prefill.dense_from,
+            spreads: Some(&spreads),
             cosines: Some(&cosines),
         };
         let started = Instant::now();

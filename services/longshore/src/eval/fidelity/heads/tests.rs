@@ -80,6 +80,7 @@ fn mass_and_distance_are_those_of_a_slow_softmax() {
         summaries: &kv,
         stripe_blocks: 32,
         dense_from: u64::MAX,
+        spreads: None,
         cosines: None,
     };
     // The policy's output: zeros, which lie at a distance of 1.

@@ -95,6 +95,8 @@ struct Blocks {
     local: u64,
     /// Blocks of a smaller mean cosine are always visited.
     escape: Option<f32>,
+    /// Blocks that take such a share of any row, as the scorer sees it, are always visited.
+    peak: Option<f32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::antidiagonal;
 use super::grid::{Grid, TileRows};
 use super::list::{Chosen, List};
 use super::pack::{Packed, head, mean_queries};
-use super::scores::{CellSums, RowSums, Score, energies};
+use super::scores::{CellSums, RowSums, Score, energies, peaks};
 use super::select::select;
 use super::{Blocks, Scorer, invalid};
 
@@ -46,6 +46,14 @@ impl Scratch {
 /// Calls `f` with the thread's buffers.
 pub(super) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     SCRATCH.with_borrow_mut(f)
+}
+
+/// What the blocks before a tile weigh, log2.
+#[derive(Debug, Default)]
+struct BlockScores {
+    energies: Vec<f32>,
+    /// Largest share that any row gives to a cell of the block; empty when the rule does not ask.
+    peaks: Vec<f32>,
 }
 
 /// Plans tiles by a scorer and a selector.
@@ -104,19 +112,22 @@ impl<'a> BlockPlanner<'a> {
         with_scratch(|scratch| match self.rule.scorer {
             Scorer::Antidiagonal(stride) => self.antidiagonal(tiles, kv_head, stride, scratch),
             Scorer::Pooled | Scorer::RowNormalised | Scorer::SecondOrder | Scorer::PooledQuery => {
-                let list =
-                    |tile: &&TileRows| self.list(tile, kv_head, &self.energies(tile, kv_head, scratch));
+                let list = |tile: &&TileRows| self.list(tile, kv_head, self.energies(tile, kv_head, scratch));
                 tiles.iter().map(list).collect()
             }
         })
     }
 
     /// The list of a tile, given the energies of the blocks before it.
-    fn list(&self, tile: &TileRows, kv_head: usize, energies: &[f32]) -> List {
+    fn list(&self, tile: &TileRows, kv_head: usize, scores: BlockScores) -> List {
         let (grid, rule) = (self.grid, &self.rule);
         let mut chosen = Chosen::diagonal(grid, tile);
-        let scored = energies.len();
-        select(rule.selector, energies, &mut chosen.blocks);
+        let scored = scores.energies.len();
+        select(rule.selector, &scores.energies, &mut chosen.blocks);
+        if let Some(share) = rule.peak {
+            let least = share.log2();
+            chosen.blocks.iter_mut().zip(&scores.peaks).for_each(|(block, &peak)| *block |= peak >= least);
+        }
         let local = scored.saturating_sub(rule.local as usize);
         chosen.blocks[..scored.min(rule.sink as usize)].fill(true);
         chosen.blocks[local..scored].fill(true);
@@ -146,16 +157,16 @@ impl<'a> BlockPlanner<'a> {
             let scored = grid.before(tile);
             let (rows, panels) = (number * rows..(number + 1) * rows, (scored * cells).div_ceil(LANES));
             let sums = cell_sums(self.set, rows, panels, scratch);
-            self.list(tile, kv_head, &energies(sums, cells, scored, scored))
+            self.list(tile, kv_head, self.scores(sums, cells, scored, scored))
         };
         tiles.iter().enumerate().map(list).collect()
     }
 
     /// Energies of the blocks before a tile, by their means.
-    fn energies(&self, tile: &TileRows, kv_head: usize, scratch: &mut Scratch) -> Vec<f32> {
+    fn energies(&self, tile: &TileRows, kv_head: usize, scratch: &mut Scratch) -> BlockScores {
         let (queries, scored) = (&self.grid.input.queries, self.grid.before(tile));
         if scored == 0 {
-            return Vec::new();
+            return BlockScores::default();
         }
         let group = queries.shape.group;
         if self.rule.scorer == Scorer::PooledQuery {
@@ -175,7 +186,13 @@ impl<'a> BlockPlanner<'a> {
             row_sums(self.set, scratch);
         }
         let (rows, panels) = (scratch.packed.rows, scratch.scores.len() / scratch.packed.rows);
-        energies(cell_sums(self.set, 0..rows, panels, scratch), 1, self.grid.stripe as usize, scored)
+        let sums = cell_sums(self.set, 0..rows, panels, scratch);
+        self.scores(sums, 1, self.grid.stripe as usize, scored)
+    }
+
+    fn scores(&self, sums: &[[Lane; 2]], cells: usize, per_run: usize, blocks: usize) -> BlockScores {
+        let peaks = self.rule.peak.map(|_| peaks(sums, cells, per_run, blocks)).unwrap_or_default();
+        BlockScores { energies: energies(sums, cells, per_run, blocks), peaks }
     }
 }
 

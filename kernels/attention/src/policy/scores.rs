@@ -192,6 +192,21 @@ impl Kernel for CellSums<'_> {
     }
 }
 
+/// The largest score of each block, less its row's offset, log2; otherwise as [`energies`].
+pub(super) fn peaks(sums: &[[Lane; 2]], cells: usize, per_run: usize, blocks: usize) -> Vec<f32> {
+    let mut peaks = Vec::with_capacity(blocks);
+    for run in sums.chunks((per_run * cells).div_ceil(LANES).max(1)) {
+        let here = per_run.min(blocks - peaks.len());
+        let cell = |index: usize| run[index / LANES][0][index % LANES];
+        peaks.extend(
+            (0..here).map(|block| {
+                (block * cells..(block + 1) * cells).map(cell).fold(f32::NEG_INFINITY, f32::max)
+            }),
+        );
+    }
+    peaks
+}
+
 /// Energies of blocks of `cells` cells each, which lie `per_run` blocks to a run of whole panels.
 pub(super) fn energies(sums: &[[Lane; 2]], cells: usize, per_run: usize, blocks: usize) -> Vec<f32> {
     let mut energies = Vec::with_capacity(blocks);

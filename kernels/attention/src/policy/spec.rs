@@ -37,9 +37,9 @@ pub(super) const NAMES: &[(&str, &str)] = &[
 /// Values of the presets of `blocks`; what they do not say is the default of each key.
 const PRESETS: &[(&str, &str)] = &[
     ("blocks", ""),
-    ("faithful", "alpha=0.05,dense_layers=4,last_tiles=8,escape=off"),
-    ("balanced", "alpha=0.1,dense_layers=2,last_tiles=4"),
-    ("fast", "alpha=0.2,dense_layers=1,last_tiles=4,skip=12"),
+    ("faithful", "scorer=row-normalised,selector=mass,gamma=0.97,peak=0.1,dense_layers=0,last_tiles=8"),
+    ("balanced", "scorer=row-normalised,selector=mass,gamma=0.9,peak=0.25,dense_layers=0,last_tiles=4"),
+    ("fast", "scorer=pooled,selector=alpha,alpha=0.1,dense_layers=0,last_tiles=4,skip=12"),
     (
         "xattention",
         "scorer=antidiagonal,stride=16,selector=mass,gamma=0.9,correction=off,sink=1,local=0,dense_layers=0",
@@ -131,6 +131,7 @@ fn blocks(keys: &mut Keys<'_>) -> Result<Blocks, Error> {
         SelectorName::Mass => Selector::Mass(keys.number("gamma", 0.9, 0.0..=1.0)? + 0.0),
         SelectorName::TopK => Selector::TopK(keys.number("k", 64, 0..=COUNT_MAX as usize)?),
     };
+    let shares = !matches!(scorer, Scorer::Pooled | Scorer::PooledQuery);
     Ok(Blocks {
         scorer,
         selector,
@@ -138,6 +139,8 @@ fn blocks(keys: &mut Keys<'_>) -> Result<Blocks, Error> {
         sink: keys.number("sink", 2, 0..=COUNT_MAX)?,
         local: keys.number("local", 4, 0..=COUNT_MAX)?,
         escape: keys.switched("escape", -1.0..=1.0)?,
+        // Only some scorers know shares of rows.
+        peak: if shares { keys.switched("peak", f32::MIN_POSITIVE..=1.0)? } else { None },
     })
 }
 
@@ -199,7 +202,8 @@ pub(super) fn canonical(policy: &PrefillPolicy) -> String {
 }
 
 fn canonical_blocks(blocks: &Blocks) -> String {
-    let Blocks { scorer, selector, correction, sink, local, escape } = *blocks;
+    let Blocks { scorer, selector, correction, sink, local, escape, peak } = *blocks;
+    let peak = peak.map_or_else(String::new, |peak| format!(",peak={peak}"));
     let scorer = match scorer {
         Scorer::Pooled => "pooled".to_owned(),
         Scorer::RowNormalised => "row-normalised".to_owned(),
@@ -214,7 +218,7 @@ fn canonical_blocks(blocks: &Blocks) -> String {
     };
     let (correction, escape) = (if correction { "on" } else { "off" }, switched(escape));
     format!(
-        "blocks:scorer={scorer},selector={selector},correction={correction},sink={sink},local={local},escape={escape}"
+        "blocks:scorer={scorer},selector={selector},correction={correction},sink={sink},local={local},escape={escape}{peak}"
     )
 }
 

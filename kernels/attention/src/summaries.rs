@@ -128,9 +128,6 @@ impl PagedKv for Summaries {
     }
 }
 
-#[cfg(test)]
-mod tests;
-
 /// See [`Summaries::spreads`].
 #[derive(Debug, Clone, Copy)]
 pub struct Spreads<'a>(&'a Summaries);
@@ -148,3 +145,6 @@ impl PagedKv for Spreads<'_> {
         &self.0.spreads[index]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,6 +35,19 @@ fn expected(tile: &Tile) -> (Vec<f32>, Vec<f32>) {
     (key, value)
 }
 
+/// Variances of the elements of keys, f32 in order of the tokens, as documented.
+fn expected_spread(tile: &Tile) -> Vec<f32> {
+    let mean = expected(tile).0;
+    let mut spread = vec![0.0_f32; mean.len()];
+    for token in 0..tile.shape().block_tokens {
+        let keys = tile.read(token).unwrap().0;
+        for ((sum, k), mean) in spread.iter_mut().zip(keys).zip(&mean) {
+            *sum = (k - mean).mul_add(k - mean, *sum);
+        }
+    }
+    spread.iter().map(|sum| sum * (1.0 / tile.shape().block_tokens as f32)).collect()
+}
+
 /// Mean cosine of the keys of a head with their mean, in f64.
 fn expected_cosine(tile: &Tile, head: usize) -> f64 {
     let shape = tile.shape();
@@ -60,6 +73,7 @@ fn means_match_their_definition_on_every_instruction_set() {
             let tile = random(shape, &mut rng);
             let mean = Mean::of(&tile);
             assert_eq!((mean.key().to_vec(), mean.value().to_vec()), expected(&tile), "{shape:?}");
+            assert_eq!(mean.spread(), expected_spread(&tile), "{shape:?}");
             for (head, cosine) in mean.cosines().iter().enumerate() {
                 let error = (f64::from(*cosine) - expected_cosine(&tile, head)).abs();
                 assert!(error < 1e-6, "{shape:?}, head {head}: off by {error:e}");

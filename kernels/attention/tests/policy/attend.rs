@@ -15,6 +15,8 @@ fn attend(case: &Case, policy: &PrefillPolicy) -> Vec<f32> {
     let cosines = |block: u64, kv_head: usize| summaries.cosine(block, kv_head);
     let mut input = case.input(0, case.shape.tokens);
     input.summaries = &summaries;
+    let spreads = summaries.spreads();
+    input.spreads = Some(&spreads);
     input.cosines = Some(&cosines);
     let work = policy.plan(&executor, &input).unwrap();
     let item = SparseItem {
@@ -47,7 +49,7 @@ fn the_executor_takes_every_list() {
         }
         let errors = ["on", "off"].map(|correction| {
             let text = format!(
-                "balanced:alpha=0.7,dense_layers=0,min_positions=0,escape=0.1,correction={correction}"
+                "fast:skip=off,alpha=0.7,dense_layers=0,min_positions=0,escape=0.1,correction={correction}"
             );
             distance(&attend(&case, &policy(&text)), &dense)
         });

@@ -6,10 +6,16 @@ use longshore_attention::{CpuExecutor, KvDtype};
 use rand::RngExt;
 
 use crate::case::{Case, Shape, generator, policy, seen};
-use crate::oracle::{check, choose, energies};
+use crate::oracle::{Choice, check, choose, energies, shares};
 
-const SCORERS: [&str; 5] =
-    ["pooled", "row-normalised", "pooled-query", "antidiagonal,stride=8", "antidiagonal,stride=16"];
+const SCORERS: [&str; 6] = [
+    "pooled",
+    "row-normalised",
+    "second-order",
+    "pooled-query",
+    "antidiagonal,stride=8",
+    "antidiagonal,stride=16",
+];
 
 const SELECTORS: [(&str, &str); 3] = [("alpha", "alpha"), ("mass", "gamma"), ("top-k", "k")];
 
@@ -156,6 +162,33 @@ fn blocks_unlike_their_mean_escape() {
             assert_eq!(seen(&case, &work, 0, kv_head, tile).blocks, wanted);
         }
     }
+}
+
+/// A row that sees little else than one block keeps it, however many rows look elsewhere.
+#[test]
+fn blocks_that_take_much_of_a_row_stay() {
+    let (mut kept, mut left) = (0, 0);
+    for (seed, scorer) in ["row-normalised", "second-order", "antidiagonal,stride=16"].into_iter().enumerate()
+    {
+        let case = Shape { size: 3.0, ..Shape::default() }.case(&mut generator(seed as u64));
+        let text = format!(
+            "blocks:scorer={scorer},selector=top-k,k=0,peak=0.3,sink=0,local=0,dense_layers=0,min_positions=0"
+        );
+        let work = case.plan(&policy(&text));
+        for (tile, kv_head) in (2..21).flat_map(|tile| [(tile, 0), (tile, 1)]) {
+            let scored = tile * 32 / case.shape.block;
+            let shares = shares(&case, scorer, tile * 32..(tile + 1) * 32, kv_head);
+            let at_least = |limit: f64| -> BTreeSet<usize> {
+                let has = |block: &usize| shares[*block].iter().any(|&share| share >= limit.log2());
+                (0..scored).filter(has).collect()
+            };
+            let found = seen(&case, &work, 0, kv_head, tile).blocks;
+            let found: BTreeSet<usize> = found.into_iter().filter(|&block| block < scored).collect();
+            check(&text, &found, &Choice { must: at_least(0.3001), may: at_least(0.2999) });
+            (kept, left) = (kept + found.len(), left + scored - found.len());
+        }
+    }
+    assert!(kept > 50 && left > 50, "{kept} kept, {left} left");
 }
 
 #[test]

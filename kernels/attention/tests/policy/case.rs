@@ -100,12 +100,15 @@ pub(crate) struct Case {
     pub(crate) shape: Shape,
     pub(crate) kv: Tiles,
     pub(crate) summaries: Tiles,
+    pub(crate) spreads: Tiles,
     pub(crate) q: Vec<f32>,
     pub(crate) scale: f32,
     /// As stored, `[tokens, kv_heads, head_dim]`.
     pub(crate) keys: Vec<f32>,
     /// As stored, `[full blocks, kv_heads, head_dim]`.
     pub(crate) means: Vec<f32>,
+    /// Variances of the elements of keys, likewise.
+    pub(crate) variances: Vec<f32>,
 }
 
 impl Case {
@@ -129,14 +132,24 @@ impl Case {
         };
         let means: Vec<f32> = keys.chunks_exact(shape.block * width).flat_map(mean).collect();
         let of_stripe = TileShape { block_tokens: shape.stripe.max(16), dtype: KvDtype::F32, ..tile };
-        let stripes = means.chunks(shape.stripe * width).map(|means| {
-            let mut stripe = Tile::zeroed(of_stripe);
-            stripe.write(0, means, means).unwrap();
-            stripe
-        });
-        let summaries = Tiles { shape: of_stripe, tiles: stripes.collect() };
+        let variance = |(block, mean): (&[f32], &[f32])| -> Vec<f32> {
+            let square = |i: usize, x: f32| (f64::from(x) - f64::from(mean[i])).powi(2);
+            let sum = |i| block.iter().skip(i).step_by(width).map(|&x| square(i, x)).sum::<f64>();
+            (0..width).map(|i| (sum(i) / shape.block as f64) as f32).collect()
+        };
+        let blocks = keys.chunks_exact(shape.block * width).zip(means.chunks_exact(width));
+        let variances: Vec<f32> = blocks.flat_map(variance).collect();
+        let stripes = |elements: &[f32]| {
+            let stripe = |part: &[f32]| {
+                let mut stripe = Tile::zeroed(of_stripe);
+                stripe.write(0, part, part).unwrap();
+                stripe
+            };
+            Tiles { shape: of_stripe, tiles: elements.chunks(shape.stripe * width).map(stripe).collect() }
+        };
+        let (summaries, spreads) = (stripes(&means), stripes(&variances));
         let scale = 1.0 / (head_dim as f32).sqrt();
-        Self { shape, kv: Tiles { shape: tile, tiles }, summaries, q, scale, keys, means }
+        Self { shape, kv: Tiles { shape: tile, tiles }, summaries, spreads, q, scale, keys, means, variances }
     }
 
     /// Elements of a query row.
@@ -162,6 +175,12 @@ impl Case {
         &self.means[(block * kv_heads + kv_head) * head_dim..][..head_dim]
     }
 
+    /// The variances of the elements of a block's keys.
+    pub(crate) fn variance(&self, block: usize, kv_head: usize) -> &[f32] {
+        let HeadShape { kv_heads, head_dim, .. } = self.shape.heads;
+        &self.variances[(block * kv_heads + kv_head) * head_dim..][..head_dim]
+    }
+
     /// The call of all positions from `first` to `end`.
     pub(crate) fn input(&self, first: usize, end: usize) -> PlanInput<'_> {
         let width = self.row_width();
@@ -178,6 +197,7 @@ impl Case {
             summaries: &self.summaries,
             stripe_blocks: self.shape.stripe as u32,
             dense_from: u64::MAX,
+            spreads: Some(&self.spreads),
             cosines: None,
         }
     }

@@ -24,6 +24,7 @@ pub(crate) fn policies() -> Vec<PrefillPolicy> {
     let texts = [
         "blocks:alpha=0.3,",
         "blocks:scorer=row-normalised,selector=mass,gamma=0.5,",
+        "blocks:scorer=second-order,selector=mass,gamma=0.5,peak=0.3,",
         "blocks:scorer=pooled-query,selector=top-k,k=4,",
         "blocks:scorer=antidiagonal,stride=8,selector=mass,gamma=0.6,",
         "streaming:sink=20,recent=100,",
@@ -48,10 +49,12 @@ fn resolved(work: &SparseWork, kv_head: usize, tile: usize) -> Vec<(Visit, Vec<C
 /// What a chunk up to `end` has of the tiles.
 fn grown(case: &Case, end: usize) -> Case {
     let full = end / case.shape.block;
-    let (mut kv, mut summaries) = (case.kv.clone(), case.summaries.clone());
+    let (mut kv, mut summaries, mut spreads) =
+        (case.kv.clone(), case.summaries.clone(), case.spreads.clone());
     kv.tiles.truncate(end.div_ceil(case.shape.block));
     summaries.tiles.truncate(full.div_ceil(case.shape.stripe));
-    Case { kv, summaries, ..case.clone() }
+    spreads.tiles.truncate(full.div_ceil(case.shape.stripe));
+    Case { kv, summaries, spreads, ..case.clone() }
 }
 
 #[test]
@@ -176,7 +179,7 @@ impl PagedKv for Elsewhere {
 fn summaries_are_enough_for_pooled_scorers() {
     let case = Shape::default().case(&mut generator(9));
     let kv = Elsewhere(case.kv.shape, case.kv.tiles.len());
-    for text in ["pooled", "row-normalised", "pooled-query,selector=mass"] {
+    for text in ["pooled", "row-normalised", "second-order", "pooled-query,selector=mass"] {
         let policy = policy(&format!("blocks:scorer={text},dense_layers=0,min_positions=0"));
         let mut input = case.input(320, 700);
         let wanted = policy.plan(&CpuExecutor::serial(), &input).unwrap();

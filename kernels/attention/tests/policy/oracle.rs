@@ -17,6 +17,12 @@ fn log_sum(of: impl Iterator<Item = f64> + Clone) -> f64 {
 
 /// Energies of the blocks before a query tile, by each scorer.
 pub(crate) fn energies(case: &Case, scorer: &str, tile: Range<usize>, kv_head: usize) -> Vec<f64> {
+    let shares = shares(case, scorer, tile, kv_head);
+    shares.into_iter().map(|of_block| log_sum(of_block.into_iter())).collect()
+}
+
+/// What the rows give to the cells of each block, log2; divided by the row's sum where the scorer does that.
+pub(crate) fn shares(case: &Case, scorer: &str, tile: Range<usize>, kv_head: usize) -> Vec<Vec<f64>> {
     let (block, group) = (case.shape.block, case.shape.heads.group);
     let blocks = tile.start / block;
     let heads = kv_head * group..(kv_head + 1) * group;
@@ -27,6 +33,16 @@ pub(crate) fn energies(case: &Case, scorer: &str, tile: Range<usize>, kv_head: u
             let queries = tile.flat_map(|position| heads.clone().map(move |head| case.query(position, head)));
             let row = |q| (0..blocks).map(|b| dot(q, case.mean(b, kv_head)) * base).collect();
             (queries.map(row).collect(), 1)
+        }
+        "second-order" => {
+            let queries = tile.flat_map(|position| heads.clone().map(move |head| case.query(position, head)));
+            let spread = |q: &[f32], b| -> f64 {
+                let terms = q.iter().zip(case.variance(b, kv_head));
+                terms.map(|(&q, &v)| f64::from(q).powi(2) * f64::from(v)).sum()
+            };
+            let half = 0.5 * f64::from(case.scale) * base;
+            let score = |q, b| dot(q, case.mean(b, kv_head)) * base + spread(q, b) * half;
+            (queries.map(|q| (0..blocks).map(|b| score(q, b)).collect()).collect(), 1)
         }
         "pooled-query" => {
             let rows: Vec<&[f32]> =
@@ -69,7 +85,7 @@ pub(crate) fn energies(case: &Case, scorer: &str, tile: Range<usize>, kv_head: u
             let own = rows.iter().zip(&offsets).flat_map(|(row, offset)| {
                 row[b * cells..(b + 1) * cells].iter().map(move |score| score - offset)
             });
-            log_sum(own)
+            own.collect()
         })
         .collect()
 }

@@ -1,7 +1,7 @@
 //! Calls that cannot be planned.
 
 use longshore_attention::{
-    CpuExecutor, Error, HeadPattern, HeadPlan, KvDtype, PlanInput, PrefillPolicy, TileShape,
+    CpuExecutor, Error, HeadPattern, HeadPlan, KvDtype, PagedKv, PlanInput, PrefillPolicy, TileShape,
 };
 
 use crate::case::{Shape, Tiles, generator, policy};
@@ -71,6 +71,12 @@ fn summaries_that_do_not_fit() {
         }
     }
     refused(&policy("balanced:min_positions=0,escape=0.5"), &case.input(0, 700), "cosines");
+    let second_order = policy("blocks:scorer=second-order,min_positions=0,dense_layers=0");
+    for spreads in [None, Some(&short as &dyn PagedKv), Some(&narrow)] {
+        let mut input = case.input(0, 700);
+        input.spreads = spreads;
+        refused(&second_order, &input, "spreads");
+    }
 }
 
 #[test]

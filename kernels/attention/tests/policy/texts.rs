@@ -22,16 +22,17 @@ fn every_name_makes_a_policy() {
 
 #[test]
 fn presets_are_values_of_blocks() {
-    let text = "blocks:scorer=pooled,selector=alpha,alpha=0.1,correction=on,sink=2,local=4,escape=off,dense_layers=2,\
-                min_positions=4096,last_tiles=4,skip=off";
+    let text = "blocks:scorer=row-normalised,selector=mass,gamma=0.9,correction=on,sink=2,local=4,escape=off,peak=0.25,\
+                dense_layers=0,min_positions=4096,last_tiles=4,skip=off";
     assert_eq!(policy("balanced").fingerprint(), text);
-    assert_eq!(policy("balanced"), policy("blocks:alpha=0.1"));
+    assert_eq!(policy("fast"), policy("blocks:alpha=0.1,dense_layers=0,skip=12"));
+    assert_eq!(policy("balanced:peak=off").fingerprint(), text.replace(",peak=0.25", ""));
     assert_ne!(policy("balanced"), policy("faithful"));
     assert_eq!(policy("faithful").last_tiles(), 8);
     assert_eq!(policy("fast:skip=7.5").skip_below(), Some(7.5));
     assert_eq!(
-        policy(" balanced : alpha = 0.2 , skip=off".replace(" :", ":").trim()),
-        policy("balanced:alpha=0.2")
+        policy(" fast : alpha = 0.2 , skip=off".replace(" :", ":").trim()),
+        policy("fast:alpha=0.2,skip=off")
     );
     assert_eq!(policy("exact").fingerprint(), "exact");
 }
@@ -42,7 +43,7 @@ fn fingerprints_read_back() {
     let texts = ["exact", "faithful", "fast", "xattention", "flexprefill", "minference", "streaming"];
     all.extend(texts.map(policy));
     all.extend(
-        ["balanced:alpha=0.30000001", "balanced:alpha=0", "balanced:alpha=-0", "balanced:escape=-0.5"]
+        ["fast:alpha=0.30000001", "fast:alpha=0", "fast:alpha=-0", "balanced:escape=-0.5", "balanced:peak=1"]
             .map(policy),
     );
     for one in &all {
@@ -98,17 +99,23 @@ fn hostile_texts() {
     refused("Balanced", "policy", "balanced");
     refused("balanced:alpha", "policy", "key=value");
     refused("balanced:,", "policy", "key=value");
-    refused("balanced:alpha=0.1,alpha=0.1", "policy", "twice");
-    refused("balanced:beta=1", "policy", "it has: scorer, selector, alpha");
-    refused("balanced:gamma=0.5", "policy", "alpha");
+    refused("fast:alpha=0.1,alpha=0.1", "policy", "twice");
+    refused("fast:beta=1", "policy", "it has: scorer, selector, alpha");
+    refused("fast:peak=0.5", "policy", "escape");
+    refused("balanced:peak=0", "peak", "off");
+    refused("fast:gamma=0.5", "policy", "alpha");
     refused("balanced:stride=8", "policy", "scorer");
     refused("exact:alpha=1", "policy", "");
-    refused("blocks:scorer=best", "scorer", "pooled, row-normalised, pooled-query, antidiagonal");
+    refused(
+        "blocks:scorer=best",
+        "scorer",
+        "pooled, row-normalised, second-order, pooled-query, antidiagonal",
+    );
     refused("blocks:selector=best", "selector", "alpha, mass, top-k");
     refused("blocks:scorer=antidiagonal,stride=12", "stride", "8, 16");
     refused("balanced:correction=yes", "correction", "on, off");
     for alpha in ["-0.1", "1.1", "nan", "inf", "", "x", "1e-1x"] {
-        refused(&format!("balanced:alpha={alpha}"), "alpha", "from 0 to 1");
+        refused(&format!("fast:alpha={alpha}"), "alpha", "from 0 to 1");
     }
     refused("balanced:escape=2", "escape", "off");
     refused("balanced:skip=0", "skip", "off");
@@ -121,5 +128,5 @@ fn hostile_texts() {
     refused("heads", "plan", "needs a head plan");
     refused(&"g".repeat(1 << 20), "policy", "limit 4096");
     refused(&"balanced:".repeat(400), "policy", "key=value");
-    refused("balanced:alpha=\u{1b}[2J", "alpha", "\\u{1b}");
+    refused("fast:alpha=\u{1b}[2J", "alpha", "\\u{1b}");
 }

@@ -8,6 +8,14 @@ use crate::{Error, KvDtype, PagedKv, Tile, TileShape};
 
 pub use mean::Mean;
 
+/// Blocks of a stripe, at most: what a tile of summaries has room for.
+pub(crate) const STRIPE_MAX: u32 = 256;
+
+/// Keys of a tile of summaries: room for a stripe, in whole panels.
+pub(crate) fn stripe_keys(stripe_blocks: u32) -> usize {
+    stripe_blocks.next_power_of_two().max(16) as usize
+}
+
 /// Mean keys and values of consecutive full blocks of one sequence in one layer: one f32 tile a stripe, whose key `b` is the
 /// mean of the stripe's block `b`. 1 / `block_tokens` of the elements of the keys and values.
 ///
@@ -30,14 +38,14 @@ pub struct Summaries {
 
 impl Summaries {
     /// None yet: those of tiles of `shape`, from block `first_block` (counted from the beginning of the sequence) on. Refuses
-    /// an invalid shape and stripes that are not a power of two from 1 to 256.
+    /// an invalid shape and stripes of more than 256 blocks.
     pub fn new(shape: TileShape, stripe_blocks: u32, first_block: u64) -> Result<Self, Error> {
         shape.validate()?;
-        if !stripe_blocks.is_power_of_two() || stripe_blocks > 256 {
-            let problem = format!("is {stripe_blocks}, must be a power of two from 1 to 256");
+        if !(1..=STRIPE_MAX).contains(&stripe_blocks) {
+            let problem = format!("is {stripe_blocks}, must be from 1 to {STRIPE_MAX}");
             return Err(Error::Invalid { field: "stripe_blocks", problem });
         }
-        let own = TileShape { block_tokens: stripe_blocks.max(16) as usize, dtype: KvDtype::F32, ..shape };
+        let own = TileShape { block_tokens: stripe_keys(stripe_blocks), dtype: KvDtype::F32, ..shape };
         own.validate()?;
         Ok(Self {
             blocks: shape,

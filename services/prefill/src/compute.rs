@@ -74,7 +74,7 @@ impl Prefill<'_> {
         let job = self.job;
         let tile_bytes = engine.tile_shape().bytes() as u64;
         let mut sequence = self.open_prefix()?;
-        sequence.set_prefill(Arc::clone(&job.policy.policy), job.policy.dense_from);
+        sequence.set_prefill(Arc::clone(&job.policy.policy), job.policy.dense_from)?;
         let mut streams = PutStreams::new(
             job.ctx.clone(),
             job.start.identity,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use longshore_attention::{HeadPlan, PrefillPolicy, QUERY_TILE};
+use longshore_attention::{HeadPlan, PrefillPolicy};
 
 use crate::Error;
 
@@ -22,14 +22,14 @@ pub struct Policies {
 }
 
 /// The policy of one request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Chosen {
     /// Canonical text: part of the namespace, and what prefill workers are told.
     pub(crate) fingerprint: String,
     /// Name for labels; one of a few.
     pub(crate) name: String,
-    /// Tokens at the end of a prompt whose rows are exact; `None`: all rows are.
-    exact_tail_tokens: Option<u64>,
+    /// What it means.
+    policy: PrefillPolicy,
 }
 
 impl Policies {
@@ -66,21 +66,14 @@ impl Chosen {
             );
             return Err(Error::invalid(field, problem));
         }
-        let exact_tail_tokens = u64::from(policy.last_tiles()) * QUERY_TILE as u64;
-        Ok(Self {
-            fingerprint,
-            name: label(text),
-            exact_tail_tokens: (!policy.is_exact()).then_some(exact_tail_tokens),
-        })
+        Ok(Self { fingerprint, name: label(text), policy })
     }
 
     /// Position from which on rows are exact, for a prompt of `prompt_tokens` tokens as the client sent it: on the grid of
     /// query tiles, so that it cuts none. What was generated since does not count, so that a request that is begun again
     /// keeps its value.
     pub(crate) fn dense_from(&self, prompt_tokens: u64) -> u64 {
-        let Some(tail) = self.exact_tail_tokens else { return 0 };
-        let tile = QUERY_TILE as u64;
-        prompt_tokens.saturating_sub(tail) / tile * tile
+        self.policy.dense_from(prompt_tokens)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::summaries::{STRIPE_MAX, stripe_keys};
 use crate::{Error, KvDtype, PagedKv, QUERY_TILE, TileShape};
 
 use super::{PlanInput, PrefillPolicy, invalid};
@@ -50,8 +51,8 @@ impl<'a> Grid<'a> {
         if !queries.scale.is_finite() {
             return invalid("scale", format!("is {}, must be finite", queries.scale));
         }
-        if !(1..=256).contains(&input.stripe_blocks) || !input.stripe_blocks.max(16).is_power_of_two() {
-            let problem = format!("is {}, must be from 1 to 16, 32, 64, 128 or 256", input.stripe_blocks);
+        if !(1..=STRIPE_MAX).contains(&input.stripe_blocks) {
+            let problem = format!("is {}, must be from 1 to {STRIPE_MAX}", input.stripe_blocks);
             return invalid("stripe_blocks", problem);
         }
         let end = queries.first_position.checked_add(queries.rows() as u64);
@@ -136,7 +137,7 @@ impl<'a> Grid<'a> {
 
     fn check_means(&self, field: &'static str, means: &dyn PagedKv, blocks: usize) -> Result<(), Error> {
         let kv = self.input.kv.shape();
-        let keys = self.input.stripe_blocks.max(16) as usize;
+        let keys = stripe_keys(self.input.stripe_blocks);
         let wanted = TileShape { block_tokens: keys, dtype: KvDtype::F32, ..kv };
         let (found, tiles) = (means.shape(), means.len());
         if found != wanted {

@@ -24,21 +24,26 @@ pub(crate) fn prefill(args: &BenchPrefillArgs) -> Result<()> {
     if process::only_checked(&args.serve) {
         return Ok(());
     }
-    let policies = args.policies.iter().map(|text| {
-        PrefillPolicy::parse(text, None).with_context(|| format!("`--policy {text}`")).map(Arc::new)
-    });
-    let policies = policies.collect::<Result<Vec<_>>>()?;
+    // Faults of the names before anything is loaded, but for policies that need the deployment's plan.
+    for text in args.policies.iter().filter(|text| config.model.head_plan.is_empty() && !text.is_empty()) {
+        PrefillPolicy::parse(text, None).with_context(|| format!("`--policy {text}`"))?;
+    }
     let pool = process::compute_pool(&config)?;
     let (node, engine) = Node::load(&config, &pool)?;
-    let multiple = policies.iter().map(|policy| policy.chunk_multiple()).max().unwrap_or(1);
+    let policies = args.policies.iter().map(|text| {
+        let policy = PrefillPolicy::parse(text, node.head_plan.as_deref());
+        policy.with_context(|| format!("`--policy {text}`")).map(|policy| (text.as_str(), Arc::new(policy)))
+    });
+    let policies = policies.collect::<Result<Vec<_>>>()?;
+    let multiple = policies.iter().map(|(_, policy)| policy.chunk_multiple()).max().unwrap_or(1);
     let chunk_tokens = (config.prefill.chunk_tokens as usize).next_multiple_of(multiple);
     let bench = Bench { runner: Runner::new(engine, &node, chunk_tokens)?, node, pool, chunk_tokens };
     let longest = args.lengths.iter().copied().max().unwrap_or(0) as usize;
     let text = bench.text(args, longest)?;
     let mut report = Report::new(&bench.node, &bench.pool, chunk_tokens);
     for &tokens in &args.lengths {
-        for policy in &policies {
-            let point = bench.measure(args, &text[..tokens as usize], policy)?;
+        for (name, policy) in &policies {
+            let point = bench.measure(args, &text[..tokens as usize], name, policy)?;
             report.add(point);
         }
     }
@@ -66,7 +71,13 @@ impl Bench {
         Ok(ids.iter().copied().cycle().take(tokens).collect())
     }
 
-    fn measure(&self, args: &BenchPrefillArgs, tokens: &[u32], policy: &Arc<PrefillPolicy>) -> Result<Point> {
+    fn measure(
+        &self,
+        args: &BenchPrefillArgs,
+        tokens: &[u32],
+        name: &str,
+        policy: &Arc<PrefillPolicy>,
+    ) -> Result<Point> {
         let config = &self.node.info.config;
         let chunks = tokens.len().div_ceil(self.chunk_tokens);
         let every = (args.dense_samples > 0).then(|| (chunks / args.dense_samples as usize).max(1));
@@ -74,7 +85,7 @@ impl Bench {
         let mut meter = Meter::new(executor, config.layers, every);
         let mut sequence = self.runner.sequence();
         let dense_from = policy.dense_from(tokens.len() as u64);
-        sequence.set_prefill(Arc::clone(policy), dense_from);
+        sequence.set_prefill(Arc::clone(policy), dense_from)?;
         let bar = console::token_bar("computing", tokens.len() as u64);
         machine::reset_peak_rss();
         let began = Instant::now();
@@ -85,6 +96,6 @@ impl Bench {
         // The last layer attends for one row only.
         let whole = causal(0, tokens.len() as u64) * heads;
         let pairs = whole * (config.layers as u64 - 1) + tokens.len() as u64 * heads;
-        Ok(Point::of(policy, tokens.len(), seconds, &meter, pairs, config))
+        Ok(Point::of((name, policy), tokens.len(), seconds, &meter, pairs, config))
     }
 }

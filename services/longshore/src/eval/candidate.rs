@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use longshore_attention::{HeadPlan, PrefillPolicy, QUERY_TILE};
+use longshore_attention::{HeadPlan, PrefillPolicy};
 
 use crate::cli::EvalArgs;
 
@@ -36,8 +36,7 @@ impl Candidate {
 
     /// Rows of a prompt from this position on are exact.
     pub(super) fn dense_from(&self, prompt_tokens: usize) -> u64 {
-        let tiles = prompt_tokens.div_ceil(QUERY_TILE) as u64;
-        tiles.saturating_sub(u64::from(self.policy.last_tiles())) * QUERY_TILE as u64
+        self.policy.dense_from(prompt_tokens as u64)
     }
 
     /// Whether it visits everything.

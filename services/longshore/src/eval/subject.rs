@@ -63,7 +63,7 @@ impl Subject {
 
     /// The policies that the flags name.
     pub(super) fn candidates(&self, args: &EvalArgs) -> Result<Vec<Candidate>> {
-        Candidate::all(args, None)
+        Candidate::all(args, self.node.head_plan.as_deref())
     }
 
     /// Refuses lengths beyond what the model was made for.
@@ -104,7 +104,7 @@ impl Subject {
         watch: &mut Watch<'_>,
     ) -> Result<Sequence> {
         let mut sequence = Sequence::new(&self.engine, self.identity, Arc::clone(&self.links));
-        sequence.set_prefill(Arc::clone(&candidate.policy), candidate.dense_from(tokens.len()));
+        sequence.set_prefill(Arc::clone(&candidate.policy), candidate.dense_from(tokens.len()))?;
         for chunk in tokens.chunks(self.chunk_tokens) {
             let first = sequence.position();
             let end = first + chunk.len() as u64;

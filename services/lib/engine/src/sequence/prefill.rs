@@ -20,17 +20,16 @@ pub(crate) struct SparsePrefill {
 
 impl Sequence {
     /// Rows of later steps are attended to by `policy`, those from position `dense_from` on exactly. All blocks must be
-    /// here then: a step over blocks on shards is refused.
-    pub fn set_prefill(&mut self, policy: Arc<PrefillPolicy>, dense_from: u64) {
-        let stripe_blocks = self.geometry.stripe_blocks();
-        let empty = || {
-            Summaries::new(self.shape, stripe_blocks, 0).expect("geometries and engines have valid shapes")
-        };
-        self.prefill = (!policy.is_exact()).then(|| SparsePrefill {
-            policy,
-            dense_from,
-            summaries: (0..self.layers).map(|_| empty()).collect(),
-        });
+    /// here then: a step over blocks on shards is refused. Stripes of more than 256 blocks are beyond sparse policies.
+    pub fn set_prefill(&mut self, policy: Arc<PrefillPolicy>, dense_from: u64) -> Result<(), Error> {
+        if policy.is_exact() {
+            self.prefill = None;
+            return Ok(());
+        }
+        let empty = Summaries::new(self.shape, self.geometry.stripe_blocks(), 0)?;
+        let summaries = vec![empty; self.layers];
+        self.prefill = Some(SparsePrefill { policy, dense_from, summaries });
+        Ok(())
     }
 
     /// The policy, when it is not exact.

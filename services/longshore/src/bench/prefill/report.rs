@@ -20,8 +20,9 @@ use crate::{
 /// One prompt under one policy.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Point {
-    /// Fingerprint of the policy.
+    /// The policy as it was asked for.
     policy: String,
+    fingerprint: String,
     tokens: usize,
     /// Seconds to the logits of the last token.
     ttft: f64,
@@ -43,7 +44,7 @@ pub(super) struct Point {
 
 impl Point {
     pub(super) fn of(
-        policy: &PrefillPolicy,
+        (name, policy): (&str, &PrefillPolicy),
         tokens: usize,
         ttft: f64,
         meter: &Meter,
@@ -53,7 +54,8 @@ impl Point {
         let sum = |of: fn(&LayerTimes) -> f64| meter.layers.iter().map(of).sum();
         let keys: u64 = meter.layers.iter().map(|layer| layer.visited.keys).sum();
         Self {
-            policy: policy.fingerprint(),
+            policy: name.to_owned(),
+            fingerprint: policy.fingerprint(),
             tokens,
             ttft,
             selection: sum(|layer| layer.selection),
@@ -80,7 +82,7 @@ impl Point {
         format!(
             "| {} | {} | {:.2} | {:.0} | {:.2} | {} | {} | {} | {:.0} | {:.0} | {} |",
             console::grouped(self.tokens as u64),
-            self.policy.split(':').next().unwrap_or_default(),
+            self.policy,
             self.ttft,
             self.tokens as f64 / self.ttft,
             attention,
@@ -160,7 +162,7 @@ impl Report {
             for (what, seconds, dashed) in
                 [("TTFT", point.ttft, false), ("attention", point.attention(), true)]
             {
-                let name = format!("{} {what}", point.policy.split(':').next().unwrap_or_default());
+                let name = format!("{} {what}", point.policy);
                 let at = (point.tokens as f64, seconds);
                 match lines.iter_mut().find(|line| line.name == name) {
                     Some(line) => line.points.push(at),

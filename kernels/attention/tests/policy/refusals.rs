@@ -33,7 +33,7 @@ fn inputs_that_do_not_fit() {
         with(&|input| input.queries.first_position = 1 << 41, "first_position");
         with(&|input| input.queries.first_position = 64, "kv");
         with(&|input| input.stripe_blocks = 0, "stripe_blocks");
-        with(&|input| input.stripe_blocks = 48, "stripe_blocks");
+        with(&|input| input.stripe_blocks = 257, "stripe_blocks");
         with(&|input| input.first_block = 1, "first_block");
     }
 }

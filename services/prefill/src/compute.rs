@@ -39,6 +39,7 @@ struct Computed {
     sequence: Sequence,
     streams: PutStreams,
     blocks: Range<u64>,
+    at: Instant,
 }
 
 /// Waits for the last acknowledgements in a task. One prompt per engine thread may be in this state, so that the tiles
@@ -48,9 +49,10 @@ fn store_rest(worker: &Arc<Worker>, runtime: &Handle, job: Job, computed: Comput
     let task = Arc::clone(worker);
     worker.tasks.spawn("prefill-storing", async move {
         let _until_stored = (storing, job.seat);
-        let Computed { sequence, mut streams, blocks } = computed;
+        let Computed { sequence, mut streams, blocks, at } = computed;
         streams.end();
         let outcome = ensure_stored(&task, &job.ctx, &sequence, &mut streams, blocks.clone()).await;
+        task.metrics.store_tail_seconds.observe(at.elapsed().as_secs_f64());
         let count = blocks.end - blocks.start;
         let finished =
             PrefillEvent::Finished { computed_blocks: count, stored_bytes: count * sequence.block_bytes() };
@@ -89,7 +91,7 @@ impl Prefill<'_> {
             self.step(&mut sequence, &mut streams, chunk)?;
             position += chunk.len();
         }
-        Ok(Computed { sequence, streams, blocks: self.blocks.clone() })
+        Ok(Computed { sequence, streams, blocks: self.blocks.clone(), at: Instant::now() })
     }
 
     fn step(&self, sequence: &mut Sequence, streams: &mut PutStreams, chunk: &[u32]) -> Result<(), Error> {
@@ -101,12 +103,15 @@ impl Prefill<'_> {
             events: &self.job.events,
             layers: self.worker.parts.engine.backend().config().layers,
             every: self.worker.config.progress_layers,
+            handed_over: Duration::ZERO,
         };
         let input = StepInput { sequence, tokens: chunk, logits: Logits::None };
         let mut outputs = self.worker.parts.engine.step(&self.job.ctx, &mut [input], &mut observer)?;
         outputs.pop().expect("a step has an output per input")?;
         self.worker.metrics.tokens.inc_by(chunk.len() as u64);
+        let handed_over = observer.handed_over;
         self.worker.metrics.chunk_seconds.observe(started.elapsed().as_secs_f64());
+        self.worker.metrics.hand_over_seconds.observe(handed_over.as_secs_f64());
         match streams.board().refused() {
             Some((shard, key)) => {
                 Err(Error::NoSpace { shard: self.job.links.links()[shard].id.clone(), key })
@@ -215,12 +220,15 @@ struct Streamer<'a> {
     events: &'a EventSender<PrefillEvent>,
     layers: usize,
     every: usize,
+    /// Time of the engine thread so far.
+    handed_over: Duration,
 }
 
 impl StepObserver for Streamer<'_> {
     fn layer_done(&mut self, layer: usize, batch: &[StepInput<'_>]) -> Result<(), longshore_engine::Error> {
         for input in batch {
             let sequence = &*input.sequence;
+            let started = Instant::now();
             self.runtime.block_on(async {
                 for block in sequence.filling() {
                     let tile =
@@ -231,6 +239,7 @@ impl StepObserver for Streamer<'_> {
                 }
                 Ok::<_, longshore_engine::Error>(())
             })?;
+            self.handed_over += started.elapsed();
             let done = layer + 1;
             if done.is_multiple_of(self.every) || done == self.layers {
                 let new_tokens = (input.tokens.len() * done / self.layers) as u64;

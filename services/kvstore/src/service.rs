@@ -61,6 +61,12 @@ impl KvStore {
         Ok(Arc::new(Self { store, tasks }))
     }
 
+    /// Summaries made since the start.
+    #[cfg(test)]
+    pub(crate) fn summaries_made_for_test(&self) -> u64 {
+        self.store.metrics.summaries_made.get()
+    }
+
     /// Flips a bit of a stored tile without its checksum, as failing memory would. False when no such block is held.
     #[doc(hidden)]
     pub fn corrupt_for_test(&self, key: BlockKey, layer: u32) -> bool {

@@ -4,6 +4,8 @@ mod attend;
 mod hostile;
 mod lifecycle;
 mod put;
+mod sparse;
+mod summaries;
 mod views;
 
 use std::{sync::Arc, time::Duration};

@@ -180,6 +180,7 @@ impl Item {
     }
 
     /// One unit per stripe, ascending.
+    #[allow(clippy::single_range_in_vec_init, reason = "one run so far")]
     fn units(&self, item: usize, stripe_of: impl Fn(u64) -> u64) -> Vec<Unit> {
         let mut units: Vec<Unit> = Vec::new();
         let all = [0..self.blocks.len()];
@@ -192,7 +193,6 @@ impl Item {
                     None => unit.runs.push(position..position + 1),
                 },
                 None => {
-                    #[allow(clippy::single_range_in_vec_init, reason = "one run so far")]
                     units.push(Unit { item, stripe, runs: vec![position..position + 1] });
                 }
             }

@@ -101,12 +101,13 @@ impl Fold<'_> {
         stripe: u64,
         partial: Option<Partials>,
     ) -> Result<(), Error> {
-        let work = self.work(stripe..stripe + 1)?;
-        match (work, partial, &mut self.total) {
-            (None, None, _) => {}
-            (None, Some(partial), Some(total)) => total.merge(&partial)?,
-            (None, Some(partial), total @ None) => *total = Some(partial),
-            (Some(work), partial, _) => self.run(layer, &work, partial.as_ref())?,
+        if let Some(work) = self.work(stripe..stripe + 1)? {
+            return self.run(layer, &work, partial.as_ref());
+        }
+        match (partial, self.total.as_mut()) {
+            (None, _) => {}
+            (Some(partial), Some(total)) => total.merge(&partial)?,
+            (Some(partial), None) => self.total = Some(partial),
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
 //! Cuts of lists and rows.
+#![allow(clippy::single_range_in_vec_init, reason = "lists of one run")]
 
 use longshore_attention::{ExactBlock, SparseWork, Visit};
 use longshore_blocks::Geometry;
@@ -37,7 +38,7 @@ fn lists_are_cut_at_the_border() {
     assert_eq!(lists.list(0, 0), expected);
     assert_eq!(lists.of_stripe(0, 0, 1), Some(&expected[1]));
     assert_eq!(lists.of_stripe(0, 1, 1), None);
-    assert_eq!(lists.list(1, 0), []);
+    assert!(lists.list(1, 0).is_empty());
     assert_eq!(lists.list(1, 1), [expected[2].clone()]);
 }
 

@@ -68,6 +68,21 @@ impl std::fmt::Debug for PlanInput<'_> {
     }
 }
 
+/// What a policy reads of the blocks before a tile, apart from the blocks that it visits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PolicyReads {
+    /// All keys: whoever plans has all blocks.
+    pub all_keys: bool,
+    /// Mean keys.
+    pub means: bool,
+    /// Mean values, which stand for blocks that are not visited.
+    pub values: bool,
+    /// Spreads of the keys.
+    pub spreads: bool,
+    /// Mean cosines of the keys.
+    pub cosines: bool,
+}
+
 /// How a prompt is attended to. Equal policies have equal fingerprints, and the other way round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrefillPolicy {
@@ -189,6 +204,32 @@ impl PrefillPolicy {
     /// Margin of skip-softmax, base 2, for [`crate::SparseItem::skip_below`].
     pub fn skip_below(&self) -> Option<f32> {
         self.guards.skip
+    }
+
+    /// What [`Self::plan`] and its lists read beyond the blocks that are visited.
+    pub fn reads(&self) -> PolicyReads {
+        let any = |heads: &Heads, wanted: fn(&HeadPattern) -> bool| match heads {
+            Heads::Uniform(pattern) => wanted(pattern),
+            Heads::Planned(plan) => (0..plan.layers()).any(|layer| plan.layer(layer).iter().any(wanted)),
+        };
+        match &self.method {
+            Method::Exact => PolicyReads::default(),
+            Method::Blocks(rule) => {
+                let all_keys = matches!(rule.scorer, Scorer::Antidiagonal(_));
+                PolicyReads {
+                    all_keys,
+                    means: rule.correction || !all_keys,
+                    values: rule.correction,
+                    spreads: rule.scorer == Scorer::SecondOrder,
+                    cosines: rule.escape.is_some(),
+                }
+            }
+            Method::Heads(heads) => PolicyReads {
+                all_keys: any(heads, HeadPattern::is_vertical_slash),
+                means: any(heads, |pattern| matches!(pattern, HeadPattern::BlockSparse { .. })),
+                ..PolicyReads::default()
+            },
+        }
     }
 
     /// Lists for all rows of `input.queries`. Rows that the policy leaves exact (of its first layers, before `min_positions`,

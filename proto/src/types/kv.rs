@@ -6,6 +6,9 @@ use longshore_blocks::{BlockKey, Deployment, Namespace};
 mod attend;
 mod convert;
 mod store;
+mod summaries;
+
+pub use attend::RUNS_MAX;
 
 /// Element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -143,6 +146,42 @@ pub enum OpenedView {
     Missing(Vec<BlockKey>),
 }
 
+/// Which summaries of a view's blocks to read. Mean keys always come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetSummaries {
+    /// What the KV depends on.
+    pub identity: Identity,
+    /// View.
+    pub view_id: u64,
+    /// First layer.
+    pub first_layer: u32,
+    /// Layers to read; `None` means all from `first_layer` on.
+    pub layers: Option<u32>,
+    /// Mean values too.
+    pub values: bool,
+    /// Variances of the elements of the keys too.
+    pub spreads: bool,
+    /// Mean cosines of the keys with their mean too.
+    pub cosines: bool,
+}
+
+/// Summaries of consecutive blocks of a view in one layer, f32; shapes agree with each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SummariesMessage {
+    /// Layer.
+    pub layer: u32,
+    /// Number of the first of these blocks among those of the view.
+    pub first: u64,
+    /// Mean keys `[blocks, kv_heads, head_dim]`.
+    pub keys: Tensor,
+    /// Mean values, shaped like `keys`.
+    pub values: Option<Tensor>,
+    /// Variances of the elements of the keys, shaped like `keys`.
+    pub spreads: Option<Tensor>,
+    /// Mean cosines `[blocks, kv_heads]`.
+    pub cosines: Option<Tensor>,
+}
+
 /// Attention of some query rows over some views, one layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttendQuery {
@@ -167,6 +206,20 @@ pub struct AttendItem {
     pub queries: Tensor,
     /// Softmax scale.
     pub scale: f32,
+    /// What to visit instead of every block of the view.
+    pub sparse: Option<SparseVisits>,
+}
+
+/// Blocks that the rows of an item visit, for the query heads of one KV head: `queries` and partials have those heads only, and
+/// only stripes with a visited block have a partial.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SparseVisits {
+    /// KV head.
+    pub kv_head: u32,
+    /// Blocks of the sequence: runs that are not empty, ascend and do not touch.
+    pub runs: Vec<std::ops::Range<u64>>,
+    /// Margin of skip-softmax, base 2, positive and finite.
+    pub skip_below: Option<f32>,
 }
 
 /// One message of an answer.

@@ -11,6 +11,7 @@ mod metrics;
 mod put;
 mod service;
 mod store;
+mod summaries;
 #[cfg(test)]
 mod tests;
 mod views;

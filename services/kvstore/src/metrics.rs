@@ -42,6 +42,12 @@ pub(crate) struct StoreMetrics {
     pub(crate) attend_running: Gauge,
     /// Bytes of partial results sent.
     pub(crate) attend_bytes: Counter,
+    /// Blocks that the lists of sparse items visited, one count per list.
+    pub(crate) attend_visited_blocks: Counter,
+    /// Summaries made, one per block and layer.
+    pub(crate) summaries_made: Counter,
+    /// Bytes of summaries sent.
+    pub(crate) summary_bytes: Counter,
     /// Seconds per attention query, waiting included.
     pub(crate) attend_seconds: Histogram,
     /// Seconds that a query waited for its first turn to compute.
@@ -59,6 +65,9 @@ impl StoreMetrics {
             attend_failed: Counter::default(),
             attend_running: Gauge::default(),
             attend_bytes: Counter::default(),
+            attend_visited_blocks: Counter::default(),
+            summaries_made: Counter::default(),
+            summary_bytes: Counter::default(),
             attend_seconds: Histogram::new(ATTEND_BUCKETS),
             attend_queue_seconds: Histogram::new(ATTEND_BUCKETS),
             attend_compute_seconds: Histogram::new(ATTEND_BUCKETS),
@@ -74,6 +83,13 @@ impl StoreMetrics {
         metrics.register("attend_failed", "Attention queries refused or failed", own.attend_failed.clone());
         metrics.register("attend_running", "Attention queries under way", own.attend_running.clone());
         metrics.register("attend_bytes", "Bytes of partial results sent", own.attend_bytes.clone());
+        metrics.register(
+            "attend_visited_blocks",
+            "Blocks that lists of sparse attention visited",
+            own.attend_visited_blocks.clone(),
+        );
+        metrics.register("summaries_made", "Summaries made", own.summaries_made.clone());
+        metrics.register("summary_bytes", "Bytes of summaries sent", own.summary_bytes.clone());
         metrics.register("attend_seconds", "Seconds per attention query", own.attend_seconds.clone());
         metrics.register(
             "attend_queue_seconds",

@@ -12,8 +12,8 @@ use longshore_chassis::{Metrics, Tasks};
 use longshore_compute::ComputePool;
 use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard, StripePartial};
 use longshore_proto::types::{
-    AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats,
-    TileMessage, WireTileShape,
+    AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, Lookup, OpenView, OpenedView, PutAck,
+    ShardStats, SummariesMessage, TileMessage, WireTileShape,
 };
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
@@ -22,7 +22,7 @@ use crate::{
     metrics::{self, StoreMetrics},
     put,
     store::{Store, check_count},
-    views,
+    summaries, views,
 };
 
 /// Lookups of more keys run off the reactor, in steps of this many.
@@ -59,6 +59,12 @@ impl KvStore {
             Ok::<(), Error>(())
         });
         Ok(Arc::new(Self { store, tasks }))
+    }
+
+    /// Summaries made since the start.
+    #[cfg(test)]
+    pub(crate) fn summaries_made_for_test(&self) -> u64 {
+        self.store.metrics.summaries_made.get()
     }
 
     /// Flips a bit of a stored tile without its checksum, as failing memory would. False when no such block is held.
@@ -120,6 +126,14 @@ impl Shard for KvStore {
 
     async fn open_view(&self, _ctx: &CallContext, open: OpenView) -> Result<OpenedView, CallError> {
         Ok(views::open(&self.store, open).await?)
+    }
+
+    async fn get_summaries(
+        &self,
+        ctx: &CallContext,
+        get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, CallError> {
+        Ok(summaries::start(&self.store, &self.tasks, ctx, get)?)
     }
 
     async fn attend(

@@ -4,6 +4,8 @@ mod attend;
 mod hostile;
 mod lifecycle;
 mod put;
+mod sparse;
+mod summaries;
 mod views;
 
 use std::{sync::Arc, time::Duration};
@@ -229,7 +231,7 @@ fn outcomes(acks: &[PutAck]) -> Vec<(u8, PutOutcome)> {
 fn item(view_id: u64, first_position: u64, rows: usize) -> AttendItem {
     let values = noise(view_id ^ first_position, rows * HEADS * HEAD_DIM);
     let queries = Tensor::from_f32(&[rows as u64, HEADS as u64, HEAD_DIM as u64], &values);
-    AttendItem { view_id, first_position, queries, scale: 0.35 }
+    AttendItem { view_id, first_position, queries, scale: 0.35, sparse: None }
 }
 
 fn query(query_id: u64, layer: u32, items: Vec<AttendItem>) -> AttendQuery {

@@ -7,15 +7,16 @@ use std::{
 };
 
 use longshore_engine::{
-    EventSender, Logits, PutStreams, Sequence, ShardLink, StepInput, StepObserver, store_block,
+    EventSender, Logits, PutStreams, RemoteVisits, Sequence, ShardLink, StepInput, StepObserver, store_block,
 };
 use longshore_fabric::{CallContext, Code};
 use longshore_proto::types::{PrefillEvent, PutOutcome};
-use longshore_routing::{Choice, TransferShape, ship_or_fetch};
+use longshore_routing::Choice;
 use tokio::runtime::Handle;
 
 use crate::{
-    Config, Error, PrefixPolicy,
+    Config, Error, PrefillMetrics,
+    prefix::{Budget, choose},
     service::{Job, Worker},
 };
 
@@ -77,6 +78,9 @@ impl Prefill<'_> {
         let tile_bytes = engine.tile_shape().bytes() as u64;
         let mut sequence = self.open_prefix()?;
         sequence.set_prefill(Arc::clone(&job.policy.policy), job.policy.dense_from)?;
+        // Moves as much as it likes, within the request's deadline, as fetching would.
+        let loaded = self.runtime.block_on(sequence.load_summaries(&job.ctx))?;
+        self.worker.metrics.summary_bytes.inc_by(loaded);
         let mut streams = PutStreams::new(
             job.ctx.clone(),
             job.start.identity,
@@ -101,6 +105,7 @@ impl Prefill<'_> {
             runtime: self.runtime,
             streams,
             events: &self.job.events,
+            metrics: &self.worker.metrics,
             layers: self.worker.parts.engine.backend().config().layers,
             every: self.worker.config.progress_layers,
             handed_over: Duration::ZERO,
@@ -157,33 +162,14 @@ impl Prefill<'_> {
         })
     }
 
-    /// Fetching must also leave room for the first chunk. A policy that selects needs the prefix here whatever the settings
-    /// say, and was refused where it does not fit.
     fn choose(&self) -> Choice {
-        if !self.job.policy.is_exact() {
-            return Choice::Fetch;
-        }
-        let engine = &self.worker.parts.engine;
-        let (heads, shape) = (engine.backend().config().heads, engine.tile_shape());
-        let block_bytes = (shape.bytes() * engine.backend().config().layers) as u64;
-        let fetched_bytes = self.blocks.start * block_bytes;
-        let chunk_bytes = (self.chunk_tokens() / shape.block_tokens) as u64 * block_bytes;
-        let fits = fetched_bytes + chunk_bytes <= self.worker.config.local_kv_bytes;
-        match self.worker.config.prefix {
-            PrefixPolicy::Ship => Choice::Ship,
-            PrefixPolicy::Fetch | PrefixPolicy::Auto if !fits => Choice::Ship,
-            PrefixPolicy::Fetch => Choice::Fetch,
-            PrefixPolicy::Auto => {
-                let rows = self.tokens(&self.blocks).len() as u64;
-                let shape = TransferShape {
-                    query_heads: heads.query_heads() as u32,
-                    head_dim: heads.head_dim as u32,
-                    stripe_blocks: engine.geometry().stripe_blocks(),
-                    tile_bytes: shape.bytes() as u64,
-                };
-                ship_or_fetch(rows, self.blocks.start, &shape)
-            }
-        }
+        let block_tokens = self.worker.parts.engine.tile_shape().block_tokens;
+        let budget = Budget {
+            prefix_blocks: self.blocks.start,
+            rows: self.tokens(&self.blocks).len() as u64,
+            chunk_blocks: (self.chunk_tokens() / block_tokens) as u64,
+        };
+        choose(&self.worker.config, &self.worker.parts.engine, &self.job.policy.policy, budget)
     }
 
     /// Hands the oldest local blocks over to their shards when the next `tokens` would exceed the budget.
@@ -218,6 +204,7 @@ struct Streamer<'a> {
     runtime: &'a Handle,
     streams: &'a mut PutStreams,
     events: &'a EventSender<PrefillEvent>,
+    metrics: &'a PrefillMetrics,
     layers: usize,
     every: usize,
     /// Time of the engine thread so far.
@@ -225,6 +212,11 @@ struct Streamer<'a> {
 }
 
 impl StepObserver for Streamer<'_> {
+    fn visited_remotely(&mut self, visits: &RemoteVisits) {
+        self.metrics.visited_blocks.inc_by(visits.blocks);
+        self.metrics.shipped_bytes.inc_by(visits.query_bytes + visits.partial_bytes);
+    }
+
     fn layer_done(&mut self, layer: usize, batch: &[StepInput<'_>]) -> Result<(), longshore_engine::Error> {
         for input in batch {
             let sequence = &*input.sequence;

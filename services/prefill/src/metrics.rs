@@ -31,6 +31,12 @@ pub struct PrefillMetrics {
     pub stored_blocks: Counter,
     /// Blocks sent again because they arrived damaged.
     pub resent_blocks: Counter,
+    /// Blocks that lists of sparse policies visited on shards, one count per list.
+    pub visited_blocks: Counter,
+    /// Bytes of queries and partials of those lists.
+    pub shipped_bytes: Counter,
+    /// Bytes of summaries that came from shards.
+    pub summary_bytes: Counter,
     /// Seconds per chunk.
     pub chunk_seconds: Histogram,
     /// Seconds of each chunk in which its tiles were handed to the store streams: what streaming takes from computing.
@@ -56,6 +62,21 @@ impl PrefillMetrics {
             "resent_blocks",
             "Blocks sent again because they arrived damaged",
             own.resent_blocks.clone(),
+        );
+        metrics.register(
+            "visited_blocks",
+            "Blocks that sparse policies visited on shards",
+            own.visited_blocks.clone(),
+        );
+        metrics.register(
+            "shipped_bytes",
+            "Bytes of queries and partials of those visits",
+            own.shipped_bytes.clone(),
+        );
+        metrics.register(
+            "summary_bytes",
+            "Bytes of summaries that came from shards",
+            own.summary_bytes.clone(),
         );
         metrics.register("chunk_seconds", "Seconds per chunk", own.chunk_seconds.clone());
         metrics.register(
@@ -85,6 +106,9 @@ impl Default for PrefillMetrics {
             cached_tokens: Counter::default(),
             stored_blocks: Counter::default(),
             resent_blocks: Counter::default(),
+            visited_blocks: Counter::default(),
+            shipped_bytes: Counter::default(),
+            summary_bytes: Counter::default(),
             chunk_seconds: Histogram::new(CHUNK_BUCKETS),
             hand_over_seconds: Histogram::new(TAIL_BUCKETS),
             store_tail_seconds: Histogram::new(TAIL_BUCKETS),

@@ -136,12 +136,23 @@ proptest! {
 
     #[test]
     fn attention(identity in identity(), tensor in tensor(), query_id in any::<u64>(), scale in 0.001f32..9.0, code in 1u32.., last in any::<bool>(), message in ".*") {
-        let item = AttendItem { view_id: query_id, first_position: 5, queries: Tensor { ..tensor.clone() }, scale };
+        let item = AttendItem { view_id: query_id, first_position: 5, queries: Tensor { ..tensor.clone() }, scale, sparse: None };
         // Arbitrary bits include NaN, which compares unequal to itself; tensors compare by bytes.
-        check::<_, v1::AttendRequest>(AttendQuery { query_id, identity, layer: 3, items: vec![item.clone(), item] });
+        let sparse = SparseVisits { kv_head: 2, runs: vec![4..9, 11..12, 100..5_000], skip_below: Some(scale) };
+        let sparse = AttendItem { sparse: Some(sparse), ..item.clone() };
+        check::<_, v1::AttendRequest>(AttendQuery { query_id, identity, layer: 3, items: vec![item, sparse] });
         let partials = vec![AttendPartial { item: 1, stripe: 2, partial: tensor }];
         check::<_, v1::AttendResponse>(AttendAnswer::Partials { query_id, partials, last });
         check::<_, v1::AttendResponse>(AttendAnswer::Failed { query_id, code, message });
+    }
+
+    #[test]
+    fn summaries(identity in identity(), view_id in any::<u64>(), first_layer in any::<u32>(), layers in option::of(1u32..), wanted in any::<[bool; 3]>()) {
+        let [values, spreads, cosines] = wanted;
+        check::<_, v1::GetSummariesRequest>(GetSummaries { identity, view_id, first_layer, layers, values, spreads, cosines });
+        let whole = super::summaries();
+        let spreads = spreads.then(|| whole.keys.clone());
+        check::<_, v1::GetSummariesResponse>(SummariesMessage { spreads, cosines: whole.cosines.clone().filter(|_| cosines), ..whole });
     }
 
     #[test]

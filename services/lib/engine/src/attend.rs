@@ -14,6 +14,8 @@ use longshore_fabric::CallContext;
 
 use crate::{Engine, Error, Sequence, StepInput, StepObserver};
 
+pub use sparse::RemoteVisits;
+
 /// One layer of a step.
 pub(crate) struct LayerAttention<'a, 'b> {
     pub(crate) engine: &'a Engine,

@@ -13,7 +13,7 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use attend::AttendTimes;
+pub use attend::{AttendTimes, RemoteVisits};
 pub use error::Error;
 pub use events::{EventSender, SendOutcome, event_channel};
 pub use intake::{Limits, TokenIntake, WorkerParts, within};

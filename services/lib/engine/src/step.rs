@@ -11,7 +11,7 @@ use longshore_proto::types::{Dtype, WireTileShape};
 
 use crate::{
     Error, Sequence,
-    attend::{AttendTimes, LayerAttention, Part},
+    attend::{AttendTimes, LayerAttention, Part, RemoteVisits},
     error::check,
 };
 
@@ -90,6 +90,9 @@ pub trait StepObserver {
 
     /// Attention of `layer` is done and took so long.
     fn attended(&mut self, _layer: usize, _times: &AttendTimes) {}
+
+    /// Shards visited blocks for one sequence in one layer, by a policy that is not exact.
+    fn visited_remotely(&mut self, _visits: &RemoteVisits) {}
 
     /// Attention of one sequence in one layer was computed by a policy that is not exact.
     fn probe(&mut self, _probe: &AttentionProbe<'_>) {}

@@ -8,12 +8,12 @@ use std::{fmt::Debug, pin::Pin, sync::Arc};
 use async_trait::async_trait;
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
-    Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk,
-    PutAck, ShardStats, TileMessage, WireTileShape,
+    GetSummaries, Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart,
+    PromptChunk, PutAck, ShardStats, SummariesMessage, TileMessage, WireTileShape,
 };
 use tokio::sync::mpsc;
 
-use crate::{CallContext, Error, StripePartial};
+use crate::{CallContext, Code, Error, StripePartial};
 
 /// A stream of results; dropping it cancels the call.
 pub type BoxStream<T> = Pin<Box<dyn futures::Stream<Item = Result<T, Error>> + Send + 'static>>;
@@ -40,6 +40,15 @@ pub trait Shard: Send + Sync + Debug {
     ) -> Result<BoxStream<Option<TileMessage>>, Error>;
     /// Opens a view or appends to one.
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error>;
+    /// Reads the summaries of a view's blocks: layer by layer, blocks in the order of the view, some in each message. Shards that
+    /// make none refuse.
+    async fn get_summaries(
+        &self,
+        _ctx: &CallContext,
+        _get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, Error> {
+        Err(Error::new(Code::Unimplemented, "this shard makes no summaries of blocks"))
+    }
     /// Answers queries; the stream ends after `queries` closed and everything was answered.
     async fn attend(
         &self,

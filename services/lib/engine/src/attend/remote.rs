@@ -85,6 +85,7 @@ impl LayerAttention<'_, '_> {
                 first_position: part.first_position,
                 queries: queries[index].clone(),
                 scale: self.engine.backend().config().attention_scale(),
+                sparse: None,
             }
         });
         let query = AttendQuery {
@@ -168,7 +169,7 @@ impl LayerAttention<'_, '_> {
 }
 
 /// Elements as they travel.
-fn little_endian(data: &[f32]) -> Bytes {
+pub(super) fn little_endian(data: &[f32]) -> Bytes {
     if cfg!(target_endian = "little") {
         return Bytes::copy_from_slice(bytemuck::cast_slice(data));
     }

@@ -17,17 +17,19 @@ use longshore_attention::{
 use longshore_blocks::{BlockKey, Geometry, Namespace, crc32c};
 use longshore_fabric::{BoxStream, CallContext, Code, Error, Shard};
 use longshore_proto::types::{
-    AttendAnswer, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, Lookup, OpenView, OpenedView,
-    PutAck, PutOutcome, ShardStats, Tensor, TileMessage, WireTileShape,
+    AttendAnswer, AttendPartial, AttendQuery, Dtype, GetBlocks, GetSummaries, Identity, Lookup, OpenView,
+    OpenedView, PutAck, PutOutcome, ShardStats, SummariesMessage, Tensor, TileMessage, WireTileShape,
 };
 use tokio::sync::mpsc;
+
+use super::sparse;
 
 /// Tiles as they travel, by block and layer.
 pub type Bodies = BTreeMap<(BlockKey, usize), Vec<u8>>;
 
 type Key = (Namespace, BlockKey);
 /// Blocks with their tiles in one layer, by stripe.
-type Stripes = BTreeMap<u64, Vec<(u64, Arc<Tile>)>>;
+pub(super) type Stripes = BTreeMap<u64, Vec<(u64, Arc<Tile>)>>;
 
 /// What goes wrong, and how often.
 #[derive(Debug, Default)]
@@ -48,6 +50,10 @@ pub struct Faults {
     pub failed_attends: AtomicU64,
     /// Attention answers that still lack their last stripe.
     pub short_attends: AtomicU64,
+    /// Answers with summaries that still come in another layer's name.
+    pub misplaced_summaries: AtomicU64,
+    /// Answers with summaries that are still not finite.
+    pub infinite_summaries: AtomicU64,
     /// Calls of `open_view` that append still to fail without an answer.
     pub failed_appends: AtomicU64,
 }
@@ -171,7 +177,12 @@ impl MemoryShard {
         }
         let mut partials = Vec::new();
         for (index, item) in query.items.iter().enumerate() {
-            for (stripe, tiles) in self.view_stripes(item.view_id, query)? {
+            let stripes = self.view_stripes(item.view_id, query.identity.namespace, query.layer)?;
+            if let Some(visits) = &item.sparse {
+                partials.extend(sparse::attend(self.heads, self.shape, index, &stripes, item, visits));
+                continue;
+            }
+            for (stripe, tiles) in stripes {
                 partials.push(self.attend_stripe(index, stripe, &tiles, item)?);
             }
         }
@@ -182,14 +193,14 @@ impl MemoryShard {
         Ok(partials)
     }
 
-    fn view_stripes(&self, view_id: u64, query: &AttendQuery) -> Result<Stripes, Error> {
+    fn view_stripes(&self, view_id: u64, namespace: Namespace, layer: u32) -> Result<Stripes, Error> {
         let state = self.state();
         let missing = || Error::new(Code::NotFound, format!("view `{view_id}` is not open"));
-        let view = state.views.get(&view_id).filter(|view| view.namespace == query.identity.namespace);
+        let view = state.views.get(&view_id).filter(|view| view.namespace == namespace);
         let mut stripes: Stripes = BTreeMap::new();
         for (&block, key) in &view.ok_or_else(missing)?.blocks {
-            let tiles = state.blocks.get(&(query.identity.namespace, *key)).ok_or_else(missing)?;
-            let tile = Arc::clone(&tiles[query.layer as usize]);
+            let tiles = state.blocks.get(&(namespace, *key)).ok_or_else(missing)?;
+            let tile = Arc::clone(&tiles[layer as usize]);
             stripes.entry(self.geometry.stripe_of(block)).or_default().push((block, tile));
         }
         Ok(stripes)
@@ -228,9 +239,9 @@ impl MemoryShard {
     }
 }
 
-struct StripeTiles<'a> {
-    shape: TileShape,
-    tiles: &'a [(u64, Arc<Tile>)],
+pub(super) struct StripeTiles<'a> {
+    pub(super) shape: TileShape,
+    pub(super) tiles: &'a [(u64, Arc<Tile>)],
 }
 
 impl PagedKv for StripeTiles<'_> {
@@ -335,6 +346,28 @@ impl Shard for MemoryShard {
         let view = view.ok_or_else(|| Error::new(Code::NotFound, format!("view `{view_id}` is not open")))?;
         view.blocks.extend(open.blocks);
         Ok(OpenedView::Open { view_id })
+    }
+
+    async fn get_summaries(
+        &self,
+        _ctx: &CallContext,
+        get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, Error> {
+        let mut messages = Vec::new();
+        for layer in 0..self.layers as u32 {
+            let stripes = self.view_stripes(get.view_id, get.identity.namespace, layer)?;
+            messages.extend(sparse::summaries(&get, layer, &stripes).into_iter().map(Ok));
+        }
+        if strikes(&self.faults.misplaced_summaries) {
+            messages.reverse();
+        }
+        if strikes(&self.faults.infinite_summaries)
+            && let Some(Ok(message)) = messages.last_mut()
+        {
+            let ones = vec![f32::INFINITY; message.keys.data.len() / 4];
+            message.keys = Tensor::from_f32(&message.keys.shape, &ones);
+        }
+        Ok(futures::stream::iter(messages).boxed())
     }
 
     async fn attend(

@@ -35,6 +35,14 @@ impl World {
         Self { runtime, cluster }
     }
 
+    /// Shards behind gRPC.
+    pub(crate) fn over_grpc(shards: usize, options: EngineOptions) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime starts");
+        let cluster = runtime.block_on(async { TestCluster::over_grpc(shards, options) });
+        Self { runtime, cluster }
+    }
+
     pub(crate) fn links(&self) -> std::sync::Arc<longshore_engine::ShardLinks> {
         let _on_runtime = self.runtime.enter();
         self.cluster.links()

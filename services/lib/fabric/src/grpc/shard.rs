@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use longshore_proto::{
     types::{
-        AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats,
-        TileMessage, WireTileShape,
+        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, Lookup, OpenView, OpenedView, PutAck,
+        ShardStats, SummariesMessage, TileMessage, WireTileShape,
     },
     v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
 };
@@ -76,6 +76,17 @@ impl Shard for ShardClient {
         let mut client = self.calls.clone();
         let answer = unary(ctx, client.open_view(request)).await?;
         OpenedView::try_from(answer).map_err(|fault| Error::bad_answer(&fault))
+    }
+
+    async fn get_summaries(
+        &self,
+        ctx: &CallContext,
+        get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, Error> {
+        let hop = Hop::new(ctx);
+        let request = request(&hop.context, v1::GetSummariesRequest::from(get))?;
+        let mut client = self.tiles.clone();
+        streaming(hop, client.get_summaries(request), SummariesMessage::try_from).await
     }
 
     async fn attend(

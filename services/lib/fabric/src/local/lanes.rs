@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
-    Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk,
-    PutAck, ShardStats, TileMessage, WireTileShape,
+    GetSummaries, Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart,
+    PromptChunk, PutAck, ShardStats, SummariesMessage, TileMessage, WireTileShape,
 };
 use tokio::sync::mpsc;
 
@@ -68,6 +68,16 @@ impl Shard for Local {
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {
         let (shard, hop) = (self.shard()?, Hop::new(ctx));
         hop.answer(shard.open_view(&hop.context, open)).await
+    }
+
+    async fn get_summaries(
+        &self,
+        ctx: &CallContext,
+        get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(shard.get_summaries(&context, get)).await
     }
 
     async fn attend(

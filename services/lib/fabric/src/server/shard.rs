@@ -6,8 +6,8 @@ use longshore_blocks::BlockKey;
 use longshore_proto::{
     WireError,
     types::{
-        AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, PutAck, PutOutcome, TileMessage,
-        WireTileShape,
+        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, Lookup, OpenView, PutAck, PutOutcome,
+        TileMessage, WireTileShape,
     },
     v1::{self, kv_store_service_server::KvStoreService, put_blocks_request::Part},
 };
@@ -32,6 +32,7 @@ pub(super) struct ShardService {
 impl KvStoreService for ShardService {
     type PutBlocksStream = Answers<v1::PutBlocksResponse>;
     type GetBlocksStream = Answers<v1::GetBlocksResponse>;
+    type GetSummariesStream = Answers<v1::GetSummariesResponse>;
     type AttendStream = Answers<v1::AttendResponse>;
 
     async fn lookup(
@@ -79,6 +80,16 @@ impl KvStoreService for ShardService {
         let open = OpenView::try_from(request.into_inner()).map_err(Error::from)?;
         let opened = hop.answer(self.shard.open_view(&hop.context, open)).await?;
         Ok(Response::new(opened.into()))
+    }
+
+    async fn get_summaries(
+        &self,
+        request: Request<v1::GetSummariesRequest>,
+    ) -> Result<Response<Self::GetSummariesStream>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let get = GetSummaries::try_from(request.into_inner()).map_err(Error::from)?;
+        let context = hop.context.clone();
+        Ok(answer(hop.stream(self.shard.get_summaries(&context, get)).await?))
     }
 
     async fn attend(

@@ -51,7 +51,8 @@ pub(crate) fn lookup(keys: &[BlockKey]) -> Lookup {
 
 pub(crate) fn queries(view_id: u64, rows: u64) -> AttendItem {
     let values: Vec<f32> = (0..rows * 2 * 4).map(|value| value as f32).collect();
-    AttendItem { view_id, first_position: 64, queries: Tensor::from_f32(&[rows, 2, 4], &values), scale: 0.5 }
+    let queries = Tensor::from_f32(&[rows, 2, 4], &values);
+    AttendItem { view_id, first_position: 64, queries, scale: 0.5, sparse: None }
 }
 
 /// A fake that test and lane share.

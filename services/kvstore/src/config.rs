@@ -1,5 +1,6 @@
 //! Settings of a shard.
 
+use longshore_blocks::pool::Eviction;
 use longshore_chassis::{Fault, Validate, config::check_range};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,8 @@ pub struct Config {
     /// How long a block is kept from eviction after it was stored or reported as held: the time that a worker has to open
     /// its view.
     pub retention_ms: u64,
+    /// Which block goes first when room is needed: `reuse`, `lru`, `lru-2`, `lfu`, `s3-fifo` or `fifo`.
+    pub eviction: String,
     /// Time between two searches for views whose lease ended.
     pub reap_interval_ms: u64,
     /// Put streams at a time.
@@ -33,6 +36,7 @@ impl Default for Config {
         Self {
             capacity_bytes: 2 << 30,
             retention_ms: 10_000,
+            eviction: Eviction::default().name().to_owned(),
             reap_interval_ms: 500,
             writers_max: 1_024,
             views_max: 65_536,
@@ -48,6 +52,9 @@ impl Validate for Config {
     fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
         check_range(faults, path, "capacity_bytes", self.capacity_bytes, 1 << 20..=1 << 50);
         check_range(faults, path, "retention_ms", self.retention_ms, 0..=3_600_000);
+        if let Err(longshore_blocks::Error::Invalid { problem, .. }) = self.eviction.parse::<Eviction>() {
+            faults.push(Fault::new(path, "eviction", problem));
+        }
         check_range(faults, path, "reap_interval_ms", self.reap_interval_ms, 10..=60_000);
         check_range(faults, path, "writers_max", self.writers_max, 1..=65_536);
         check_range(faults, path, "views_max", self.views_max, 1..=1 << 24);
@@ -68,10 +75,25 @@ mod tests {
         Config::default().faults("kvstore", &mut faults);
         assert_eq!(faults, []);
 
-        let bad =
-            Config { capacity_bytes: 5, views_max: 0, attend_query_bytes_max: 1 << 30, ..Config::default() };
+        let bad = Config {
+            capacity_bytes: 5,
+            eviction: "mru".to_owned(),
+            views_max: 0,
+            attend_query_bytes_max: 1 << 30,
+            ..Config::default()
+        };
         bad.faults("kvstore", &mut faults);
         let keys: Vec<&str> = faults.iter().map(|fault| fault.key.as_str()).collect();
-        assert_eq!(keys, ["kvstore.capacity_bytes", "kvstore.views_max", "kvstore.attend_query_bytes_max"]);
+        assert_eq!(
+            keys,
+            [
+                "kvstore.capacity_bytes",
+                "kvstore.eviction",
+                "kvstore.views_max",
+                "kvstore.attend_query_bytes_max"
+            ]
+        );
+        let names = "is `mru`, must be one of `reuse`, `lru`, `lru-2`, `lfu`, `s3-fifo`, `fifo`";
+        assert_eq!(faults[1].problem, names);
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use longshore_attention::{CpuExecutor, Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
-use longshore_blocks::{BlockPool, Deployment, Geometry, PoolConfig, ShardId};
+use longshore_blocks::{BlockPool, Deployment, Geometry, PoolConfig, ShardId, pool::Eviction};
 use longshore_compute::ComputePool;
 use longshore_proto::types::{Dtype, Identity, WireTileShape};
 use tokio::{
@@ -75,7 +75,7 @@ impl Store {
             );
             return Err(Error::invalid("block_tokens", problem));
         }
-        let pool = BlockPool::new(PoolConfig {
+        let pool_config = PoolConfig {
             budget_bytes: config.capacity_bytes,
             tile_bytes: identity.tile_shape.bytes() as u64,
             layers: identity.layers,
@@ -84,7 +84,8 @@ impl Store {
             views_max: config.views_max,
             view_blocks_max: VIEW_BLOCKS_MAX,
             view_secret: fresh_secret(),
-        })?;
+        };
+        let pool = BlockPool::with_policy(pool_config, config.eviction.parse::<Eviction>()?.policy())?;
         Ok(Self {
             attend_permits: Arc::new(Semaphore::new(config.attend_concurrency)),
             config,

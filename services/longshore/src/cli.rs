@@ -6,6 +6,7 @@ mod doctor;
 mod eval;
 mod model;
 mod serve;
+mod trace;
 
 use clap::{Parser, Subcommand};
 
@@ -17,6 +18,7 @@ pub(crate) use eval::{
 };
 pub(crate) use model::ModelCommand;
 pub(crate) use serve::{RoleArgs, RouterArgs, ServeArgs, UpArgs};
+pub(crate) use trace::BenchTraceArgs;
 
 /// Serves language models with million-token contexts from a cluster; brings attention to the KV.
 #[derive(Debug, Parser)]

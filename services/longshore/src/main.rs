@@ -63,6 +63,9 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Bench { command: BenchCommand::Prefill(args) } => {
             role::blocking(move || bench::prefill(&args)).await
         }
+        Command::Bench { command: BenchCommand::Trace(args) } => {
+            role::blocking(move || bench::trace(&args)).await
+        }
     }
 }
 

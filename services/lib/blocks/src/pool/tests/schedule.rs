@@ -168,8 +168,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn random_schedules_keep_the_books(ops in ops()) {
-        let mut run = Run { pool: pool(BUDGET_BLOCKS), now_ms: 0, writers: Vec::new(), views: Vec::new() };
+    fn random_schedules_keep_the_books(ops in ops(), which in 0..Eviction::ALL.len()) {
+        let policy = Eviction::ALL[which].policy();
+        let pool = BlockPool::with_policy(config(BUDGET_BLOCKS), policy).expect("the configuration is valid");
+        let mut run = Run { pool, now_ms: 0, writers: Vec::new(), views: Vec::new() };
         for op in &ops {
             run.step(op);
             run.check();

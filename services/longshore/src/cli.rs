@@ -1,6 +1,7 @@
 //! What can be typed. Flags that set configuration become `--set` entries, so that there is one way in.
 
 mod bench;
+mod calibrate;
 mod client;
 mod doctor;
 mod eval;
@@ -11,6 +12,7 @@ mod trace;
 use clap::{Parser, Subcommand};
 
 pub(crate) use bench::{BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, ComputePart};
+pub(crate) use calibrate::{CalibrateArgs, Search};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use eval::{
@@ -66,6 +68,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: EvalCommand,
     },
+    /// Search a plan of heads: what each head of a model must visit in a sparse prefill.
+    Calibrate(Box<CalibrateArgs>),
     /// Measure this machine, or a running endpoint.
     Bench {
         /// What to measure.

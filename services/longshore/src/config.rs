@@ -67,8 +67,9 @@ pub(crate) struct ModelConfig {
     pub(crate) block_tokens: u32,
     /// Consecutive blocks that are placed together.
     pub(crate) stripe_blocks: u32,
-    /// File that says what each attention head visits in a prefill, as MInference writes it (JSON) or DuoAttention (TSV);
-    /// empty: none. Routers and prefill workers read it.
+    /// File that says what each attention head visits in a prefill: budgets as `longshore calibrate` writes them (JSON), or
+    /// as MInference (JSON) or DuoAttention (TSV) do; empty: what is shipped for the model, if anything. Routers and prefill
+    /// workers read it.
     pub(crate) head_plan: String,
 }
 

@@ -1,6 +1,7 @@
 //! `longshore eval`: what sparse prefill keeps, against exact attention on the same prompts. Deterministic and offline: prompts are
 //! generated from the task, its length and the number of the sample.
 
+mod calibrate;
 mod candidate;
 mod corpus;
 mod fidelity;
@@ -19,6 +20,8 @@ mod text;
 mod watch;
 
 use anyhow::Result;
+
+pub(crate) use self::calibrate::run as calibrate;
 
 use crate::cli::EvalCommand;
 

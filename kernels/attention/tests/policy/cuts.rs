@@ -1,8 +1,8 @@
 //! Lists depend on positions: not on chunks, threads or instruction sets.
 
 use longshore_attention::{
-    Column, CpuExecutor, ExactBlock, HeadPattern, HeadPlan, PagedKv, PolicyReads, PrefillPolicy, SparseWork,
-    Tile, TileShape, Visit,
+    BudgetLevel, Column, CpuExecutor, ExactBlock, HeadBudgets, HeadPattern, HeadPlan, PagedKv, PolicyReads,
+    PrefillPolicy, SparseWork, Tile, TileShape, Visit,
 };
 use longshore_compute::{ComputePool, InstructionSet, PoolOptions};
 
@@ -19,8 +19,17 @@ pub(crate) fn policies() -> Vec<PrefillPolicy> {
         HeadPattern::Streaming { sink: 1, recent: 1 },
     ];
     let plan = HeadPlan::new(vec![mixed.to_vec(); 6]).unwrap();
+    let heads = ["scorer=antidiagonal,selector=mass,gamma=0.6", "scorer=pooled,alpha=0.2"];
+    let level = BudgetLevel {
+        name: "mixed".to_owned(),
+        note: String::new(),
+        blocks: "local=2".to_owned(),
+        heads: vec![heads.map(str::to_owned).to_vec(); 6],
+    };
+    let budgets = HeadPlan::from(HeadBudgets::new("test", vec![level], 6, 2).unwrap());
     let guards = "dense_layers=0,min_positions=100";
-    let mut policies = vec![PrefillPolicy::parse(&format!("heads:{guards}"), Some(&plan)).unwrap()];
+    let by_plan = |plan: &HeadPlan| PrefillPolicy::parse(&format!("heads:{guards}"), Some(plan)).unwrap();
+    let mut policies = vec![by_plan(&plan), by_plan(&budgets)];
     let texts = [
         "blocks:alpha=0.3,",
         "blocks:scorer=row-normalised,selector=mass,gamma=0.5,",
@@ -29,6 +38,7 @@ pub(crate) fn policies() -> Vec<PrefillPolicy> {
         "blocks:scorer=antidiagonal,stride=8,selector=mass,gamma=0.6,",
         "streaming:sink=20,recent=100,",
         "minference:vertical=35,slash=150,",
+        "flexprefill:gamma=0.6,tau=0.2,budget=40,",
     ];
     policies.extend(texts.map(|text| policy(&format!("{text}{guards}"))));
     policies

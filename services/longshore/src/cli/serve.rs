@@ -34,7 +34,8 @@ pub(crate) struct ServeArgs {
     /// Arithmetic of the linear layers: int8, f32, or auto, which is int8 for quantised files [default: auto].
     #[arg(long, value_name = "MODE")]
     pub(crate) linear: Option<String>,
-    /// What each attention head visits in a prefill: a MInference JSON or DuoAttention TSV file [default: none].
+    /// What each attention head visits in a prefill: a file of `longshore calibrate`, a MInference JSON or DuoAttention TSV file
+    /// [default: what is shipped for the model].
     #[arg(long, value_name = "FILE")]
     pub(crate) head_plan: Option<String>,
     /// Compute threads [default: one per core].

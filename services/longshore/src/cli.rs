@@ -13,7 +13,8 @@ pub(crate) use bench::{BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchSe
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use eval::{
-    EvalArgs, EvalCommand, FidelityArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask, TaskArgs,
+    EvalArgs, EvalCommand, FidelityArgs, OutputArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask,
+    ScorersArgs, TaskArgs,
 };
 pub(crate) use model::ModelCommand;
 pub(crate) use serve::{RoleArgs, RouterArgs, ServeArgs, UpArgs};

@@ -9,9 +9,11 @@ mod pairs;
 mod perplexity;
 mod recall;
 mod report;
+mod rows;
 mod ruler;
 mod samples;
 mod score;
+mod scorers;
 mod subject;
 mod svg;
 mod tasks;
@@ -30,6 +32,7 @@ pub(crate) fn eval(command: &EvalCommand) -> Result<()> {
         EvalCommand::Recall(args) => recall::run(args),
         EvalCommand::Fidelity(args) => fidelity::run(args),
         EvalCommand::Ppl(args) => perplexity::run(args),
+        EvalCommand::Scorers(args) => scorers::run(args),
     }
 }
 

@@ -16,7 +16,8 @@ pub(crate) use calibrate::{CalibrateArgs, Search};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use eval::{
-    EvalArgs, EvalCommand, FidelityArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask, TaskArgs,
+    EvalArgs, EvalCommand, FidelityArgs, OutputArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask,
+    ScorersArgs, TaskArgs,
 };
 pub(crate) use model::ModelCommand;
 pub(crate) use serve::{RoleArgs, RouterArgs, ServeArgs, UpArgs};

@@ -96,6 +96,10 @@ pub trait StepObserver {
 
     /// Attention of one sequence in one layer was computed by a policy that is not exact.
     fn probe(&mut self, _probe: &AttentionProbe<'_>) {}
+
+    /// The hidden state after the last layer, before the final norm, of the rows whose logits are wanted, in the order of the
+    /// batch.
+    fn finished(&mut self, _hidden: &Activations) {}
 }
 
 /// What a sparse policy made of one sequence in one layer, and the result.
@@ -246,7 +250,10 @@ impl Engine {
         }
         let mut logits = match rows.wanted.is_empty() {
             true => Vec::new(),
-            false => self.backend.logits(&x, &(0..rows.wanted.len()).collect::<Vec<_>>())?,
+            false => {
+                observer.finished(&x);
+                self.backend.logits(&x, &(0..rows.wanted.len()).collect::<Vec<_>>())?
+            }
         };
         Ok(finish(batch, failed, &mut logits, config.vocabulary))
     }

@@ -131,7 +131,11 @@ fn flexible_heads_follow_their_definition() {
         (shape.tokens, shape.block) = (1030, [16, 32, 64, 128][seed as usize % 4]);
         (shape.heads.head_dim, shape.size) = (8, [0.3, 1.0, 3.0, 6.0][seed as usize / 2]);
         let case = shape.case(&mut rng);
-        let rule = Rule { gamma: [0.5, 0.8][seed as usize % 2], tau: 0.2, least: 2 };
+        let rule = Rule {
+            gamma: [0.5, 0.8][seed as usize % 2],
+            tau: [0.05, 0.02, 0.2][seed as usize % 3],
+            least: 2,
+        };
         let text = format!(
             "flexprefill:gamma={},tau={},budget={},min_positions=0",
             rule.gamma,

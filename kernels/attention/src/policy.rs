@@ -87,6 +87,19 @@ pub struct PolicyReads {
     pub cosines: bool,
 }
 
+impl PolicyReads {
+    /// What two policies read together.
+    fn and(self, other: Self) -> Self {
+        Self {
+            all_keys: self.all_keys | other.all_keys,
+            means: self.means | other.means,
+            values: self.values | other.values,
+            spreads: self.spreads | other.spreads,
+            cosines: self.cosines | other.cosines,
+        }
+    }
+}
+
 /// How a prompt is attended to. Equal policies have equal fingerprints, and the other way round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrefillPolicy {
@@ -126,6 +139,16 @@ struct Blocks {
 impl Blocks {
     fn is_antidiagonal(&self) -> bool {
         matches!(self.scorer, Scorer::Antidiagonal(_))
+    }
+
+    fn reads(&self) -> PolicyReads {
+        PolicyReads {
+            all_keys: self.is_antidiagonal(),
+            means: self.correction || !self.is_antidiagonal(),
+            values: self.correction,
+            spreads: self.scorer == Scorer::SecondOrder,
+            cosines: self.escape.is_some(),
+        }
     }
 }
 
@@ -249,16 +272,12 @@ impl PrefillPolicy {
         };
         match &self.method {
             Method::Exact => PolicyReads::default(),
-            Method::Blocks(rule) => {
-                let all_keys = matches!(rule.scorer, Scorer::Antidiagonal(_));
-                PolicyReads {
-                    all_keys,
-                    means: rule.correction || !all_keys,
-                    values: rule.correction,
-                    spreads: rule.scorer == Scorer::SecondOrder,
-                    cosines: rule.escape.is_some(),
-                }
+            Method::Blocks(rule) => rule.reads(),
+            Method::Budgets(level) => {
+                let rules = (0..level.layers()).filter_map(|layer| level.layer(layer)).flatten().flatten();
+                rules.map(Blocks::reads).fold(PolicyReads::default(), PolicyReads::and)
             }
+            Method::Flex(_) => PolicyReads { all_keys: true, means: true, ..PolicyReads::default() },
             Method::Heads(heads) => PolicyReads {
                 all_keys: any(heads, HeadPattern::is_vertical_slash),
                 means: any(heads, |pattern| matches!(pattern, HeadPattern::BlockSparse { .. })),

@@ -65,7 +65,14 @@ impl Reuse {
 }
 
 fn class(uses: u32) -> usize {
-    match uses { 0 | 1 => 0, 2 => 1, 3 => 2, 4..=7 => 3, 8..=15 => 4, _ => 5 }
+    match uses {
+        0 | 1 => 0,
+        2 => 1,
+        3 => 2,
+        4..=7 => 3,
+        8..=15 => 4,
+        _ => 5,
+    }
 }
 
 impl EvictionPolicy for Reuse {

@@ -1,5 +1,6 @@
 //! Identity, placement and bookkeeping of KV blocks. Decides, does no I/O: no clock, no network, no async; time is an argument.
 
+mod admission;
 mod checksum;
 mod error;
 mod geometry;
@@ -8,6 +9,7 @@ mod namespace;
 mod placement;
 pub mod pool;
 
+pub use admission::{AdmissionFilter, AdmissionRule, Sketch};
 pub use checksum::crc32c;
 pub use error::{Error, Kind};
 pub use geometry::Geometry;

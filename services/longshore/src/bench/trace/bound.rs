@@ -13,8 +13,10 @@ use super::read::{Request, Trace};
 
 /// Times at which rates are compared anew.
 const STEPS: u64 = 1_200;
-/// Ages: below a second, then so many geometric steps up to the length of the trace.
+/// Ages that are told apart: below a second, then geometric steps to almost an hour, then all above.
 const AGES: usize = 40;
+/// Steps while an age grows by a factor of e.
+const STEPS_PER_E: f64 = 4.7;
 
 /// Hits in blocks for each capacity.
 pub(super) fn hazard_bound(trace: &Trace, capacities: &[u64]) -> Vec<u64> {
@@ -70,12 +72,12 @@ fn arrivals(requests: &[Request]) -> Vec<f64> {
 }
 
 fn age(seconds: f64) -> usize {
-    let step = if seconds < 1.0 { 0 } else { 1 + (seconds.ln() * 4.7) as usize };
+    let step = if seconds < 1.0 { 0 } else { 1 + (seconds.ln() * STEPS_PER_E) as usize };
     step.min(AGES - 1)
 }
 
 fn age_from(step: usize) -> f64 {
-    if step == 0 { 0.0 } else { ((step - 1) as f64 / 4.7).exp() }
+    if step == 0 { 0.0 } else { ((step - 1) as f64 / STEPS_PER_E).exp() }
 }
 
 #[derive(Debug, Clone, Copy)]

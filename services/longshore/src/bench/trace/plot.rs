@@ -58,7 +58,7 @@ pub(super) fn svg(title: &str, lines: &[Line]) -> Option<String> {
         }
     }
     for (index, line) in lines.iter().enumerate() {
-        draw(&mut out, line, index, &x, &y);
+        draw(&mut out, line, index, x, y);
     }
     out.push_str("</svg>\n");
     Some(out)

@@ -4,8 +4,9 @@ use super::{Candidate, EvictionPolicy, Generation, UsedAgain, queue::RankQueue};
 
 /// Blocks are told apart by 1, 2, 3, 4 to 7, 8 to 15 and more uses.
 const CLASSES: usize = 6;
-/// Weight of the assumption that all classes come back alike, in blocks.
-const PRIOR: f64 = 16.0;
+/// Weight of the assumption that all classes come back alike, in blocks. Blocks of one prompt come and go together, so that
+/// some dozens of prompts are needed to know better.
+const PRIOR: f64 = 512.0;
 /// Blocks of a class after which older ones begin to count less.
 const MEMORY: f64 = 65_536.0;
 

@@ -13,8 +13,9 @@ pub use generate::{
     ShardBytes, TextTokens, TokenChoice, TokenLogprob,
 };
 pub use kv::{
-    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, Lookup, OpenView,
-    OpenedView, PutAck, PutOutcome, ShardStats, Tensor, TileMessage, WireTileShape,
+    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, InventoryChange,
+    InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RepairStats, ShardStats, Tensor,
+    TileMessage, WatchInventory, WireTileShape,
 };
 pub use work::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
 

@@ -6,16 +6,19 @@ mod config;
 mod error;
 mod get;
 pub mod grpc;
+mod inventory;
 mod lifetime;
 mod metrics;
 mod put;
+mod repair;
 mod service;
 mod store;
 #[cfg(test)]
 mod tests;
 mod views;
 
-pub use config::Config;
+pub use config::{Config, RepairConfig};
 pub use error::Error;
+pub use repair::Cluster;
 pub use service::KvStore;
 pub use store::ShardIdentity;

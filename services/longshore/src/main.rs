@@ -8,6 +8,7 @@ mod console;
 mod doctor;
 mod eval;
 mod machine;
+mod members;
 mod model;
 mod node;
 mod process;

@@ -7,11 +7,13 @@ mod key;
 mod namespace;
 mod placement;
 pub mod pool;
+pub mod quorum;
+pub mod repair;
 
 pub use checksum::crc32c;
 pub use error::{Error, Kind};
 pub use geometry::Geometry;
 pub use key::{BlockKey, KeyChain};
 pub use namespace::{Deployment, DeploymentParts, EXACT_PREFILL, Namespace};
-pub use placement::{ShardEntry, ShardId, ShardMap};
+pub use placement::{BlockPlace, ShardEntry, ShardId, ShardMap};
 pub use pool::{BlockPool, PoolConfig};

@@ -2,6 +2,7 @@
 //! Generic over the tile payload; owns the bookkeeping, never looks into a payload, never reads a clock.
 
 mod evict;
+mod journal;
 mod sealed;
 mod stats;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::{
 use crate::{BlockKey, Error, Namespace};
 
 pub use evict::{EvictionPolicy, Lru};
+pub use journal::{Departure, PoolEvent};
 pub use sealed::{Generation, Page, SealedBlock};
 pub use stats::PoolStats;
 pub use view::{Opened, ViewBlock, ViewId};
@@ -66,6 +68,8 @@ pub struct BlockPool<T> {
     last_id: u64,
     last_tick: u64,
     totals: stats::Totals,
+    /// Events since they were last taken; none are kept unless somebody asked for them.
+    journal: Option<Vec<PoolEvent>>,
 }
 
 /// A sealed block and what keeps it.
@@ -103,6 +107,7 @@ impl<T> BlockPool<T> {
             last_id: 0,
             last_tick: 0,
             totals: stats::Totals::default(),
+            journal: None,
         })
     }
 
@@ -139,6 +144,7 @@ impl<T> BlockPool<T> {
         self.totals.condemned += 1;
         self.condemned_blocks += 1;
         self.index.remove(&name);
+        self.note(name.0, name.1, Some(Departure::Condemned));
         if pinned {
             self.pinned_blocks -= 1;
             self.views.values_mut().for_each(|view| view.condemn(generation));
@@ -190,8 +196,12 @@ impl<T> BlockPool<T> {
                     budget_bytes: self.config.budget_bytes,
                 });
             };
+            let name = self.held.get(&victim).map(|held| (held.block.namespace(), held.block.key()));
             self.remove(victim);
             self.totals.evicted += 1;
+            if let Some((namespace, key)) = name {
+                self.note(namespace, key, Some(Departure::Evicted));
+            }
         }
         Ok(())
     }

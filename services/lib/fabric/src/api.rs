@@ -8,12 +8,12 @@ use std::{fmt::Debug, pin::Pin, sync::Arc};
 use async_trait::async_trait;
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
-    Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk,
-    PutAck, ShardStats, TileMessage, WireTileShape,
+    Identity, InventoryNews, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart,
+    PromptChunk, PutAck, ShardStats, TileMessage, WatchInventory, WireTileShape,
 };
 use tokio::sync::mpsc;
 
-use crate::{CallContext, Error, StripePartial};
+use crate::{CallContext, Code, Error, StripePartial};
 
 /// A stream of results; dropping it cancels the call.
 pub type BoxStream<T> = Pin<Box<dyn futures::Stream<Item = Result<T, Error>> + Send + 'static>>;
@@ -60,6 +60,14 @@ pub trait Shard: Send + Sync + Debug {
     async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error>;
     /// Occupancy and counters.
     async fn stats(&self, ctx: &CallContext) -> Result<ShardStats, Error>;
+    /// Tells which blocks come and go, for as long as the stream is read.
+    async fn watch_inventory(
+        &self,
+        _ctx: &CallContext,
+        _watch: WatchInventory,
+    ) -> Result<BoxStream<InventoryNews>, Error> {
+        Err(Error::new(Code::Unimplemented, "this shard tells no inventory"))
+    }
 }
 
 /// A prefill worker.

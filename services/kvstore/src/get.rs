@@ -83,13 +83,14 @@ async fn send(
     Ok(())
 }
 
-fn message(block: &SealedBlock<Arc<Tile>>, layer: u32) -> TileMessage {
+pub(crate) fn message(block: &SealedBlock<Arc<Tile>>, layer: u32) -> TileMessage {
     let page = &block.pages()[layer as usize];
     TileMessage {
         key: block.key(),
         layer,
         data: Bytes::from_owner(Body(page.payload.clone())),
         crc32c: page.crc32c,
+        place: None,
     }
 }
 
@@ -116,6 +117,21 @@ impl Store {
         }
         self.condemn(&block);
         None
+    }
+
+    /// The same of all layers, off the reactor and without counting as a use.
+    pub(crate) async fn read_here(
+        self: &Arc<Self>,
+        namespace: longshore_blocks::Namespace,
+        key: BlockKey,
+    ) -> Option<Arc<SealedBlock<Arc<Tile>>>> {
+        let block = self.with_pool(|pool, _| pool.peek_block(namespace, key))?;
+        let (layers, checked) = (self.identity().layers, Arc::clone(&block));
+        let sound = self.off_reactor(move || is_sound(&checked, 0..layers)).await.ok()?;
+        if !sound {
+            self.condemn(&block);
+        }
+        sound.then_some(block)
     }
 
     /// Drops a block whose bytes changed since they were stored.

@@ -2,6 +2,7 @@
 
 mod attend;
 mod hostile;
+mod inventory;
 mod lifecycle;
 mod put;
 mod sparse;
@@ -97,7 +98,7 @@ fn tile(name: u8, layer: u32) -> Tile {
 
 fn message(name: u8, layer: u32) -> TileMessage {
     let data = Bytes::copy_from_slice(tile(name, layer).as_bytes());
-    TileMessage { key: key(name), layer, crc32c: crc32c(&data), data }
+    TileMessage { key: key(name), layer, crc32c: crc32c(&data), data, place: None }
 }
 
 fn block(name: u8) -> Vec<TileMessage> {
@@ -161,7 +162,8 @@ impl Fixture {
 
     async fn lookup(&self, salt: &str, names: &[u8]) -> Vec<bool> {
         let keys = names.iter().map(|name| key(*name)).collect();
-        let found = self.shard.lookup(&self.ctx, Lookup { identity: identity(salt), keys }).await;
+        let found =
+            self.shard.lookup(&self.ctx, Lookup { identity: identity(salt), keys, peek: false }).await;
         found.expect("the lookup is valid")
     }
 

@@ -9,6 +9,7 @@ mod doctor;
 mod eval;
 mod head_plan;
 mod machine;
+mod members;
 mod model;
 mod node;
 mod process;

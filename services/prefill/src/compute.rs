@@ -7,10 +7,9 @@ use std::{
 };
 
 use longshore_engine::{
-    EventSender, Logits, PutStreams, RemoteVisits, Sequence, ShardLink, StepInput, StepObserver, store_block,
+    EventSender, Logits, PutStreams, RemoteVisits, Sequence, StepInput, StepObserver, Unstored,
 };
-use longshore_fabric::{CallContext, Code};
-use longshore_proto::types::{PrefillEvent, PutOutcome};
+use longshore_proto::types::PrefillEvent;
 use longshore_routing::Choice;
 use tokio::runtime::Handle;
 
@@ -52,7 +51,10 @@ fn store_rest(worker: &Arc<Worker>, runtime: &Handle, job: Job, computed: Comput
         let _until_stored = (storing, job.seat);
         let Computed { sequence, mut streams, blocks, at } = computed;
         streams.end();
-        let outcome = ensure_stored(&task, &job.ctx, &sequence, &mut streams, blocks.clone()).await;
+        let outcome = ensure_stored(&task, &sequence, &mut streams, blocks.clone()).await;
+        if outcome.is_ok() {
+            streams.detach();
+        }
         task.metrics.store_tail_seconds.observe(at.elapsed().as_secs_f64());
         let count = blocks.end - blocks.start;
         let finished =
@@ -117,7 +119,7 @@ impl Prefill<'_> {
         let handed_over = observer.handed_over;
         self.worker.metrics.chunk_seconds.observe(started.elapsed().as_secs_f64());
         self.worker.metrics.hand_over_seconds.observe(handed_over.as_secs_f64());
-        match streams.board().refused() {
+        match streams.refused() {
             Some((shard, key)) => {
                 Err(Error::NoSpace { shard: self.job.links.links()[shard].id.clone(), key })
             }
@@ -191,7 +193,7 @@ impl Prefill<'_> {
         let first = sequence.remote_blocks();
         let computed = first.max(self.blocks.start)..(first + count).max(self.blocks.start);
         self.runtime.block_on(async {
-            ensure_stored(self.worker, &self.job.ctx, sequence, streams, computed).await?;
+            ensure_stored(self.worker, sequence, streams, computed).await?;
             let append = sequence.append_remote(&self.job.ctx, count, self.worker.config.lease_ms);
             live(&self.worker.config, "handing blocks over", append).await
         })
@@ -225,9 +227,10 @@ impl StepObserver for Streamer<'_> {
                 for block in sequence.filling() {
                     let tile =
                         sequence.tile_message(block, layer).expect("blocks that a step fills are local");
-                    let shard = sequence.owner(block)?;
-                    let sent = tokio::time::timeout(self.patience, self.streams.send(shard, tile)).await;
-                    sent.unwrap_or_else(|_| Err(hangs(&sequence.links().links()[shard], self.patience)))?;
+                    if !self.streams.knows(&tile.key) {
+                        self.streams.begin(tile.key, &sequence.candidates(block)?);
+                    }
+                    self.streams.send(tile, self.patience).await?;
                 }
                 Ok::<_, longshore_engine::Error>(())
             })?;
@@ -244,53 +247,37 @@ impl StepObserver for Streamer<'_> {
     }
 }
 
-/// Waits until the shards acknowledged `blocks`, which are all local; sends those that arrived damaged once more.
+/// Waits until enough shards acknowledged `blocks`, which are all local; sends again what arrived damaged, and to other shards
+/// what some refused.
 async fn ensure_stored(
     worker: &Worker,
-    ctx: &CallContext,
     sequence: &Sequence,
     streams: &mut PutStreams,
     blocks: Range<u64>,
 ) -> Result<(), Error> {
+    let patience = worker.config.shard_timeout();
     for block in blocks {
         let key = sequence.key(block).expect("a computed block has a key");
-        let shard = sequence.owner(block)?;
-        let mut outcome = live(&worker.config, "storing a block", streams.wait(shard, key)).await?;
-        let link = &sequence.links().links()[shard];
-        if outcome == PutOutcome::Corrupt {
-            worker.metrics.resent_blocks.inc();
-            outcome = resend(worker, ctx, sequence, link, block).await?;
+        let tiles = || sequence.block_messages(block).expect("a block that is not acknowledged is local");
+        let shard = |index: usize| sequence.links().links()[index].id.clone();
+        match streams.ensure(key, patience, tiles).await {
+            Ok(stored) => {
+                worker.metrics.resent_blocks.inc_by(stored.resent);
+                worker.metrics.stored_blocks.inc();
+            }
+            Err(Unstored::NoSpace(index)) => return Err(Error::NoSpace { shard: shard(index), key }),
+            Err(Unstored::Corrupt(index)) => {
+                worker.metrics.resent_blocks.inc();
+                return Err(Error::Corrupt { shard: shard(index), key });
+            }
+            Err(Unstored::Stalled) => {
+                let waited_ms = worker.config.shard_timeout_ms;
+                return Err(Error::Stalled { what: "storing a block", waited_ms });
+            }
+            Err(Unstored::Failed(error)) => return Err(error.into()),
         }
-        let shard = link.id.clone();
-        match outcome {
-            PutOutcome::Stored | PutOutcome::Duplicate => worker.metrics.stored_blocks.inc(),
-            PutOutcome::NoSpace => return Err(Error::NoSpace { shard, key }),
-            PutOutcome::Corrupt => return Err(Error::Corrupt { shard, key }),
-        };
     }
     Ok(())
-}
-
-async fn resend(
-    worker: &Worker,
-    ctx: &CallContext,
-    sequence: &Sequence,
-    link: &ShardLink,
-    block: u64,
-) -> Result<PutOutcome, Error> {
-    tracing::warn!(shard = %link.id, block, "a block arrived damaged, sending it again");
-    let tiles = sequence.block_messages(block).expect("a block that is not acknowledged is local");
-    let shape = worker.parts.engine.wire_tile_shape();
-    let store = store_block(ctx, link, *sequence.identity(), shape, tiles);
-    live(&worker.config, "storing a block again", store).await
-}
-
-fn hangs(link: &ShardLink, patience: Duration) -> longshore_engine::Error {
-    let message = format!("took no tile for {} ms; hint: look at the shard", patience.as_millis());
-    longshore_engine::Error::Shard {
-        shard: link.id.clone(),
-        source: longshore_fabric::Error::new(Code::Unavailable, message),
-    }
 }
 
 /// Gives up on a shard that hangs, so that it cannot hold the engine thread. Counted from the last progress, never from the

@@ -56,7 +56,7 @@ fn tiles() {
 
 #[test]
 fn lookups_and_reads() {
-    let good = || v1::LookupRequest { identity: wire_identity(), keys: vec![0; 32].into() };
+    let good = || v1::LookupRequest { identity: wire_identity(), keys: vec![0; 32].into(), peek: false };
     check::<_, types::Lookup>(v1::LookupRequest { identity: None, ..good() }, "identity");
     let identity = Some(v1::Identity { namespace: vec![].into(), ..identity().into() });
     check::<_, types::Lookup>(v1::LookupRequest { identity, ..good() }, "identity.namespace");

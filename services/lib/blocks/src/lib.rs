@@ -8,6 +8,8 @@ mod key;
 mod namespace;
 mod placement;
 pub mod pool;
+pub mod quorum;
+pub mod repair;
 
 pub use admission::{AdmissionFilter, AdmissionRule, Sketch};
 pub use checksum::crc32c;
@@ -15,5 +17,5 @@ pub use error::{Error, Kind};
 pub use geometry::Geometry;
 pub use key::{BlockKey, KeyChain};
 pub use namespace::{Deployment, DeploymentParts, EXACT_PREFILL, Namespace};
-pub use placement::{ShardEntry, ShardId, ShardMap};
+pub use placement::{BlockPlace, ShardEntry, ShardId, ShardMap};
 pub use pool::{BlockPool, PoolConfig};

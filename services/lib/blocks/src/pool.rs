@@ -2,6 +2,7 @@
 //! Generic over the tile payload; owns the bookkeeping, never looks into a payload, never reads a clock.
 
 mod evict;
+mod journal;
 mod sealed;
 mod stats;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use crate::{BlockKey, Error, Namespace};
 use evict::{Ghosts, Uses};
 
 pub use evict::{Candidate, Eviction, EvictionPolicy, Fifo, Lfu, Lru, Lru2, Reuse, S3Fifo, UsedAgain};
+pub use journal::{Departure, PoolEvent};
 pub use sealed::{Generation, Page, SealedBlock};
 pub use stats::PoolStats;
 pub use view::{Opened, ViewBlock, ViewId};
@@ -73,6 +75,8 @@ pub struct BlockPool<T> {
     last_id: u64,
     last_tick: u64,
     totals: stats::Totals,
+    /// Events since they were last taken; none are kept unless somebody asked for them.
+    journal: Option<Vec<PoolEvent>>,
 }
 
 /// A sealed block and what keeps it.
@@ -112,6 +116,7 @@ impl<T> BlockPool<T> {
             last_id: 0,
             last_tick: 0,
             totals: stats::Totals::default(),
+            journal: None,
         })
     }
 
@@ -148,6 +153,7 @@ impl<T> BlockPool<T> {
         self.totals.condemned += 1;
         self.condemned_blocks += 1;
         self.index.remove(&name);
+        self.note(name.0, name.1, Some(Departure::Condemned));
         if pinned {
             self.pinned_blocks -= 1;
             self.views.values_mut().for_each(|view| view.condemn(generation));
@@ -216,6 +222,7 @@ impl<T> BlockPool<T> {
         self.index.remove(&name);
         self.ghosts.remember(name, held.uses);
         self.totals.evicted += 1;
+        self.note(name.0, name.1, Some(Departure::Evicted));
     }
 
     /// Takes an unpinned block out of everything.

@@ -8,8 +8,9 @@ use std::{fmt::Debug, pin::Pin, sync::Arc};
 use async_trait::async_trait;
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
-    GetSummaries, Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart,
-    PromptChunk, PutAck, ShardStats, SummariesMessage, TileMessage, WireTileShape,
+    GetSummaries, Identity, InventoryNews, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent,
+    PrefillStart, PromptChunk, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory,
+    WireTileShape,
 };
 use tokio::sync::mpsc;
 
@@ -69,6 +70,14 @@ pub trait Shard: Send + Sync + Debug {
     async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error>;
     /// Occupancy and counters.
     async fn stats(&self, ctx: &CallContext) -> Result<ShardStats, Error>;
+    /// Tells which blocks come and go, for as long as the stream is read.
+    async fn watch_inventory(
+        &self,
+        _ctx: &CallContext,
+        _watch: WatchInventory,
+    ) -> Result<BoxStream<InventoryNews>, Error> {
+        Err(Error::new(Code::Unimplemented, "this shard tells no inventory"))
+    }
 }
 
 /// A prefill worker.

@@ -154,6 +154,7 @@ impl<T> BlockPool<T> {
         self.held.insert(generation, Held { block, pins: 0, uses, lease_until_ms, condemned: false });
         self.index.insert((namespace, key), generation);
         self.queue(generation);
+        self.note(namespace, key, None);
         self.totals.stored += 1;
         // The others' pages are of no use any more.
         for writer in self.writers.values_mut().filter(|writer| writer.namespace == namespace) {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use longshore_attention::{CpuExecutor, KvDtype};
-use longshore_blocks::{Deployment, DeploymentParts, EXACT_PREFILL, Geometry};
+use longshore_blocks::{Deployment, DeploymentParts, EXACT_PREFILL, Geometry, quorum::CopyRule};
 use longshore_cluster::{ClusterView, Member, Role};
 use longshore_compute::{ComputePool, PoolOptions};
 use longshore_fabric::{
@@ -52,15 +52,20 @@ impl TestCluster {
 
     /// A cluster with settings of the walk.
     pub fn with_options(count: usize, options: EngineOptions) -> Self {
-        Self::build(count, options, false)
+        Self::build(count, options, CopyRule::default(), false)
     }
 
     /// A cluster whose shards are reached over gRPC.
     pub fn over_grpc(count: usize, options: EngineOptions) -> Self {
-        Self::build(count, options, true)
+        Self::build(count, options, CopyRule::default(), true)
     }
 
-    fn build(count: usize, options: EngineOptions, grpc: bool) -> Self {
+    /// A cluster with so many copies of each block.
+    pub fn with_copies(count: usize, options: EngineOptions, rule: CopyRule) -> Self {
+        Self::build(count, options, rule, false)
+    }
+
+    fn build(count: usize, options: EngineOptions, rule: CopyRule, grpc: bool) -> Self {
         let geometry = Geometry::new(BLOCK_TOKENS, STRIPE_BLOCKS).expect("the sizes are in range");
         let model = Arc::new(TinyModel::new(7));
         let backend = Arc::clone(&model) as Arc<dyn Backend>;
@@ -85,6 +90,7 @@ impl TestCluster {
         let (views, receiver) = watch::channel(Arc::new(view(addresses)));
         let both = AnyConnector::new(connector.clone(), GrpcConnector::new(GrpcOptions::default()));
         let directory = ShardDirectory::new(receiver, Arc::new(both), TaskTracker::new(), 16);
+        let directory = directory.with_copies(rule);
         let deployment = Deployment::new(&DeploymentParts {
             model: &[1; 32],
             position: "plain",
@@ -139,10 +145,11 @@ impl TestCluster {
         let sequence = computed.await.expect("the reference computes");
         for block in 0..full {
             let tiles = sequence.block_messages(block).expect("the block is full and local");
-            let link = &links.links()[sequence.owner(block).expect("there are shards")];
+            let candidates = sequence.candidates(block).expect("there are shards");
             let shape = self.engine.wire_tile_shape();
             let ctx = CallContext::new("store");
-            crate::store_block(&ctx, link, identity, shape, tiles).await.expect("the shard takes the block");
+            let stored = crate::store_copies(&ctx, &links, &candidates, identity, shape, tiles).await;
+            stored.expect("the shards take the block");
         }
     }
 }
@@ -194,6 +201,7 @@ fn view(addresses: Vec<String>) -> ClusterView {
         address,
         incarnation: 1,
         weight: 1,
+        labels: longshore_cluster::Labels::default(),
     });
     ClusterView::new(members.collect()).expect("the members are valid")
 }

@@ -56,6 +56,19 @@ pub struct Faults {
     pub infinite_summaries: AtomicU64,
     /// Calls of `open_view` that append still to fail without an answer.
     pub failed_appends: AtomicU64,
+    /// Every call fails with `Unavailable`.
+    pub away: AtomicBool,
+    /// Milliseconds before an attention query is answered.
+    pub attend_delay_ms: AtomicU64,
+}
+
+impl Faults {
+    fn check_here(&self) -> Result<(), Error> {
+        match self.away.load(Ordering::SeqCst) {
+            true => Err(Error::new(Code::Unavailable, "the shard is away")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Takes one from a counter of faults.
@@ -169,6 +182,7 @@ impl MemoryShard {
     }
 
     fn answer(&self, query: &AttendQuery) -> Result<Vec<AttendPartial>, Error> {
+        self.faults.check_here()?;
         if strikes(&self.faults.corrupt_attends) {
             return Err(Error::new(Code::DataLoss, "a tile did not match its checksum"));
         }
@@ -261,6 +275,7 @@ impl PagedKv for StripeTiles<'_> {
 #[async_trait]
 impl Shard for MemoryShard {
     async fn lookup(&self, _ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error> {
+        self.faults.check_here()?;
         let state = self.state();
         let held = |key: &BlockKey| state.blocks.contains_key(&(lookup.identity.namespace, *key));
         Ok(lookup.keys.iter().map(held).collect())
@@ -273,6 +288,7 @@ impl Shard for MemoryShard {
         _shape: WireTileShape,
         tiles: mpsc::Receiver<TileMessage>,
     ) -> Result<BoxStream<PutAck>, Error> {
+        self.faults.check_here()?;
         if strikes(&self.faults.failed_puts) {
             return Err(Error::new(Code::Unavailable, "the shard is ill"));
         }
@@ -282,6 +298,9 @@ impl Shard for MemoryShard {
             move |(shard, mut tiles, mut open, mut told)| async move {
                 loop {
                     let tile = tiles.recv().await?;
+                    if shard.faults.check_here().is_err() {
+                        return None;
+                    }
                     let Some(outcome) = shard.put(&identity, &mut open, &tile) else { continue };
                     if outcome == PutOutcome::Duplicate && !told.insert(tile.key) {
                         continue;
@@ -301,6 +320,7 @@ impl Shard for MemoryShard {
         _ctx: &CallContext,
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        self.faults.check_here()?;
         let state = self.state();
         let mut answers = Vec::new();
         for key in get.keys {
@@ -311,13 +331,14 @@ impl Shard for MemoryShard {
             for (layer, tile) in tiles.iter().enumerate() {
                 let data = bytes::Bytes::copy_from_slice(tile.as_bytes());
                 let crc32c = crc32c(&data);
-                answers.push(Ok(Some(TileMessage { key, layer: layer as u32, data, crc32c })));
+                answers.push(Ok(Some(TileMessage { key, layer: layer as u32, data, crc32c, place: None })));
             }
         }
         Ok(futures::stream::iter(answers).boxed())
     }
 
     async fn open_view(&self, _ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {
+        self.faults.check_here()?;
         if open.append_to.is_some() && strikes(&self.faults.failed_appends) {
             return Err(Error::new(Code::Unavailable, "the shard is ill"));
         }
@@ -379,6 +400,8 @@ impl Shard for MemoryShard {
         let answers = futures::stream::unfold((shard, queries), |(shard, mut queries)| async move {
             let query = queries.recv().await?;
             let query_id = query.query_id;
+            let delay = shard.faults.attend_delay_ms.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(delay)).await;
             let answer = match shard.answer(&query) {
                 Ok(partials) => AttendAnswer::Partials { query_id, partials, last: true },
                 Err(error) => {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
-    GetSummaries, Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart,
-    PromptChunk, PutAck, ShardStats, SummariesMessage, TileMessage, WireTileShape,
+    GetSummaries, Identity, InventoryNews, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent,
+    PrefillStart, PromptChunk, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory,
+    WireTileShape,
 };
 use tokio::sync::mpsc;
 
@@ -109,6 +110,16 @@ impl Shard for Local {
     async fn stats(&self, ctx: &CallContext) -> Result<ShardStats, Error> {
         let (shard, hop) = (self.shard()?, Hop::new(ctx));
         hop.answer(shard.stats(&hop.context)).await
+    }
+
+    async fn watch_inventory(
+        &self,
+        ctx: &CallContext,
+        watch: WatchInventory,
+    ) -> Result<BoxStream<InventoryNews>, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(shard.watch_inventory(&context, watch)).await
     }
 }
 

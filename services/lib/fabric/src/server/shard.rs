@@ -7,7 +7,7 @@ use longshore_proto::{
     WireError,
     types::{
         AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, Lookup, OpenView, PutAck, PutOutcome,
-        TileMessage, WireTileShape,
+        TileMessage, WatchInventory, WireTileShape,
     },
     v1::{self, kv_store_service_server::KvStoreService, put_blocks_request::Part},
 };
@@ -34,6 +34,7 @@ impl KvStoreService for ShardService {
     type GetBlocksStream = Answers<v1::GetBlocksResponse>;
     type GetSummariesStream = Answers<v1::GetSummariesResponse>;
     type AttendStream = Answers<v1::AttendResponse>;
+    type WatchInventoryStream = Answers<v1::WatchInventoryResponse>;
 
     async fn lookup(
         &self,
@@ -117,6 +118,16 @@ impl KvStoreService for ShardService {
         let hop = self.desk.enter(&request)?;
         let stats = hop.answer(self.shard.stats(&hop.context)).await?;
         Ok(Response::new(stats.into()))
+    }
+
+    async fn watch_inventory(
+        &self,
+        request: Request<v1::WatchInventoryRequest>,
+    ) -> Result<Response<Self::WatchInventoryStream>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let watch = WatchInventory::try_from(request.into_inner()).map_err(Error::from)?;
+        let context = hop.context.clone();
+        Ok(answer(hop.stream(self.shard.watch_inventory(&context, watch)).await?))
     }
 }
 

@@ -42,11 +42,11 @@ pub(crate) fn shape() -> WireTileShape {
 
 pub(crate) fn tile(key: BlockKey, layer: u32, bytes: usize) -> TileMessage {
     let data = bytes::Bytes::from(vec![key.0[0] ^ layer as u8; bytes]);
-    TileMessage { key, layer, crc32c: crc32c(&data), data }
+    TileMessage { key, layer, crc32c: crc32c(&data), data, place: None }
 }
 
 pub(crate) fn lookup(keys: &[BlockKey]) -> Lookup {
-    Lookup { identity: identity(), keys: keys.to_vec() }
+    Lookup { identity: identity(), keys: keys.to_vec(), peek: false }
 }
 
 pub(crate) fn queries(view_id: u64, rows: u64) -> AttendItem {

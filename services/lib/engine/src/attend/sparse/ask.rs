@@ -23,7 +23,7 @@ struct Asked {
     /// Number of the span in the wave.
     span: usize,
     kv_head: usize,
-    /// Stripes of the shard that it visits, ascending.
+    /// Stripes of the view that it visits, ascending.
     stripes: Vec<u64>,
 }
 
@@ -45,14 +45,14 @@ impl LayerAttention<'_, '_> {
     ) -> Result<Answers, Error> {
         let sequence = &*self.batch[part.input].sequence;
         let owners = owners(sequence);
-        let shards = sequence.links().links().len();
-        let mut shards: Vec<usize> = (0..shards).filter(|&shard| sequence.view(shard).is_some()).collect();
+        let mut views: Vec<usize> = (0..sequence.views().len()).collect();
         // Shards of this process compute while they are asked; the others shall compute meanwhile.
-        shards.sort_by_key(|&shard| sequence.links().links()[shard].attend.is_here());
+        views.sort_by_key(|&view| sequence.links().links()[sequence.views()[view].shard].attend.is_here());
         let started = Instant::now();
         let mut pending = Vec::new();
-        for shard in shards {
-            let (items, asked) = self.items(sequence, shard, &owners, plan, lists, spans);
+        for view in views {
+            let shard = sequence.views()[view].shard;
+            let (items, asked) = self.items(sequence, view, &owners, plan, lists, spans);
             if items.is_empty() {
                 continue;
             }
@@ -75,24 +75,24 @@ impl LayerAttention<'_, '_> {
         Ok(answers)
     }
 
-    /// One item per list that visits blocks of the shard.
+    /// One item per list that visits blocks of the view.
     fn items(
         &self,
         sequence: &Sequence,
-        shard: usize,
+        view: usize,
         owners: &HashMap<u64, usize>,
         plan: &PlanInput<'_>,
         lists: &Lists,
         spans: &[Span],
     ) -> (Vec<AttendItem>, Vec<Asked>) {
-        let (view_id, _) = sequence.view(shard).expect("only shards with a view are asked");
+        let view_id = sequence.views()[view].id;
         let skip_below = sequence.prefill().and_then(|prefill| prefill.policy.skip_below());
         let (mut items, mut asked) = (Vec::new(), Vec::new());
         for (number, span) in spans.iter().enumerate() {
             for kv_head in 0..plan.queries.shape.kv_heads {
                 let list = lists.list(kv_head, span.tile).iter();
                 let own = list
-                    .filter(|visits| owners.get(&visits.stripe) == Some(&shard) && !visits.remote.is_empty());
+                    .filter(|visits| owners.get(&visits.stripe) == Some(&view) && !visits.remote.is_empty());
                 let (mut runs, mut stripes): (Vec<std::ops::Range<u64>>, _) = (Vec::new(), Vec::new());
                 for visits in own {
                     stripes.push(visits.stripe);
@@ -198,11 +198,11 @@ impl Answers {
     }
 }
 
-/// Shard of every stripe with blocks on shards.
+/// View that answers for every stripe with blocks on shards.
 fn owners(sequence: &Sequence) -> HashMap<u64, usize> {
-    let shards = 0..sequence.links().links().len();
-    let views = shards.filter_map(|shard| Some((shard, sequence.view(shard)?.1)));
-    views.flat_map(|(shard, stripes)| stripes.iter().map(move |&stripe| (stripe, shard))).collect()
+    let views = sequence.views().iter().enumerate();
+    let parts = views.flat_map(|(view, opened)| opened.parts.iter().map(move |part| (part, view)));
+    parts.filter(|(part, _)| part.used).map(|(part, view)| (part.stripe, view)).collect()
 }
 
 /// Queries of one KV head, f32 `[rows, group, head_dim]`.

@@ -1,13 +1,17 @@
 //! Summaries of blocks that lie on shards, brought here before a step plans over them.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use futures::{StreamExt, future::try_join_all};
 use longshore_attention::{Mean, PolicyReads};
 use longshore_fabric::{BoxStream, CallContext};
 use longshore_proto::types::{Dtype, GetSummaries, SummariesMessage, Tensor};
 
-use crate::{Error, Sequence, ShardLink, intake::within};
+use crate::{
+    Error, Sequence, ShardLink,
+    intake::within,
+    sequence::{View, ViewPart},
+};
 
 impl Sequence {
     /// Brings what the policy reads of the blocks on shards, all layers, all shards at once; returns how many bytes came. Does
@@ -22,16 +26,19 @@ impl Sequence {
             return Ok(0);
         }
         let mut sources = self.summary_sources(ctx, reads).await?;
-        let owners: Vec<usize> = (0..remote).map(|block| self.owner(block)).collect::<Result<_, _>>()?;
         let mut bytes = 0;
         for layer in 0..self.layers {
-            for source in sources.iter_mut().flatten() {
+            // By block: views hold stripes in any order, summaries are taken in order.
+            let mut means = BTreeMap::new();
+            for source in &mut sources {
                 bytes += source.layer(ctx, layer).await?;
+                means.extend(source.held.iter().zip(source.means.drain(..)).filter_map(|(held, mean)| {
+                    let &(block, used) = held;
+                    used.then_some((block, mean))
+                }));
             }
             let summaries = &mut self.prefill.as_mut().expect("it was there above").summaries[layer];
-            for (block, &shard) in (0..remote).zip(&owners) {
-                let source = sources[shard].as_mut().expect("the owner of a remote block has a view");
-                let mean = source.means.pop_front().expect("a layer has the means of all blocks of the view");
+            for (block, mean) in means {
                 if block >= summaries.blocks().end {
                     summaries.insert(block, &mean)?;
                 }
@@ -40,20 +47,22 @@ impl Sequence {
         Ok(bytes)
     }
 
-    /// A stream of summaries for every shard that has a view.
-    async fn summary_sources(
-        &self,
-        ctx: &CallContext,
-        reads: PolicyReads,
-    ) -> Result<Vec<Option<Source>>, Error> {
-        let mut blocks = vec![0; self.views.len()];
-        for block in 0..self.remote_blocks {
-            blocks[self.owner(block)?] += 1;
-        }
-        let open = self.views.iter().zip(blocks).enumerate().map(|(shard, (view, blocks))| {
-            let (link, view) = (&self.links.links()[shard], view.as_ref().filter(|_| blocks > 0));
+    /// Blocks of a view, ascending, each with whether this view answers for it.
+    fn held_by(&self, view: &View) -> Vec<(u64, bool)> {
+        let stripe_blocks = u64::from(self.geometry.stripe_blocks());
+        let blocks = |part: &ViewPart| {
+            let used = part.used;
+            let first = part.stripe * stripe_blocks;
+            (first..(first + stripe_blocks).min(self.remote_blocks)).map(move |block| (block, used))
+        };
+        view.parts.iter().flat_map(blocks).collect()
+    }
+
+    /// A stream of summaries for every view.
+    async fn summary_sources(&self, ctx: &CallContext, reads: PolicyReads) -> Result<Vec<Source>, Error> {
+        let open = self.views.iter().map(|view| {
+            let link = &self.links.links()[view.shard];
             async move {
-                let Some(view) = view else { return Ok(None) };
                 let get = GetSummaries {
                     identity: self.identity,
                     view_id: view.id,
@@ -68,14 +77,8 @@ impl Sequence {
                     .and_then(|answer| answer)
                     .map_err(|source| Error::of_shard(ctx, &link.id, source))?;
                 let shape = (self.shape.kv_heads, self.shape.head_dim);
-                Ok(Some(Source {
-                    link: link.clone(),
-                    messages,
-                    blocks,
-                    shape,
-                    reads,
-                    means: VecDeque::new(),
-                }))
+                let held = self.held_by(view);
+                Ok(Source { link: link.clone(), messages, held, shape, reads, means: Vec::new() })
             }
         });
         try_join_all(open).await
@@ -86,20 +89,20 @@ impl Sequence {
 struct Source {
     link: ShardLink,
     messages: BoxStream<SummariesMessage>,
-    /// Blocks of the view.
-    blocks: u64,
+    /// See [`Sequence::held_by`].
+    held: Vec<(u64, bool)>,
     /// KV heads and head size.
     shape: (usize, usize),
     reads: PolicyReads,
     /// Of the layer at hand, ascending.
-    means: VecDeque<Mean>,
+    means: Vec<Mean>,
 }
 
 impl Source {
     /// Takes all of one layer; returns its bytes.
     async fn layer(&mut self, ctx: &CallContext, layer: usize) -> Result<u64, Error> {
         let mut bytes = 0;
-        while (self.means.len() as u64) < self.blocks {
+        while self.means.len() < self.held.len() {
             let message = within(ctx, self.messages.next()).await;
             let message = message
                 .and_then(Option::transpose)
@@ -121,8 +124,9 @@ impl Source {
                 format!("summaries of layer {found} from {first} on instead of layer {layer} from {have} on");
             return Err(self.mismatch(problem));
         }
-        if blocks == 0 || blocks > self.blocks - have {
-            return Err(self.mismatch(format!("summaries of {blocks} blocks, the view has {}", self.blocks)));
+        let all = self.held.len() as u64;
+        if blocks == 0 || blocks > all - have {
+            return Err(self.mismatch(format!("summaries of {blocks} blocks, the view has {all}")));
         }
         let whole = [blocks, heads as u64, dim as u64];
         let keys = self.values(Some(&message.keys), true, &whole)?;
@@ -140,7 +144,7 @@ impl Source {
                 Mean::from_parts(self.shape, &key, value.as_deref(), spread.as_deref(), cosines.as_deref());
             let mean =
                 mean.map_err(|error| self.mismatch(format!("a summary that makes no sense: {error}")))?;
-            self.means.push_back(mean);
+            self.means.push(mean);
         }
         let parts = [keys, values, spreads, cosines];
         Ok(parts.iter().flatten().map(|part| size_of_val(part.as_slice()) as u64).sum())

@@ -18,7 +18,7 @@ use longshore_proto::types::{Identity, TileMessage};
 use crate::{Engine, Error, ShardLinks};
 
 use prefill::SparsePrefill;
-pub(crate) use views::View;
+pub(crate) use views::{View, ViewPart};
 
 /// Lease of views until a caller names another one.
 const LEASE_MS: u32 = 60_000;

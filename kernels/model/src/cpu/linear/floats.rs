@@ -45,9 +45,9 @@ impl<E: Stored> FloatPanels<E> {
         inputs: usize,
         row: impl Fn(usize, &mut [E]) + Sync,
     ) -> Option<Self> {
-        let mut weights = SlabArray::zeroed(outputs.div_ceil(PANEL) * inputs);
+        let mut weights = SlabArray::<[E; PANEL]>::zeroed(outputs.div_ceil(PANEL) * inputs);
         let finite = std::sync::atomic::AtomicBool::new(true);
-        pool.run_chunks(&mut weights, inputs, |panel, lanes| {
+        pool.run_chunks(&mut weights[..], inputs, |panel, lanes| {
             let mut values = vec![E::default(); inputs];
             for output in panel * PANEL..outputs.min((panel + 1) * PANEL) {
                 row(output, &mut values);

@@ -84,7 +84,7 @@ impl LayerAttention<'_, '_> {
             fold.stripe(self, stripe, partial)?;
         }
         fold.rest(self, local)?;
-        Ok(fold.total.unwrap_or_else(|| fold.identity()))
+        Ok(fold.total.take().unwrap_or_else(|| fold.identity()))
     }
 }
 

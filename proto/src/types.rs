@@ -13,8 +13,9 @@ pub use generate::{
     ShardBytes, TextTokens, TokenChoice, TokenLogprob,
 };
 pub use kv::{
-    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, Lookup, OpenView,
-    OpenedView, PutAck, PutOutcome, ShardStats, Tensor, TileMessage, WireTileShape,
+    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, GetSummaries, Identity,
+    InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RUNS_MAX, RepairStats,
+    ShardStats, SparseVisits, SummariesMessage, Tensor, TileMessage, WatchInventory, WireTileShape,
 };
 pub use work::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
 

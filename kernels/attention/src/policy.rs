@@ -72,6 +72,34 @@ impl std::fmt::Debug for PlanInput<'_> {
     }
 }
 
+/// What a policy reads of the blocks before a tile, apart from the blocks that it visits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PolicyReads {
+    /// All keys: whoever plans has all blocks.
+    pub all_keys: bool,
+    /// Mean keys.
+    pub means: bool,
+    /// Mean values, which stand for blocks that are not visited.
+    pub values: bool,
+    /// Spreads of the keys.
+    pub spreads: bool,
+    /// Mean cosines of the keys.
+    pub cosines: bool,
+}
+
+impl PolicyReads {
+    /// What two policies read together.
+    fn and(self, other: Self) -> Self {
+        Self {
+            all_keys: self.all_keys | other.all_keys,
+            means: self.means | other.means,
+            values: self.values | other.values,
+            spreads: self.spreads | other.spreads,
+            cosines: self.cosines | other.cosines,
+        }
+    }
+}
+
 /// How a prompt is attended to. Equal policies have equal fingerprints, and the other way round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrefillPolicy {
@@ -111,6 +139,16 @@ struct Blocks {
 impl Blocks {
     fn is_antidiagonal(&self) -> bool {
         matches!(self.scorer, Scorer::Antidiagonal(_))
+    }
+
+    fn reads(&self) -> PolicyReads {
+        PolicyReads {
+            all_keys: self.is_antidiagonal(),
+            means: self.correction || !self.is_antidiagonal(),
+            values: self.correction,
+            spreads: self.scorer == Scorer::SecondOrder,
+            cosines: self.escape.is_some(),
+        }
     }
 }
 
@@ -224,6 +262,28 @@ impl PrefillPolicy {
     /// Margin of skip-softmax, base 2, for [`crate::SparseItem::skip_below`].
     pub fn skip_below(&self) -> Option<f32> {
         self.guards.skip
+    }
+
+    /// What [`Self::plan`] and its lists read beyond the blocks that are visited.
+    pub fn reads(&self) -> PolicyReads {
+        let any = |heads: &Heads, wanted: fn(&HeadPattern) -> bool| match heads {
+            Heads::Uniform(pattern) => wanted(pattern),
+            Heads::Planned(plan) => (0..plan.layers()).any(|layer| plan.layer(layer).iter().any(wanted)),
+        };
+        match &self.method {
+            Method::Exact => PolicyReads::default(),
+            Method::Blocks(rule) => rule.reads(),
+            Method::Budgets(level) => {
+                let rules = (0..level.layers()).filter_map(|layer| level.layer(layer)).flatten().flatten();
+                rules.map(Blocks::reads).fold(PolicyReads::default(), PolicyReads::and)
+            }
+            Method::Flex(_) => PolicyReads { all_keys: true, means: true, ..PolicyReads::default() },
+            Method::Heads(heads) => PolicyReads {
+                all_keys: any(heads, HeadPattern::is_vertical_slash),
+                means: any(heads, |pattern| matches!(pattern, HeadPattern::BlockSparse { .. })),
+                ..PolicyReads::default()
+            },
+        }
     }
 
     /// Lists for all rows of `input.queries`. Rows that the policy leaves exact (of its first layers, before `min_positions`,

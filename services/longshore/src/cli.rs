@@ -7,6 +7,7 @@ mod doctor;
 mod eval;
 mod model;
 mod serve;
+mod trace;
 
 use clap::{Parser, Subcommand};
 
@@ -15,10 +16,12 @@ pub(crate) use calibrate::{CalibrateArgs, Search};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use eval::{
-    EvalArgs, EvalCommand, FidelityArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask, TaskArgs,
+    EvalArgs, EvalCommand, FidelityArgs, OutputArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask,
+    ScorersArgs, TaskArgs,
 };
 pub(crate) use model::ModelCommand;
 pub(crate) use serve::{RoleArgs, RouterArgs, ServeArgs, UpArgs};
+pub(crate) use trace::BenchTraceArgs;
 
 /// Serves language models with million-token contexts from a cluster; brings attention to the KV.
 #[derive(Debug, Parser)]

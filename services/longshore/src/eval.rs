@@ -10,9 +10,11 @@ mod pairs;
 mod perplexity;
 mod recall;
 mod report;
+mod rows;
 mod ruler;
 mod samples;
 mod score;
+mod scorers;
 mod subject;
 mod svg;
 mod tasks;
@@ -33,6 +35,7 @@ pub(crate) fn eval(command: &EvalCommand) -> Result<()> {
         EvalCommand::Recall(args) => recall::run(args),
         EvalCommand::Fidelity(args) => fidelity::run(args),
         EvalCommand::Ppl(args) => perplexity::run(args),
+        EvalCommand::Scorers(args) => scorers::run(args),
     }
 }
 

@@ -9,6 +9,7 @@ mod doctor;
 mod eval;
 mod head_plan;
 mod machine;
+mod members;
 mod model;
 mod node;
 mod process;
@@ -64,6 +65,9 @@ async fn dispatch(command: Command) -> Result<()> {
         }
         Command::Bench { command: BenchCommand::Prefill(args) } => {
             role::blocking(move || bench::prefill(&args)).await
+        }
+        Command::Bench { command: BenchCommand::Trace(args) } => {
+            role::blocking(move || bench::trace(&args)).await
         }
     }
 }

@@ -17,11 +17,7 @@ const DUO_SINK: u64 = 64;
 const DUO_RECENT: u64 = 256;
 
 /// Plans of budgets that `longshore calibrate` found, by the digest of the model's files.
-const SHIPPED: &[(&str, &str)] = &[(
-    // The default model, SmolLM2-135M-Instruct in Q4_1.
-    "DIGEST",
-    include_str!("../plans/smollm2-135m-instruct.json"),
-)];
+const SHIPPED: &[(&str, &str)] = &[];
 
 /// The plan that the configuration names; without one, that of the model, if there is one.
 pub(crate) fn of(config: &Config, info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
@@ -57,31 +53,4 @@ fn shipped(info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
     let Some((_, text)) = SHIPPED.iter().find(|(of, _)| *of == digest) else { return Ok(None) };
     let plan = read(text, info).context("the plan that is shipped for this model cannot be read")?;
     Ok(Some(Arc::new(plan)))
-}
-
-#[cfg(test)]
-mod tests {
-    use longshore_attention::PrefillPolicy;
-
-    use super::*;
-
-    /// SmolLM2-135M has 30 layers of 3 KV heads.
-    #[test]
-    fn shipped_plans_say_what_presets_mean() {
-        for (_, text) in SHIPPED {
-            let plan: HeadPlan = HeadBudgets::from_json(text, 30, 3).unwrap().into();
-            for name in ["balanced", "faithful"] {
-                let policy = PrefillPolicy::parse(name, Some(&plan)).unwrap();
-                assert!(policy.fingerprint().starts_with("heads:plan="), "{name} is {policy}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_minference_plan_is_one_of_its_model() {
-        let text = include_str!("../plans/smollm2-135m-instruct-minference.json");
-        let plan = HeadPlan::from_minference_json(text, 30, 9, 3).unwrap();
-        assert!(PrefillPolicy::parse("minference", Some(&plan)).is_ok());
-        assert_eq!(plan.to_minference_json(), text);
-    }
 }

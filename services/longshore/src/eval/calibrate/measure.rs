@@ -12,9 +12,9 @@ use longshore_engine::{AttentionProbe, Logits};
 use super::prompts::Prompt;
 use crate::eval::{candidate::Candidate, pairs::Pairs, subject::Subject, watch::Watch};
 
-/// Visits everything, but by lists, so that the engine shows what it does.
-const LOOKED_AT: &str =
-    "blocks:selector=top-k,k=16777216,correction=off,dense_layers=0,min_positions=0,last_tiles=0";
+/// Visits everything, but by lists, so that the engine shows what it does; by the scorer that asks for the most.
+const LOOKED_AT: &str = "blocks:scorer=second-order,selector=top-k,k=16777216,correction=off,dense_layers=0,\
+                         min_positions=0,last_tiles=0";
 
 /// What one candidate costs and loses in one KV head of one layer.
 #[derive(Debug, Clone, Default)]

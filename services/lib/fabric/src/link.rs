@@ -154,7 +154,7 @@ impl PendingAttend {
     pub fn wait_blocking_for(
         mut self,
         patience: Duration,
-    ) -> Result<Result<Vec<StripePartial>, Error>, Self> {
+    ) -> Result<Result<Vec<StripePartial>, Error>, Box<Self>> {
         if let State::Asked { runtime, context, pieces, came, .. } = &mut self.0 {
             let all = async {
                 while let Some((spans, answer)) = pieces.front_mut() {
@@ -166,7 +166,7 @@ impl PendingAttend {
             let patient = async { tokio::time::timeout(patience, all).await };
             match runtime.block_on(lane::within(context, async { Ok(patient.await) })) {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(self),
+                Ok(Err(_)) => return Err(Box::new(self)),
                 Err(ended) => return Ok(Err(ended)),
             }
         }

@@ -213,6 +213,19 @@ impl LayerAttention<'_, '_> {
         Some(group.link().health.late_after(rows)?.saturating_sub(since.elapsed()))
     }
 
+    /// Takes note that the shard which `error` names failed a sequence.
+    pub(super) fn lose(&mut self, input: usize, error: &Error) {
+        let (Error::Shard { shard, .. } | Error::Mismatch { shard, .. }) = error else { return };
+        let batch = self.batch;
+        let links = batch[input].sequence.links().links();
+        let Some(shard) = links.iter().position(|link| link.id == *shard) else { return };
+        links[shard].note(&Err::<(), Error>(error.clone()));
+        let lost = Lost { input, shard, late: false };
+        if !self.lost.contains(&lost) {
+            self.lost.push(lost);
+        }
+    }
+
     fn fail(&mut self, wave: &[Part], group: &Group, error: &Error) {
         for &(part, _) in &group.parts {
             let late = matches!(error, Error::Late { .. });

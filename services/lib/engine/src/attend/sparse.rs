@@ -26,7 +26,7 @@ pub struct RemoteVisits {
 
 impl LayerAttention<'_, '_> {
     /// Attends the rows of `part` and writes f32 `[rows, query_heads * head_dim]` to `output`. When a shard fails, the failure is
-    /// the sequence's.
+    /// the sequence's, unless other copies take over.
     pub(super) fn run_sparse(
         &mut self,
         part: &Part,
@@ -68,6 +68,7 @@ impl LayerAttention<'_, '_> {
         let partials = match partials {
             Ok(partials) => partials,
             Err(error @ (Error::Shard { .. } | Error::Mismatch { .. })) => {
+                self.lose(part.input, &error);
                 self.failed[part.input] = Some(error);
                 return Ok(());
             }

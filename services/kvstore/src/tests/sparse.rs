@@ -122,7 +122,7 @@ async fn lists_give_the_partials_of_the_executor() {
                 expected.push((stripe, direct(&asked, layer, 9, &own)));
             }
         }
-        let found: Vec<_> = partials
+        let found = partials
             .iter()
             .filter(|partial| partial.item == 0)
             .map(|partial| (partial.stripe, bits(partial)));

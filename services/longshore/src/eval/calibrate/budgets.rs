@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn heads_get_the_cheapest_that_keeps_the_target() {
         let target = Target { name: "t".to_owned(), error: 0.3 };
-        let easy = vec![judged(0.1, 0.2, 0.25), judged(0.3, 0.05, 0.3), judged(0.2, 0.1, 0.29)];
+        let easy = vec![judged(0.1, 0.2, 0.25), judged(0.3, 0.05, 0.3), judged(0.2, 0.09, 0.29)];
         let hard = vec![judged(0.1, 0.0, 0.31), judged(0.95, 0.0, 0.0)];
         let unseen = vec![Judged { cost: 0.0, error: Quantiles::default() }];
         let chosen = choose(&[vec![easy, hard], vec![unseen.clone(), unseen]], &target);

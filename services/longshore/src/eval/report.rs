@@ -147,7 +147,8 @@ fn file(args: &OutputArgs, name: &str, kind: &str, text: &str) -> Result<Option<
 
 /// A name without what file systems dislike.
 fn file_name(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-")
 }
 
 /// A share as a percentage.
@@ -165,6 +166,7 @@ mod tests {
         table.row(["exact", "1"]);
         assert_eq!(table.markdown(), "| policy | score |\n| --- | --- |\n| exact | 1 |\n");
         assert_eq!(file_name("needle balanced:alpha=0.1"), "needle-balanced-alpha-0-1");
+        assert_eq!(file_name("error at 5 %, /../x"), "error-at-5-x");
         assert_eq!(percent(0.985), "98.5 %");
     }
 }

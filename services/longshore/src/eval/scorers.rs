@@ -173,7 +173,7 @@ fn draw(args: &ScorersArgs, density: f64, measured: &[Measured]) -> Result<()> {
     let rows: Vec<String> = ranked.iter().map(|m| m.rule.name()).collect();
     let cells: Vec<Vec<Option<f64>>> =
         ranked.iter().map(|m| m.layers.iter().map(|layer| Some(layer.output.p95)).collect()).collect();
-    let title = format!("output error p95 at {}", percent(density));
+    let title = format!("output error p95 at {} % of the keys", (density * 1e4).round() / 1e2);
     let axes = (if args.layers.is_empty() { "kind of head" } else { "layer" }, "rule");
     let map =
         Heatmap { title: &title, axes, columns: &columns, rows: &rows, cells: &cells, scale: Scale::Error };

@@ -37,8 +37,9 @@ impl AttentionMap<'_> {
         for (row, mass) in self.mass.iter().enumerate() {
             self.row(&mut canvas, row, mass, side);
         }
+        canvas.put(format_args!("<path d=\"{}\" fill=\"{VISITED}\" fill-opacity=\"0.2\"/>", self.tint(side)));
         canvas.put(format_args!(
-            "<path d=\"{}\" fill=\"none\" stroke=\"{VISITED}\" stroke-width=\"1.2\"/>",
+            "<path d=\"{}\" fill=\"none\" stroke=\"{VISITED}\" stroke-width=\"0.8\"/>",
             self.outline(side)
         ));
         self.axes(&mut canvas, count, side);
@@ -69,6 +70,22 @@ impl AttentionMap<'_> {
             }
             column += run.len();
         }
+    }
+
+    /// Visited cells, those next to each other as one rectangle.
+    fn tint(&self, side: usize) -> String {
+        let mut path = String::new();
+        for (row, cells) in self.visited.iter().enumerate() {
+            let mut column = 0;
+            for run in cells[..cells.len().min(row + 1)].chunk_by(|a, b| a == b) {
+                if run[0] {
+                    let (x, y, wide) = (LEFT + column * side, TOP + row * side, run.len() * side);
+                    let _ = write!(path, "M{x} {y}h{wide}v{side}h-{wide}z");
+                }
+                column += run.len();
+            }
+        }
+        path
     }
 
     /// Edges between visited cells and others.
@@ -114,7 +131,7 @@ impl AttentionMap<'_> {
         canvas.legend([LEFT + 20, y], Scale::Share, "0.1 %", "100 % of a row's mass");
         let x = LEFT + 330;
         canvas.put(format_args!(
-            "<rect x=\"{x}\" y=\"{y}\" width=\"13\" height=\"13\" fill=\"none\" stroke=\"{VISITED}\" stroke-width=\"1.2\"/>"
+            "<rect x=\"{x}\" y=\"{y}\" width=\"13\" height=\"13\" fill=\"{VISITED}\" fill-opacity=\"0.2\" stroke=\"{VISITED}\" stroke-width=\"1.2\"/>"
         ));
         canvas.text(x + 20, y + 11, Anchor::Start, "visited");
     }
@@ -141,6 +158,7 @@ mod tests {
         let map = AttentionMap { title: "map", mass: &mass, visited: &visited, cell_tokens: 64 };
         // Four cells of four edges, none of which touches another.
         assert_eq!(map.outline(10).matches('M').count(), 16);
+        assert_eq!(map.tint(10).matches('M').count(), 4);
         let svg = map.svg();
         assert!(svg.contains("67 % of the cells") && svg.contains("100.0 % of the mass"), "{svg}");
         assert!(svg.contains(">192<"), "positions of the last tick");
@@ -152,5 +170,6 @@ mod tests {
         let mass = vec![vec![1.0], vec![0.5, 0.5]];
         let map = AttentionMap { title: "map", mass: &mass, visited: &visited, cell_tokens: 64 };
         assert_eq!(map.outline(10).matches('M').count(), 8);
+        assert_eq!(map.tint(10).matches('M').count(), 2);
     }
 }

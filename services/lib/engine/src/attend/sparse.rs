@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use longshore_attention::{Cosines, PagedKv, Partials, PlanInput, SparseItem, SparseWork, Tile, TileShape};
 
-use super::{LayerAttention, Part};
-use crate::{Error, StepObserver, sequence::LayerTiles, step::AttentionProbe};
+use super::{LayerAttention, Lost, Part};
+use crate::{Error, Sequence, StepObserver, sequence::LayerTiles, step::AttentionProbe};
 
 /// What shards did for one sequence in one layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct RemoteVisits {
 
 impl LayerAttention<'_, '_> {
     /// Attends the rows of `part` and writes f32 `[rows, query_heads * head_dim]` to `output`. When a shard fails, the failure is
-    /// the sequence's.
+    /// the sequence's, unless other copies take over.
     pub(super) fn run_sparse(
         &mut self,
         part: &Part,
@@ -67,11 +67,13 @@ impl LayerAttention<'_, '_> {
         };
         let partials = match partials {
             Ok(partials) => partials,
-            Err(error @ (Error::Shard { .. } | Error::Mismatch { .. })) => {
+            Err(error) => {
+                let Some(shard) = failed_shard(sequence, &error) else { return Err(error) };
+                // Its other copies may take over, with the same summaries.
+                self.lost.push(Lost { input: part.input, shard, late: false });
                 self.failed[part.input] = Some(error);
                 return Ok(());
             }
-            Err(error) => return Err(error),
         };
         output.copy_from_slice(&partials.finish());
         let attend_time = started.elapsed();
@@ -107,6 +109,12 @@ impl LayerAttention<'_, '_> {
         self.times.local += started.elapsed();
         Ok(partials.expect("an executor answers every item"))
     }
+}
+
+/// The shard whose answer was bad or did not come; `None` when the fault is another.
+fn failed_shard(sequence: &Sequence, error: &Error) -> Option<usize> {
+    let (Error::Shard { shard, .. } | Error::Mismatch { shard, .. }) = error else { return None };
+    sequence.links().links().iter().position(|link| link.id == *shard)
 }
 
 /// All blocks of a sequence in one layer, for who plans. Only those after the remote ones have tiles here.

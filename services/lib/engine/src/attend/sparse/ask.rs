@@ -144,7 +144,10 @@ impl LayerAttention<'_, '_> {
             true => pending.wait_blocking(),
             false => self.engine.while_waiting(|| pending.wait_blocking()),
         };
-        answer.map_err(|source| Error::of_shard(self.ctx, &sequence.links().links()[shard].id, source))
+        let link = &sequence.links().links()[shard];
+        let answer = answer.map_err(|source| Error::of_shard(self.ctx, &link.id, source));
+        link.note(&answer);
+        answer
     }
 
     /// Takes the answer of one shard; its partials are those of the stripes that were asked for, in order.

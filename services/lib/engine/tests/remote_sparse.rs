@@ -209,3 +209,28 @@ fn summaries_and_partials_that_do_not_fit_are_data_loss() {
         assert_eq!(error.kind(), code, "{error}");
     }
 }
+
+/// Another copy takes over in the middle of a prompt.
+#[test]
+fn a_shard_that_dies_or_lies_changes_no_bit_of_a_sparse_step() {
+    let prompt = tokens(46, 20 * BLOCK);
+    let (prefix, suffix) = prompt.split_at(12 * BLOCK);
+    for fault in ["dies", "lies", "leaves out"] {
+        for victim in 0..3 {
+            let world = World::with_copies(3, 2, 2);
+            world.store(prefix);
+            let mut here = world.fetch(prefix).expect("the blocks are there");
+            here.set_prefill(policy(POLICIES[1]), u64::MAX).expect("stripes are small");
+            let (expected, _) = compute(&world, &mut here, suffix, 64);
+            let (mut there, _) = opened(&world, prefix, POLICIES[1], u64::MAX);
+            let faults = &world.cluster.shards[victim].faults;
+            match fault {
+                "dies" => faults.away.store(true, Ordering::SeqCst),
+                "lies" => faults.corrupt_attends.store(3, Ordering::SeqCst),
+                _ => faults.short_attends.store(2, Ordering::SeqCst),
+            }
+            let (found, _) = compute(&world, &mut there, suffix, 64);
+            assert_eq!(found, expected, "shard {victim} {fault}");
+        }
+    }
+}

@@ -14,7 +14,7 @@ pub use generate::{
 };
 pub use kv::{
     AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, Lookup, OpenView,
-    OpenedView, PutAck, PutOutcome, ShardStats, Tensor, TileMessage, WireTileShape,
+    OpenedView, PutAck, PutOutcome, ScrubStats, ShardStats, Tensor, TierStats, TileMessage, WireTileShape,
 };
 pub use work::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
 

@@ -20,5 +20,5 @@ pub use policy::{Cosines, GatesCut, HeadPattern, HeadPlan, PlanInput, PrefillPol
 pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, TileShape};
 pub use sparse::{Pairs, QUERY_TILE, SparseItem, SparseWork, Visit};
 pub use summaries::{Mean, Spreads, Summaries};
-pub use tile::Tile;
+pub use tile::{SlabStats, Tile, TileSlabs};
 pub use work::{Column, ExactBlock, Queries, SummaryKey, WorkList};

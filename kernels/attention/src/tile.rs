@@ -1,8 +1,9 @@
 //! K and V of one block in one layer: owns the bytes and where each element lies; never computes with them.
 
 mod element;
+mod slab;
 
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
@@ -12,6 +13,7 @@ use crate::simd::Lane;
 use crate::{Error, KvDtype, TileShape};
 
 pub(crate) use element::Element;
+pub use slab::{SlabStats, TileSlabs};
 
 #[cfg(target_endian = "big")]
 compile_error!("tiles travel as little-endian bytes and are read in place");
@@ -26,7 +28,41 @@ pub(crate) struct Line([u8; 64]);
 #[derive(Debug, Clone)]
 pub struct Tile {
     shape: TileShape,
-    lines: Vec<Line>,
+    lines: Memory,
+}
+
+/// Where a tile's bytes are.
+#[derive(Debug)]
+enum Memory {
+    Own(Vec<Line>),
+    Slot(slab::Slot),
+}
+
+impl Deref for Memory {
+    type Target = [Line];
+
+    #[inline(always)]
+    fn deref(&self) -> &[Line] {
+        match self {
+            Self::Own(lines) => lines,
+            Self::Slot(lines) => lines,
+        }
+    }
+}
+
+impl DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [Line] {
+        match self {
+            Self::Own(lines) => lines,
+            Self::Slot(lines) => lines,
+        }
+    }
+}
+
+impl Clone for Memory {
+    fn clone(&self) -> Self {
+        Self::Own(self.to_vec())
+    }
 }
 
 /// K and V of one head, as they are stored.
@@ -46,22 +82,25 @@ impl Tile {
     /// An all-zero tile. `shape` must be valid.
     pub fn zeroed(shape: TileShape) -> Self {
         assert!(shape.validate().is_ok(), "tile of an invalid shape: {shape:?}");
-        Self { shape, lines: vec![Line::zeroed(); shape.bytes().div_ceil(size_of::<Line>())] }
+        let lines = vec![Line::zeroed(); shape.bytes().div_ceil(size_of::<Line>())];
+        Self { shape, lines: Memory::Own(lines) }
     }
 
     /// Copies a body that came from elsewhere; refuses an invalid shape and a wrong length. The elements are not
     /// looked at: whoever takes bodies from others checks their checksum first.
     pub fn from_bytes(shape: TileShape, body: &[u8]) -> Result<Self, Error> {
         shape.validate()?;
-        if body.len() != shape.bytes() {
-            return Err(invalid(
-                "body",
-                format!("has {} bytes, its shape needs {}", body.len(), shape.bytes()),
-            ));
-        }
+        Self::check_length(shape, body.len())?;
         let mut tile = Self::zeroed(shape);
         tile.bytes_mut().copy_from_slice(body);
         Ok(tile)
+    }
+
+    fn check_length(shape: TileShape, bytes: usize) -> Result<(), Error> {
+        if bytes != shape.bytes() {
+            return Err(invalid("body", format!("has {bytes} bytes, its shape needs {}", shape.bytes())));
+        }
+        Ok(())
     }
 
     /// The body as it travels.

@@ -1,4 +1,4 @@
-//! KV shards: hold the blocks of sequences in memory and answer attention where they lie.
+//! KV shards: hold the blocks of sequences in memory and on disk and answer attention where they lie.
 
 mod attend;
 mod compute;
@@ -9,13 +9,17 @@ pub mod grpc;
 mod lifetime;
 mod metrics;
 mod put;
+mod scrub;
 mod service;
+mod stats;
 mod store;
 #[cfg(test)]
 mod tests;
+mod tier;
 mod views;
 
-pub use config::Config;
+pub use config::{Config, DiskConfig};
 pub use error::Error;
 pub use service::KvStore;
 pub use store::ShardIdentity;
+pub use tier::DiskError;

@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use longshore_attention::Tile;
 use longshore_blocks::{
     BlockKey, crc32c,
     pool::{Admission, Page, Put, WriterId},
@@ -184,14 +183,17 @@ impl Session {
     /// Verifies and copies a tile. `None` while its block is incomplete.
     fn store_tile(&self, message: &TileMessage) -> Result<Option<PutOutcome>, Refusal> {
         let shape = self.store.identity().tile_shape;
-        let wanted =
-            self.store.with_pool(|pool, now| pool.admit(self.writer, message.key, message.layer, now));
+        let wanted = self.store.admit(self.writer, message.key, message.layer);
         match wanted.map_err(|error| refusal(&error))? {
             Admission::Wanted => {}
             Admission::Duplicate => return Ok(Some(PutOutcome::Duplicate)),
             Admission::Repeated { crc32c } => return repeated(message, crc32c),
+            Admission::MakeRoom => unreachable!("asked until there is room or a refusal"),
         }
-        let tile = Tile::from_bytes(shape, &message.data)
+        let tile = self
+            .store
+            .slabs()
+            .tile(shape, &message.data)
             .map_err(|error| Refusal::corrupt(format!("layer {}: {error}", message.layer)))?;
         // The copy is checked, not the message: what is stored is what the checksum stands for.
         if crc32c(tile.as_bytes()) != message.crc32c {

@@ -5,16 +5,21 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use longshore_attention::{CpuExecutor, Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
-use longshore_blocks::{BlockPool, Deployment, Geometry, PoolConfig, ShardId};
+use longshore_attention::{CpuExecutor, Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape, TileSlabs};
+use longshore_blocks::{BlockPool, Deployment, Geometry, PoolConfig, ShardId, pool::Generation};
+use longshore_chassis::Tasks;
 use longshore_compute::ComputePool;
 use longshore_proto::types::{Dtype, Identity, WireTileShape};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     time::Instant,
 };
 
-use crate::{Config, Error, metrics::StoreMetrics};
+use crate::{
+    Config, Error,
+    metrics::StoreMetrics,
+    tier::{Disk, DiskTier, Reader, Tier, open_disk},
+};
 
 /// Most keys or blocks of one request.
 pub(crate) const KEYS_MAX: usize = 65_536;
@@ -46,6 +51,8 @@ pub(crate) struct Store {
     config: Config,
     identity: ShardIdentity,
     pool: Mutex<Pool>,
+    disk: Option<Disk>,
+    slabs: TileSlabs,
     started: Instant,
     compute: Arc<ComputePool>,
     executor: CpuExecutor,
@@ -60,12 +67,16 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
+    /// A store, and the wishes for promotion that somebody has to carry out when it has a disk tier. `around` may put something
+    /// around the tier; only tests do.
     pub(crate) fn new(
         config: Config,
         identity: ShardIdentity,
         compute: &Arc<ComputePool>,
         metrics: StoreMetrics,
-    ) -> Result<Self, Error> {
+        tasks: &Tasks,
+        around: impl FnOnce(DiskTier) -> Arc<dyn Tier>,
+    ) -> Result<(Self, Option<mpsc::Receiver<Generation>>), Error> {
         identity.tile_shape.validate()?;
         if identity.tile_shape.block_tokens != identity.geometry.block_tokens() as usize {
             let problem = format!(
@@ -85,16 +96,37 @@ impl Store {
             view_blocks_max: VIEW_BLOCKS_MAX,
             view_secret: fresh_secret(),
         })?;
-        Ok(Self {
+        let slabs = TileSlabs::new(identity.tile_shape, config.capacity_bytes);
+        let (mut disk, mut wishes, mut pool) = (None, None, pool);
+        if config.disk.is_on() {
+            let (shape, slabs) = (identity.tile_shape, slabs.clone());
+            let reader = |tier| Reader { tier: around(tier), shape, slabs };
+            let opened = open_disk(&config, &identity, pool, reader, tasks)?;
+            (disk, wishes, pool) = (Some(opened.disk), Some(opened.promotions), opened.pool);
+        }
+        let store = Self {
             attend_permits: Arc::new(Semaphore::new(config.attend_concurrency)),
             config,
             identity,
             pool: Mutex::new(pool),
+            disk,
+            slabs,
             started: Instant::now(),
             compute: Arc::clone(compute),
             executor: CpuExecutor::new(Arc::clone(compute)),
             metrics,
-        })
+        };
+        Ok((store, wishes))
+    }
+
+    /// The disk tier, when there is one.
+    pub(crate) fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
+    }
+
+    /// Where the memory of tiles comes from.
+    pub(crate) fn slabs(&self) -> &TileSlabs {
+        &self.slabs
     }
 
     pub(crate) fn config(&self) -> &Config {

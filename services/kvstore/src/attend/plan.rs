@@ -9,12 +9,19 @@ use longshore_blocks::pool::{ViewBlock, ViewId};
 use longshore_fabric::StripePartial;
 use longshore_proto::types::{AttendItem, AttendPartial, AttendQuery, Tensor};
 
-use crate::{Error, store::Store};
+use crate::{
+    Error,
+    store::Store,
+    tier::{Body, Loading},
+};
 
 /// Most items of one query.
 const ITEMS_MAX: usize = 4_096;
 /// Most query heads per KV head; the executor's own limit.
 const GROUP_MAX: usize = 1_024;
+
+/// Bytes that are read from disk for one step of a query; a step ends with the stripe that reaches it.
+const STEP_DISK_BYTES: usize = 4 << 20;
 
 /// A checked query and how far it has come.
 pub(super) struct Plan {
@@ -122,17 +129,43 @@ impl Plan {
         answers.collect()
     }
 
+    /// Runs units in steps; while one computes, the tiles of the next one come from disk. What is in memory is one step.
     fn attend(&self, units: &[Unit], store: &Store) -> Result<Vec<Partials>, Error> {
-        let sources: Vec<_> = units.iter().map(|unit| self.source(unit, store)).collect();
-        let calls: Vec<_> = units
-            .iter()
-            .zip(&sources)
-            .map(|(unit, source)| {
-                let queries = self.items[unit.item].queries();
-                ExecutorItem { queries, kv: source, work: &source.work, initial: None }
-            })
-            .collect();
-        Ok(store.executor().attend(&calls)?)
+        let mut partials = Vec::with_capacity(units.len());
+        let mut step = self.begin_step(units, store);
+        while !step.is_empty() {
+            let next = self.begin_step(&units[partials.len() + step.len()..], store);
+            let units = &units[partials.len()..][..step.len()];
+            let loaded = units.iter().zip(step).map(|(unit, loading)| self.source(unit, loading, store));
+            let sources = loaded.collect::<Result<Vec<_>, _>>()?;
+            let calls: Vec<_> = units
+                .iter()
+                .zip(&sources)
+                .map(|(unit, source)| {
+                    let queries = self.items[unit.item].queries();
+                    ExecutorItem { queries, kv: source, work: &source.work, initial: None }
+                })
+                .collect();
+            partials.extend(store.executor().attend(&calls)?);
+            step = next;
+        }
+        Ok(partials)
+    }
+
+    /// Begins to load the first units: at least one, and no more than may be read from disk at a time.
+    fn begin_step(&self, units: &[Unit], store: &Store) -> Vec<Loading> {
+        let (tile_bytes, mut bytes) = (store.identity().tile_shape.bytes(), 0);
+        let mut step = Vec::new();
+        for unit in units {
+            if bytes >= STEP_DISK_BYTES {
+                break;
+            }
+            let blocks = &self.items[unit.item].blocks[unit.blocks.clone()];
+            let loading = store.begin_load(blocks, self.layer);
+            bytes += loading.tiles_read() * tile_bytes;
+            step.push(loading);
+        }
+        step
     }
 
     fn batch_end(&self, message_bytes: usize) -> usize {
@@ -144,7 +177,7 @@ impl Plan {
         self.done + more.count()
     }
 
-    fn source(&self, unit: &Unit, store: &Store) -> Source<'_> {
+    fn source(&self, unit: &Unit, loading: Loading, store: &Store) -> Result<Source, Error> {
         let shape = store.identity().tile_shape;
         let blocks = &self.items[unit.item].blocks[unit.blocks.clone()];
         let exact = blocks.iter().enumerate().map(|(tile, entry)| ExactBlock {
@@ -153,7 +186,7 @@ impl Plan {
             len: shape.block_tokens as u32,
         });
         let work = WorkList { exact: exact.collect(), ..WorkList::default() };
-        Source { blocks, layer: self.layer, shape, work }
+        Ok(Source { bodies: loading.wait(store)?, layer: self.layer, shape, work })
     }
 
     fn answer(&self, unit: &Unit, partial: &Partials) -> Result<AttendPartial, Error> {
@@ -251,24 +284,24 @@ fn head_shape(queries: &Tensor, tile: &TileShape) -> Result<HeadShape, Error> {
 }
 
 /// The blocks of one unit in one layer.
-struct Source<'a> {
-    blocks: &'a [ViewBlock<Arc<Tile>>],
+struct Source {
+    bodies: Vec<Body>,
     layer: usize,
     shape: TileShape,
     work: WorkList,
 }
 
-impl PagedKv for Source<'_> {
+impl PagedKv for Source {
     fn shape(&self) -> TileShape {
         self.shape
     }
 
     fn len(&self) -> usize {
-        self.blocks.len()
+        self.bodies.len()
     }
 
     fn tile(&self, index: usize) -> &Tile {
-        &self.blocks[index].block.pages()[self.layer].payload
+        self.bodies[index].tile(self.layer)
     }
 }
 

@@ -7,6 +7,7 @@ mod key;
 mod namespace;
 mod placement;
 pub mod pool;
+pub mod tier;
 
 pub use checksum::crc32c;
 pub use error::{Error, Kind};

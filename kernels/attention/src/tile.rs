@@ -1,68 +1,33 @@
 //! K and V of one block in one layer: owns the bytes and where each element lies; never computes with them.
 
 mod element;
-mod slab;
 
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
+use longshore_compute::SlabBuffer;
 
 use crate::shape::LANES;
 use crate::simd::Lane;
 use crate::{Error, KvDtype, TileShape};
 
 pub(crate) use element::Element;
-pub use slab::{SlabStats, TileSlabs};
 
 #[cfg(target_endian = "big")]
 compile_error!("tiles travel as little-endian bytes and are read in place");
 
-/// 64 bytes on a cache-line boundary: what gives a tile its alignment.
+/// 64 bytes on a cache-line boundary, where elements of any type can lie.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub(crate) struct Line([u8; 64]);
 
-/// K and V of one block in one layer, in the CPU layout ([`crate::LAYOUT_CPU_PANELS`]), 64-byte aligned. Elements never
-/// written are zero.
+/// K and V of one block in one layer, in the CPU layout ([`crate::LAYOUT_CPU_PANELS`]), 64-byte aligned, in huge pages where
+/// the system has them. Elements never written are zero.
 #[derive(Debug, Clone)]
 pub struct Tile {
     shape: TileShape,
-    lines: Memory,
-}
-
-/// Where a tile's bytes are.
-#[derive(Debug)]
-enum Memory {
-    Own(Vec<Line>),
-    Slot(slab::Slot),
-}
-
-impl Deref for Memory {
-    type Target = [Line];
-
-    #[inline(always)]
-    fn deref(&self) -> &[Line] {
-        match self {
-            Self::Own(lines) => lines,
-            Self::Slot(lines) => lines,
-        }
-    }
-}
-
-impl DerefMut for Memory {
-    fn deref_mut(&mut self) -> &mut [Line] {
-        match self {
-            Self::Own(lines) => lines,
-            Self::Slot(lines) => lines,
-        }
-    }
-}
-
-impl Clone for Memory {
-    fn clone(&self) -> Self {
-        Self::Own(self.to_vec())
-    }
+    body: SlabBuffer,
 }
 
 /// K and V of one head, as they are stored.
@@ -82,34 +47,36 @@ impl Tile {
     /// An all-zero tile. `shape` must be valid.
     pub fn zeroed(shape: TileShape) -> Self {
         assert!(shape.validate().is_ok(), "tile of an invalid shape: {shape:?}");
-        let lines = vec![Line::zeroed(); shape.bytes().div_ceil(size_of::<Line>())];
-        Self { shape, lines: Memory::Own(lines) }
+        Self { shape, body: SlabBuffer::zeroed(shape.bytes()) }
     }
 
     /// Copies a body that came from elsewhere; refuses an invalid shape and a wrong length. The elements are not
     /// looked at: whoever takes bodies from others checks their checksum first.
     pub fn from_bytes(shape: TileShape, body: &[u8]) -> Result<Self, Error> {
         shape.validate()?;
-        Self::check_length(shape, body.len())?;
-        let mut tile = Self::zeroed(shape);
-        tile.bytes_mut().copy_from_slice(body);
-        Ok(tile)
+        if body.len() != shape.bytes() {
+            return Err(invalid(
+                "body",
+                format!("has {} bytes, its shape needs {}", body.len(), shape.bytes()),
+            ));
+        }
+        Ok(Self { shape, body: SlabBuffer::copied(body) })
     }
 
-    fn check_length(shape: TileShape, bytes: usize) -> Result<(), Error> {
-        if bytes != shape.bytes() {
-            return Err(invalid("body", format!("has {bytes} bytes, its shape needs {}", shape.bytes())));
-        }
-        Ok(())
+    /// A tile whose body `fill` writes, from a file for example; what it leaves is zero. `shape` must be valid.
+    pub fn filled<E>(shape: TileShape, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
+        let mut tile = Self::zeroed(shape);
+        fill(tile.bytes_mut())?;
+        Ok(tile)
     }
 
     /// The body as it travels.
     pub fn as_bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice::<Line, u8>(&self.lines)[..self.shape.bytes()]
+        &self.body
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut::<Line, u8>(&mut self.lines)[..self.shape.bytes()]
+        &mut self.body
     }
 
     /// Shape.
@@ -232,7 +199,7 @@ impl Tile {
     /// Where a head lies in memory, which is of use to who wants it soon.
     #[inline(always)]
     pub(crate) fn head_address(&self, kv_head: usize) -> usize {
-        self.lines.as_ptr().addr() + kv_head * self.shape.head_bytes()
+        self.body.as_ptr().addr() + kv_head * self.shape.head_bytes()
     }
 }
 

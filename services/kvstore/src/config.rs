@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use longshore_blocks::ShardId;
+use longshore_blocks::{AdmissionRule, ShardId, pool::Eviction};
 use longshore_chassis::{
     Fault, Validate,
     config::{check_range, join},
@@ -18,6 +18,8 @@ pub struct Config {
     /// How long a block is kept from eviction after it was stored or reported as held: the time that a worker has to open
     /// its view.
     pub retention_ms: u64,
+    /// Which block goes first when room is needed: `reuse`, `lru`, `lru-2`, `lfu`, `s3-fifo` or `fifo`.
+    pub eviction: String,
     /// Time between two searches for views whose lease ended.
     pub reap_interval_ms: u64,
     /// Put streams at a time.
@@ -38,6 +40,8 @@ pub struct Config {
     pub scrub_interval_ms: u64,
     /// The tier below memory.
     pub disk: DiskConfig,
+    /// Keeping up the copies of blocks.
+    pub repair: RepairConfig,
 }
 
 /// The disk tier of a shard.
@@ -48,6 +52,8 @@ pub struct DiskConfig {
     pub path: String,
     /// Bytes that blocks may occupy there, for each shard.
     pub capacity_bytes: u64,
+    /// Which blocks that nothing keeps are worth a write: `all`, `second-touch` or `frequency`.
+    pub admission: String,
     /// Blocks that are written at a time, and as many read into memory.
     pub writes_max: usize,
     /// How long a put waits for others' writes before blocks are dropped instead.
@@ -65,6 +71,7 @@ impl Default for DiskConfig {
         Self {
             path: String::new(),
             capacity_bytes: 32 << 30,
+            admission: AdmissionRule::All.name().to_owned(),
             writes_max: 4,
             write_wait_ms: 2_000,
             pause_ms: 5_000,
@@ -106,6 +113,38 @@ impl Validate for DiskConfig {
         check_range(faults, path, "pause_ms", self.pause_ms, 0..=3_600_000);
         check_range(faults, path, "readers", self.readers, 1..=256);
         check_range(faults, path, "read_timeout_ms", self.read_timeout_ms, 1..=600_000);
+        if let Err(longshore_blocks::Error::Invalid { problem, .. }) = self.admission.parse::<AdmissionRule>()
+        {
+            faults.push(Fault::new(path, "admission", problem));
+        }
+    }
+}
+
+/// How a shard keeps up the copies of its blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepairConfig {
+    /// Time between two looks at whether the other shards live.
+    pub ping_interval_ms: u64,
+    /// Time without an answer after which another shard counts as down and its copies are made anew.
+    pub down_after_ms: u64,
+    /// Time between two searches for missing copies while nothing happens to any shard.
+    pub scan_interval_ms: u64,
+    /// Pause before blocks that could not be dealt with are looked at again.
+    pub retry_ms: u64,
+    /// Bytes per second that copies to other shards may take.
+    pub bytes_per_second: u64,
+}
+
+impl Default for RepairConfig {
+    fn default() -> Self {
+        Self {
+            ping_interval_ms: 500,
+            down_after_ms: 10_000,
+            scan_interval_ms: 60_000,
+            retry_ms: 2_000,
+            bytes_per_second: 64 << 20,
+        }
     }
 }
 
@@ -114,6 +153,7 @@ impl Default for Config {
         Self {
             capacity_bytes: 2 << 30,
             retention_ms: 10_000,
+            eviction: Eviction::default().name().to_owned(),
             reap_interval_ms: 500,
             writers_max: 1_024,
             views_max: 65_536,
@@ -124,6 +164,7 @@ impl Default for Config {
             scrub_bytes_per_s: 16 << 20,
             scrub_interval_ms: 60_000,
             disk: DiskConfig::default(),
+            repair: RepairConfig::default(),
         }
     }
 }
@@ -132,6 +173,9 @@ impl Validate for Config {
     fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
         check_range(faults, path, "capacity_bytes", self.capacity_bytes, 1 << 20..=1 << 50);
         check_range(faults, path, "retention_ms", self.retention_ms, 0..=3_600_000);
+        if let Err(longshore_blocks::Error::Invalid { problem, .. }) = self.eviction.parse::<Eviction>() {
+            faults.push(Fault::new(path, "eviction", problem));
+        }
         check_range(faults, path, "reap_interval_ms", self.reap_interval_ms, 10..=60_000);
         check_range(faults, path, "writers_max", self.writers_max, 1..=65_536);
         check_range(faults, path, "views_max", self.views_max, 1..=1 << 24);
@@ -142,6 +186,17 @@ impl Validate for Config {
         check_range(faults, path, "scrub_bytes_per_s", self.scrub_bytes_per_s, 0..=1 << 40);
         check_range(faults, path, "scrub_interval_ms", self.scrub_interval_ms, 10..=86_400_000);
         self.disk.faults(&join(path, "disk"), faults);
+        self.repair.faults(&join(path, "repair"), faults);
+    }
+}
+
+impl Validate for RepairConfig {
+    fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        check_range(faults, path, "ping_interval_ms", self.ping_interval_ms, 10..=60_000);
+        check_range(faults, path, "down_after_ms", self.down_after_ms, self.ping_interval_ms..=3_600_000);
+        check_range(faults, path, "scan_interval_ms", self.scan_interval_ms, 100..=86_400_000);
+        check_range(faults, path, "retry_ms", self.retry_ms, 10..=3_600_000);
+        check_range(faults, path, "bytes_per_second", self.bytes_per_second, 1 << 10..=1 << 40);
     }
 }
 
@@ -157,16 +212,31 @@ mod tests {
 
         let bad = Config {
             capacity_bytes: 5,
+            eviction: "mru".to_owned(),
             views_max: 0,
             attend_query_bytes_max: 1 << 30,
-            disk: DiskConfig { capacity_bytes: 7, readers: 0, ..DiskConfig::default() },
+            disk: DiskConfig {
+                capacity_bytes: 7,
+                readers: 0,
+                admission: "some".to_owned(),
+                ..DiskConfig::default()
+            },
             ..Config::default()
         };
         bad.faults("kvstore", &mut faults);
         let keys: Vec<&str> = faults.iter().map(|fault| fault.key.as_str()).collect();
-        let named =
-            ["capacity_bytes", "views_max", "attend_query_bytes_max", "disk.capacity_bytes", "disk.readers"];
+        let named = [
+            "capacity_bytes",
+            "eviction",
+            "views_max",
+            "attend_query_bytes_max",
+            "disk.capacity_bytes",
+            "disk.readers",
+            "disk.admission",
+        ];
         assert_eq!(keys, named.map(|field| format!("kvstore.{field}")));
+        let names = "is `mru`, must be one of `reuse`, `lru`, `lru-2`, `lfu`, `s3-fifo`, `fifo`";
+        assert_eq!(faults[1].problem, names);
     }
 
     #[test]

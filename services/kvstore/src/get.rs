@@ -7,6 +7,7 @@ use longshore_attention::Tile;
 use longshore_blocks::{
     BlockKey, crc32c,
     pool::{Page, Payload, SealedBlock},
+    tier::Tier,
 };
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext};
@@ -31,7 +32,7 @@ pub(crate) fn start(
 ) -> Result<BoxStream<Option<TileMessage>>, Error> {
     store.check_identity(&get.identity)?;
     check_count("keys", get.keys.len())?;
-    let layers = layers(&get, store.identity().layers)?;
+    let layers = layers(get.first_layer, get.layers, store.identity().layers)?;
     let (tiles, answer) = mpsc::channel(TILES_UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-get", async move {
@@ -47,19 +48,18 @@ pub(crate) fn start(
     Ok(Box::pin(ReceiverStream::new(answer)))
 }
 
-/// First and end layer that were asked for.
-fn layers(get: &GetBlocks, held: u32) -> Result<std::ops::Range<u32>, Error> {
-    if get.first_layer >= held {
-        let problem = format!("is {}, blocks have {held} layers", get.first_layer);
-        return Err(Error::invalid("first_layer", problem));
+/// First and end layer that were asked for, of those that blocks have.
+pub(crate) fn layers(first: u32, layers: Option<u32>, held: u32) -> Result<std::ops::Range<u32>, Error> {
+    if first >= held {
+        return Err(Error::invalid("first_layer", format!("is {first}, blocks have {held} layers")));
     }
-    let left = held - get.first_layer;
-    match get.layers {
+    let left = held - first;
+    match layers {
         Some(count) if count == 0 || count > left => {
-            let problem = format!("is {count}, must be from 1 to {left} from layer {} on", get.first_layer);
+            let problem = format!("is {count}, must be from 1 to {left} from layer {first} on");
             Err(Error::invalid("layers", problem))
         }
-        count => Ok(get.first_layer..get.first_layer + count.unwrap_or(left)),
+        count => Ok(first..first + count.unwrap_or(left)),
     }
 }
 
@@ -89,7 +89,7 @@ async fn send(
 
 fn message(block: &SealedBlock<Arc<Tile>>, layer: u32, tile: Arc<Tile>) -> TileMessage {
     let crc32c = block.checksums()[layer as usize];
-    TileMessage { key: block.key(), layer, data: Bytes::from_owner(Body(tile)), crc32c }
+    TileMessage { key: block.key(), layer, data: Bytes::from_owner(Body(tile)), crc32c, place: None }
 }
 
 /// A tile's body, lent to a message without a copy.
@@ -110,18 +110,37 @@ impl Store {
         layers: std::ops::Range<u32>,
     ) -> Option<Vec<TileMessage>> {
         let block = self.with_pool(|pool, now| pool.get(namespace, key, now))?;
+        if block.tier() == Tier::Disk {
+            self.wish(std::iter::once(block.generation()));
+        }
+        self.messages(&block, layers)
+    }
+
+    /// The same of all layers, off the reactor and without counting as a use.
+    pub(crate) async fn read_here(
+        self: &Arc<Self>,
+        namespace: longshore_blocks::Namespace,
+        key: BlockKey,
+    ) -> Option<Vec<TileMessage>> {
+        let block = self.with_pool(|pool, _| pool.peek_block(namespace, key))?;
+        let (layers, reader) = (self.identity().layers, self.clone());
+        self.off_reactor(move || reader.messages(&block, 0..layers)).await.ok()?
+    }
+
+    fn messages(
+        &self,
+        block: &SealedBlock<Arc<Tile>>,
+        layers: std::ops::Range<u32>,
+    ) -> Option<Vec<TileMessage>> {
         let tiles: Vec<_> = match block.payload() {
             Payload::Memory(pages) if !is_sound(&pages, layers.clone()) => {
-                self.condemn(&block);
+                self.condemn(block);
                 return None;
             }
             Payload::Memory(pages) => layers.clone().map(|at| pages[at as usize].payload.clone()).collect(),
-            Payload::Disk(extent) => {
-                self.wish(std::iter::once(block.generation()));
-                self.read_layers(&block, &extent, layers.clone()).ok()?
-            }
+            Payload::Disk(extent) => self.read_layers(block, &extent, layers.clone()).ok()?,
         };
-        Some(layers.zip(tiles).map(|(layer, tile)| message(&block, layer, tile)).collect())
+        Some(layers.zip(tiles).map(|(layer, tile)| message(block, layer, tile)).collect())
     }
 
     /// Drops a block whose bytes changed since they were stored.

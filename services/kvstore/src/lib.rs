@@ -6,20 +6,24 @@ mod config;
 mod error;
 mod get;
 pub mod grpc;
+mod inventory;
 mod lifetime;
 mod metrics;
 mod put;
+mod repair;
 mod scrub;
 mod service;
 mod stats;
 mod store;
+mod summaries;
 #[cfg(test)]
 mod tests;
 mod tier;
 mod views;
 
-pub use config::{Config, DiskConfig};
+pub use config::{Config, DiskConfig, RepairConfig};
 pub use error::Error;
+pub use repair::Cluster;
 pub use service::KvStore;
 pub use store::ShardIdentity;
 pub use tier::DiskError;

@@ -2,8 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use longshore_attention::Tile;
 use longshore_blocks::{
-    BlockKey, crc32c,
+    BlockKey, Namespace, crc32c,
     pool::{Admission, Page, Put, WriterId},
 };
 use longshore_chassis::Tasks;
@@ -33,7 +34,8 @@ pub(crate) fn start(
     store.check_identity(identity)?;
     store.check_shape(shape)?;
     let writer = store.with_pool(|pool, _| pool.open_writer(identity.namespace))?;
-    let session = Session { store: store.clone(), writer, blocks: HashMap::new(), settled: 0 };
+    let namespace = identity.namespace;
+    let session = Session { store: store.clone(), namespace, writer, blocks: HashMap::new(), settled: 0 };
     let (acks, answer) = mpsc::channel(ACKS_UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-put", async move {
@@ -82,6 +84,7 @@ async fn receive(
 /// One put stream.
 struct Session {
     store: Arc<Store>,
+    namespace: Namespace,
     writer: WriterId,
     blocks: HashMap<BlockKey, Progress>,
     /// Entries of `blocks` that were answered.
@@ -186,14 +189,18 @@ impl Session {
         let wanted = self.store.admit(self.writer, message.key, message.layer);
         match wanted.map_err(|error| refusal(&error))? {
             Admission::Wanted => {}
-            Admission::Duplicate => return Ok(Some(PutOutcome::Duplicate)),
+            Admission::Duplicate => {
+                self.store.with_inventory(|pool, inventory, _| {
+                    if pool.peek(self.namespace, &[message.key]) == [true] {
+                        inventory.place(self.namespace, message.key, message.place);
+                    }
+                });
+                return Ok(Some(PutOutcome::Duplicate));
+            }
             Admission::Repeated { crc32c } => return repeated(message, crc32c),
             Admission::MakeRoom => unreachable!("asked until there is room or a refusal"),
         }
-        let tile = self
-            .store
-            .slabs()
-            .tile(shape, &message.data)
+        let tile = Tile::from_bytes(shape, &message.data)
             .map_err(|error| Refusal::corrupt(format!("layer {}: {error}", message.layer)))?;
         // The copy is checked, not the message: what is stored is what the checksum stands for.
         if crc32c(tile.as_bytes()) != message.crc32c {
@@ -205,8 +212,13 @@ impl Session {
             return Err(Refusal::corrupt(format!("layer {} {problem}", message.layer)));
         }
         let page = Page { payload: Arc::new(tile), crc32c: message.crc32c };
-        let put =
-            self.store.with_pool(|pool, now| pool.put(self.writer, message.key, message.layer, page, now));
+        let put = self.store.with_inventory(|pool, inventory, now| {
+            let put = pool.put(self.writer, message.key, message.layer, page, now);
+            if matches!(put, Ok(Put::Sealed(_))) {
+                inventory.place(self.namespace, message.key, message.place);
+            }
+            put
+        });
         match put.map_err(|error| refusal(&error))? {
             Put::Open => Ok(None),
             Put::Sealed(_) => Ok(Some(PutOutcome::Stored)),

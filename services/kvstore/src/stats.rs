@@ -7,7 +7,8 @@ use crate::store::Store;
 
 /// Occupancy and counters of a shard.
 pub(crate) fn of(store: &Store) -> ShardStats {
-    let pool = store.with_pool(|pool, _| pool.stats());
+    let (pool, incarnation) =
+        store.with_inventory(|pool, inventory, _| (pool.stats(), inventory.incarnation()));
     ShardStats {
         shard_id: store.identity().shard_id.0.clone(),
         capacity_bytes: pool.budget_bytes,
@@ -24,6 +25,9 @@ pub(crate) fn of(store: &Store) -> ShardStats {
         attend_total: store.metrics.attend_queries.get(),
         tiers: std::iter::once(dram(&pool)).chain(store.disk().map(|_| disk(store, &pool))).collect(),
         scrub: scrub(store),
+        incarnation,
+        shard_map_epoch: *store.identity().epoch.borrow(),
+        repair: store.repair.stats(),
     }
 }
 

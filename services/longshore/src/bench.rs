@@ -7,7 +7,9 @@ mod prefill;
 mod runner;
 mod serve;
 mod statistics;
+mod trace;
 
 pub(crate) use compute::compute;
 pub(crate) use prefill::prefill;
 pub(crate) use serve::serve;
+pub(crate) use trace::trace;

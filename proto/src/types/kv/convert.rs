@@ -1,7 +1,7 @@
 //! Checked conversions of tensors, identities, shapes and tiles.
 
 use bytes::Bytes;
-use longshore_blocks::{BlockKey, Deployment, Namespace, crc32c};
+use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace, crc32c};
 
 use super::{Dtype, Identity, Tensor, TileMessage, WireTileShape};
 use crate::{WireError, types::check, v1};
@@ -173,7 +173,14 @@ impl TryFrom<v1::Tile> for TileMessage {
     fn try_from(wire: v1::Tile) -> Result<Self, WireError> {
         let key = BlockKey(check::exact(&wire.key, "key")?);
         verify(&wire.data, wire.crc32c)?;
-        Ok(Self { key, layer: wire.layer, data: wire.data, crc32c: wire.crc32c })
+        let place = match wire.stripe_seed.is_empty() {
+            true => None,
+            false => Some(BlockPlace {
+                stripe_seed: check::exact(&wire.stripe_seed, "stripe_seed")?,
+                index: wire.block_index,
+            }),
+        };
+        Ok(Self { key, layer: wire.layer, data: wire.data, crc32c: wire.crc32c, place })
     }
 }
 
@@ -184,6 +191,10 @@ impl From<TileMessage> for v1::Tile {
             layer: tile.layer,
             data: tile.data,
             crc32c: tile.crc32c,
+            stripe_seed: tile
+                .place
+                .map_or_else(Bytes::new, |place| Bytes::copy_from_slice(&place.stripe_seed)),
+            block_index: tile.place.map_or(0, |place| place.index),
         }
     }
 }

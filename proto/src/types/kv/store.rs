@@ -4,8 +4,8 @@ use bytes::Bytes;
 use longshore_blocks::BlockKey;
 
 use super::{
-    GetBlocks, Lookup, OpenView, OpenedView, PutAck, PutOutcome, ScrubStats, ShardStats, TierStats,
-    TileMessage,
+    GetBlocks, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RepairStats, ScrubStats, ShardStats,
+    TierStats, TileMessage,
 };
 use crate::{WireError, types::check, v1};
 
@@ -19,13 +19,15 @@ impl TryFrom<v1::LookupRequest> for Lookup {
         Ok(Self {
             identity: check::required(wire.identity, "identity")?,
             keys: check::keys(&wire.keys, "keys")?,
+            peek: wire.peek,
         })
     }
 }
 
 impl From<Lookup> for v1::LookupRequest {
     fn from(lookup: Lookup) -> Self {
-        Self { identity: Some(lookup.identity.into()), keys: check::join_keys(lookup.keys.iter()) }
+        let keys = check::join_keys(lookup.keys.iter());
+        Self { identity: Some(lookup.identity.into()), keys, peek: lookup.peek }
     }
 }
 
@@ -199,6 +201,18 @@ impl From<v1::StatsResponse> for ShardStats {
             attend_total: wire.attend_total,
             tiers: wire.tiers.into_iter().map(Into::into).collect(),
             scrub: wire.scrub.map(Into::into).unwrap_or_default(),
+            incarnation: wire.incarnation,
+            shard_map_epoch: wire.shard_map_epoch,
+            repair: RepairStats {
+                unchecked_blocks: wire.repair_unchecked_blocks,
+                backlog_blocks: wire.repair_backlog_blocks,
+                sent_total: wire.repair_sent_total,
+                sent_bytes_total: wire.repair_sent_bytes_total,
+                failed_total: wire.repair_failed_total,
+                dropped_total: wire.repair_dropped_total,
+                passes_total: wire.repair_passes_total,
+                peers_down: wire.peers_down,
+            },
         }
     }
 }
@@ -221,6 +235,16 @@ impl From<ShardStats> for v1::StatsResponse {
             attend_total: stats.attend_total,
             tiers: stats.tiers.into_iter().map(Into::into).collect(),
             scrub: Some(stats.scrub.into()),
+            incarnation: stats.incarnation,
+            shard_map_epoch: stats.shard_map_epoch,
+            repair_unchecked_blocks: stats.repair.unchecked_blocks,
+            repair_backlog_blocks: stats.repair.backlog_blocks,
+            repair_sent_total: stats.repair.sent_total,
+            repair_sent_bytes_total: stats.repair.sent_bytes_total,
+            repair_failed_total: stats.repair.failed_total,
+            repair_dropped_total: stats.repair.dropped_total,
+            repair_passes_total: stats.repair.passes_total,
+            peers_down: stats.repair.peers_down,
         }
     }
 }

@@ -71,10 +71,13 @@ impl Loading {
 
 impl Store {
     /// Begins to load the tiles of `blocks` in one layer.
-    pub(crate) fn begin_load(&self, blocks: &[ViewBlock<Arc<Tile>>], layer: usize) -> Loading {
+    pub(crate) fn begin_load<'a>(
+        &self,
+        blocks: impl Iterator<Item = &'a ViewBlock<Arc<Tile>>>,
+        layer: usize,
+    ) -> Loading {
         let (mut read, mut wanted) = (Vec::new(), Vec::new());
         let bodies = blocks
-            .iter()
             .map(|entry| match entry.block.payload() {
                 Payload::Memory(pages) => Some(Body::Memory(pages)),
                 Payload::Disk(extent) => {

@@ -8,14 +8,16 @@ use std::{
 
 use longshore_attention::Tile;
 use longshore_blocks::{
-    BlockKey,
-    pool::{Admission, DiskConfig as PoolDisk, Generation, Lru, Page, Promote, Promotion, Spill, WriterId},
+    AdmissionFilter, AdmissionRule, BlockKey,
+    pool::{
+        Admission, DiskConfig as PoolDisk, Eviction, Generation, Page, Promote, Promotion, Spill, WriterId,
+    },
 };
 use longshore_chassis::Tasks;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    DiskError, DiskTier, Record,
+    DiskTier, Record,
     format::Format,
     readers::{Reader, Readers, Wanted},
     restart::{Found, Setting},
@@ -49,14 +51,15 @@ pub(crate) struct Opened {
     pub(crate) pool: Pool,
 }
 
-/// Opens the configured disk tier and puts it below `pool`; the pool alone when none is configured.
+/// Opens the configured disk tier and puts it below `pool`. `seed` is nothing that clients know.
 pub(crate) fn open(
     config: &Config,
     identity: &ShardIdentity,
     pool: Pool,
+    seed: u64,
     reader: impl FnOnce(DiskTier) -> Reader,
     tasks: &Tasks,
-) -> Result<Opened, DiskError> {
+) -> Result<Opened, Error> {
     let started = Instant::now();
     let setting = Setting {
         folder: config.disk.folder(&identity.shard_id),
@@ -71,7 +74,10 @@ pub(crate) fn open(
     };
     let (tier, blocks, found) = DiskTier::open(&setting, format)?;
     let sizes = PoolDisk { blocks, moves_max: config.disk.writes_max, pause_ms: config.disk.pause_ms };
-    let mut pool = pool.with_disk(sizes, Box::new(Lru::default()));
+    // Configurations are checked before; one that was not is told here.
+    let rule = config.disk.admission.parse::<AdmissionRule>()?;
+    let filter = AdmissionFilter::new(rule, usize::try_from(blocks).unwrap_or(usize::MAX), seed);
+    let mut pool = pool.with_disk(sizes, config.eviction.parse::<Eviction>()?.policy(), filter);
     let restored = restore(&mut pool, &found);
     tracing::info!(
         shard = %identity.shard_id, folder = %setting.folder.display(), blocks, restored,

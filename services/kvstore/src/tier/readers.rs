@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use longshore_attention::{Tile, TileShape, TileSlabs};
+use longshore_attention::{Tile, TileShape};
 use longshore_blocks::{crc32c, tier::Extent};
 use longshore_chassis::Tasks;
 
@@ -54,14 +54,13 @@ struct Job {
 pub(crate) struct Reader {
     pub(crate) tier: Arc<dyn Tier>,
     pub(crate) shape: TileShape,
-    pub(crate) slabs: TileSlabs,
 }
 
 impl Reader {
     /// Reads one tile.
     pub(crate) fn read(&self, wanted: &Wanted) -> Result<Arc<Tile>, Bad> {
         let fill = |body: &mut [u8]| self.tier.read(wanted.extent.index(), wanted.layer, body);
-        let tile = self.slabs.fill(self.shape, fill).map_err(Bad::Io)?;
+        let tile = Tile::filled(self.shape, fill).map_err(Bad::Io)?;
         if crc32c(tile.as_bytes()) != wanted.crc32c {
             return Err(Bad::Corrupt);
         }

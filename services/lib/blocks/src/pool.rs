@@ -2,6 +2,7 @@
 //! Generic over the tile payload; owns the bookkeeping, never looks into a payload, never reads a clock.
 
 mod evict;
+mod journal;
 mod sealed;
 mod stats;
 #[cfg(test)]
@@ -17,12 +18,19 @@ use std::{
 
 use crate::{BlockKey, Error, Namespace, tier::Tier};
 
-pub use evict::{EvictionPolicy, Lru};
+use evict::{Ghosts, Uses};
+
+pub use evict::{Candidate, Eviction, EvictionPolicy, Fifo, Lfu, Lru, Lru2, Reuse, S3Fifo, UsedAgain};
+pub use journal::{Departure, PoolEvent};
 pub use sealed::{Generation, Page, Pages, Payload, SealedBlock};
 pub use stats::{DiskStats, PoolStats};
 pub use tiers::{DiskConfig, Promote, Promotion, Spill};
 pub use view::{Opened, ViewBlock, ViewId};
 pub use write::{Admission, Put, WriterId};
+
+/// Evicted blocks whose uses are remembered, for each block that fits the budget: blocks are megabytes, what is remembered of
+/// one is 200 bytes.
+const GHOSTS_PER_BLOCK: usize = 16;
 
 /// Sizes and limits of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +68,7 @@ pub struct BlockPool<T> {
     /// Unpinned blocks by the end of their retention lease; those whose lease ended move to `policy` when room is needed.
     leases: BTreeSet<(u64, Generation)>,
     policy: Box<dyn EvictionPolicy>,
+    ghosts: Ghosts,
     /// Pinned blocks in memory, by last use: they go to the tier below when there is one and nothing else can make way.
     pinned: BTreeSet<(u64, Generation)>,
     disk: Option<tiers::Disk<T>>,
@@ -73,6 +82,8 @@ pub struct BlockPool<T> {
     last_id: u64,
     last_tick: u64,
     totals: stats::Totals,
+    /// Events since they were last taken; none are kept unless somebody asked for them.
+    journal: Option<Vec<PoolEvent>>,
 }
 
 /// A sealed block and what keeps it.
@@ -81,7 +92,7 @@ struct Held<T> {
     block: Arc<SealedBlock<T>>,
     /// Views that pin it, counted with multiplicity.
     pins: u64,
-    last_use: u64,
+    uses: Uses,
     lease_until_ms: u64,
     /// A check of its bytes failed: nobody finds it any more, and it goes with its last pin.
     condemned: bool,
@@ -110,15 +121,17 @@ impl Stage {
 }
 
 impl<T> BlockPool<T> {
-    /// An empty pool that evicts the least recently used block first.
+    /// An empty pool with the usual order of eviction.
     pub fn new(config: PoolConfig) -> Result<Self, Error> {
-        Self::with_policy(config, Box::new(Lru::default()))
+        Self::with_policy(config, Eviction::default().policy())
     }
 
     /// An empty pool with another order of eviction.
     pub fn with_policy(config: PoolConfig, policy: Box<dyn EvictionPolicy>) -> Result<Self, Error> {
         config.validate()?;
+        let blocks = usize::try_from(config.budget_bytes / config.block_bytes()).unwrap_or(usize::MAX);
         Ok(Self {
+            ghosts: Ghosts::new(blocks.saturating_mul(GHOSTS_PER_BLOCK)),
             config,
             held: HashMap::new(),
             index: HashMap::new(),
@@ -135,6 +148,7 @@ impl<T> BlockPool<T> {
             last_id: 0,
             last_tick: 0,
             totals: stats::Totals::default(),
+            journal: None,
         })
     }
 
@@ -166,6 +180,7 @@ impl<T> BlockPool<T> {
             return;
         }
         self.unqueue(generation);
+        self.forget(generation);
         let held = self.held.get_mut(&generation).expect("it was found");
         held.condemned = true;
         let name = (held.block.namespace(), held.block.key());
@@ -173,11 +188,12 @@ impl<T> BlockPool<T> {
         self.totals.condemned += 1;
         self.condemned_blocks += 1;
         self.index.remove(&name);
+        self.note(name.0, name.1, Some(Departure::Condemned));
         if pinned {
             self.pinned_blocks -= 1;
             self.views.values_mut().for_each(|view| view.condemn(generation));
         } else if !moving {
-            self.forget(generation);
+            self.take_out(generation);
         }
     }
 
@@ -208,14 +224,34 @@ impl<T> BlockPool<T> {
         self.used_bytes().saturating_add(self.config.block_bytes()) <= self.config.budget_bytes
     }
 
+    /// Drops a block that is in no queue and nothing keeps, and remembers that it was here.
+    fn evict(&mut self, victim: Generation) {
+        let held = self.held.get(&victim).expect("only held blocks are queued");
+        let (name, uses) = ((held.block.namespace(), held.block.key()), held.uses);
+        debug_assert!(!held.condemned, "condemned blocks are in no queue");
+        self.take_out(victim);
+        self.ghosts.remember(name, uses);
+        self.totals.evicted += 1;
+        self.note(name.0, name.1, Some(Departure::Evicted));
+    }
+
     /// Takes an unpinned block out of everything.
     fn remove(&mut self, generation: Generation) {
         self.unqueue(generation);
         self.forget(generation);
+        self.take_out(generation);
+    }
+
+    /// Tells the policies that a block in no queue does not come back.
+    fn forget(&mut self, generation: Generation) {
+        self.policy.forget(generation);
+        if let Some(disk) = &mut self.disk {
+            disk.policy.forget(generation);
+        }
     }
 
     /// Takes an unpinned block that is in no queue out of everything else.
-    fn forget(&mut self, generation: Generation) {
+    fn take_out(&mut self, generation: Generation) {
         let held = self.held.remove(&generation).expect("only held blocks are removed");
         debug_assert_eq!(held.pins, 0, "pinned blocks stay");
         debug_assert!(!held.stage.is_moving(), "blocks on their way stay");
@@ -237,19 +273,19 @@ impl<T> BlockPool<T> {
     /// Takes a block out of the queue that it is in, if any. Which one that is follows from what keeps the block.
     fn unqueue(&mut self, generation: Generation) {
         let held = self.held.get(&generation).expect("only held blocks are queued");
-        let (last_use, lease) = (held.last_use, (held.lease_until_ms, generation));
+        let lease = (held.lease_until_ms, generation);
         match (held.stage, held.pins > 0) {
             _ if held.condemned => {}
-            (Stage::Memory, true) => _ = self.pinned.remove(&(last_use, generation)),
+            (Stage::Memory, true) => _ = self.pinned.remove(&(held.uses.last, generation)),
             (Stage::Memory, false) => {
                 if !self.leases.remove(&lease) {
-                    self.policy.remove(generation, last_use);
+                    self.policy.remove(generation);
                 }
             }
             (Stage::Disk, false) => {
                 let disk = self.disk.as_mut().expect("blocks on disk have one");
                 if !disk.leases.remove(&lease) {
-                    disk.policy.remove(generation, last_use);
+                    disk.policy.remove(generation);
                 }
             }
             _ => {}
@@ -262,7 +298,7 @@ impl<T> BlockPool<T> {
         let lease = (held.lease_until_ms, generation);
         match (held.stage, held.pins > 0, &mut self.disk) {
             _ if held.condemned => {}
-            (Stage::Memory, true, _) => _ = self.pinned.insert((held.last_use, generation)),
+            (Stage::Memory, true, _) => _ = self.pinned.insert((held.uses.last, generation)),
             (Stage::Memory, false, _) => _ = self.leases.insert(lease),
             (Stage::Disk, false, Some(disk)) => _ = disk.leases.insert(lease),
             _ => {}
@@ -272,50 +308,53 @@ impl<T> BlockPool<T> {
     /// A use: the block becomes the most recently used one and its lease starts again.
     fn renew(&mut self, generation: Generation, now_ms: u64) {
         self.unqueue(generation);
-        let tick = self.next_tick();
+        self.touch(generation, now_ms);
         let held = self.held.get_mut(&generation).expect("the index names held blocks only");
-        held.last_use = tick;
         held.lease_until_ms = held.lease_until_ms.max(now_ms.saturating_add(self.config.retention_ms));
         self.queue(generation);
-        self.note_use(generation);
     }
 
-    fn pin(&mut self, generation: Generation) -> Arc<SealedBlock<T>> {
-        self.unqueue(generation);
+    /// Counts a touch of a block in no queue. A block that a view pins is in use all the time.
+    fn touch(&mut self, generation: Generation, now_ms: u64) {
         let tick = self.next_tick();
+        let held = self.held.get_mut(&generation).expect("only held blocks are used");
+        let quiet_ms = if held.pins > 0 { u64::MAX } else { self.config.retention_ms };
+        if let Some(again) = held.uses.touch(tick, now_ms, quiet_ms) {
+            self.policy.used_again(again);
+            if let Some(disk) = &mut self.disk {
+                disk.policy.used_again(again);
+                disk.filter.touch(&held.block.key());
+            }
+        }
+    }
+
+    fn pin(&mut self, generation: Generation, now_ms: u64) -> Arc<SealedBlock<T>> {
+        self.unqueue(generation);
+        self.touch(generation, now_ms);
         let held = self.held.get_mut(&generation).expect("the index names held blocks only");
         if held.pins == 0 && !held.condemned {
             self.pinned_blocks += 1;
         }
         held.pins += 1;
-        held.last_use = tick;
         let block = held.block.clone();
         self.queue(generation);
-        self.note_use(generation);
         block
     }
 
-    fn unpin(&mut self, generation: Generation) {
+    /// `used_ms` is when the view was last used.
+    fn unpin(&mut self, generation: Generation, used_ms: u64) {
         self.unqueue(generation);
-        let tick = self.next_tick();
+        self.touch(generation, used_ms);
         let held = self.held.get_mut(&generation).expect("pinned blocks are held");
         held.pins -= 1;
-        held.last_use = tick;
         let (pinned, condemned, moving) = (held.pins > 0, held.condemned, held.stage.is_moving());
         if !pinned && !condemned {
             self.pinned_blocks -= 1;
         }
         if !pinned && condemned && !moving {
-            self.forget(generation);
+            self.take_out(generation);
         } else {
             self.queue(generation);
-        }
-    }
-
-    /// Tells the admission filter of a use.
-    fn note_use(&mut self, generation: Generation) {
-        if let (Some(disk), Some(held)) = (&mut self.disk, self.held.get(&generation)) {
-            disk.filter.used(held.block.namespace(), held.block.key());
         }
     }
 

@@ -1,10 +1,8 @@
 //! Tiers: where sealed blocks are kept. The bookkeeping of the tier below memory: which place of it holds which block, which
 //! blocks go there and which go from there. Does no I/O: whoever moves bytes asks the pool for an order and tells its outcome.
 
-mod admission;
 mod extents;
 
-pub use admission::{AdmissionFilter, AdmitAll};
 pub use extents::{Extent, Extents};
 
 /// Where a block's tiles are.

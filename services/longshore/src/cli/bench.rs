@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::serve::ServeArgs;
+use super::{serve::ServeArgs, trace::BenchTraceArgs};
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -15,6 +15,8 @@ pub(crate) enum BenchCommand {
     Compute(Box<BenchComputeArgs>),
     /// Prompts under prefill policies: time to first token, attention, selection, density.
     Prefill(Box<BenchPrefillArgs>),
+    /// Recorded requests: which of their blocks would have been held, by eviction policy and capacity.
+    Trace(Box<BenchTraceArgs>),
 }
 
 /// Parts of `longshore bench compute`.

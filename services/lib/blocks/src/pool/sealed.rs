@@ -1,6 +1,10 @@
 //! Blocks that are complete.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    any::Any,
+    fmt,
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+};
 
 use crate::{
     BlockKey, Namespace,
@@ -48,6 +52,17 @@ pub struct SealedBlock<T> {
     /// CRC-32C by layer; stays when the tiles leave memory.
     checksums: Box<[u32]>,
     place: RwLock<Place<T>>,
+    notes: Vec<Note>,
+}
+
+/// What the holder made of a page, once.
+#[derive(Default)]
+struct Note(OnceLock<Arc<dyn Any + Send + Sync>>);
+
+impl fmt::Debug for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Note({})", if self.0.get().is_some() { "made" } else { "none" })
+    }
 }
 
 #[derive(Debug)]
@@ -65,8 +80,7 @@ impl<T> SealedBlock<T> {
         pages: Vec<Page<T>>,
     ) -> Self {
         let checksums = pages.iter().map(|page| page.crc32c).collect();
-        let place = RwLock::new(Place::Memory(pages.into(), None));
-        Self { namespace, key, generation, checksums, place }
+        Self::at(namespace, key, generation, checksums, Place::Memory(pages.into(), None))
     }
 
     /// A block that lies on the tier below.
@@ -77,7 +91,32 @@ impl<T> SealedBlock<T> {
         checksums: Box<[u32]>,
         extent: Arc<Extent>,
     ) -> Self {
-        Self { namespace, key, generation, checksums, place: RwLock::new(Place::Disk(extent)) }
+        Self::at(namespace, key, generation, checksums, Place::Disk(extent))
+    }
+
+    fn at(
+        namespace: Namespace,
+        key: BlockKey,
+        generation: Generation,
+        checksums: Box<[u32]>,
+        place: Place<T>,
+    ) -> Self {
+        let notes = checksums.iter().map(|_| Note::default()).collect();
+        Self { namespace, key, generation, checksums, place: RwLock::new(place), notes }
+    }
+
+    /// What the holder noted of the page of `layer`, if it did: a summary, say. It lives as long as this handle, wherever the
+    /// page itself lies. Not counted against the budget of the pool.
+    pub fn note<N: Any + Send + Sync>(&self, layer: usize) -> Option<Arc<N>> {
+        Arc::clone(self.notes.get(layer)?.0.get()?).downcast().ok()
+    }
+
+    /// Notes something of the page of `layer`. Of several notes the first stays.
+    pub fn take_note<N: Any + Send + Sync>(&self, layer: usize, note: Arc<N>) {
+        if let Some(place) = self.notes.get(layer) {
+            // Whoever came first made the same: blocks are immutable.
+            let _same = place.0.set(note);
+        }
     }
 
     /// Whose block it is.

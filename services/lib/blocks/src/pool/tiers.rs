@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{BlockPool, EvictionPolicy, Generation, Held, Pages, SealedBlock, Stage};
+use super::{BlockPool, Departure, EvictionPolicy, Generation, Held, Pages, SealedBlock, Stage, Uses};
 use crate::{
-    BlockKey, Error, Namespace,
-    tier::{AdmissionFilter, AdmitAll, Extent, Extents, Tier},
+    AdmissionFilter, BlockKey, Error, Namespace,
+    tier::{Extent, Extents, Tier},
 };
 
 /// Sizes and limits of the tier below memory.
@@ -64,6 +64,14 @@ pub(super) enum Room {
     Moving,
 }
 
+/// Why a block does not go down.
+enum Denied {
+    /// No place, or nothing is written at the moment.
+    NoRoom,
+    /// The admission filter does not want it.
+    Unworthy,
+}
+
 /// The tier below memory.
 #[derive(Debug)]
 pub(super) struct Disk<T> {
@@ -72,7 +80,7 @@ pub(super) struct Disk<T> {
     /// Unpinned blocks that are there alone, by the end of their lease; then in `policy`.
     pub(super) leases: BTreeSet<(u64, Generation)>,
     pub(super) policy: Box<dyn EvictionPolicy>,
-    pub(super) filter: Box<dyn AdmissionFilter>,
+    pub(super) filter: AdmissionFilter,
     /// Blocks in memory that are there too: what goes first when it is full, since nothing is lost.
     pub(super) copies: BTreeSet<Generation>,
     orders: VecDeque<Spill<T>>,
@@ -82,14 +90,19 @@ pub(super) struct Disk<T> {
 }
 
 impl<T> BlockPool<T> {
-    /// Adds a tier below memory with its own order of eviction.
-    pub fn with_disk(mut self, config: DiskConfig, policy: Box<dyn EvictionPolicy>) -> Self {
+    /// Adds a tier below memory with its own order of eviction; `filter` decides which blocks that nothing keeps go there.
+    pub fn with_disk(
+        mut self,
+        config: DiskConfig,
+        policy: Box<dyn EvictionPolicy>,
+        filter: AdmissionFilter,
+    ) -> Self {
         self.disk = Some(Disk {
             config,
             extents: Extents::new(config.blocks),
             leases: BTreeSet::new(),
             policy,
-            filter: Box::new(AdmitAll),
+            filter,
             copies: BTreeSet::new(),
             orders: VecDeque::new(),
             leaving: 0,
@@ -97,13 +110,6 @@ impl<T> BlockPool<T> {
             paused_until_ms: 0,
         });
         self
-    }
-
-    /// Sets what decides which blocks are written to the tier below. Does nothing without one.
-    pub fn set_admission(&mut self, filter: Box<dyn AdmissionFilter>) {
-        if let Some(disk) = &mut self.disk {
-            disk.filter = filter;
-        }
     }
 
     /// Takes in a block that a start found on the tier below: `number` is its generation's. Of two with one name the younger
@@ -129,14 +135,16 @@ impl<T> BlockPool<T> {
         };
         if let Some(older) = older {
             self.remove(older);
+            self.note(namespace, key, Some(Departure::Evicted));
         }
         self.last_id = self.last_id.max(number);
         let block = Arc::new(SealedBlock::on_disk(namespace, key, generation, checksums, extent));
-        let last_use = self.next_tick();
-        let held = Held { block, pins: 0, last_use, lease_until_ms: 0, condemned: false, stage: Stage::Disk };
+        let uses = Uses::first(self.next_tick(), 0);
+        let held = Held { block, pins: 0, uses, lease_until_ms: 0, condemned: false, stage: Stage::Disk };
         self.held.insert(generation, held);
         self.index.insert((namespace, key), generation);
         self.queue(generation);
+        self.note(namespace, key, None);
         self.totals.restored += 1;
         true
     }
@@ -199,8 +207,8 @@ impl<T> BlockPool<T> {
         }
         while let Some(&(until, generation)) = self.leases.first().filter(|(until, _)| *until <= now_ms) {
             self.leases.remove(&(until, generation));
-            let last_use = self.held.get(&generation).expect("leased blocks are held").last_use;
-            self.policy.insert(generation, last_use);
+            let uses = self.held.get(&generation).expect("leased blocks are held").uses;
+            self.policy.insert(uses.candidate(generation));
         }
     }
 
@@ -214,8 +222,7 @@ impl<T> BlockPool<T> {
         if self.order_spill(victim, now_ms, true) {
             return true;
         }
-        self.forget(victim);
-        self.totals.evicted += 1;
+        self.evict(victim);
         false
     }
 
@@ -228,6 +235,7 @@ impl<T> BlockPool<T> {
         let Some(victim) = promised else { return false };
         let copy = self.held.get(&victim).and_then(|held| held.block.extent());
         self.unqueue(victim);
+        self.policy.forget(victim);
         if let Some(copy) = copy {
             self.take_down(victim, copy);
             return false;
@@ -241,20 +249,26 @@ impl<T> BlockPool<T> {
 
     /// Orders the write of a block that is in no queue. False when it cannot go down, or (`ask`) is not worth it.
     fn order_spill(&mut self, victim: Generation, now_ms: u64, ask: bool) -> bool {
-        let held = self.held.get(&victim).expect("queued blocks are held");
-        let (block, name) = (held.block.clone(), (held.block.namespace(), held.block.key()));
-        let Some(disk) = &mut self.disk else { return false };
-        if now_ms < disk.paused_until_ms {
-            self.totals.spills_skipped += 1;
-            return false;
-        }
-        if ask && !disk.filter.admits(name.0, name.1) {
-            self.totals.spills_refused += 1;
-            return false;
-        }
-        let Some(extent) = self.take_extent(now_ms) else {
-            self.totals.spills_skipped += 1;
-            return false;
+        let block = self.held.get(&victim).expect("queued blocks are held").block.clone();
+        let wanted = ask.then_some(block.key());
+        let Some(disk) = &self.disk else { return false };
+        let extent = if now_ms < disk.paused_until_ms {
+            Err(Denied::NoRoom)
+        } else if wanted.is_some_and(|key| !disk.filter.admits(&key, None)) {
+            Err(Denied::Unworthy)
+        } else {
+            self.take_extent(wanted, now_ms)
+        };
+        let extent = match extent {
+            Ok(extent) => extent,
+            Err(Denied::NoRoom) => {
+                self.totals.spills_skipped += 1;
+                return false;
+            }
+            Err(Denied::Unworthy) => {
+                self.totals.spills_refused += 1;
+                return false;
+            }
         };
         let pages = block.pages().expect("blocks that leave memory are in memory");
         let disk = self.disk.as_mut().expect("an extent was taken from it");
@@ -265,11 +279,12 @@ impl<T> BlockPool<T> {
     }
 
     /// A free place on the tier below; blocks that are in memory as well lose theirs first, then the policy decides.
-    fn take_extent(&mut self, now_ms: u64) -> Option<Arc<Extent>> {
+    /// `wanted` is the block that asks, unless it is kept and need not be worth it.
+    fn take_extent(&mut self, wanted: Option<BlockKey>, now_ms: u64) -> Result<Arc<Extent>, Denied> {
         loop {
-            let disk = self.disk.as_mut()?;
+            let disk = self.disk.as_mut().ok_or(Denied::NoRoom)?;
             if let Some(extent) = disk.extents.take() {
-                return Some(extent);
+                return Ok(extent);
             }
             if let Some(generation) = disk.copies.pop_first() {
                 let copy = self.held.get(&generation).and_then(|held| held.block.drop_copy());
@@ -278,12 +293,16 @@ impl<T> BlockPool<T> {
             }
             while let Some(&(until, generation)) = disk.leases.first().filter(|(until, _)| *until <= now_ms) {
                 disk.leases.remove(&(until, generation));
-                let last_use = self.held.get(&generation).expect("leased blocks are held").last_use;
-                disk.policy.insert(generation, last_use);
+                let uses = self.held.get(&generation).expect("leased blocks are held").uses;
+                disk.policy.insert(uses.candidate(generation));
             }
-            let victim = disk.policy.pop()?;
-            self.forget(victim);
-            self.totals.evicted += 1;
+            let victim = disk.policy.pop().ok_or(Denied::NoRoom)?;
+            let other = self.held.get(&victim).expect("queued blocks are held").block.key();
+            if wanted.is_some_and(|key| !disk.filter.admits(&key, Some(&other))) {
+                self.queue(victim);
+                return Err(Denied::Unworthy);
+            }
+            self.evict(victim);
             self.totals.evicted_disk += 1;
         }
     }
@@ -325,8 +344,11 @@ impl<T> BlockPool<T> {
         }
         disk.extents.retire(spill.extent);
         let lost = !held.condemned && !kept;
-        self.totals.evicted += u64::from(lost);
-        self.settle(generation, lost);
+        if lost {
+            self.evict(generation);
+        } else {
+            self.settle(generation);
+        }
     }
 
     /// Asks to have a block of the tier below in memory. A block that a view keeps may displace others, any block may use
@@ -361,6 +383,7 @@ impl<T> BlockPool<T> {
         self.held.get_mut(&generation).expect("it was found").stage = Stage::Coming;
         self.memory_blocks += 1;
         if let Some(disk) = &mut self.disk {
+            disk.policy.forget(generation);
             disk.coming += 1;
         }
         Promote::Read(Promotion { block, extent })
@@ -384,14 +407,14 @@ impl<T> BlockPool<T> {
                 self.memory_blocks -= 1;
             }
         }
-        self.settle(generation, false);
+        self.settle(generation);
     }
 
     /// A block whose move ended goes to its queue, or goes altogether.
-    fn settle(&mut self, generation: Generation, lost: bool) {
+    fn settle(&mut self, generation: Generation) {
         let held = self.held.get(&generation).expect("blocks on their way are held");
-        if lost || (held.condemned && held.pins == 0) {
-            self.forget(generation);
+        if held.condemned && held.pins == 0 {
+            self.take_out(generation);
         } else {
             self.queue(generation);
         }

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use longshore_proto::{
     types::{
-        AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats,
-        TileMessage, WireTileShape,
+        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, InventoryNews, Lookup, OpenView,
+        OpenedView, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory, WireTileShape,
     },
     v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
 };
@@ -78,6 +78,17 @@ impl Shard for ShardClient {
         OpenedView::try_from(answer).map_err(|fault| Error::bad_answer(&fault))
     }
 
+    async fn get_summaries(
+        &self,
+        ctx: &CallContext,
+        get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, Error> {
+        let hop = Hop::new(ctx);
+        let request = request(&hop.context, v1::GetSummariesRequest::from(get))?;
+        let mut client = self.tiles.clone();
+        streaming(hop, client.get_summaries(request), SummariesMessage::try_from).await
+    }
+
     async fn attend(
         &self,
         ctx: &CallContext,
@@ -100,5 +111,16 @@ impl Shard for ShardClient {
         let request = request(ctx, v1::StatsRequest {})?;
         let mut client = self.calls.clone();
         unary(ctx, client.stats(request)).await.map(Into::into)
+    }
+
+    async fn watch_inventory(
+        &self,
+        ctx: &CallContext,
+        watch: WatchInventory,
+    ) -> Result<BoxStream<InventoryNews>, Error> {
+        let hop = Hop::new(ctx);
+        let request = request(&hop.context, v1::WatchInventoryRequest::from(watch))?;
+        let mut client = self.calls.clone();
+        streaming(hop, client.watch_inventory(request), InventoryNews::try_from).await
     }
 }

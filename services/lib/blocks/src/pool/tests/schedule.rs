@@ -1,8 +1,11 @@
 //! Random schedules: whatever happens, bytes are counted right, the budget holds, pinned blocks stay and nothing leaks.
 
+use std::collections::HashSet;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::{AdmissionFilter, AdmissionRule};
 
 const BUDGET_BLOCKS: u64 = 5;
 const DISK_BLOCKS: u64 = 4;
@@ -20,6 +23,7 @@ enum Op {
     UseView { view: usize },
     CloseView { view: usize },
     Condemn { tenant: u8, name: u8 },
+    Relinquish { tenant: u8, name: u8 },
     Wait { ms: u64 },
     TakeSpill,
     FinishSpill { spill: usize, written: bool },
@@ -42,6 +46,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => pick.clone().prop_map(|view| Op::UseView { view }),
         1 => pick.prop_map(|view| Op::CloseView { view }),
         1 => (tenant.clone(), name.clone()).prop_map(|(tenant, name)| Op::Condemn { tenant, name }),
+        1 => (tenant.clone(), name.clone()).prop_map(|(tenant, name)| Op::Relinquish { tenant, name }),
         8 => Just(Op::TakeSpill),
         8 => (0usize..MOVES_MAX, prop::bool::weighted(0.8)).prop_map(|(spill, written)| Op::FinishSpill { spill, written }),
         4 => (tenant, name).prop_map(|(tenant, name)| Op::BeginPromotion { tenant, name }),
@@ -58,6 +63,8 @@ struct Run {
     now_ms: u64,
     writers: Vec<WriterId>,
     views: Vec<(Namespace, ViewId)>,
+    /// Blocks that are held, as the journal tells it.
+    told: HashSet<(Namespace, BlockKey)>,
     spills: Vec<Spill<u32>>,
     promotions: Vec<Promotion<u32>>,
 }
@@ -95,6 +102,13 @@ impl Run {
                 if let Some(block) = self.pool.get(tenant(*salt), key(*name), now_ms) {
                     self.pool.condemn(block.generation());
                 }
+            }
+            Op::Relinquish { tenant: salt, name } => {
+                let (namespace, key) = (tenant(*salt), key(*name));
+                let pinned = self.pool.index.get(&(namespace, key)).map(|held| self.pool.held[held].pins > 0);
+                let gone = self.pool.relinquish(namespace, key, now_ms);
+                assert!(!gone || pinned == Some(false), "only blocks that nobody uses are given up");
+                assert!(!gone || self.pool.peek(namespace, &[key]) == [false]);
             }
             Op::Wait { ms } => {
                 self.now_ms += ms;
@@ -163,13 +177,24 @@ impl Run {
         }
     }
 
+    /// The journal tells every block that came and went, once.
+    fn follow(&mut self) {
+        for event in self.pool.take_events() {
+            let name = (event.namespace, event.key);
+            let new = if event.gone.is_none() { self.told.insert(name) } else { self.told.remove(&name) };
+            assert!(new, "{event:?} is told twice or of nothing");
+        }
+        assert_eq!(self.told, self.pool.index.keys().copied().collect());
+        let of_one = self.pool.keys(tenant(0)).len();
+        assert_eq!(of_one, self.told.iter().filter(|(namespace, _)| *namespace == tenant(0)).count());
+    }
+
     /// Everything that is counted agrees with what is there.
     fn check(&self) {
         let pool = &self.pool;
         let stats = pool.stats();
         assert_eq!(stats.open_blocks, pool.count_open());
-        let in_memory = pool.held.values().filter(|held| held.stage.takes_memory()).count() as u64;
-        assert_eq!(stats.used_bytes, (in_memory + pool.count_open()) * BLOCK_BYTES);
+        assert_eq!(stats.used_bytes, (in_memory_blocks(pool) + pool.count_open()) * BLOCK_BYTES);
         assert!(stats.used_bytes <= stats.budget_bytes, "over budget");
         let pins = pool.count_pins();
         for (generation, held) in &pool.held {
@@ -205,7 +230,7 @@ impl Run {
                 assert!(places.insert(extent.index()), "two blocks in one place");
             }
             let pinned = held.stage == Stage::Memory && held.pins > 0 && !held.condemned;
-            assert_eq!(pool.pinned.contains(&(held.last_use, *generation)), pinned);
+            assert_eq!(pool.pinned.contains(&(held.uses.last, *generation)), pinned);
         }
         let stages = |stage| pool.held.values().filter(|held| held.stage == stage).count();
         assert_eq!((stages(Stage::Leaving), stages(Stage::Coming)), (disk.leaving, disk.coming));
@@ -263,26 +288,39 @@ fn in_memory_blocks(pool: &BlockPool<u32>) -> u64 {
     pool.held.values().filter(|held| held.stage.takes_memory()).count() as u64
 }
 
-fn run(pool: BlockPool<u32>, ops: &[Op]) {
-    let (writers, views, spills, promotions) = Default::default();
-    let mut run = Run { pool, now_ms: 0, writers, views, spills, promotions };
+fn run(mut pool: BlockPool<u32>, ops: &[Op]) {
+    pool.keep_journal();
+    let (writers, views, told, spills, promotions) = Default::default();
+    let mut run = Run { pool, now_ms: 0, writers, views, told, spills, promotions };
     for op in ops {
         run.step(op);
+        run.follow();
         run.check();
     }
     run.settle();
+}
+
+fn pool_with(policy: Eviction) -> BlockPool<u32> {
+    BlockPool::with_policy(config(BUDGET_BLOCKS), policy.policy()).expect("the configuration is valid")
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn random_schedules_keep_the_books(ops in ops()) {
-        run(pool(BUDGET_BLOCKS), &ops);
+    fn random_schedules_keep_the_books(ops in ops(), which in 0..Eviction::ALL.len()) {
+        run(pool_with(Eviction::ALL[which]), &ops);
     }
 
     #[test]
-    fn random_schedules_keep_the_books_of_two_tiers(ops in ops()) {
-        run(tiers::two(BUDGET_BLOCKS, DISK_BLOCKS, MOVES_MAX), &ops);
+    fn random_schedules_keep_the_books_of_two_tiers(
+        ops in ops(),
+        which in 0..Eviction::ALL.len(),
+        rule in 0..AdmissionRule::ALL.len(),
+    ) {
+        let (policy, rule) = (Eviction::ALL[which], AdmissionRule::ALL[rule]);
+        let disk = DiskConfig { blocks: DISK_BLOCKS, moves_max: MOVES_MAX, pause_ms: 1_000 };
+        let filter = AdmissionFilter::new(rule, DISK_BLOCKS as usize, 7);
+        run(pool_with(policy).with_disk(disk, policy.policy(), filter), &ops);
     }
 }

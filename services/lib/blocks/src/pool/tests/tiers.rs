@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::tier::AdmissionFilter;
+use crate::{AdmissionFilter, AdmissionRule};
 
 /// A pool with a tier below.
-pub(super) fn two(blocks: u64, disk_blocks: u64, moves_max: usize) -> BlockPool<u32> {
+fn two(blocks: u64, disk_blocks: u64, moves_max: usize) -> BlockPool<u32> {
+    two_with(blocks, disk_blocks, moves_max, AdmissionRule::All)
+}
+
+fn two_with(blocks: u64, disk_blocks: u64, moves_max: usize, rule: AdmissionRule) -> BlockPool<u32> {
     let disk = DiskConfig { blocks: disk_blocks, moves_max, pause_ms: 1_000 };
-    pool(blocks).with_disk(disk, Box::new(Lru::default()))
+    let pool = BlockPool::with_policy(config(blocks), Box::new(Lru::default())).expect("it is valid");
+    pool.with_disk(disk, Box::new(Lru::default()), AdmissionFilter::new(rule, 8, 7))
 }
 
 /// Stores a block, writing out what has to make way.
@@ -203,28 +208,18 @@ fn blocks_condemned_on_their_way_go_when_they_arrive() {
     assert_eq!(pool.stats().disk.used_bytes, 0, "nothing leaks");
 }
 
-#[derive(Debug)]
-struct Only(u8);
-
-impl AdmissionFilter for Only {
-    fn used(&mut self, _: Namespace, _: BlockKey) {}
-
-    fn admits(&mut self, _: Namespace, key: BlockKey) -> bool {
-        key.0[0] == self.0
-    }
-}
-
 #[test]
 fn the_filter_decides_about_blocks_that_nothing_keeps() {
-    let mut pool = two(1, 4, 1);
-    pool.set_admission(Box::new(Only(2)));
-    for name in 1..=3 {
-        put(&mut pool, name, u64::from(name) * RETENTION_MS).unwrap();
-    }
+    let mut pool = two_with(1, 4, 1, AdmissionRule::SecondTouch);
+    put(&mut pool, 1, 0).unwrap();
+    put(&mut pool, 2, RETENTION_MS).unwrap();
+    // Needed again after a while: block 2 was used twice, block 1 once.
+    pool.lookup(tenant(0), &[key(2)], 3 * RETENTION_MS);
+    assert_eq!(put(&mut pool, 3, 9 * RETENTION_MS).unwrap(), [2]);
     assert_eq!(held(&mut pool, &[1, 2, 3]), [false, true, true]);
     assert_eq!((pool.stats().disk.spills_refused_total, pool.stats().evicted_total), (1, 1));
     open(&mut pool, tenant(0), &[3], 0);
-    put(&mut pool, 4, 9 * RETENTION_MS).unwrap();
+    put(&mut pool, 4, 99 * RETENTION_MS).unwrap();
     assert_eq!(held(&mut pool, &[3]), [true], "a view is not asked");
 }
 

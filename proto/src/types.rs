@@ -15,7 +15,8 @@ pub use generate::{
 pub use kv::{
     AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, GetSummaries, Identity,
     InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RUNS_MAX, RepairStats,
-    ShardStats, SparseVisits, SummariesMessage, Tensor, TileMessage, WatchInventory, WireTileShape,
+    ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats, TileMessage, WatchInventory,
+    WireTileShape,
 };
 pub use work::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
 

@@ -63,6 +63,13 @@ impl Tile {
         Ok(Self { shape, body: SlabBuffer::copied(body) })
     }
 
+    /// A tile whose body `fill` writes, from a file for example; what it leaves is zero. `shape` must be valid.
+    pub fn filled<E>(shape: TileShape, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
+        let mut tile = Self::zeroed(shape);
+        fill(tile.bytes_mut())?;
+        Ok(tile)
+    }
+
     /// The body as it travels.
     pub fn as_bytes(&self) -> &[u8] {
         &self.body

@@ -290,12 +290,68 @@ pub struct ShardStats {
     pub misses_total: u64,
     /// Attention queries answered since start.
     pub attend_total: u64,
+    /// The tiers, memory first.
+    pub tiers: Vec<TierStats>,
+    /// The scrubber.
+    pub scrub: ScrubStats,
     /// Start of the process; 0 when it is not known.
     pub incarnation: u64,
     /// Epoch of the shard map that it sees.
     pub shard_map_epoch: u64,
     /// How it keeps up the copies of its blocks.
     pub repair: RepairStats,
+}
+
+/// Occupancy and counters of one tier of a shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TierStats {
+    /// `dram` or `disk`.
+    pub name: String,
+    /// Bytes that blocks may occupy.
+    pub capacity_bytes: u64,
+    /// Bytes that blocks occupy.
+    pub used_bytes: u64,
+    /// Blocks that are read from this tier.
+    pub blocks: u64,
+    /// Blocks of a higher tier that this one keeps as well.
+    pub copies: u64,
+    /// Blocks on their way to the tier below.
+    pub leaving_blocks: u64,
+    /// Blocks on their way to the tier above.
+    pub rising_blocks: u64,
+    /// Lookups of blocks of this tier, since start.
+    pub hits_total: u64,
+    /// Blocks evicted from this tier and held nowhere since, since start.
+    pub evicted_total: u64,
+    /// Blocks that came from the tier above, since start.
+    pub spilled_total: u64,
+    /// Blocks that went to the tier above, since start.
+    pub promoted_total: u64,
+    /// Blocks that a start found.
+    pub restored_total: u64,
+    /// Reads and writes that failed, since start.
+    pub io_errors_total: u64,
+    /// Reads and writes that took longer than somebody waits, since start.
+    pub slow_total: u64,
+    /// Blocks from above that the admission filter did not want, since start.
+    pub refused_total: u64,
+    /// Blocks from above that found no room, or came while writing paused, since start.
+    pub skipped_total: u64,
+}
+
+/// How far the scrubber of a shard is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ScrubStats {
+    /// Blocks of this round that were checked.
+    pub done_blocks: u64,
+    /// Blocks of this round.
+    pub round_blocks: u64,
+    /// Rounds finished since start.
+    pub rounds_total: u64,
+    /// Blocks checked since start.
+    pub checked_total: u64,
+    /// Damaged blocks found since start.
+    pub bad_total: u64,
 }
 
 /// How a shard keeps up the copies of its blocks.

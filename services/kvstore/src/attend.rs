@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
+use longshore_blocks::tier::Tier;
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext, StripePartial, status::code_number};
 use longshore_proto::types::{AttendAnswer, AttendPartial, AttendQuery};
@@ -115,6 +116,7 @@ async fn compute(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> R
     let query_id = query.query_id;
     store.check_identity(&query.identity)?;
     let views = plan::views(store, &query)?;
+    let _disk_turn = disk_turn(store, &views).await;
     let mut state = State::Asked(query, views);
     let (asked, mut computed) = (Instant::now(), Duration::ZERO);
     loop {
@@ -188,6 +190,14 @@ pub(crate) fn here(store: &Store, query: &AttendQuery) -> Result<Vec<StripeParti
 
 async fn permit(store: &Store) -> OwnedSemaphorePermit {
     Arc::clone(store.attend_permits()).acquire_owned().await.expect("nobody closes the semaphore")
+}
+
+/// A turn at the disk for a query that needs it, for as long as it runs.
+async fn disk_turn(store: &Store, views: &[plan::Blocks]) -> Option<OwnedSemaphorePermit> {
+    let disk = store.disk()?;
+    let below = views.iter().flat_map(|view| view.iter()).any(|entry| entry.block.tier() == Tier::Disk);
+    let turn = below.then(|| Arc::clone(&disk.permits).acquire_owned())?;
+    Some(turn.await.expect("nobody closes the semaphore"))
 }
 
 fn bytes(partials: &[AttendPartial]) -> u64 {

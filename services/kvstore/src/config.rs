@@ -1,6 +1,8 @@
 //! Settings of a shard.
 
-use longshore_blocks::pool::Eviction;
+use std::path::PathBuf;
+
+use longshore_blocks::{AdmissionRule, ShardId, pool::Eviction};
 use longshore_chassis::{
     Fault, Validate,
     config::{check_range, join},
@@ -11,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Bytes that tiles may occupy, incomplete blocks included.
+    /// Bytes of memory that tiles may occupy, incomplete blocks included.
     pub capacity_bytes: u64,
     /// How long a block is kept from eviction after it was stored or reported as held: the time that a worker has to open
     /// its view.
@@ -32,8 +34,90 @@ pub struct Config {
     pub attend_query_bytes_max: usize,
     /// Size at which an answer is cut into messages.
     pub attend_message_bytes: usize,
+    /// Bytes a second that the scrubber reads and checks, over all tiers; 0 turns it off.
+    pub scrub_bytes_per_s: u64,
+    /// Least time from the begin of one round of the scrubber to the begin of the next.
+    pub scrub_interval_ms: u64,
+    /// The tier below memory.
+    pub disk: DiskConfig,
     /// Keeping up the copies of blocks.
     pub repair: RepairConfig,
+}
+
+/// The disk tier of a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Folder below which every shard makes one of its own; empty: no disk tier.
+    pub path: String,
+    /// Bytes that blocks may occupy there, for each shard.
+    pub capacity_bytes: u64,
+    /// Which blocks that nothing keeps are worth a write: `all`, `second-touch` or `frequency`.
+    pub admission: String,
+    /// Blocks that are written at a time, and as many read into memory.
+    pub writes_max: usize,
+    /// How long a put waits for others' writes before blocks are dropped instead.
+    pub write_wait_ms: u64,
+    /// How long nothing is written after a write failed or took too long.
+    pub pause_ms: u64,
+    /// Threads that read tiles for attention.
+    pub readers: usize,
+    /// How long attention waits for tiles.
+    pub read_timeout_ms: u64,
+}
+
+impl Default for DiskConfig {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            capacity_bytes: 32 << 30,
+            admission: AdmissionRule::All.name().to_owned(),
+            writes_max: 4,
+            write_wait_ms: 2_000,
+            pause_ms: 5_000,
+            readers: 4,
+            read_timeout_ms: 10_000,
+        }
+    }
+}
+
+impl DiskConfig {
+    /// Whether there is a disk tier.
+    pub(crate) fn is_on(&self) -> bool {
+        !self.path.is_empty()
+    }
+
+    /// The folder of one shard. Characters that a file name may not have are spelled out, so that no id leads elsewhere.
+    pub(crate) fn folder(&self, shard: &ShardId) -> PathBuf {
+        let mut name = String::from("shard-");
+        for byte in shard.0.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => name.push(char::from(byte)),
+                other => name.push_str(&format!("%{other:02x}")),
+            }
+        }
+        PathBuf::from(&self.path).join(name)
+    }
+
+    /// Size of a new segment file: large enough for few files, small enough to be read at once.
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        (self.capacity_bytes / 1024).next_power_of_two().clamp(256 << 20, 64 << 30)
+    }
+}
+
+impl Validate for DiskConfig {
+    fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        check_range(faults, path, "capacity_bytes", self.capacity_bytes, 1 << 20..=1 << 50);
+        check_range(faults, path, "writes_max", self.writes_max, 1..=256);
+        check_range(faults, path, "write_wait_ms", self.write_wait_ms, 0..=600_000);
+        check_range(faults, path, "pause_ms", self.pause_ms, 0..=3_600_000);
+        check_range(faults, path, "readers", self.readers, 1..=256);
+        check_range(faults, path, "read_timeout_ms", self.read_timeout_ms, 1..=600_000);
+        if let Err(longshore_blocks::Error::Invalid { problem, .. }) = self.admission.parse::<AdmissionRule>()
+        {
+            faults.push(Fault::new(path, "admission", problem));
+        }
+    }
 }
 
 /// How a shard keeps up the copies of its blocks.
@@ -77,6 +161,9 @@ impl Default for Config {
             attend_stream_concurrency: 8,
             attend_query_bytes_max: 4 << 20,
             attend_message_bytes: 1 << 20,
+            scrub_bytes_per_s: 16 << 20,
+            scrub_interval_ms: 60_000,
+            disk: DiskConfig::default(),
             repair: RepairConfig::default(),
         }
     }
@@ -96,6 +183,9 @@ impl Validate for Config {
         check_range(faults, path, "attend_stream_concurrency", self.attend_stream_concurrency, 1..=1_024);
         check_range(faults, path, "attend_query_bytes_max", self.attend_query_bytes_max, 1 << 10..=14 << 20);
         check_range(faults, path, "attend_message_bytes", self.attend_message_bytes, 1 << 10..=8 << 20);
+        check_range(faults, path, "scrub_bytes_per_s", self.scrub_bytes_per_s, 0..=1 << 40);
+        check_range(faults, path, "scrub_interval_ms", self.scrub_interval_ms, 10..=86_400_000);
+        self.disk.faults(&join(path, "disk"), faults);
         self.repair.faults(&join(path, "repair"), faults);
     }
 }
@@ -125,20 +215,36 @@ mod tests {
             eviction: "mru".to_owned(),
             views_max: 0,
             attend_query_bytes_max: 1 << 30,
+            disk: DiskConfig {
+                capacity_bytes: 7,
+                readers: 0,
+                admission: "some".to_owned(),
+                ..DiskConfig::default()
+            },
             ..Config::default()
         };
         bad.faults("kvstore", &mut faults);
         let keys: Vec<&str> = faults.iter().map(|fault| fault.key.as_str()).collect();
-        assert_eq!(
-            keys,
-            [
-                "kvstore.capacity_bytes",
-                "kvstore.eviction",
-                "kvstore.views_max",
-                "kvstore.attend_query_bytes_max"
-            ]
-        );
+        let named = [
+            "capacity_bytes",
+            "eviction",
+            "views_max",
+            "attend_query_bytes_max",
+            "disk.capacity_bytes",
+            "disk.readers",
+            "disk.admission",
+        ];
+        assert_eq!(keys, named.map(|field| format!("kvstore.{field}")));
         let names = "is `mru`, must be one of `reuse`, `lru`, `lru-2`, `lfu`, `s3-fifo`, `fifo`";
         assert_eq!(faults[1].problem, names);
+    }
+
+    #[test]
+    fn no_shard_id_leads_out_of_the_folder() {
+        let config = DiskConfig { path: "/data".to_owned(), ..DiskConfig::default() };
+        let folder = |id: &str| config.folder(&ShardId(id.to_owned())).display().to_string();
+        assert_eq!(folder("kv-0"), "/data/shard-kv-0");
+        assert_eq!(folder("../x"), "/data/shard-%2e%2e%2fx");
+        assert_eq!(folder("%2e"), "/data/shard-%252e");
     }
 }

@@ -17,6 +17,15 @@ pub enum Error {
     /// The executor refused.
     #[error(transparent)]
     Attention(#[from] longshore_attention::Error),
+    /// The disk tier cannot be used.
+    #[error(transparent)]
+    Disk(#[from] crate::DiskError),
+    /// The disk tier did not answer in time.
+    #[error("the disk of shard `{shard}` does not answer in time; hint: retry, or look at the disk")]
+    SlowDisk {
+        /// This shard.
+        shard: ShardId,
+    },
     /// A field of the request has a value that can never work.
     #[error("`{field}` {problem}")]
     Invalid {
@@ -95,12 +104,14 @@ impl Error {
                 Kind::NoSpace => Code::ResourceExhausted,
             },
             Self::Attention(_) | Self::Invalid { .. } => Code::InvalidArgument,
-            Self::OtherDeployment { .. } | Self::OtherEpoch { .. } => Code::FailedPrecondition,
+            Self::Disk(_) | Self::OtherDeployment { .. } | Self::OtherEpoch { .. } => {
+                Code::FailedPrecondition
+            }
             Self::NotFinite { .. } => Code::DataLoss,
             Self::Deaf { .. } => Code::ResourceExhausted,
             Self::Cancelled => Code::Cancelled,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
-            Self::ShuttingDown { .. } => Code::Unavailable,
+            Self::ShuttingDown { .. } | Self::SlowDisk { .. } => Code::Unavailable,
             Self::Panicked { .. } => Code::Internal,
         }
     }

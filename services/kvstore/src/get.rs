@@ -1,10 +1,14 @@
-//! Get streams: tiles go out as they lie in memory, verified again.
+//! Get streams: tiles go out as they lie in memory or on disk, verified again.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use longshore_attention::Tile;
-use longshore_blocks::{BlockKey, crc32c, pool::SealedBlock};
+use longshore_blocks::{
+    BlockKey, crc32c,
+    pool::{Page, Payload, SealedBlock},
+    tier::Tier,
+};
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext};
 use longshore_proto::types::{GetBlocks, TileMessage};
@@ -71,7 +75,7 @@ async fn send(
         let (reader, range) = (store.clone(), layers.clone());
         let block = store.off_reactor(move || reader.read(get.identity.namespace, key, range)).await?;
         let messages = match block {
-            Some(block) => layers.clone().map(|layer| Some(message(&block, layer))).collect(),
+            Some(tiles) => tiles.into_iter().map(Some).collect(),
             None => vec![None],
         };
         for message in messages {
@@ -83,15 +87,9 @@ async fn send(
     Ok(())
 }
 
-pub(crate) fn message(block: &SealedBlock<Arc<Tile>>, layer: u32) -> TileMessage {
-    let page = &block.pages()[layer as usize];
-    TileMessage {
-        key: block.key(),
-        layer,
-        data: Bytes::from_owner(Body(page.payload.clone())),
-        crc32c: page.crc32c,
-        place: None,
-    }
+fn message(block: &SealedBlock<Arc<Tile>>, layer: u32, tile: Arc<Tile>) -> TileMessage {
+    let crc32c = block.checksums()[layer as usize];
+    TileMessage { key: block.key(), layer, data: Bytes::from_owner(Body(tile)), crc32c, place: None }
 }
 
 /// A tile's body, lent to a message without a copy.
@@ -104,19 +102,18 @@ impl AsRef<[u8]> for Body {
 }
 
 impl Store {
-    /// A block whose tiles in `layers` match their checksums. One that does not is dropped and as good as missing.
+    /// The tiles of a block in `layers`, wherever they lie, checked. A block with a bad one is dropped and as good as missing.
     fn read(
         &self,
         namespace: longshore_blocks::Namespace,
         key: BlockKey,
         layers: std::ops::Range<u32>,
-    ) -> Option<Arc<SealedBlock<Arc<Tile>>>> {
+    ) -> Option<Vec<TileMessage>> {
         let block = self.with_pool(|pool, now| pool.get(namespace, key, now))?;
-        if is_sound(&block, layers) {
-            return Some(block);
+        if block.tier() == Tier::Disk {
+            self.wish(std::iter::once(block.generation()));
         }
-        self.condemn(&block);
-        None
+        self.messages(&block, layers)
     }
 
     /// The same of all layers, off the reactor and without counting as a use.
@@ -124,14 +121,26 @@ impl Store {
         self: &Arc<Self>,
         namespace: longshore_blocks::Namespace,
         key: BlockKey,
-    ) -> Option<Arc<SealedBlock<Arc<Tile>>>> {
+    ) -> Option<Vec<TileMessage>> {
         let block = self.with_pool(|pool, _| pool.peek_block(namespace, key))?;
-        let (layers, checked) = (self.identity().layers, Arc::clone(&block));
-        let sound = self.off_reactor(move || is_sound(&checked, 0..layers)).await.ok()?;
-        if !sound {
-            self.condemn(&block);
-        }
-        sound.then_some(block)
+        let (layers, reader) = (self.identity().layers, self.clone());
+        self.off_reactor(move || reader.messages(&block, 0..layers)).await.ok()?
+    }
+
+    fn messages(
+        &self,
+        block: &SealedBlock<Arc<Tile>>,
+        layers: std::ops::Range<u32>,
+    ) -> Option<Vec<TileMessage>> {
+        let tiles: Vec<_> = match block.payload() {
+            Payload::Memory(pages) if !is_sound(&pages, layers.clone()) => {
+                self.condemn(block);
+                return None;
+            }
+            Payload::Memory(pages) => layers.clone().map(|at| pages[at as usize].payload.clone()).collect(),
+            Payload::Disk(extent) => self.read_layers(block, &extent, layers.clone()).ok()?,
+        };
+        Some(layers.zip(tiles).map(|(layer, tile)| message(block, layer, tile)).collect())
     }
 
     /// Drops a block whose bytes changed since they were stored.
@@ -142,7 +151,7 @@ impl Store {
 }
 
 /// Whether the tiles of these layers match their checksums.
-pub(crate) fn is_sound(block: &SealedBlock<Arc<Tile>>, layers: std::ops::Range<u32>) -> bool {
-    let pages = &block.pages()[layers.start as usize..layers.end as usize];
+pub(crate) fn is_sound(pages: &[Page<Arc<Tile>>], layers: std::ops::Range<u32>) -> bool {
+    let pages = &pages[layers.start as usize..layers.end as usize];
     pages.iter().all(|page| crc32c(page.payload.as_bytes()) == page.crc32c)
 }

@@ -1,4 +1,4 @@
-//! KV shards: hold the blocks of sequences in memory and answer attention where they lie.
+//! KV shards: hold the blocks of sequences in memory and on disk and answer attention where they lie.
 
 mod attend;
 mod compute;
@@ -11,15 +11,19 @@ mod lifetime;
 mod metrics;
 mod put;
 mod repair;
+mod scrub;
 mod service;
+mod stats;
 mod store;
 mod summaries;
 #[cfg(test)]
 mod tests;
+mod tier;
 mod views;
 
-pub use config::{Config, RepairConfig};
+pub use config::{Config, DiskConfig, RepairConfig};
 pub use error::Error;
 pub use repair::Cluster;
 pub use service::KvStore;
 pub use store::ShardIdentity;
+pub use tier::DiskError;

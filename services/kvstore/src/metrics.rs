@@ -5,14 +5,15 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use longshore_blocks::pool::PoolStats;
+use longshore_blocks::{pool::PoolStats, tier::Tier};
 use longshore_chassis::Metrics;
 use longshore_proto::types::{PutOutcome, RepairStats};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{
-        counter::ConstCounter, counter::Counter, gauge::ConstGauge, gauge::Gauge, histogram::Histogram,
+        counter::ConstCounter, counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge,
+        histogram::Histogram,
     },
 };
 
@@ -54,6 +55,20 @@ pub(crate) struct StoreMetrics {
     pub(crate) attend_queue_seconds: Histogram,
     /// Seconds that queries computed.
     pub(crate) attend_compute_seconds: Histogram,
+    /// Reads from the disk tier that failed.
+    pub(crate) disk_read_errors: Counter,
+    /// Writes to the disk tier that failed.
+    pub(crate) disk_write_errors: Counter,
+    /// Reads and writes of the disk tier that took longer than somebody waits.
+    pub(crate) disk_slow: Counter,
+    /// Blocks that the scrubber checked, by tier.
+    scrubbed_blocks: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Blocks that the scrubber found damaged, by tier.
+    scrub_bad_blocks: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Rounds that the scrubber finished.
+    pub(crate) scrub_rounds: Counter,
+    scrub_done: Gauge,
+    scrub_total: Gauge,
 }
 
 impl StoreMetrics {
@@ -71,8 +86,17 @@ impl StoreMetrics {
             attend_seconds: Histogram::new(ATTEND_BUCKETS),
             attend_queue_seconds: Histogram::new(ATTEND_BUCKETS),
             attend_compute_seconds: Histogram::new(ATTEND_BUCKETS),
+            disk_read_errors: Counter::default(),
+            disk_write_errors: Counter::default(),
+            disk_slow: Counter::default(),
+            scrubbed_blocks: Family::default(),
+            scrub_bad_blocks: Family::default(),
+            scrub_rounds: Counter::default(),
+            scrub_done: Gauge::default(),
+            scrub_total: Gauge::default(),
         };
         let metrics = metrics.sub(PREFIX);
+        own.register_upkeep(&metrics);
         metrics.register("stored_bytes", "Bytes of tiles stored", own.stored_bytes.clone());
         metrics.register(
             "corrupt_blocks",
@@ -102,6 +126,54 @@ impl StoreMetrics {
             own.attend_compute_seconds.clone(),
         );
         own
+    }
+
+    fn register_upkeep(&self, metrics: &Metrics) {
+        let counters = [
+            ("disk_read_errors", "Reads from the disk tier that failed", &self.disk_read_errors),
+            ("disk_write_errors", "Writes to the disk tier that failed", &self.disk_write_errors),
+            ("disk_slow", "Reads and writes of the disk tier that took too long", &self.disk_slow),
+            ("scrub_rounds", "Rounds that the scrubber finished", &self.scrub_rounds),
+        ];
+        counters.into_iter().for_each(|(name, help, counter)| metrics.register(name, help, counter.clone()));
+        metrics.register("scrubbed_blocks", "Blocks that the scrubber checked", self.scrubbed_blocks.clone());
+        metrics.register(
+            "scrub_bad_blocks",
+            "Blocks that the scrubber found damaged",
+            self.scrub_bad_blocks.clone(),
+        );
+        metrics.register("scrub_done_blocks", "Blocks of this round so far", self.scrub_done.clone());
+        metrics.register("scrub_round_blocks", "Blocks of this round", self.scrub_total.clone());
+    }
+
+    /// How far the scrubber is.
+    pub(crate) fn scrub_progress(&self, done: usize, total: usize) {
+        self.scrub_done.set(i64::try_from(done).unwrap_or(i64::MAX));
+        self.scrub_total.set(i64::try_from(total).unwrap_or(i64::MAX));
+    }
+
+    /// The scrubber checked a block.
+    pub(crate) fn scrubbed(&self, tier: Tier, sound: bool) {
+        let label = [("tier", tier.name())];
+        self.scrubbed_blocks.get_or_create(&label).inc();
+        if !sound {
+            self.scrub_bad_blocks.get_or_create(&label).inc();
+        }
+    }
+
+    /// Blocks that the scrubber checked and found damaged, over all tiers.
+    pub(crate) fn scrub_totals(&self) -> (u64, u64) {
+        let sum = |family: &Family<[(&'static str, &'static str); 1], Counter>| {
+            let tiers =
+                [Tier::Dram, Tier::Disk].map(|tier| family.get_or_create(&[("tier", tier.name())]).get());
+            tiers.iter().sum()
+        };
+        (sum(&self.scrubbed_blocks), sum(&self.scrub_bad_blocks))
+    }
+
+    /// Blocks of the scrubber's round, and how many of them are done.
+    pub(crate) fn scrub_round(&self) -> (u64, u64) {
+        (self.scrub_done.get().unsigned_abs(), self.scrub_total.get().unsigned_abs())
     }
 
     /// A block was completed.
@@ -138,7 +210,15 @@ impl Collector for Occupancy {
             let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(sample)?;
         }
-        for (name, help, value) in counters(&stats).into_iter().chain(repair_counters(&repair)) {
+        let gauges_below = store.disk().map(|_| disk_gauges(&stats)).into_iter().flatten();
+        for (name, help, value) in gauges_below {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(sample)?;
+        }
+        let counters_below = store.disk().map(|_| disk_counters(&stats)).into_iter().flatten();
+        let counters = counters(&stats).into_iter().chain(repair_counters(&repair)).chain(counters_below);
+        for (name, help, value) in counters {
             let counter = ConstCounter::new(value);
             let sample = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
             counter.encode(sample)?;
@@ -171,6 +251,32 @@ fn counters(stats: &PoolStats) -> [(&'static str, &'static str, u64); 9] {
         ("lookup_hits", "Lookups of blocks that were held", stats.hits_total),
         ("lookup_misses", "Lookups of blocks that were not held", stats.misses_total),
         ("expired_views", "Views that nobody used in time", stats.expired_views_total),
+    ]
+}
+
+fn disk_gauges(stats: &PoolStats) -> [(&'static str, &'static str, u64); 6] {
+    let disk = &stats.disk;
+    [
+        ("disk_capacity_bytes", "Bytes that blocks may occupy on disk", disk.budget_bytes),
+        ("disk_used_bytes", "Bytes that blocks occupy on disk", disk.used_bytes),
+        ("disk_blocks", "Complete blocks on disk and not in memory", disk.blocks),
+        ("disk_copies", "Blocks on disk and in memory", disk.copies),
+        ("disk_leaving_blocks", "Blocks being written to disk", disk.leaving),
+        ("disk_coming_blocks", "Blocks being read into memory", disk.coming),
+    ]
+}
+
+fn disk_counters(stats: &PoolStats) -> [(&'static str, &'static str, u64); 8] {
+    let disk = &stats.disk;
+    [
+        ("disk_lookup_hits", "Lookups of blocks that were on disk only", disk.hits_total),
+        ("spilled_blocks", "Blocks written to disk", disk.spilled_total),
+        ("spills_failed", "Blocks whose write to disk failed", disk.spills_failed_total),
+        ("spills_refused", "Blocks that were not worth a write", disk.spills_refused_total),
+        ("spills_skipped", "Blocks for which disk had no room or paused", disk.spills_skipped_total),
+        ("promoted_blocks", "Blocks read into memory", disk.promoted_total),
+        ("disk_evicted_blocks", "Blocks evicted from disk, of all evicted", disk.evicted_total),
+        ("restored_blocks", "Blocks that the start found on disk", disk.restored_total),
     ]
 }
 

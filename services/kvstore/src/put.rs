@@ -186,8 +186,7 @@ impl Session {
     /// Verifies and copies a tile. `None` while its block is incomplete.
     fn store_tile(&self, message: &TileMessage) -> Result<Option<PutOutcome>, Refusal> {
         let shape = self.store.identity().tile_shape;
-        let wanted =
-            self.store.with_pool(|pool, now| pool.admit(self.writer, message.key, message.layer, now));
+        let wanted = self.store.admit(self.writer, message.key, message.layer);
         match wanted.map_err(|error| refusal(&error))? {
             Admission::Wanted => {}
             Admission::Duplicate => {
@@ -199,6 +198,7 @@ impl Session {
                 return Ok(Some(PutOutcome::Duplicate));
             }
             Admission::Repeated { crc32c } => return repeated(message, crc32c),
+            Admission::MakeRoom => unreachable!("asked until there is room or a refusal"),
         }
         let tile = Tile::from_bytes(shape, &message.data)
             .map_err(|error| Refusal::corrupt(format!("layer {}: {error}", message.layer)))?;

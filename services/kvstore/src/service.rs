@@ -20,9 +20,11 @@ use tokio::{sync::mpsc, time::MissedTickBehavior};
 use crate::{
     Cluster, Config, Error, ShardIdentity, attend, get, inventory,
     metrics::{self, StoreMetrics},
-    put, repair,
+    put, repair, scrub, stats,
     store::{Store, check_count},
-    summaries, views,
+    summaries,
+    tier::{DiskTier, Tier, promoter},
+    views,
 };
 
 /// Lookups of more keys run off the reactor, in steps of this many.
@@ -45,10 +47,23 @@ impl KvStore {
         tasks: &Tasks,
         metrics: &Metrics,
     ) -> Result<Arc<Self>, Error> {
+        Self::with_tier(config, identity, pool, tasks, metrics, |tier| Arc::new(tier))
+    }
+
+    /// As [`Self::new`], with something around the disk tier.
+    pub(crate) fn with_tier(
+        config: Config,
+        identity: ShardIdentity,
+        pool: &Arc<ComputePool>,
+        tasks: &Tasks,
+        metrics: &Metrics,
+        around: impl FnOnce(DiskTier) -> Arc<dyn Tier>,
+    ) -> Result<Arc<Self>, Error> {
         let tasks = tasks.child();
         let interval = Duration::from_millis(config.reap_interval_ms);
         let own = StoreMetrics::register(metrics);
-        let store = Arc::new(Store::new(config, identity, pool, own)?);
+        let (store, wishes) = Store::new(config, identity, pool, own, &tasks, around)?;
+        let store = Arc::new(store);
         metrics::register_occupancy(metrics, &store);
         let (weak, scope) = (Arc::downgrade(&store), tasks.clone());
         tasks.spawn_critical("kvstore-reaper", async move {
@@ -58,6 +73,16 @@ impl KvStore {
             }
             Ok::<(), Error>(())
         });
+        if let Some(wishes) = wishes {
+            let (weak, scope) = (Arc::downgrade(&store), tasks.clone());
+            tasks.spawn("kvstore-promoter", async move {
+                tokio::select! {
+                    () = promoter(weak, wishes) => {}
+                    () = scope.cancelled() => {}
+                }
+            });
+        }
+        scrub::start(&store, &tasks);
         Ok(Arc::new(Self { store, tasks }))
     }
 
@@ -174,26 +199,7 @@ impl Shard for KvStore {
     }
 
     async fn stats(&self, _ctx: &CallContext) -> Result<ShardStats, CallError> {
-        let (pool, incarnation) =
-            self.store.with_inventory(|pool, inventory, _| (pool.stats(), inventory.incarnation()));
-        Ok(ShardStats {
-            shard_id: self.store.identity().shard_id.0.clone(),
-            capacity_bytes: pool.budget_bytes,
-            used_bytes: pool.used_bytes,
-            blocks: pool.blocks,
-            pinned_blocks: pool.pinned_blocks,
-            open_blocks: pool.open_blocks,
-            views: pool.views,
-            stored_total: pool.stored_total,
-            evicted_total: pool.evicted_total,
-            corrupt_total: self.store.metrics.corrupt_blocks.get() + pool.condemned_total,
-            hits_total: pool.hits_total,
-            misses_total: pool.misses_total,
-            attend_total: self.store.metrics.attend_queries.get(),
-            incarnation,
-            shard_map_epoch: *self.store.identity().epoch.borrow(),
-            repair: self.store.repair.stats(),
-        })
+        Ok(stats::of(&self.store))
     }
 
     async fn watch_inventory(

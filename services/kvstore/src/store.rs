@@ -6,15 +6,25 @@ use std::{
 };
 
 use longshore_attention::{CpuExecutor, Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
-use longshore_blocks::{BlockPool, Deployment, Geometry, PoolConfig, ShardId, pool::Eviction};
+use longshore_blocks::{
+    BlockPool, Deployment, Geometry, PoolConfig, ShardId,
+    pool::{Eviction, Generation},
+};
+use longshore_chassis::Tasks;
 use longshore_compute::ComputePool;
 use longshore_proto::types::{Dtype, Identity, WireTileShape};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     time::Instant,
 };
 
-use crate::{Config, Error, inventory::Inventory, metrics::StoreMetrics, repair::RepairCounters};
+use crate::{
+    Config, Error,
+    inventory::Inventory,
+    metrics::StoreMetrics,
+    repair::RepairCounters,
+    tier::{Disk, DiskTier, Reader, Tier, open_disk},
+};
 
 /// Most keys or blocks of one request.
 pub(crate) const KEYS_MAX: usize = 65_536;
@@ -52,6 +62,7 @@ pub(crate) struct Store {
     config: Config,
     identity: ShardIdentity,
     holdings: Mutex<Holdings>,
+    disk: Option<Disk>,
     started: Instant,
     compute: Arc<ComputePool>,
     executor: CpuExecutor,
@@ -67,12 +78,16 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
+    /// A store, and the wishes for promotion that somebody has to carry out when it has a disk tier. `around` may put something
+    /// around the tier; only tests do.
     pub(crate) fn new(
         config: Config,
         identity: ShardIdentity,
         compute: &Arc<ComputePool>,
         metrics: StoreMetrics,
-    ) -> Result<Self, Error> {
+        tasks: &Tasks,
+        around: impl FnOnce(DiskTier) -> Arc<dyn Tier>,
+    ) -> Result<(Self, Option<mpsc::Receiver<Generation>>), Error> {
         identity.tile_shape.validate()?;
         if identity.tile_shape.block_tokens != identity.geometry.block_tokens() as usize {
             let problem = format!(
@@ -94,18 +109,32 @@ impl Store {
         };
         let mut pool = BlockPool::with_policy(pool_config, config.eviction.parse::<Eviction>()?.policy())?;
         pool.keep_journal();
+        let (mut disk, mut wishes) = (None, None);
+        if config.disk.is_on() {
+            let shape = identity.tile_shape;
+            let reader = |tier| Reader { tier: around(tier), shape };
+            let opened = open_disk(&config, &identity, pool, fresh_incarnation(), reader, tasks)?;
+            (disk, wishes, pool) = (Some(opened.disk), Some(opened.promotions), opened.pool);
+        }
         let inventory = Inventory::new(fresh_incarnation());
-        Ok(Self {
+        let store = Self {
             attend_permits: Arc::new(Semaphore::new(config.attend_concurrency)),
             config,
             identity,
             holdings: Mutex::new(Holdings { pool, inventory }),
+            disk,
             started: Instant::now(),
             compute: Arc::clone(compute),
             executor: CpuExecutor::new(Arc::clone(compute)),
             metrics,
             repair: RepairCounters::default(),
-        })
+        };
+        Ok((store, wishes))
+    }
+
+    /// The disk tier, when there is one.
+    pub(crate) fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
     }
 
     pub(crate) fn config(&self) -> &Config {

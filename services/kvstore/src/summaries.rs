@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc};
 use longshore_attention::{Mean, Tile};
 use longshore_blocks::{
     BlockKey,
-    pool::{SealedBlock, ViewId},
+    pool::{Payload, SealedBlock, ViewId},
 };
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext};
@@ -105,10 +105,16 @@ fn means(store: &Store, blocks: &Blocks, range: Range<usize>, layer: u32) -> Res
 
 /// `None` when the tile does not match its checksum.
 fn make(store: &Store, block: &SealedBlock<Arc<Tile>>, layer: u32) -> Option<Arc<Mean>> {
-    if !get::is_sound(block, layer..layer + 1) {
-        return None;
-    }
-    let mean = Arc::new(Mean::of(&block.pages()[layer as usize].payload));
+    let mean = match block.payload() {
+        Payload::Memory(pages) => {
+            get::is_sound(&pages, layer..layer + 1).then(|| Mean::of(&pages[layer as usize].payload))?
+        }
+        Payload::Disk(extent) => {
+            let tiles = store.read_layers(block, &extent, layer..layer + 1).ok()?;
+            Mean::of(tiles.first()?)
+        }
+    };
+    let mean = Arc::new(mean);
     block.take_note(layer as usize, mean.clone());
     store.metrics.summaries_made.inc();
     Some(mean)

@@ -1,9 +1,13 @@
 //! A shard through its trait, as both lanes see it: shared fixtures here, stories in the modules.
 
 mod attend;
+mod disk;
+mod disk_faults;
 mod hostile;
 mod inventory;
 mod lifecycle;
+mod measure;
+mod memory;
 mod put;
 mod sparse;
 mod summaries;
@@ -19,12 +23,15 @@ use longshore_chassis::{Metrics, Tasks};
 use longshore_compute::ComputePool;
 use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard};
 use longshore_proto::types::{
-    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, Identity, Lookup, OpenView, OpenedView,
-    PutAck, PutOutcome, ShardStats, Tensor, TileMessage, WireTileShape,
+    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, Lookup, OpenView,
+    OpenedView, PutAck, PutOutcome, ShardStats, Tensor, TierStats, TileMessage, WireTileShape,
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::{Config, KvStore, ShardIdentity};
+use crate::{
+    Config, DiskConfig, KvStore, ShardIdentity,
+    tier::{DiskTier, Tier},
+};
 
 const LAYERS: u32 = 3;
 const EPOCH: u64 = 5;
@@ -124,6 +131,11 @@ fn shard(blocks: u64) -> Fixture {
 }
 
 fn with_config(config: Config) -> Fixture {
+    with_tier(config, |tier| tier)
+}
+
+/// A shard with something around its disk tier.
+fn with_tier(config: Config, around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier>) -> Fixture {
     let (epoch, epochs) = watch::channel(EPOCH);
     let identity = ShardIdentity {
         shard_id: ShardId("kv-0".to_owned()),
@@ -134,7 +146,8 @@ fn with_config(config: Config) -> Fixture {
         layers: LAYERS,
     };
     let (tasks, metrics) = (Tasks::new(), Metrics::new());
-    let shard = KvStore::new(config, identity, &ComputePool::serial(), &tasks, &metrics)
+    let around = |tier: DiskTier| around(Arc::new(tier));
+    let shard = KvStore::with_tier(config, identity, &ComputePool::serial(), &tasks, &metrics, around)
         .expect("the configuration is valid");
     Fixture { shard, tasks, metrics, epoch, ctx: CallContext::new("test") }
 }
@@ -205,6 +218,26 @@ impl Fixture {
             [AttendAnswer::Failed { code, message, .. }] => (*code, message.clone()),
             other => panic!("the query was not refused: {other:?}"),
         }
+    }
+
+    /// Reads all layers of blocks; none for those that are missing.
+    async fn get(&self, names: &[u8]) -> Vec<Option<Vec<TileMessage>>> {
+        let keys = names.iter().map(|name| key(*name)).collect();
+        let get = GetBlocks { identity: identity(""), keys, first_layer: 0, layers: None };
+        let tiles = self.shard.get_blocks(&self.ctx, get).await.expect("the request is valid");
+        let mut tiles = collect(tiles).await.into_iter().map(|tile| tile.expect("the stream goes on"));
+        let mut blocks = Vec::new();
+        while let Some(first) = tiles.next() {
+            blocks.push(first.map(|first| {
+                let rest = (1..LAYERS).map(|_| tiles.next().flatten().expect("a block has all layers"));
+                std::iter::once(first).chain(rest).collect()
+            }));
+        }
+        blocks
+    }
+
+    async fn disk(&self) -> TierStats {
+        self.stats().await.tiers.into_iter().find(|tier| tier.name == "disk").expect("there is a disk tier")
     }
 
     async fn stats(&self) -> ShardStats {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use longshore_blocks::{
     BlockKey, Namespace,
     pool::{Opened, ViewId},
+    tier::Tier,
 };
 use longshore_proto::types::{OpenView, OpenedView};
 
@@ -32,6 +33,7 @@ pub(crate) async fn open(store: &Arc<Store>, open: OpenView) -> Result<OpenedVie
         Opened::Missing(keys) => return Ok(OpenedView::Missing(keys)),
         Opened::Open(id) => Unnamed { store: store.clone(), id, kept: false },
     };
+    // Blocks on disk are checked whenever a tile of theirs is read.
     let corrupt = verify(store, namespace, view.id).await?;
     if !corrupt.is_empty() {
         return Ok(OpenedView::Missing(corrupt));
@@ -64,10 +66,13 @@ fn check(open: &OpenView) -> Result<(), Error> {
 /// Checks every tile of a view; drops the blocks that changed since they were stored and names them.
 async fn verify(store: &Arc<Store>, namespace: Namespace, view: ViewId) -> Result<Vec<BlockKey>, Error> {
     let blocks = store.with_pool(|pool, now| pool.view(namespace, view, now))?;
+    let below = blocks.iter().filter(|entry| entry.block.tier() == Tier::Disk);
+    store.wish(below.map(|entry| entry.block.generation()));
     let (layers, worker) = (store.identity().layers, store.clone());
     let broken = store
         .off_reactor(move || {
-            let sound = |index: usize| is_sound(&blocks[index].block, 0..layers);
+            let sound =
+                |index: usize| blocks[index].block.pages().is_none_or(|pages| is_sound(&pages, 0..layers));
             let mut broken = Vec::new();
             // In steps of some milliseconds, so that others get their turns on the pool between them.
             for first in (0..blocks.len()).step_by(VERIFY_STEP_BLOCKS) {

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use longshore_blocks::BlockKey;
 
 use super::{
-    GetBlocks, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RepairStats, ShardStats, TileMessage,
+    GetBlocks, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RepairStats, ScrubStats, ShardStats,
+    TierStats, TileMessage,
 };
 use crate::{WireError, types::check, v1};
 
@@ -198,6 +199,8 @@ impl From<v1::StatsResponse> for ShardStats {
             hits_total: wire.hits_total,
             misses_total: wire.misses_total,
             attend_total: wire.attend_total,
+            tiers: wire.tiers.into_iter().map(Into::into).collect(),
+            scrub: wire.scrub.map(Into::into).unwrap_or_default(),
             incarnation: wire.incarnation,
             shard_map_epoch: wire.shard_map_epoch,
             repair: RepairStats {
@@ -230,6 +233,8 @@ impl From<ShardStats> for v1::StatsResponse {
             hits_total: stats.hits_total,
             misses_total: stats.misses_total,
             attend_total: stats.attend_total,
+            tiers: stats.tiers.into_iter().map(Into::into).collect(),
+            scrub: Some(stats.scrub.into()),
             incarnation: stats.incarnation,
             shard_map_epoch: stats.shard_map_epoch,
             repair_unchecked_blocks: stats.repair.unchecked_blocks,
@@ -240,6 +245,76 @@ impl From<ShardStats> for v1::StatsResponse {
             repair_dropped_total: stats.repair.dropped_total,
             repair_passes_total: stats.repair.passes_total,
             peers_down: stats.repair.peers_down,
+        }
+    }
+}
+
+impl From<v1::TierStats> for TierStats {
+    fn from(wire: v1::TierStats) -> Self {
+        Self {
+            name: wire.name,
+            capacity_bytes: wire.capacity_bytes,
+            used_bytes: wire.used_bytes,
+            blocks: wire.blocks,
+            copies: wire.copies,
+            leaving_blocks: wire.leaving_blocks,
+            rising_blocks: wire.rising_blocks,
+            hits_total: wire.hits_total,
+            evicted_total: wire.evicted_total,
+            spilled_total: wire.spilled_total,
+            promoted_total: wire.promoted_total,
+            restored_total: wire.restored_total,
+            io_errors_total: wire.io_errors_total,
+            slow_total: wire.slow_total,
+            refused_total: wire.refused_total,
+            skipped_total: wire.skipped_total,
+        }
+    }
+}
+
+impl From<TierStats> for v1::TierStats {
+    fn from(stats: TierStats) -> Self {
+        Self {
+            name: stats.name,
+            capacity_bytes: stats.capacity_bytes,
+            used_bytes: stats.used_bytes,
+            blocks: stats.blocks,
+            copies: stats.copies,
+            leaving_blocks: stats.leaving_blocks,
+            rising_blocks: stats.rising_blocks,
+            hits_total: stats.hits_total,
+            evicted_total: stats.evicted_total,
+            spilled_total: stats.spilled_total,
+            promoted_total: stats.promoted_total,
+            restored_total: stats.restored_total,
+            io_errors_total: stats.io_errors_total,
+            slow_total: stats.slow_total,
+            refused_total: stats.refused_total,
+            skipped_total: stats.skipped_total,
+        }
+    }
+}
+
+impl From<v1::ScrubStats> for ScrubStats {
+    fn from(wire: v1::ScrubStats) -> Self {
+        Self {
+            done_blocks: wire.done_blocks,
+            round_blocks: wire.round_blocks,
+            rounds_total: wire.rounds_total,
+            checked_total: wire.checked_total,
+            bad_total: wire.bad_total,
+        }
+    }
+}
+
+impl From<ScrubStats> for v1::ScrubStats {
+    fn from(stats: ScrubStats) -> Self {
+        Self {
+            done_blocks: stats.done_blocks,
+            round_blocks: stats.round_blocks,
+            rounds_total: stats.rounds_total,
+            checked_total: stats.checked_total,
+            bad_total: stats.bad_total,
         }
     }
 }

@@ -248,6 +248,17 @@ fn stats() {
         used_bytes: 5,
         hits_total: 6,
         attend_total: 7,
+        tiers: vec![
+            TierStats { name: "dram".to_owned(), blocks: 1, hits_total: 2, ..Default::default() },
+            TierStats { name: "disk".to_owned(), copies: 3, skipped_total: 4, ..Default::default() },
+        ],
+        scrub: ScrubStats {
+            done_blocks: 1,
+            round_blocks: 2,
+            rounds_total: 3,
+            checked_total: 4,
+            bad_total: 5,
+        },
         incarnation: 8,
         shard_map_epoch: 9,
         repair: RepairStats {

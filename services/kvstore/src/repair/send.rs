@@ -12,7 +12,7 @@ use longshore_fabric::{CallContext, Code, Error, Shard};
 use longshore_proto::types::{Identity, PutOutcome, TileMessage};
 use tokio::sync::mpsc;
 
-use crate::{get::message, store::Store};
+use crate::store::Store;
 
 /// Tiles that may wait for the wire.
 const TILES_WAITING_MAX: usize = 4;
@@ -91,12 +91,11 @@ async fn feed(
     rate: &SharedRate,
     sender: mpsc::Sender<TileMessage>,
 ) -> bool {
-    let layers = store.identity().layers;
     for (key, place) in blocks {
         rate.wait(store.block_bytes(), store.elapsed_us()).await;
-        let Some(block) = store.read_here(identity.namespace, *key).await else { continue };
-        for layer in 0..layers {
-            let tile = TileMessage { place: Some(*place), ..message(&block, layer) };
+        let Some(tiles) = store.read_here(identity.namespace, *key).await else { continue };
+        for tile in tiles {
+            let tile = TileMessage { place: Some(*place), ..tile };
             match tokio::time::timeout(PATIENCE, sender.send(tile)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return false,

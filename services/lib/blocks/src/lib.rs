@@ -10,6 +10,7 @@ mod placement;
 pub mod pool;
 pub mod quorum;
 pub mod repair;
+pub mod tier;
 
 pub use admission::{AdmissionFilter, AdmissionRule, Sketch};
 pub use checksum::crc32c;

@@ -7,6 +7,7 @@ mod sealed;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod tiers;
 mod view;
 mod write;
 
@@ -15,14 +16,15 @@ use std::{
     sync::Arc,
 };
 
-use crate::{BlockKey, Error, Namespace};
+use crate::{BlockKey, Error, Namespace, tier::Tier};
 
 use evict::{Ghosts, Uses};
 
 pub use evict::{Candidate, Eviction, EvictionPolicy, Fifo, Lfu, Lru, Lru2, Reuse, S3Fifo, UsedAgain};
 pub use journal::{Departure, PoolEvent};
-pub use sealed::{Generation, Page, SealedBlock};
-pub use stats::PoolStats;
+pub use sealed::{Generation, Page, Pages, Payload, SealedBlock};
+pub use stats::{DiskStats, PoolStats};
+pub use tiers::{DiskConfig, Promote, Promotion, Spill};
 pub use view::{Opened, ViewBlock, ViewId};
 pub use write::{Admission, Put, WriterId};
 
@@ -67,9 +69,14 @@ pub struct BlockPool<T> {
     leases: BTreeSet<(u64, Generation)>,
     policy: Box<dyn EvictionPolicy>,
     ghosts: Ghosts,
+    /// Pinned blocks in memory, by last use: they go to the tier below when there is one and nothing else can make way.
+    pinned: BTreeSet<(u64, Generation)>,
+    disk: Option<tiers::Disk<T>>,
     writers: HashMap<WriterId, write::Writer<T>>,
     views: HashMap<ViewId, view::View<T>>,
     open_blocks: u64,
+    /// Sealed blocks that take memory.
+    memory_blocks: u64,
     pinned_blocks: u64,
     condemned_blocks: u64,
     last_id: u64,
@@ -89,6 +96,28 @@ struct Held<T> {
     lease_until_ms: u64,
     /// A check of its bytes failed: nobody finds it any more, and it goes with its last pin.
     condemned: bool,
+    stage: Stage,
+}
+
+/// Which tier a sealed block is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Memory,
+    /// In memory, and being written to the tier below.
+    Leaving,
+    Disk,
+    /// On the tier below, and being read into memory that is reserved for it.
+    Coming,
+}
+
+impl Stage {
+    fn is_moving(self) -> bool {
+        matches!(self, Self::Leaving | Self::Coming)
+    }
+
+    fn takes_memory(self) -> bool {
+        self != Self::Disk
+    }
 }
 
 impl<T> BlockPool<T> {
@@ -108,9 +137,12 @@ impl<T> BlockPool<T> {
             index: HashMap::new(),
             leases: BTreeSet::new(),
             policy,
+            pinned: BTreeSet::new(),
+            disk: None,
             writers: HashMap::new(),
             views: HashMap::new(),
             open_blocks: 0,
+            memory_blocks: 0,
             pinned_blocks: 0,
             condemned_blocks: 0,
             last_id: 0,
@@ -128,9 +160,7 @@ impl<T> BlockPool<T> {
     /// Says which blocks are held sealed. A hit is a promise: the block is kept for the retention time.
     pub fn lookup(&mut self, namespace: Namespace, keys: &[BlockKey], now_ms: u64) -> Vec<bool> {
         let found: Vec<_> = keys.iter().map(|key| self.index.get(&(namespace, *key)).copied()).collect();
-        let hits = found.iter().flatten().count();
-        self.totals.hits += hits as u64;
-        self.totals.misses += (found.len() - hits) as u64;
+        self.count_hits(&found);
         // Last key first: of one prefix, the tail then goes before the head, without which it is worth nothing.
         found.iter().rev().flatten().for_each(|&generation| self.renew(generation, now_ms));
         found.iter().map(Option::is_some).collect()
@@ -146,10 +176,15 @@ impl<T> BlockPool<T> {
     /// Withdraws a block whose bytes failed a check: it is no longer found, views that hold it fail, and its pages are freed
     /// with the last of them. Unknown generations are no error: somebody else was faster.
     pub fn condemn(&mut self, generation: Generation) {
-        let Some(held) = self.held.get_mut(&generation).filter(|held| !held.condemned) else { return };
+        if self.held.get(&generation).is_none_or(|held| held.condemned) {
+            return;
+        }
+        self.unqueue(generation);
+        self.forget(generation);
+        let held = self.held.get_mut(&generation).expect("it was found");
         held.condemned = true;
         let name = (held.block.namespace(), held.block.key());
-        let pinned = held.pins > 0;
+        let (pinned, moving) = (held.pins > 0, held.stage.is_moving());
         self.totals.condemned += 1;
         self.condemned_blocks += 1;
         self.index.remove(&name);
@@ -157,8 +192,8 @@ impl<T> BlockPool<T> {
         if pinned {
             self.pinned_blocks -= 1;
             self.views.values_mut().for_each(|view| view.condemn(generation));
-        } else {
-            self.remove(generation);
+        } else if !moving {
+            self.take_out(generation);
         }
     }
 
@@ -179,48 +214,23 @@ impl<T> BlockPool<T> {
         T: Clone,
     {
         let mut found = false;
-        for held in self.held.values_mut().filter(|held| held.block.key() == key && !held.condemned) {
-            held.block = Arc::new(held.block.rotten(layer, &rot));
-            found = true;
+        for held in self.held.values().filter(|held| held.block.key() == key && !held.condemned) {
+            found |= held.block.rot(layer, &rot);
         }
         found
-    }
-
-    /// Makes room for one more block, or fails without evicting what would not help.
-    fn make_room(&mut self, now_ms: u64) -> Result<(), Error> {
-        if self.fits() {
-            return Ok(());
-        }
-        while let Some(&(until, generation)) = self.leases.first().filter(|(until, _)| *until <= now_ms) {
-            self.leases.remove(&(until, generation));
-            let uses = self.held.get(&generation).expect("leased blocks are held").uses;
-            self.policy.insert(uses.candidate(generation));
-        }
-        while !self.fits() {
-            let Some(victim) = self.policy.pop() else {
-                self.totals.no_space += 1;
-                return Err(Error::NoSpace {
-                    needed_bytes: self.config.block_bytes(),
-                    used_bytes: self.used_bytes(),
-                    budget_bytes: self.config.budget_bytes,
-                });
-            };
-            self.evict(victim);
-        }
-        Ok(())
     }
 
     fn fits(&self) -> bool {
         self.used_bytes().saturating_add(self.config.block_bytes()) <= self.config.budget_bytes
     }
 
-    /// Drops what the policy popped and remembers that it was here.
+    /// Drops a block that is in no queue and nothing keeps, and remembers that it was here.
     fn evict(&mut self, victim: Generation) {
-        let held = self.held.remove(&victim).expect("only held blocks are queued");
-        debug_assert!(held.pins == 0 && !held.condemned, "pinned blocks are in no queue");
-        let name = (held.block.namespace(), held.block.key());
-        self.index.remove(&name);
-        self.ghosts.remember(name, held.uses);
+        let held = self.held.get(&victim).expect("only held blocks are queued");
+        let (name, uses) = ((held.block.namespace(), held.block.key()), held.uses);
+        debug_assert!(!held.condemned, "condemned blocks are in no queue");
+        self.take_out(victim);
+        self.ghosts.remember(name, uses);
         self.totals.evicted += 1;
         self.note(name.0, name.1, Some(Departure::Evicted));
     }
@@ -228,80 +238,134 @@ impl<T> BlockPool<T> {
     /// Takes an unpinned block out of everything.
     fn remove(&mut self, generation: Generation) {
         self.unqueue(generation);
+        self.forget(generation);
+        self.take_out(generation);
+    }
+
+    /// Tells the policies that a block in no queue does not come back.
+    fn forget(&mut self, generation: Generation) {
         self.policy.forget(generation);
+        if let Some(disk) = &mut self.disk {
+            disk.policy.forget(generation);
+        }
+    }
+
+    /// Takes an unpinned block that is in no queue out of everything else.
+    fn take_out(&mut self, generation: Generation) {
         let held = self.held.remove(&generation).expect("only held blocks are removed");
         debug_assert_eq!(held.pins, 0, "pinned blocks stay");
+        debug_assert!(!held.stage.is_moving(), "blocks on their way stay");
+        self.memory_blocks -= u64::from(held.stage.takes_memory());
         if held.condemned {
             self.condemned_blocks -= 1;
         } else {
             self.index.remove(&(held.block.namespace(), held.block.key()));
         }
-    }
-
-    /// Takes a block out of the queues towards eviction.
-    fn unqueue(&mut self, generation: Generation) {
-        let held = self.held.get(&generation).expect("only held blocks are queued");
-        if !self.leases.remove(&(held.lease_until_ms, generation)) {
-            self.policy.remove(generation);
+        let extent = held.block.extent();
+        // Its own handle is not to count as a reader of the place.
+        drop(held);
+        if let (Some(disk), Some(extent)) = (&mut self.disk, extent) {
+            disk.copies.remove(&generation);
+            disk.extents.retire(extent);
         }
     }
 
-    /// Queues an unpinned block towards eviction, first by its lease.
+    /// Takes a block out of the queue that it is in, if any. Which one that is follows from what keeps the block.
+    fn unqueue(&mut self, generation: Generation) {
+        let held = self.held.get(&generation).expect("only held blocks are queued");
+        let lease = (held.lease_until_ms, generation);
+        match (held.stage, held.pins > 0) {
+            _ if held.condemned => {}
+            (Stage::Memory, true) => _ = self.pinned.remove(&(held.uses.last, generation)),
+            (Stage::Memory, false) => {
+                if !self.leases.remove(&lease) {
+                    self.policy.remove(generation);
+                }
+            }
+            (Stage::Disk, false) => {
+                let disk = self.disk.as_mut().expect("blocks on disk have one");
+                if !disk.leases.remove(&lease) {
+                    disk.policy.remove(generation);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Queues a block towards eviction from its tier, first by its lease. Pinned blocks are kept, though not always in memory.
     fn queue(&mut self, generation: Generation) {
         let held = self.held.get(&generation).expect("only held blocks are queued");
-        self.leases.insert((held.lease_until_ms, generation));
+        let lease = (held.lease_until_ms, generation);
+        match (held.stage, held.pins > 0, &mut self.disk) {
+            _ if held.condemned => {}
+            (Stage::Memory, true, _) => _ = self.pinned.insert((held.uses.last, generation)),
+            (Stage::Memory, false, _) => _ = self.leases.insert(lease),
+            (Stage::Disk, false, Some(disk)) => _ = disk.leases.insert(lease),
+            _ => {}
+        }
     }
 
     /// A use: the block becomes the most recently used one and its lease starts again.
     fn renew(&mut self, generation: Generation, now_ms: u64) {
-        let unpinned = self.held.get(&generation).is_some_and(|held| held.pins == 0);
-        if unpinned {
-            self.unqueue(generation);
-        }
+        self.unqueue(generation);
         self.touch(generation, now_ms);
         let held = self.held.get_mut(&generation).expect("the index names held blocks only");
         held.lease_until_ms = held.lease_until_ms.max(now_ms.saturating_add(self.config.retention_ms));
-        if unpinned {
-            self.queue(generation);
-        }
+        self.queue(generation);
     }
 
-    /// Counts a touch. A block that a view pins is in use all the time.
+    /// Counts a touch of a block in no queue. A block that a view pins is in use all the time.
     fn touch(&mut self, generation: Generation, now_ms: u64) {
         let tick = self.next_tick();
         let held = self.held.get_mut(&generation).expect("only held blocks are used");
         let quiet_ms = if held.pins > 0 { u64::MAX } else { self.config.retention_ms };
         if let Some(again) = held.uses.touch(tick, now_ms, quiet_ms) {
             self.policy.used_again(again);
+            if let Some(disk) = &mut self.disk {
+                disk.policy.used_again(again);
+                disk.filter.touch(&held.block.key());
+            }
         }
     }
 
     fn pin(&mut self, generation: Generation, now_ms: u64) -> Arc<SealedBlock<T>> {
-        if self.held.get(&generation).is_some_and(|held| held.pins == 0) {
-            self.unqueue(generation);
-            self.pinned_blocks += 1;
-        }
+        self.unqueue(generation);
         self.touch(generation, now_ms);
         let held = self.held.get_mut(&generation).expect("the index names held blocks only");
+        if held.pins == 0 && !held.condemned {
+            self.pinned_blocks += 1;
+        }
         held.pins += 1;
-        held.block.clone()
+        let block = held.block.clone();
+        self.queue(generation);
+        block
     }
 
     /// `used_ms` is when the view was last used.
     fn unpin(&mut self, generation: Generation, used_ms: u64) {
+        self.unqueue(generation);
         self.touch(generation, used_ms);
         let held = self.held.get_mut(&generation).expect("pinned blocks are held");
         held.pins -= 1;
-        if held.pins > 0 {
-            return;
-        }
-        let condemned = held.condemned;
-        self.queue(generation);
-        if condemned {
-            self.remove(generation);
-        } else {
+        let (pinned, condemned, moving) = (held.pins > 0, held.condemned, held.stage.is_moving());
+        if !pinned && !condemned {
             self.pinned_blocks -= 1;
         }
+        if !pinned && condemned && !moving {
+            self.take_out(generation);
+        } else {
+            self.queue(generation);
+        }
+    }
+
+    /// Counts what was found, by tier, and what was not.
+    fn count_hits(&mut self, found: &[Option<Generation>]) {
+        let hits = found.iter().flatten();
+        let below = hits.clone().filter(|generation| self.tier_of(**generation) == Some(Tier::Disk)).count();
+        let hits = hits.count();
+        self.totals.hits += hits as u64;
+        self.totals.hits_disk += below as u64;
+        self.totals.misses += (found.len() - hits) as u64;
     }
 
     fn next_id(&mut self) -> u64 {

@@ -102,6 +102,12 @@ pub(crate) struct UpArgs {
     /// Default prefill policy.
     #[command(flatten)]
     pub(crate) policy: DefaultPolicyArgs,
+    /// Folder where shards keep the blocks that memory has no room for, each in one of its own [default: none].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk: Option<String>,
+    /// Bytes that each shard may keep there [default: 32 GiB].
+    #[arg(long, value_name = "N", requires = "disk")]
+    pub(crate) disk_bytes: Option<u64>,
     /// Address of the OpenAI HTTP API [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) http: Option<String>,
@@ -118,6 +124,8 @@ impl UpArgs {
     pub(crate) fn all_sets(&self) -> Vec<String> {
         let mut sets = self.serve.all_sets();
         self.policy.push_to(&mut sets);
+        push(&mut sets, "kvstore.disk.path", self.disk.as_ref().map(|path| format!("{path:?}")));
+        push(&mut sets, "kvstore.disk.capacity_bytes", self.disk_bytes);
         push(&mut sets, "listen.http", self.http.as_ref());
         push(&mut sets, "listen.grpc", self.grpc.as_ref());
         push(&mut sets, "listen.admin", self.admin.as_ref());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BlockPool, Generation, SealedBlock};
+use super::{BlockPool, Generation, Held, SealedBlock};
 use crate::{BlockKey, Namespace};
 
 /// Why a block is no longer found.
@@ -74,6 +74,8 @@ impl<T> BlockPool<T> {
     }
 
     fn is_idle(&self, generation: Generation, now_ms: u64) -> bool {
-        self.held.get(&generation).is_some_and(|held| held.pins == 0 && held.lease_until_ms <= now_ms)
+        let idle =
+            |held: &Held<T>| held.pins == 0 && held.lease_until_ms <= now_ms && !held.stage.is_moving();
+        self.held.get(&generation).is_some_and(idle)
     }
 }

@@ -7,7 +7,7 @@ use super::BlockPool;
 pub struct PoolStats {
     /// Bytes that pages may occupy.
     pub budget_bytes: u64,
-    /// Bytes that pages occupy: open, sealed and condemned blocks.
+    /// Bytes of memory that pages occupy: open, sealed and condemned blocks.
     pub used_bytes: u64,
     /// Sealed blocks that can be found.
     pub blocks: u64,
@@ -39,6 +39,41 @@ pub struct PoolStats {
     pub misses_total: u64,
     /// Views that expired since start.
     pub expired_views_total: u64,
+    /// The tier below memory; all zero without one.
+    pub disk: DiskStats,
+}
+
+/// Occupancy and counters of the tier below memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskStats {
+    /// Bytes that blocks may occupy.
+    pub budget_bytes: u64,
+    /// Bytes that blocks, copies of blocks in memory and places still being read occupy.
+    pub used_bytes: u64,
+    /// Sealed blocks that are there and not in memory.
+    pub blocks: u64,
+    /// Blocks that are there and in memory.
+    pub copies: u64,
+    /// Blocks being written.
+    pub leaving: u64,
+    /// Blocks being read into memory.
+    pub coming: u64,
+    /// Hits of blocks that were not in memory, of all hits since start.
+    pub hits_total: u64,
+    /// Blocks written since start.
+    pub spilled_total: u64,
+    /// Writes that failed since start.
+    pub spills_failed_total: u64,
+    /// Blocks let go because the admission filter did not want them, since start.
+    pub spills_refused_total: u64,
+    /// Blocks that could not go down because it was full of kept blocks or writing paused after a failure, since start.
+    pub spills_skipped_total: u64,
+    /// Blocks read into memory since start.
+    pub promoted_total: u64,
+    /// Blocks evicted from there, of all evictions since start.
+    pub evicted_total: u64,
+    /// Blocks that the start found.
+    pub restored_total: u64,
 }
 
 /// Counters since start.
@@ -53,12 +88,20 @@ pub(super) struct Totals {
     pub(super) hits: u64,
     pub(super) misses: u64,
     pub(super) expired_views: u64,
+    pub(super) hits_disk: u64,
+    pub(super) spilled: u64,
+    pub(super) spills_failed: u64,
+    pub(super) spills_refused: u64,
+    pub(super) spills_skipped: u64,
+    pub(super) promoted: u64,
+    pub(super) evicted_disk: u64,
+    pub(super) restored: u64,
 }
 
 impl<T> BlockPool<T> {
     /// Bytes that pages occupy: every block takes all of its pages from its first tile on.
     pub fn used_bytes(&self) -> u64 {
-        (self.held.len() as u64 + self.open_blocks) * self.config.block_bytes()
+        (self.memory_blocks + self.open_blocks) * self.config.block_bytes()
     }
 
     /// Occupancy and counters.
@@ -81,6 +124,28 @@ impl<T> BlockPool<T> {
             hits_total: self.totals.hits,
             misses_total: self.totals.misses,
             expired_views_total: self.totals.expired_views,
+            disk: self.disk_stats(),
+        }
+    }
+
+    fn disk_stats(&self) -> DiskStats {
+        let Some(disk) = &self.disk else { return DiskStats::default() };
+        let bytes = self.config.block_bytes();
+        DiskStats {
+            budget_bytes: disk.extents.capacity() * bytes,
+            used_bytes: disk.extents.used() * bytes,
+            blocks: self.held.len() as u64 - self.memory_blocks,
+            copies: disk.copies.len() as u64,
+            leaving: disk.leaving as u64,
+            coming: disk.coming as u64,
+            hits_total: self.totals.hits_disk,
+            spilled_total: self.totals.spilled,
+            spills_failed_total: self.totals.spills_failed,
+            spills_refused_total: self.totals.spills_refused,
+            spills_skipped_total: self.totals.spills_skipped,
+            promoted_total: self.totals.promoted,
+            evicted_total: self.totals.evicted_disk,
+            restored_total: self.totals.restored,
         }
     }
 }

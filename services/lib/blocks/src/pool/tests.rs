@@ -1,6 +1,7 @@
 //! The pool by hand-written stories; `schedule` drives it at random.
 
 mod schedule;
+mod tiers;
 
 use super::*;
 use crate::{Deployment, EXACT_PREFILL};
@@ -75,7 +76,7 @@ fn a_block_is_found_once_all_layers_came_in_any_order() {
     assert!(matches!(pool.put(writer, key(1), 1, page(1), 0), Ok(Put::Sealed(_))));
     assert_eq!(pool.lookup(tenant(0), &[key(1), key(2)], 0), [true, false]);
     let block = pool.get(tenant(0), key(1), 0).unwrap();
-    assert_eq!(block.pages().iter().map(|page| page.payload).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(block.pages().unwrap().iter().map(|page| page.payload).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!((pool.stats().stored_total, pool.stats().open_blocks), (1, 0));
 }
 

@@ -79,10 +79,8 @@ impl<T> BlockPool<T> {
         }
         let found: Vec<_> =
             blocks.iter().map(|(_, key)| self.index.get(&(namespace, *key)).copied()).collect();
-        let hits = found.iter().flatten().count();
-        self.totals.hits += hits as u64;
-        self.totals.misses += (found.len() - hits) as u64;
-        if hits < found.len() {
+        self.count_hits(&found);
+        if found.contains(&None) {
             let missing = blocks.iter().zip(&found).filter(|(_, found)| found.is_none());
             return Ok(Opened::Missing(missing.map(|((_, key), _)| *key).collect()));
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{BlockPool, Generation, Held, Page, SealedBlock};
+use super::{BlockPool, Generation, Held, Page, SealedBlock, Stage, tiers::Room};
 use crate::{BlockKey, Error, Namespace};
 
 /// Names a writer of a pool.
@@ -21,6 +21,8 @@ pub enum Admission {
     },
     /// The block is held; what this writer brought of it was dropped.
     Duplicate,
+    /// Room is being made: carry out a spill ([`BlockPool::next_spill`]) or wait for one to end, then ask again.
+    MakeRoom,
 }
 
 /// What a tile made of its block.
@@ -106,7 +108,9 @@ impl<T> BlockPool<T> {
             self.totals.duplicates += 1;
             return Ok(Admission::Duplicate);
         }
-        self.make_room(now_ms)?;
+        if self.make_room(now_ms)? == Room::Moving {
+            return Ok(Admission::MakeRoom);
+        }
         let pages = std::iter::repeat_with(|| None).take(self.config.layers as usize).collect();
         self.writer(writer)?.open.insert(key, Open::Pages(pages));
         self.open_blocks += 1;
@@ -126,6 +130,7 @@ impl<T> BlockPool<T> {
             Admission::Wanted => {}
             Admission::Repeated { crc32c } => return Ok(Put::Repeated { crc32c }),
             Admission::Duplicate => return Ok(Put::Duplicate),
+            Admission::MakeRoom => return Err(self.no_space()),
         }
         let state = self.writer(writer)?;
         let Some(Open::Pages(pages)) = state.open.get_mut(&key) else {
@@ -151,10 +156,15 @@ impl<T> BlockPool<T> {
             self.policy.used_again(again);
         }
         let lease_until_ms = now_ms.saturating_add(self.config.retention_ms);
-        self.held.insert(generation, Held { block, pins: 0, uses, lease_until_ms, condemned: false });
+        let stage = Stage::Memory;
+        self.held.insert(generation, Held { block, pins: 0, uses, lease_until_ms, condemned: false, stage });
         self.index.insert((namespace, key), generation);
+        self.memory_blocks += 1;
         self.queue(generation);
         self.note(namespace, key, None);
+        if let Some(disk) = &mut self.disk {
+            disk.filter.touch(&key);
+        }
         self.totals.stored += 1;
         // The others' pages are of no use any more.
         for writer in self.writers.values_mut().filter(|writer| writer.namespace == namespace) {

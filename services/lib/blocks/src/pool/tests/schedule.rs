@@ -5,8 +5,11 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::{AdmissionFilter, AdmissionRule};
 
 const BUDGET_BLOCKS: u64 = 5;
+const DISK_BLOCKS: u64 = 4;
+const MOVES_MAX: usize = 2;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -22,6 +25,11 @@ enum Op {
     Condemn { tenant: u8, name: u8 },
     Relinquish { tenant: u8, name: u8 },
     Wait { ms: u64 },
+    TakeSpill,
+    FinishSpill { spill: usize, written: bool },
+    BeginPromotion { tenant: u8, name: u8 },
+    FinishPromotion { promotion: usize, read: bool },
+    PauseSpills,
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -38,7 +46,12 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => pick.clone().prop_map(|view| Op::UseView { view }),
         1 => pick.prop_map(|view| Op::CloseView { view }),
         1 => (tenant.clone(), name.clone()).prop_map(|(tenant, name)| Op::Condemn { tenant, name }),
-        1 => (tenant, name).prop_map(|(tenant, name)| Op::Relinquish { tenant, name }),
+        1 => (tenant.clone(), name.clone()).prop_map(|(tenant, name)| Op::Relinquish { tenant, name }),
+        8 => Just(Op::TakeSpill),
+        8 => (0usize..MOVES_MAX, prop::bool::weighted(0.8)).prop_map(|(spill, written)| Op::FinishSpill { spill, written }),
+        4 => (tenant, name).prop_map(|(tenant, name)| Op::BeginPromotion { tenant, name }),
+        4 => (0usize..MOVES_MAX, prop::bool::weighted(0.8)).prop_map(|(promotion, read)| Op::FinishPromotion { promotion, read }),
+        1 => Just(Op::PauseSpills),
         3 => (1u64..80).prop_map(|ms| Op::Wait { ms }),
     ];
     prop::collection::vec(op, 1..400)
@@ -52,6 +65,8 @@ struct Run {
     views: Vec<(Namespace, ViewId)>,
     /// Blocks that are held, as the journal tells it.
     told: HashSet<(Namespace, BlockKey)>,
+    spills: Vec<Spill<u32>>,
+    promotions: Vec<Promotion<u32>>,
 }
 
 impl Run {
@@ -99,7 +114,35 @@ impl Run {
                 self.now_ms += ms;
                 self.pool.expire(self.now_ms);
             }
+            Op::TakeSpill => self.spills.extend(self.pool.next_spill()),
+            Op::FinishSpill { spill, written } => {
+                if *spill < self.spills.len() {
+                    let spill = self.spills.remove(*spill);
+                    self.pool.finish_spill(spill, *written, now_ms);
+                }
+            }
+            Op::PauseSpills => self.pool.pause_spills(now_ms),
+            move_op @ (Op::BeginPromotion { .. } | Op::FinishPromotion { .. }) => self.step_up(move_op),
             view_op => self.step_view(view_op),
+        }
+    }
+
+    fn step_up(&mut self, op: &Op) {
+        match op {
+            Op::BeginPromotion { tenant: salt, name } => {
+                let Some(block) = self.pool.get(tenant(*salt), key(*name), self.now_ms) else { return };
+                if let Promote::Read(promotion) = self.pool.begin_promotion(block.generation(), self.now_ms) {
+                    self.promotions.push(promotion);
+                }
+            }
+            Op::FinishPromotion { promotion, read } => {
+                if *promotion < self.promotions.len() {
+                    let promotion = self.promotions.remove(*promotion);
+                    let pages = read.then(|| (0..LAYERS).map(page).collect());
+                    self.pool.finish_promotion(promotion, pages);
+                }
+            }
+            other => unreachable!("{other:?} is no promotion"),
         }
     }
 
@@ -151,7 +194,7 @@ impl Run {
         let pool = &self.pool;
         let stats = pool.stats();
         assert_eq!(stats.open_blocks, pool.count_open());
-        assert_eq!(stats.used_bytes, (pool.held.len() as u64 + pool.count_open()) * BLOCK_BYTES);
+        assert_eq!(stats.used_bytes, (in_memory_blocks(pool) + pool.count_open()) * BLOCK_BYTES);
         assert!(stats.used_bytes <= stats.budget_bytes, "over budget");
         let pins = pool.count_pins();
         for (generation, held) in &pool.held {
@@ -160,8 +203,12 @@ impl Run {
             assert_eq!(pool.index.get(&name) == Some(generation), !held.condemned, "found unless condemned");
             let leased = pool.leases.contains(&(held.lease_until_ms, *generation));
             assert!(held.pins == 0 || !leased, "pinned blocks are in no queue");
-            assert!(!held.condemned || held.pins > 0, "condemned blocks go with their last pin");
+            assert!(
+                !held.condemned || held.pins > 0 || held.stage.is_moving(),
+                "condemned blocks go with their last pin or move"
+            );
         }
+        self.check_tiers();
         assert!(pins.keys().all(|generation| pool.held.contains_key(generation)), "a pinned block is gone");
         assert_eq!(pool.index.len() as u64, stats.blocks);
         let pinned = pool.held.values().filter(|held| held.pins > 0 && !held.condemned).count() as u64;
@@ -170,23 +217,91 @@ impl Run {
         assert_eq!(stats.condemned_blocks, condemned);
     }
 
+    /// Blocks are where their stage says, every place has one block, and moves are counted.
+    fn check_tiers(&self) {
+        let (pool, stats) = (&self.pool, self.pool.stats().disk);
+        let Some(disk) = &pool.disk else { return };
+        let mut places = std::collections::BTreeSet::new();
+        for (generation, held) in &pool.held {
+            let in_memory = held.block.pages().is_some();
+            assert_eq!(in_memory, matches!(held.stage, Stage::Memory | Stage::Leaving));
+            assert_eq!(disk.copies.contains(generation), in_memory && held.block.extent().is_some());
+            if let Some(extent) = held.block.extent() {
+                assert!(places.insert(extent.index()), "two blocks in one place");
+            }
+            let pinned = held.stage == Stage::Memory && held.pins > 0 && !held.condemned;
+            assert_eq!(pool.pinned.contains(&(held.uses.last, *generation)), pinned);
+        }
+        let stages = |stage| pool.held.values().filter(|held| held.stage == stage).count();
+        assert_eq!((stages(Stage::Leaving), stages(Stage::Coming)), (disk.leaving, disk.coming));
+        assert!(disk.leaving <= MOVES_MAX + 1 && disk.coming <= MOVES_MAX, "moves are bounded");
+        assert!(places.len() as u64 + self.spills.len() as u64 <= disk.extents.used());
+        assert!(stats.used_bytes <= stats.budget_bytes);
+        assert_eq!(stats.blocks + in_memory_blocks(pool), pool.held.len() as u64);
+    }
+
+    /// Ends every move.
+    fn finish_moves(&mut self) {
+        self.spills.extend(std::iter::from_fn(|| self.pool.next_spill()));
+        for spill in self.spills.drain(..) {
+            self.pool.finish_spill(spill, true, u64::MAX);
+        }
+        for promotion in self.promotions.drain(..) {
+            self.pool.finish_promotion(promotion, None);
+        }
+    }
+
+    /// Stores a block, making room as a shard would.
+    fn store_with_room(&mut self, name: u8) -> Result<Put, Error> {
+        let writer = self.pool.open_writer(tenant(9))?;
+        while self.pool.admit(writer, key(name), 0, u64::MAX)? == Admission::MakeRoom {
+            let spill = self.pool.next_spill().expect("whoever has to make room finds an order");
+            self.pool.finish_spill(spill, true, u64::MAX);
+        }
+        let puts: Vec<_> =
+            (0..LAYERS).map(|layer| self.pool.put(writer, key(name), layer, page(layer), u64::MAX)).collect();
+        self.pool.close_writer(writer);
+        puts.into_iter().next_back().expect("there are layers")
+    }
+
     /// After everybody left, only sealed blocks remain, and all of them can make way.
     fn settle(mut self) {
         self.writers.iter().for_each(|writer| self.pool.close_writer(*writer));
         self.pool.expire(u64::MAX);
+        self.finish_moves();
         self.check();
         let stats = self.pool.stats();
         assert_eq!(
             (stats.open_blocks, stats.views, stats.pinned_blocks, stats.condemned_blocks),
             (0, 0, 0, 0)
         );
-        assert_eq!(stats.used_bytes, stats.blocks * BLOCK_BYTES);
+        assert_eq!(stats.used_bytes, (stats.blocks - stats.disk.blocks) * BLOCK_BYTES);
         for name in 100..100 + BUDGET_BLOCKS as u8 {
-            let sealed = store(&mut self.pool, tenant(9), name, u64::MAX);
+            let sealed = self.store_with_room(name);
             assert!(matches!(sealed, Ok(Put::Sealed(_))), "{sealed:?} although nobody holds anything");
         }
         self.check();
     }
+}
+
+fn in_memory_blocks(pool: &BlockPool<u32>) -> u64 {
+    pool.held.values().filter(|held| held.stage.takes_memory()).count() as u64
+}
+
+fn run(mut pool: BlockPool<u32>, ops: &[Op]) {
+    pool.keep_journal();
+    let (writers, views, told, spills, promotions) = Default::default();
+    let mut run = Run { pool, now_ms: 0, writers, views, told, spills, promotions };
+    for op in ops {
+        run.step(op);
+        run.follow();
+        run.check();
+    }
+    run.settle();
+}
+
+fn pool_with(policy: Eviction) -> BlockPool<u32> {
+    BlockPool::with_policy(config(BUDGET_BLOCKS), policy.policy()).expect("the configuration is valid")
 }
 
 proptest! {
@@ -194,15 +309,18 @@ proptest! {
 
     #[test]
     fn random_schedules_keep_the_books(ops in ops(), which in 0..Eviction::ALL.len()) {
-        let policy = Eviction::ALL[which].policy();
-        let pool = BlockPool::with_policy(config(BUDGET_BLOCKS), policy).expect("the configuration is valid");
-        let mut run = Run { pool, now_ms: 0, writers: Vec::new(), views: Vec::new(), told: HashSet::new() };
-        run.pool.keep_journal();
-        for op in &ops {
-            run.step(op);
-            run.follow();
-            run.check();
-        }
-        run.settle();
+        run(pool_with(Eviction::ALL[which]), &ops);
+    }
+
+    #[test]
+    fn random_schedules_keep_the_books_of_two_tiers(
+        ops in ops(),
+        which in 0..Eviction::ALL.len(),
+        rule in 0..AdmissionRule::ALL.len(),
+    ) {
+        let (policy, rule) = (Eviction::ALL[which], AdmissionRule::ALL[rule]);
+        let disk = DiskConfig { blocks: DISK_BLOCKS, moves_max: MOVES_MAX, pause_ms: 1_000 };
+        let filter = AdmissionFilter::new(rule, DISK_BLOCKS as usize, 7);
+        run(pool_with(policy).with_disk(disk, policy.policy(), filter), &ops);
     }
 }

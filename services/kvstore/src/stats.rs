@@ -1,0 +1,74 @@
+//! What a shard tells about itself.
+
+use longshore_blocks::{pool::PoolStats, tier::Tier};
+use longshore_proto::types::{ScrubStats, ShardStats, TierStats};
+
+use crate::store::Store;
+
+/// Occupancy and counters of a shard.
+pub(crate) fn of(store: &Store) -> ShardStats {
+    let (pool, incarnation) =
+        store.with_inventory(|pool, inventory, _| (pool.stats(), inventory.incarnation()));
+    ShardStats {
+        shard_id: store.identity().shard_id.0.clone(),
+        capacity_bytes: pool.budget_bytes,
+        used_bytes: pool.used_bytes,
+        blocks: pool.blocks,
+        pinned_blocks: pool.pinned_blocks,
+        open_blocks: pool.open_blocks,
+        views: pool.views,
+        stored_total: pool.stored_total,
+        evicted_total: pool.evicted_total,
+        corrupt_total: store.metrics.corrupt_blocks.get() + pool.condemned_total,
+        hits_total: pool.hits_total,
+        misses_total: pool.misses_total,
+        attend_total: store.metrics.attend_queries.get(),
+        tiers: std::iter::once(dram(&pool)).chain(store.disk().map(|_| disk(store, &pool))).collect(),
+        scrub: scrub(store),
+        incarnation,
+        shard_map_epoch: *store.identity().epoch.borrow(),
+        repair: store.repair.stats(),
+    }
+}
+
+fn dram(pool: &PoolStats) -> TierStats {
+    TierStats {
+        name: Tier::Dram.name().to_owned(),
+        capacity_bytes: pool.budget_bytes,
+        used_bytes: pool.used_bytes,
+        blocks: pool.blocks + pool.condemned_blocks - pool.disk.blocks,
+        leaving_blocks: pool.disk.leaving,
+        hits_total: pool.hits_total - pool.disk.hits_total,
+        evicted_total: pool.evicted_total - pool.disk.evicted_total,
+        ..TierStats::default()
+    }
+}
+
+fn disk(store: &Store, pool: &PoolStats) -> TierStats {
+    let disk = &pool.disk;
+    TierStats {
+        name: Tier::Disk.name().to_owned(),
+        capacity_bytes: disk.budget_bytes,
+        used_bytes: disk.used_bytes,
+        blocks: disk.blocks,
+        copies: disk.copies,
+        leaving_blocks: 0,
+        rising_blocks: disk.coming,
+        hits_total: disk.hits_total,
+        evicted_total: disk.evicted_total,
+        spilled_total: disk.spilled_total,
+        promoted_total: disk.promoted_total,
+        restored_total: disk.restored_total,
+        io_errors_total: store.metrics.disk_read_errors.get() + store.metrics.disk_write_errors.get(),
+        slow_total: store.metrics.disk_slow.get(),
+        refused_total: disk.spills_refused_total,
+        skipped_total: disk.spills_skipped_total,
+    }
+}
+
+fn scrub(store: &Store) -> ScrubStats {
+    let ((done_blocks, round_blocks), (checked_total, bad_total)) =
+        (store.metrics.scrub_round(), store.metrics.scrub_totals());
+    let rounds_total = store.metrics.scrub_rounds.get();
+    ScrubStats { done_blocks, round_blocks, rounds_total, checked_total, bad_total }
+}

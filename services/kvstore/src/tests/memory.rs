@@ -1,0 +1,87 @@
+//! Memory: what a shard takes is its budget, and it gives back what it no longer needs.
+
+use super::{
+    disk::{folder, tiers},
+    *,
+};
+
+const BUDGET: u64 = 48 << 20;
+const MIB: u64 = 1 << 20;
+
+/// A model of larger tiles: 48 KiB, 16 layers, 0.75 MiB a block.
+pub(super) const LARGE: TileShape =
+    TileShape { block_tokens: 64, kv_heads: 3, head_dim: 64, dtype: KvDtype::F16 };
+const LARGE_LAYERS: u32 = 16;
+
+/// Resident memory of this process. Every test is a process of its own under nextest.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells it");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it is there");
+    line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") << 10
+}
+
+pub(super) fn large_shard(
+    config: Config,
+    layers: u32,
+    stripe_blocks: u32,
+    pool: &Arc<ComputePool>,
+) -> (Arc<KvStore>, Tasks) {
+    let (_, epoch) = watch::channel(EPOCH);
+    let identity = ShardIdentity {
+        shard_id: ShardId("kv-0".to_owned()),
+        deployment: deployment(),
+        epoch,
+        geometry: Geometry::new(64, stripe_blocks).unwrap(),
+        tile_shape: LARGE,
+        layers,
+    };
+    let tasks = Tasks::new();
+    let shard = KvStore::new(config, identity, pool, &tasks, &Metrics::new());
+    (shard.expect("the configuration is valid"), tasks)
+}
+
+async fn churn(shard: &KvStore, blocks: u16, body: &Bytes) -> u64 {
+    let shape =
+        WireTileShape { layers: LARGE_LAYERS, block_tokens: 64, kv_heads: 3, head_dim: 64, ..wire_shape() };
+    let ctx = CallContext::new("churn");
+    let (sender, receiver) = mpsc::channel(4);
+    let acks = shard.put_blocks(&ctx, identity(""), shape, receiver).await.expect("the stream is accepted");
+    let (crc, mut most) = (crc32c(body), 0);
+    let feed = async {
+        for name in 0..blocks {
+            let mut key = [0; 16];
+            key[..2].copy_from_slice(&name.to_le_bytes());
+            for layer in 0..LARGE_LAYERS {
+                let tile = TileMessage { key: BlockKey(key), layer, crc32c: crc, data: body.clone() };
+                sender.send(tile).await.expect("the shard reads to the end");
+            }
+            most = most.max(resident());
+        }
+        drop(sender);
+    };
+    let ((), acks) = tokio::join!(feed, collect(acks));
+    assert!(
+        acks.iter().flatten().all(|ack| matches!(ack.outcome, PutOutcome::Stored | PutOutcome::Duplicate))
+    );
+    most
+}
+
+#[tokio::test]
+async fn churn_stays_within_the_budget_and_memory_goes_back() {
+    let folder = folder();
+    let config = Config { capacity_bytes: BUDGET, ..tiers(folder.path(), 1, 1) };
+    let disk = DiskConfig { capacity_bytes: 2 * BUDGET, ..config.disk };
+    let (shard, tasks) = large_shard(Config { disk, ..config }, LARGE_LAYERS, 2, &ComputePool::serial());
+    let body = Bytes::from(vec![0; LARGE.bytes()]);
+    churn(&shard, 8, &body).await;
+    // Threads and their arenas exist now, six MiB of tiles do as well.
+    let idle = resident() - 6 * MIB;
+    // More than twice what memory and disk hold together.
+    let most = churn(&shard, 480, &body).await;
+    let limit = idle + BUDGET + BUDGET / 10 + 4 * MIB;
+    assert!(most <= limit, "{} MiB resident, {} idle, budget {}", most / MIB, idle / MIB, BUDGET / MIB);
+    tasks.drain(PATIENCE).await;
+    drop(shard);
+    let left = resident();
+    assert!(left <= idle + 6 * MIB, "{} MiB stay resident, {} idle", left / MIB, idle / MIB);
+}

@@ -1,0 +1,128 @@
+//! Tiles for one attention query, from memory or from disk: begun early, waited for when they are needed.
+
+use std::sync::{Arc, mpsc::Receiver};
+
+use longshore_attention::Tile;
+use longshore_blocks::pool::{Pages, Payload, SealedBlock, ViewBlock};
+
+use super::{
+    moves::Disk,
+    readers::{Bad, Tiles, Wanted},
+};
+use crate::{Error, store::Store};
+
+/// A tile that is held while it is used.
+pub(crate) enum Body {
+    /// All tiles of its block, in memory.
+    Memory(Pages<Arc<Tile>>),
+    /// Read and checked for this use.
+    Read(Arc<Tile>),
+}
+
+impl Body {
+    /// The tile of `layer`, which is the layer that was loaded.
+    pub(crate) fn tile(&self, layer: usize) -> &Tile {
+        match self {
+            Self::Memory(pages) => &pages[layer].payload,
+            Self::Read(tile) => tile,
+        }
+    }
+}
+
+/// Tiles of some blocks in one layer, some still on their way.
+pub(crate) struct Loading {
+    /// In the order of the blocks; none for those that are read.
+    bodies: Vec<Option<Body>>,
+    read: Vec<Arc<SealedBlock<Arc<Tile>>>>,
+    source: Source,
+}
+
+enum Source {
+    Threads(Receiver<Tiles>),
+    /// Nobody had time: the caller reads.
+    Caller(Vec<Wanted>),
+}
+
+impl Loading {
+    /// Tiles that are read from disk.
+    pub(crate) fn tiles_read(&self) -> usize {
+        self.read.len()
+    }
+
+    /// Waits for the tiles. A tile that is bad or cannot be read takes its block away, as one that rotted in memory does; a
+    /// disk that does not answer in time is the query's failure alone.
+    pub(crate) fn wait(self, store: &Store) -> Result<Vec<Body>, Error> {
+        let Self { mut bodies, read, source } = self;
+        let mut tiles = match (source, store.disk()) {
+            (_, _) if read.is_empty() => Vec::new(),
+            (Source::Threads(answer), Some(disk)) => disk.receive(&answer, store)?,
+            (Source::Caller(wanted), Some(disk)) => disk.reader.read_all(&wanted),
+            (_, None) => Vec::new(),
+        }
+        .into_iter();
+        let mut read = read.into_iter();
+        for body in bodies.iter_mut().filter(|body| body.is_none()) {
+            let (Some(block), Some(tile)) = (read.next(), tiles.next()) else { return Err(store.panicked()) };
+            *body = Some(Body::Read(tile.map_err(|bad| store.lose(&block, &bad))?));
+        }
+        Ok(bodies.into_iter().flatten().collect())
+    }
+}
+
+impl Store {
+    /// Begins to load the tiles of `blocks` in one layer.
+    pub(crate) fn begin_load<'a>(
+        &self,
+        blocks: impl Iterator<Item = &'a ViewBlock<Arc<Tile>>>,
+        layer: usize,
+    ) -> Loading {
+        let (mut read, mut wanted) = (Vec::new(), Vec::new());
+        let bodies = blocks
+            .map(|entry| match entry.block.payload() {
+                Payload::Memory(pages) => Some(Body::Memory(pages)),
+                Payload::Disk(extent) => {
+                    let crc32c = entry.block.checksums()[layer];
+                    wanted.push(Wanted { extent, layer: layer as u32, crc32c });
+                    read.push(entry.block.clone());
+                    None
+                }
+            })
+            .collect();
+        let source = match self.disk().filter(|_| !wanted.is_empty()) {
+            Some(disk) => disk.begin_read(wanted),
+            None => Source::Caller(wanted),
+        };
+        Loading { bodies, read, source }
+    }
+
+    /// Takes a block away whose tile on disk cannot be used; says so as an error of the view.
+    pub(crate) fn lose(&self, block: &SealedBlock<Arc<Tile>>, bad: &Bad) -> Error {
+        let problem = match bad {
+            Bad::Corrupt => "a tile does not match its checksum".to_owned(),
+            Bad::Io(error) => format!("a tile cannot be read: {error}"),
+        };
+        if matches!(bad, Bad::Io(_)) {
+            self.metrics.disk_read_errors.inc();
+        }
+        tracing::warn!(shard = %self.identity().shard_id, block = %block.key(), "{problem}: its block is dropped from disk");
+        self.with_pool(|pool, _| pool.condemn(block.generation()));
+        let what = format!("block `{}` on disk", block.key());
+        longshore_blocks::Error::Corrupt { what, problem }.into()
+    }
+}
+
+impl Disk {
+    fn begin_read(&self, wanted: Vec<Wanted>) -> Source {
+        match self.readers.read(wanted) {
+            Ok(answer) => Source::Threads(answer),
+            Err(wanted) => Source::Caller(wanted),
+        }
+    }
+
+    fn receive(&self, answer: &Receiver<Tiles>, store: &Store) -> Result<Tiles, Error> {
+        answer.recv_timeout(self.read_timeout).map_err(|_late_or_stopped| {
+            store.metrics.disk_slow.inc();
+            Error::SlowDisk { shard: store.identity().shard_id.clone() }
+        })
+    }
+}

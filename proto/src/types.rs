@@ -13,8 +13,8 @@ pub use generate::{
     ShardBytes, TextTokens, TokenChoice, TokenLogprob,
 };
 pub use kv::{
-    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, Lookup, OpenView,
-    OpenedView, PutAck, PutOutcome, ShardStats, Tensor, TileMessage, WireTileShape,
+    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, ForeignBytes, GetBlocks, Identity, Lookup,
+    OpenView, OpenedView, PutAck, PutOutcome, ShardStats, Tensor, TileData, TileMessage, WireTileShape,
 };
 pub use work::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
 

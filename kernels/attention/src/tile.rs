@@ -64,6 +64,15 @@ impl Tile {
         Ok(tile)
     }
 
+    /// A tile whose body `fill` writes, all of it; returns what `fill` returned too. Refuses an invalid shape. As with
+    /// [`Self::from_bytes`], whoever takes bodies from others checks their checksum, of the tile.
+    pub fn filled<T>(shape: TileShape, fill: impl FnOnce(&mut [u8]) -> T) -> Result<(Self, T), Error> {
+        shape.validate()?;
+        let mut tile = Self::zeroed(shape);
+        let told = fill(tile.bytes_mut());
+        Ok((tile, told))
+    }
+
     /// The body as it travels.
     pub fn as_bytes(&self) -> &[u8] {
         &bytemuck::cast_slice::<Line, u8>(&self.lines)[..self.shape.bytes()]

@@ -89,7 +89,7 @@ fn message(block: &SealedBlock<Arc<Tile>>, layer: u32) -> TileMessage {
     TileMessage {
         key: block.key(),
         layer,
-        data: Bytes::from_owner(Body(page.payload.clone())),
+        data: Bytes::from_owner(Body(page.payload.clone())).into(),
         crc32c: page.crc32c,
     }
 }

@@ -7,7 +7,9 @@ mod prefill;
 mod runner;
 mod serve;
 mod statistics;
+mod store;
 
 pub(crate) use compute::compute;
 pub(crate) use prefill::prefill;
 pub(crate) use serve::serve;
+pub(crate) use store::store;

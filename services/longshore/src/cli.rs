@@ -9,7 +9,10 @@ mod serve;
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use bench::{BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, ComputePart};
+pub(crate) use bench::{
+    BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, BenchStoreArgs, ComputePart, StoreEnd,
+    StoreLane,
+};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use eval::{

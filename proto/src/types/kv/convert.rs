@@ -91,6 +91,9 @@ impl TryFrom<v1::Tensor> for Tensor {
 
     fn try_from(wire: v1::Tensor) -> Result<Self, WireError> {
         let dtype = Dtype::from_wire(wire.dtype)?;
+        if wire.shared.is_some() {
+            return Err(WireError::invalid("shared", "is set, this connection shares no memory"));
+        }
         check::at_most(wire.shape.len(), AXES_MAX, "axes", "shape")?;
         if bytes_of(&wire.shape, dtype) != Some(wire.data.len() as u64) {
             let problem =
@@ -109,6 +112,7 @@ impl From<Tensor> for v1::Tensor {
             shape: tensor.shape,
             crc32c: crc32c(&tensor.data),
             data: tensor.data,
+            shared: None,
         }
     }
 }
@@ -172,8 +176,10 @@ impl TryFrom<v1::Tile> for TileMessage {
 
     fn try_from(wire: v1::Tile) -> Result<Self, WireError> {
         let key = BlockKey(check::exact(&wire.key, "key")?);
-        verify(&wire.data, wire.crc32c)?;
-        Ok(Self { key, layer: wire.layer, data: wire.data, crc32c: wire.crc32c })
+        if wire.shared.is_some() {
+            return Err(WireError::invalid("shared", "is set, this connection shares no memory"));
+        }
+        Ok(Self { key, layer: wire.layer, data: wire.data.into(), crc32c: wire.crc32c })
     }
 }
 
@@ -182,8 +188,9 @@ impl From<TileMessage> for v1::Tile {
         Self {
             key: Bytes::copy_from_slice(&tile.key.0),
             layer: tile.layer,
-            data: tile.data,
+            data: tile.data.into(),
             crc32c: tile.crc32c,
+            shared: None,
         }
     }
 }

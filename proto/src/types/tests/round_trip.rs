@@ -115,7 +115,7 @@ proptest! {
     #[test]
     fn tiles(key in any::<[u8; 16]>(), layer in any::<u32>(), data in vec(any::<u8>(), 0..64), message in ".*") {
         let data = Bytes::from(data);
-        let tile = TileMessage { key: BlockKey(key), layer, crc32c: crc32c(&data), data };
+        let tile = TileMessage { key: BlockKey(key), layer, crc32c: crc32c(&data), data: data.into() };
         check::<_, v1::Tile>(tile.clone());
         check::<_, v1::GetBlocksResponse>(Some(tile));
         check::<Option<TileMessage>, v1::GetBlocksResponse>(None);

@@ -8,7 +8,7 @@ mod namespace;
 mod placement;
 pub mod pool;
 
-pub use checksum::crc32c;
+pub use checksum::{copy_crc32c, crc32c, crc32c_append, fill_crc32c};
 pub use error::{Error, Kind};
 pub use geometry::Geometry;
 pub use key::{BlockKey, KeyChain};

@@ -158,7 +158,7 @@ impl Sequence {
         let tile = self.local.get(index)?.tiles.get(layer)?;
         let data = Bytes::from_owner(TileBody(Arc::clone(tile)));
         let crc32c = crc32c(&data);
-        Some(TileMessage { key, layer: layer as u32, data, crc32c })
+        Some(TileMessage { key, layer: layer as u32, data: data.into(), crc32c })
     }
 
     /// All tiles of a full local block; `None` when it is not here or not full.

@@ -298,7 +298,7 @@ impl Shard for MemoryShard {
                 continue;
             };
             for (layer, tile) in tiles.iter().enumerate() {
-                let data = bytes::Bytes::copy_from_slice(tile.as_bytes());
+                let data = bytes::Bytes::copy_from_slice(tile.as_bytes()).into();
                 let crc32c = crc32c(&data);
                 answers.push(Ok(Some(TileMessage { key, layer: layer as u32, data, crc32c })));
             }

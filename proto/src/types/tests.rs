@@ -40,7 +40,7 @@ fn wire_tensor(shape: &[u64], values: usize) -> v1::Tensor {
 
 fn wire_tile() -> v1::Tile {
     let data = Bytes::from_static(b"a tile");
-    v1::Tile { key: key(7).0.to_vec().into(), layer: 1, crc32c: crc32c(&data), data }
+    v1::Tile { key: key(7).0.to_vec().into(), layer: 1, crc32c: crc32c(&data), data, shared: None }
 }
 
 fn tensor(rows: usize, heads: usize, elements: usize) -> Tensor {

@@ -95,9 +95,9 @@ fn accept_tcp(
 }
 
 /// Bytes in both directions.
-trait Duplex: AsyncRead + AsyncWrite {}
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite> Duplex for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
 
 enum Bytestream {
     Tcp(TcpStream),

@@ -4,7 +4,7 @@ use bytes::Buf;
 use longshore_blocks::BlockKey;
 use longshore_proto::{
     types::{TileData, TileMessage},
-    v1::{self, put_blocks_request::Part},
+    v1,
 };
 use prost::Message;
 use tonic::Status;

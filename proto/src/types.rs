@@ -13,8 +13,10 @@ pub use generate::{
     ShardBytes, TextTokens, TokenChoice, TokenLogprob,
 };
 pub use kv::{
-    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, ForeignBytes, GetBlocks, Identity, Lookup,
-    OpenView, OpenedView, PutAck, PutOutcome, ShardStats, Tensor, TileData, TileMessage, WireTileShape,
+    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, ForeignBytes, GetBlocks, GetSummaries,
+    Identity, InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RUNS_MAX,
+    RepairStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TileData, TileMessage, WatchInventory,
+    WireTileShape,
 };
 pub use work::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
 

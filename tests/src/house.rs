@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use longshore_attention::{CpuExecutor, KvDtype, TileShape};
-use longshore_blocks::{Deployment, DeploymentParts, Geometry, ShardId};
+use longshore_blocks::{Deployment, DeploymentParts, Geometry, ShardId, ShardMap, quorum::CopyRule};
 use longshore_chassis::{Metrics, Tasks};
-use longshore_cluster::{Member, Membership, MemoryMembership, Registration, Role};
+use longshore_cluster::{Labels, Member, Membership, MemoryMembership, Registration, Role};
 use longshore_compute::{ComputePool, PoolOptions};
 use longshore_decode::DecodeWorker;
 use longshore_engine::{Engine, EngineOptions, Limits, ShardDirectory, WorkerParts, wire_tile_shape};
@@ -26,7 +26,7 @@ use longshore_router::{DEFAULT_PREFILL_POLICY, Policies, Router};
 use tokio::sync::{mpsc, watch};
 
 /// Puts something between the cluster and one of its shards.
-pub type Wrap = Box<dyn Fn(usize, Arc<KvStore>) -> Arc<dyn Shard>>;
+pub type Wrap = Box<dyn Fn(usize, Arc<KvStore>) -> Arc<dyn Shard> + Send + Sync>;
 
 /// How a house is built.
 #[allow(missing_debug_implementations, reason = "a closure has nothing to show")]
@@ -41,12 +41,25 @@ pub struct Plan {
     pub prefix: PrefixPolicy,
     /// What the cluster sees of each shard.
     pub wrap: Wrap,
+    /// Copies of each block.
+    pub rule: CopyRule,
+    /// Settings of the shards.
+    pub kvstore: longshore_kvstore::Config,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         let prefix = PrefixPolicy::default();
-        Self { shards: 2, decoders: 1, stripe_blocks: 2, prefix, wrap: Box::new(|_, shard| shard) }
+        let (rule, kvstore) = (CopyRule::default(), longshore_kvstore::Config::default());
+        Self {
+            shards: 2,
+            decoders: 1,
+            stripe_blocks: 2,
+            prefix,
+            wrap: Box::new(|_, shard| shard),
+            rule,
+            kvstore,
+        }
     }
 }
 
@@ -61,9 +74,7 @@ pub struct House {
     pub deployment: Deployment,
     /// Block and stripe sizes.
     pub geometry: Geometry,
-    tasks: Tasks,
-    local: LocalConnector,
-    registrations: Vec<Registration>,
+    site: Site,
     _folder: tempfile::TempDir,
 }
 
@@ -93,30 +104,48 @@ impl House {
             linear: "auto",
         };
         let tasks = Tasks::new();
+        let membership = MemoryMembership::new();
         let mut site = Site {
+            epochs: epochs(&membership, &tasks),
+            plan,
             deployment: Deployment::new(&parts),
             geometry,
             loaded,
             local: LocalConnector::new(),
-            membership: MemoryMembership::new(),
+            membership,
             tasks: tasks.clone(),
             pool: ComputePool::new(&PoolOptions { threads: 2, pin: Vec::new() }).expect("two threads"),
             registrations: Vec::new(),
         };
-        let shards = site.shards(&plan).await;
-        site.workers(&plan).await;
+        let shards = site.shards().await;
+        site.workers().await;
         let router = site.router();
         let deployment = site.deployment;
-        Self {
-            router,
-            shards,
-            deployment,
-            geometry,
-            tasks,
-            local: site.local,
-            registrations: site.registrations,
-            _folder: folder,
-        }
+        Self { router, shards, deployment, geometry, site, _folder: folder }
+    }
+
+    /// The shard map of this moment.
+    pub fn map(&self) -> ShardMap {
+        self.site.membership.view().shard_map()
+    }
+
+    /// Puts an empty shard in the place of one, as a restart would; what the old one had is gone.
+    pub fn restart_shard(&mut self, index: usize) {
+        self.shards[index] = self.site.shard(index);
+    }
+
+    /// Lets one more shard join.
+    pub async fn add_shard(&mut self) {
+        let index = self.shards.len();
+        // Reachable before anybody knows of it.
+        self.shards.push(self.site.shard(index));
+        self.site.join(Role::KvStore, &format!("kv-{index}")).await;
+    }
+
+    /// Lets a shard leave the cluster; it stays reachable.
+    pub fn remove_shard(&mut self, index: usize) {
+        let id = format!("kv-{index}");
+        self.site.registrations.retain(|registration| registration.member().id != id);
     }
 
     /// Greedy answer to token ids.
@@ -150,23 +179,45 @@ impl House {
     /// Ends every task; names those that did not end.
     pub async fn end(&self) -> Vec<String> {
         // Workers hold links to shards through the registry that holds the workers: out of it, they end.
-        for registration in &self.registrations {
+        for registration in &self.site.registrations {
             if registration.member().role != Role::KvStore {
-                self.local.remove(&registration.member().id);
+                self.site.local.remove(&registration.member().id);
             }
         }
-        self.tasks.drain(std::time::Duration::from_secs(20)).await
+        self.site.tasks.drain(std::time::Duration::from_secs(20)).await
     }
 }
 
 impl Drop for House {
     /// Engine threads end with their tasks; the runtime of a test waits for them.
     fn drop(&mut self) {
-        self.tasks.cancel();
+        self.site.tasks.cancel();
     }
 }
 
+/// The epoch of the shard map, as it changes.
+fn epochs(membership: &MemoryMembership, tasks: &Tasks) -> watch::Receiver<u64> {
+    let mut views = membership.watch();
+    let (send, epochs) = watch::channel(views.borrow_and_update().epoch());
+    let scope = tasks.clone();
+    tasks.spawn("epochs", async move {
+        let follow = async {
+            while views.changed().await.is_ok() {
+                let epoch = views.borrow_and_update().epoch();
+                send.send_if_modified(|last| std::mem::replace(last, epoch) != epoch);
+            }
+        };
+        tokio::select! {
+            () = follow => {}
+            () = scope.cancelled() => {}
+        }
+    });
+    epochs
+}
+
 struct Site {
+    plan: Plan,
+    epochs: watch::Receiver<u64>,
     deployment: Deployment,
     geometry: Geometry,
     loaded: LoadedModel,
@@ -190,44 +241,53 @@ impl Site {
 
     async fn join(&mut self, role: Role, id: &str) -> Member {
         let weight = u32::from(role == Role::KvStore);
-        let member =
-            Member { id: id.to_owned(), role, address: format!("local:{id}"), incarnation: 1, weight };
+        let member = Member {
+            id: id.to_owned(),
+            role,
+            address: format!("local:{id}"),
+            incarnation: 1,
+            weight,
+            labels: Labels::default(),
+        };
         let registration = self.membership.register(member.clone()).await.expect("ids are unique");
         self.registrations.push(registration);
         member
     }
 
-    async fn shards(&mut self, plan: &Plan) -> Vec<Arc<KvStore>> {
-        let mut shards = Vec::new();
-        for index in 0..plan.shards {
+    async fn shards(&mut self) -> Vec<Arc<KvStore>> {
+        for index in 0..self.plan.shards {
             self.join(Role::KvStore, &format!("kv-{index}")).await;
         }
-        // The map is whole: its epoch no longer changes.
-        let (_, epoch) = watch::channel(self.membership.view().epoch());
-        for index in 0..plan.shards {
-            let identity = ShardIdentity {
-                shard_id: ShardId(format!("kv-{index}")),
-                deployment: self.deployment,
-                epoch: epoch.clone(),
-                geometry: self.geometry,
-                tile_shape: self.tile_shape(),
-                layers: self.loaded.info.config.layers as u32,
-            };
-            let store = KvStore::new(
-                longshore_kvstore::Config::default(),
-                identity,
-                &self.pool,
-                &self.tasks,
-                &Metrics::new(),
-            );
-            let store = store.expect("a shard with default settings");
-            self.local.add_shard(format!("kv-{index}"), (plan.wrap)(index, Arc::clone(&store)));
-            shards.push(store);
-        }
-        shards
+        // The map is whole: its epoch changes no more unless a test says so.
+        let whole = self.membership.view().epoch();
+        let followed = self.epochs.wait_for(|epoch| *epoch == whole).await.map(|_| ());
+        followed.expect("the follower lives as long as the tasks");
+        (0..self.plan.shards).map(|index| self.shard(index)).collect()
     }
 
-    async fn workers(&mut self, plan: &Plan) {
+    /// An empty shard, reachable under the name of `index`.
+    fn shard(&self, index: usize) -> Arc<KvStore> {
+        let identity = ShardIdentity {
+            shard_id: ShardId(format!("kv-{index}")),
+            deployment: self.deployment,
+            epoch: self.epochs.clone(),
+            geometry: self.geometry,
+            tile_shape: self.tile_shape(),
+            layers: self.loaded.info.config.layers as u32,
+        };
+        let config = self.plan.kvstore.clone();
+        let store = KvStore::new(config, identity, &self.pool, &self.tasks, &Metrics::new());
+        let store = store.expect("the settings are valid");
+        store.join(longshore_kvstore::Cluster {
+            views: self.membership.watch(),
+            connector: Arc::new(self.local.clone()),
+            rule: self.plan.rule,
+        });
+        self.local.add_shard(format!("kv-{index}"), (self.plan.wrap)(index, Arc::clone(&store)));
+        store
+    }
+
+    async fn workers(&mut self) {
         let cpu = CpuOptions { pool: Arc::clone(&self.pool), linear: Linear::Auto };
         let config = self.loaded.info.config.clone();
         let backend = CpuBackend::new(config, &self.loaded.weights, cpu, &|_| ()).expect("a backend");
@@ -242,13 +302,13 @@ impl Site {
         .expect("an engine");
         let engine = Arc::new(engine);
         let defaults = longshore_prefill::Config::default();
-        let config = longshore_prefill::Config { chunk_tokens: 64, prefix: plan.prefix, ..defaults };
+        let config = longshore_prefill::Config { chunk_tokens: 64, prefix: self.plan.prefix, ..defaults };
         let metrics = longshore_prefill::PrefillMetrics::register(&Metrics::new());
         let prefill = PrefillWorker::new(config, self.parts(&engine), None, &self.tasks, metrics);
         let member = self.join(Role::Prefill, "prefill-0").await;
         self.local.add_prefiller("prefill-0", prefill);
         self.describe(member);
-        for index in 0..plan.decoders {
+        for index in 0..self.plan.decoders {
             let id = format!("decode-{index}");
             let metrics = longshore_decode::DecodeMetrics::register(&Metrics::new());
             let decode = DecodeWorker::new(
@@ -267,6 +327,7 @@ impl Site {
         let connector = Arc::new(self.local.clone());
         let tracker = self.tasks.tracker().clone();
         let shards = ShardDirectory::new(self.membership.watch(), connector, tracker, 64);
+        let shards = shards.with_copies(self.plan.rule);
         let limits = Limits {
             deployment: self.deployment,
             context_tokens: self.loaded.info.config.context_tokens,
@@ -300,11 +361,15 @@ impl Site {
             address: "local:router-0".into(),
             incarnation: 1,
             weight: 0,
+            labels: Labels::default(),
         };
         let connector = AnyConnector::new(self.local.clone(), GrpcConnector::new(GrpcOptions::default()));
         let loaded = LoadedModel::open(&self.loaded.info.path, &|_| ()).expect("the tiny model loads again");
         Router::new(longshore_router::Parts {
-            config: longshore_router::Config::default(),
+            config: longshore_router::Config {
+                copies: self.plan.rule.copies() as u32,
+                ..longshore_router::Config::default()
+            },
             this,
             version: "test".to_owned(),
             model_name: "tiny".to_owned(),

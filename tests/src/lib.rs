@@ -2,5 +2,6 @@
 
 pub mod client;
 pub mod house;
+pub mod mortal;
 pub mod server;
 pub mod tree;

@@ -97,11 +97,57 @@ async fn a_prompt_that_a_policy_has_no_room_for_is_refused_with_the_remedy() {
     // Less than one block of this model.
     let small = ["--set", "prefill.local_kv_bytes=1048576", "--set", "prefill.put_buffer_bytes=1048576"];
     let server = Server::up(&small);
-    let (status, answer) = complete(&server, json!("balanced")).await;
+    let (status, answer) = complete(&server, json!("xattention")).await;
     assert_eq!((status, &answer["error"]["param"]), (400, &json!("prompt")), "{answer}");
     let message = answer["error"]["message"].as_str().expect("an error has a message");
     assert!(message.contains("`prefill.local_kv_bytes`") && message.contains("`exact`"), "{message}");
+    // These leave their oldest blocks to the shards.
+    assert_eq!(complete(&server, json!("balanced")).await.0, 200);
     assert_eq!(complete(&server, json!("exact")).await.0, 200);
+}
+
+/// `balanced` with everything that makes a prompt of this length sparse.
+const SPARSE: &str = "balanced:min_positions=256,sink=1,local=1,last_tiles=1";
+
+/// Tokens of the answer to a long prompt, whose first part was asked about before when `cached`.
+async fn answer(args: &[&str], cached: bool) -> (String, u64) {
+    let server = Server::up(args);
+    let prompt = long_prompt();
+    let ask = |prompt: String| {
+        let body = json!({"prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": true, "prefill_policy": SPARSE});
+        let url = format!("{}/completions", server.openai);
+        async move {
+            let (status, answer) = post(&url, &body).await;
+            assert_eq!(status, 200, "{answer}");
+            let cached = answer.pointer("/usage/prompt_tokens_details/cached_tokens").and_then(Value::as_u64);
+            (answer["choices"][0]["text"].as_str().unwrap_or_default().to_owned(), cached.unwrap_or(0))
+        }
+    };
+    if cached {
+        // Three quarters, so that a prefix of full blocks is there and a suffix is to be computed.
+        ask(prompt.chars().take(prompt.chars().count() * 3 / 4).collect()).await;
+    }
+    ask(prompt).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sparse_suffix_over_a_cached_prefix_gives_the_tokens_of_a_cold_prompt() {
+    let (expected, none) = answer(&["--set", "prefill.prefix=fetch"], false).await;
+    assert_eq!(none, 0);
+    let clusters: [&[&str]; 4] = [
+        &["--set", "prefill.prefix=fetch"],
+        &["--set", "prefill.prefix=ship"],
+        &["--shards", "3", "--set", "prefill.prefix=ship", "--set", "model.stripe_blocks=4"],
+        &["--processes", "--shards", "3", "--prefill", "1", "--decode", "1", "--set", "prefill.prefix=ship"],
+    ];
+    let small = ["--set", "model.stripe_blocks=4", "--set", "prefill.prefix=fetch"];
+    let (of_small_stripes, _) = answer(&small, false).await;
+    for args in clusters {
+        let (found, cached) = answer(args, true).await;
+        assert!(cached > 1_000, "{cached} tokens were cached, {args:?}");
+        let expected = if args.contains(&"model.stripe_blocks=4") { &of_small_stripes } else { &expected };
+        assert_eq!(found, *expected, "{args:?}");
+    }
 }
 
 fn lists_names(message: &str) {

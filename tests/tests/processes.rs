@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use longshore_fabric::Code;
-use longshore_proto::types::GenerateEvent;
+use longshore_fabric::{CallContext, Code, Connector, GrpcConnector, GrpcOptions};
+use longshore_proto::types::{GenerateEvent, ShardStats};
 use longshore_tests::{
     client::{await_start, generate},
     server::{Server, complete, long_prompt, post, send_signal},
@@ -155,6 +155,68 @@ async fn a_restarted_shard_is_a_miss_and_not_a_wrong_token() {
         assert_eq!(status, 503, "{answer}");
         assert!(began.elapsed() < Duration::from_secs(60), "{answer}");
         tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// What a shard says of itself.
+async fn shard_stats(address: &str) -> Option<ShardStats> {
+    let shard = GrpcConnector::new(GrpcOptions::default()).shard(address).expect("an address");
+    shard.stats(&CallContext::new("test").with_timeout(Duration::from_secs(2))).await.ok()
+}
+
+/// Waits until the shards have nothing to send and hold as many copies as `wanted`, or as before; returns how many.
+async fn settled(shards: &[Worker], wanted: Option<u64>) -> u64 {
+    let (began, mut last) = (Instant::now(), wanted);
+    loop {
+        let mut all = Vec::new();
+        for shard in shards {
+            all.extend(shard_stats(&shard.address).await);
+        }
+        let copies = all.iter().map(|stats| stats.blocks).sum();
+        let busy = all.iter().any(|stats| stats.open_blocks + stats.views + stats.repair.backlog_blocks > 0);
+        if all.len() == shards.len()
+            && !busy
+            && last == Some(copies)
+            && all.iter().all(|stats| stats.blocks > 0)
+        {
+            return copies;
+        }
+        assert!(began.elapsed() < BACK_WITHIN, "{copies} copies instead of {wanted:?}: {all:?}");
+        last = wanted.or(Some(copies));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_shard_of_two_copies_loses_no_token_and_no_block() {
+    let flags = ["--processes", "--shards", "3", "--copies", "2", "--write-acks", "2"];
+    // Short stripes, so that every shard holds some.
+    let sets = ["--set", "model.stripe_blocks=1", "--set", "kvstore.repair.retry_ms=200"];
+    let server = Server::up(&[&flags[..], &sets].concat());
+    let prompt: String = long_prompt().chars().take(2400).collect();
+    let (expected, cold) = generate(&server.grpc, &prompt, 64, |_| ()).await.expect("an answer");
+    let (_, warm) = generate(&server.grpc, &prompt, 64, |_| ()).await.expect("an answer");
+    assert!(cold.cached_tokens == 0 && warm.cached_tokens > 0, "{cold:?} {warm:?}");
+    let shards = ["kv-0", "kv-1", "kv-2"].map(|id| Worker::of(&server, id));
+    let copies = settled(&shards, None).await;
+    for victim in &shards {
+        let started = victim.start_after(None).await;
+        let (mut tokens, mut killed) = (0, false);
+        let answer = generate(&server.grpc, &prompt, 64, |event| {
+            let GenerateEvent::Tokens(piece) = event else { return };
+            tokens += piece.token_ids.len();
+            if tokens >= 20 && !killed {
+                server.kill(victim.id, "-KILL");
+                killed = true;
+            }
+        });
+        let (tokens, finished) = answer.await.unwrap_or_else(|error| panic!("{}: {error:?}", victim.id));
+        assert!(killed, "more than 20 tokens came");
+        assert_eq!(tokens, expected, "{}", victim.id);
+        assert_eq!(finished.cached_tokens, warm.cached_tokens, "{}: no block was lost before", victim.id);
+        assert_eq!(finished.resumed, 0, "{}: other copies answer, nobody starts anew", victim.id);
+        victim.start_after(Some(started)).await;
+        settled(&shards, Some(copies)).await;
     }
 }
 

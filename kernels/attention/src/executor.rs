@@ -70,6 +70,11 @@ pub trait PagedKv: Sync {
     }
     /// The tile at `index` < len.
     fn tile(&self, index: usize) -> &Tile;
+    /// The one KV head of its tiles that the source shows; [`Self::shape`] then says one KV head, its tiles have more. Sparse
+    /// calls alone know such sources. `None`: all heads.
+    fn only_head(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// One sequence's part of an attention call.

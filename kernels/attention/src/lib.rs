@@ -16,7 +16,9 @@ mod work;
 pub use error::{Error, Kind};
 pub use executor::{AttendItem, CpuExecutor, Executor, PagedKv};
 pub use partial::Partials;
-pub use policy::{Cosines, GatesCut, HeadPattern, HeadPlan, PlanInput, PrefillPolicy};
+pub use policy::{
+    BudgetLevel, Cosines, GatesCut, HeadBudgets, HeadPattern, HeadPlan, PlanInput, PolicyReads, PrefillPolicy,
+};
 pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, TileShape};
 pub use sparse::{Pairs, QUERY_TILE, SparseItem, SparseWork, Visit};
 pub use summaries::{Mean, Spreads, Summaries};

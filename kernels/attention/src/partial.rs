@@ -99,6 +99,30 @@ impl Partials {
         Ok(())
     }
 
+    /// Puts a partial of fewer rows and heads in place of what was there, from row `first_row` and head `first_head` on. Errors
+    /// when it does not fit.
+    pub fn place(&mut self, first_row: usize, first_head: usize, part: &Self) -> Result<(), Error> {
+        let fits = part.head_dim == self.head_dim
+            && first_row.checked_add(part.rows).is_some_and(|end| end <= self.rows)
+            && first_head.checked_add(part.heads).is_some_and(|end| end <= self.heads);
+        if !fits {
+            let (found, whole) = (part.shape(), self.shape());
+            let problem = format!(
+                "of shape {found:?} do not fit {whole:?} (rows, query heads, head size) from row {first_row}, head {first_head}"
+            );
+            return Err(Error::Invalid { field: "partials", problem });
+        }
+        let dim = self.head_dim;
+        for row in 0..part.rows {
+            let (from, to) = (row * part.heads, (first_row + row) * self.heads + first_head);
+            self.m[to..to + part.heads].copy_from_slice(&part.m[from..from + part.heads]);
+            self.l[to..to + part.heads].copy_from_slice(&part.l[from..from + part.heads]);
+            let (from, to, elements) = (from * dim, to * dim, part.heads * dim);
+            self.o[to..to + elements].copy_from_slice(&part.o[from..from + elements]);
+        }
+        Ok(())
+    }
+
     /// `O = o / l`, f32 `[rows, heads * head_dim]`; rows without keys are 0.
     pub fn finish(self) -> Vec<f32> {
         let mut output = self.o;

@@ -1,12 +1,14 @@
 //! Prefill policies: which blocks of its prefix a query tile visits. They own no memory and no threads.
 //!
-//! A policy is a scorer × selector with guards and mean correction ([`blocks`]), or a plan of heads ([`heads`]). What a tile
+//! A policy is a scorer × selector with guards and mean correction ([`blocks`]), for all heads or each its own, or a plan of
+//! heads ([`heads`]). What a tile
 //! visits follows from its own queries, its position and the blocks before it: never from the chunk, the batch, the length
 //! of the prompt, the number of threads or the instruction set (each sum has one order, see [`scores`]).
 
 mod antidiagonal;
 mod blocks;
 mod digest;
+mod flex;
 mod grid;
 mod head_plan;
 mod heads;
@@ -24,7 +26,9 @@ use std::sync::Arc;
 
 use crate::{CpuExecutor, Error, PagedKv, Queries, SparseWork};
 
-pub use head_plan::{GatesCut, HeadPattern, HeadPlan};
+use head_plan::Level;
+
+pub use head_plan::{BudgetLevel, GatesCut, HeadBudgets, HeadPattern, HeadPlan};
 
 /// Mean cosine of a block's keys with their mean, of (block of the sequence, KV head).
 pub type Cosines<'a> = &'a (dyn Fn(u64, usize) -> f32 + Sync);
@@ -68,6 +72,34 @@ impl std::fmt::Debug for PlanInput<'_> {
     }
 }
 
+/// What a policy reads of the blocks before a tile, apart from the blocks that it visits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PolicyReads {
+    /// All keys: whoever plans has all blocks.
+    pub all_keys: bool,
+    /// Mean keys.
+    pub means: bool,
+    /// Mean values, which stand for blocks that are not visited.
+    pub values: bool,
+    /// Spreads of the keys.
+    pub spreads: bool,
+    /// Mean cosines of the keys.
+    pub cosines: bool,
+}
+
+impl PolicyReads {
+    /// What two policies read together.
+    fn and(self, other: Self) -> Self {
+        Self {
+            all_keys: self.all_keys | other.all_keys,
+            means: self.means | other.means,
+            values: self.values | other.values,
+            spreads: self.spreads | other.spreads,
+            cosines: self.cosines | other.cosines,
+        }
+    }
+}
+
 /// How a prompt is attended to. Equal policies have equal fingerprints, and the other way round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrefillPolicy {
@@ -78,8 +110,13 @@ pub struct PrefillPolicy {
 #[derive(Debug, Clone, PartialEq)]
 enum Method {
     Exact,
+    /// Every head alike.
     Blocks(Blocks),
+    /// Every KV head by its own rule, or dense.
+    Budgets(Arc<Level>),
     Heads(Heads),
+    /// Every query head query-aware or vertical-slash, span by span.
+    Flex(Flex),
 }
 
 /// Scorer × selector.
@@ -99,6 +136,22 @@ struct Blocks {
     peak: Option<f32>,
 }
 
+impl Blocks {
+    fn is_antidiagonal(&self) -> bool {
+        matches!(self.scorer, Scorer::Antidiagonal(_))
+    }
+
+    fn reads(&self) -> PolicyReads {
+        PolicyReads {
+            all_keys: self.is_antidiagonal(),
+            means: self.correction || !self.is_antidiagonal(),
+            values: self.correction,
+            spreads: self.scorer == Scorer::SecondOrder,
+            cosines: self.escape.is_some(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scorer {
     Pooled,
@@ -114,6 +167,17 @@ enum Selector {
     Alpha(f32),
     Mass(f32),
     TopK(usize),
+}
+
+/// FlexPrefill.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Flex {
+    /// Share of the mass that is visited, as each kind of head estimates it.
+    gamma: f32,
+    /// Heads whose pooled estimate is nearer than this are query-aware.
+    tau: f32,
+    /// Keys that every head visits at least.
+    budget: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -143,8 +207,9 @@ impl PrefillPolicy {
 
     /// Reads `name` or `name:key=value,key=value`, for example `balanced`, `balanced:alpha=0.05,correction=off` or
     /// `blocks:scorer=antidiagonal,stride=16,selector=mass,gamma=0.9`. `plan` is the deployment's head plan: `heads` needs
-    /// one, and `minference` without one gives every head MInference's default (1000, 6096). Refuses unknown names and
-    /// keys, keys given twice and values out of range, and says what is valid.
+    /// one, and `minference` without patterns gives every head MInference's default (1000, 6096). A preset whose name is a level of
+    /// the plan's budgets means that level, unless `plan=off` or a key of the skeleton (`gamma`, …) is given. Refuses unknown
+    /// names and keys, keys given twice and values out of range, and says what is valid.
     pub fn parse(text: &str, plan: Option<&HeadPlan>) -> Result<Self, Error> {
         spec::parse(text, plan)
     }
@@ -174,7 +239,8 @@ impl PrefillPolicy {
     /// Positions that chunks should be whole multiples of: other cuts make more rows exact.
     pub fn chunk_multiple(&self) -> usize {
         let slashes = match &self.method {
-            Method::Exact | Method::Blocks(_) => false,
+            Method::Exact | Method::Blocks(_) | Method::Budgets(_) => false,
+            Method::Flex(_) => true,
             Method::Heads(Heads::Uniform(pattern)) => pattern.is_vertical_slash(),
             Method::Heads(Heads::Planned(plan)) => plan.has_vertical_slash(),
         };
@@ -183,12 +249,41 @@ impl PrefillPolicy {
 
     /// Rows of this layer at positions before this one are exact, whatever the call: 0 is none, `u64::MAX` all.
     pub fn exact_below(&self, layer: usize) -> u64 {
-        if self.is_exact() || layer < self.guards.dense_layers { u64::MAX } else { self.guards.min_positions }
+        let dense = match &self.method {
+            Method::Exact => true,
+            Method::Budgets(level) => {
+                level.layer(layer).is_some_and(|heads| heads.iter().all(Option::is_none))
+            }
+            Method::Blocks(_) | Method::Heads(_) | Method::Flex(_) => false,
+        };
+        if dense || layer < self.guards.dense_layers { u64::MAX } else { self.guards.min_positions }
     }
 
     /// Margin of skip-softmax, base 2, for [`crate::SparseItem::skip_below`].
     pub fn skip_below(&self) -> Option<f32> {
         self.guards.skip
+    }
+
+    /// What [`Self::plan`] and its lists read beyond the blocks that are visited.
+    pub fn reads(&self) -> PolicyReads {
+        let any = |heads: &Heads, wanted: fn(&HeadPattern) -> bool| match heads {
+            Heads::Uniform(pattern) => wanted(pattern),
+            Heads::Planned(plan) => (0..plan.layers()).any(|layer| plan.layer(layer).iter().any(wanted)),
+        };
+        match &self.method {
+            Method::Exact => PolicyReads::default(),
+            Method::Blocks(rule) => rule.reads(),
+            Method::Budgets(level) => {
+                let rules = (0..level.layers()).filter_map(|layer| level.layer(layer)).flatten().flatten();
+                rules.map(Blocks::reads).fold(PolicyReads::default(), PolicyReads::and)
+            }
+            Method::Flex(_) => PolicyReads { all_keys: true, means: true, ..PolicyReads::default() },
+            Method::Heads(heads) => PolicyReads {
+                all_keys: any(heads, HeadPattern::is_vertical_slash),
+                means: any(heads, |pattern| matches!(pattern, HeadPattern::BlockSparse { .. })),
+                ..PolicyReads::default()
+            },
+        }
     }
 
     /// Lists for all rows of `input.queries`. Rows that the policy leaves exact (of its first layers, before `min_positions`,

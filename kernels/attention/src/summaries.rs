@@ -32,6 +32,7 @@ pub struct Summaries {
     tiles: Vec<Tile>,
     /// Variances of the elements of keys, where `tiles` has their means; their values are zero.
     spreads: Vec<Tile>,
+    keeps_spreads: bool,
     /// `[blocks][kv_heads]`.
     cosines: Vec<f32>,
 }
@@ -54,8 +55,17 @@ impl Summaries {
             first_block,
             tiles: Vec::new(),
             spreads: Vec::new(),
+            keeps_spreads: true,
             cosines: Vec::new(),
         })
+    }
+
+    /// Keeps no spreads, whose tiles are half of the memory, from now on: for policies that do not read them.
+    #[must_use]
+    pub fn without_spreads(mut self) -> Self {
+        self.keeps_spreads = false;
+        self.spreads.clear();
+        self
     }
 
     /// Blocks that have a mean, counted from the beginning of the sequence.
@@ -86,10 +96,14 @@ impl Summaries {
         let (tile, key) = self.place(block);
         if tile == self.tiles.len() {
             self.tiles.push(Tile::zeroed(self.shape));
-            self.spreads.push(Tile::zeroed(self.shape));
         }
         self.tiles[tile].write(key, mean.key(), mean.value())?;
-        self.spreads[tile].write(key, mean.spread(), &vec![0.0; mean.spread().len()])?;
+        if self.keeps_spreads {
+            if tile == self.spreads.len() {
+                self.spreads.push(Tile::zeroed(self.shape));
+            }
+            self.spreads[tile].write(key, mean.spread(), &vec![0.0; mean.spread().len()])?;
+        }
         self.cosines.extend_from_slice(mean.cosines());
         Ok(())
     }

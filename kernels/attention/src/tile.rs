@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
+use longshore_compute::SlabBuffer;
 
 use crate::shape::LANES;
 use crate::simd::Lane;
@@ -16,17 +17,17 @@ pub(crate) use element::Element;
 #[cfg(target_endian = "big")]
 compile_error!("tiles travel as little-endian bytes and are read in place");
 
-/// 64 bytes on a cache-line boundary: what gives a tile its alignment.
+/// 64 bytes on a cache-line boundary, where elements of any type can lie.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub(crate) struct Line([u8; 64]);
 
-/// K and V of one block in one layer, in the CPU layout ([`crate::LAYOUT_CPU_PANELS`]), 64-byte aligned. Elements never
-/// written are zero.
+/// K and V of one block in one layer, in the CPU layout ([`crate::LAYOUT_CPU_PANELS`]), 64-byte aligned, in huge pages where
+/// the system has them. Elements never written are zero.
 #[derive(Debug, Clone)]
 pub struct Tile {
     shape: TileShape,
-    lines: Vec<Line>,
+    body: SlabBuffer,
 }
 
 /// K and V of one head, as they are stored.
@@ -46,7 +47,7 @@ impl Tile {
     /// An all-zero tile. `shape` must be valid.
     pub fn zeroed(shape: TileShape) -> Self {
         assert!(shape.validate().is_ok(), "tile of an invalid shape: {shape:?}");
-        Self { shape, lines: vec![Line::zeroed(); shape.bytes().div_ceil(size_of::<Line>())] }
+        Self { shape, body: SlabBuffer::zeroed(shape.bytes()) }
     }
 
     /// Copies a body that came from elsewhere; refuses an invalid shape and a wrong length. The elements are not
@@ -59,9 +60,7 @@ impl Tile {
                 format!("has {} bytes, its shape needs {}", body.len(), shape.bytes()),
             ));
         }
-        let mut tile = Self::zeroed(shape);
-        tile.bytes_mut().copy_from_slice(body);
-        Ok(tile)
+        Ok(Self { shape, body: SlabBuffer::copied(body) })
     }
 
     /// A tile whose body `fill` writes, all of it; returns what `fill` returned too. Refuses an invalid shape. As with
@@ -75,11 +74,11 @@ impl Tile {
 
     /// The body as it travels.
     pub fn as_bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice::<Line, u8>(&self.lines)[..self.shape.bytes()]
+        &self.body
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut::<Line, u8>(&mut self.lines)[..self.shape.bytes()]
+        &mut self.body
     }
 
     /// Shape.
@@ -202,7 +201,7 @@ impl Tile {
     /// Where a head lies in memory, which is of use to who wants it soon.
     #[inline(always)]
     pub(crate) fn head_address(&self, kv_head: usize) -> usize {
-        self.lines.as_ptr().addr() + kv_head * self.shape.head_bytes()
+        self.body.as_ptr().addr() + kv_head * self.shape.head_bytes()
     }
 }
 

@@ -1,14 +1,18 @@
 //! Tensors, tiles, views and attention.
 
 use bytes::Bytes;
-use longshore_blocks::{BlockKey, Deployment, Namespace};
+use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace};
 
 pub use data::{ForeignBytes, TileData};
 
 mod attend;
 mod convert;
 mod data;
+mod inventory;
 mod store;
+mod summaries;
+
+pub use attend::RUNS_MAX;
 
 /// Element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,6 +73,8 @@ pub struct Lookup {
     pub identity: Identity,
     /// Keys, at most 65,536.
     pub keys: Vec<BlockKey>,
+    /// The answer promises nothing: blocks are neither kept for it nor counted as used.
+    pub peek: bool,
 }
 
 /// K and V of one block in one layer. Lanes do not verify the checksum: whoever uses the bytes does, over its own copy of them.
@@ -82,6 +88,8 @@ pub struct TileMessage {
     pub data: TileData,
     /// CRC-32C of the body, as its sender tells it.
     pub crc32c: u32,
+    /// What places the block; `None` where it does not matter or nobody knows.
+    pub place: Option<BlockPlace>,
 }
 
 /// Outcome of storing one block.
@@ -146,6 +154,42 @@ pub enum OpenedView {
     Missing(Vec<BlockKey>),
 }
 
+/// Which summaries of a view's blocks to read. Mean keys always come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetSummaries {
+    /// What the KV depends on.
+    pub identity: Identity,
+    /// View.
+    pub view_id: u64,
+    /// First layer.
+    pub first_layer: u32,
+    /// Layers to read; `None` means all from `first_layer` on.
+    pub layers: Option<u32>,
+    /// Mean values too.
+    pub values: bool,
+    /// Variances of the elements of the keys too.
+    pub spreads: bool,
+    /// Mean cosines of the keys with their mean too.
+    pub cosines: bool,
+}
+
+/// Summaries of consecutive blocks of a view in one layer, f32; shapes agree with each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SummariesMessage {
+    /// Layer.
+    pub layer: u32,
+    /// Number of the first of these blocks among those of the view.
+    pub first: u64,
+    /// Mean keys `[blocks, kv_heads, head_dim]`.
+    pub keys: Tensor,
+    /// Mean values, shaped like `keys`.
+    pub values: Option<Tensor>,
+    /// Variances of the elements of the keys, shaped like `keys`.
+    pub spreads: Option<Tensor>,
+    /// Mean cosines `[blocks, kv_heads]`.
+    pub cosines: Option<Tensor>,
+}
+
 /// Attention of some query rows over some views, one layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttendQuery {
@@ -170,6 +214,20 @@ pub struct AttendItem {
     pub queries: Tensor,
     /// Softmax scale.
     pub scale: f32,
+    /// What to visit instead of every block of the view.
+    pub sparse: Option<SparseVisits>,
+}
+
+/// Blocks that the rows of an item visit, for the query heads of one KV head: `queries` and partials have those heads only, and
+/// only stripes with a visited block have a partial.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SparseVisits {
+    /// KV head.
+    pub kv_head: u32,
+    /// Blocks of the sequence: runs that are not empty, ascend and do not touch.
+    pub runs: Vec<std::ops::Range<u64>>,
+    /// Margin of skip-softmax, base 2, positive and finite.
+    pub skip_below: Option<f32>,
 }
 
 /// One message of an answer.
@@ -235,4 +293,70 @@ pub struct ShardStats {
     pub misses_total: u64,
     /// Attention queries answered since start.
     pub attend_total: u64,
+    /// Start of the process; 0 when it is not known.
+    pub incarnation: u64,
+    /// Epoch of the shard map that it sees.
+    pub shard_map_epoch: u64,
+    /// How it keeps up the copies of its blocks.
+    pub repair: RepairStats,
+}
+
+/// How a shard keeps up the copies of its blocks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RepairStats {
+    /// Blocks that the running search did not look at yet.
+    pub unchecked_blocks: u64,
+    /// Copies that it found missing and is to send.
+    pub backlog_blocks: u64,
+    /// Copies sent since start.
+    pub sent_total: u64,
+    /// Bytes of copies sent since start.
+    pub sent_bytes_total: u64,
+    /// Copies that other shards did not take since start.
+    pub failed_total: u64,
+    /// Own copies dropped because their owners hold theirs, since start.
+    pub dropped_total: u64,
+    /// Searches that went through all blocks since start.
+    pub passes_total: u64,
+    /// Other shards that it does not reach.
+    pub peers_down: u64,
+}
+
+/// Where to begin in the events of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WatchInventory {
+    /// What the KV depends on; blocks of its namespace only.
+    pub identity: Identity,
+    /// Incarnation and sequence number of the last event that was taken; `None` to begin with all blocks.
+    pub after: Option<(u64, u64)>,
+}
+
+/// Some events of a shard, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InventoryNews {
+    /// Start of the shard.
+    pub incarnation: u64,
+    /// Forget all that is known of this shard: the events begin anew.
+    pub reset: bool,
+    /// (sequence number, block, what happened), ascending.
+    pub events: Vec<(u64, BlockKey, InventoryChange)>,
+    /// Sequence number up to which everything was told.
+    pub told: u64,
+    /// Blocks of the namespace that are held; as of `told` in a message without events.
+    pub blocks: u64,
+    /// Exclusive or of the first 8 bytes, little endian, of their keys.
+    pub digest: u64,
+}
+
+/// What happened to a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum InventoryChange {
+    /// It is held and complete.
+    Stored,
+    /// It made room for another one.
+    Evicted,
+    /// Its bytes failed a check.
+    Condemned,
+    /// Its owners hold it, so the shard dropped it.
+    Moved,
 }

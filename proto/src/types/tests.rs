@@ -8,7 +8,7 @@ mod sampling;
 use bytes::Bytes;
 use longshore_blocks::{BlockKey, Deployment, Namespace, crc32c};
 
-use super::{Identity, Tensor};
+use super::{Identity, SummariesMessage, Tensor};
 use crate::v1;
 
 fn identity() -> Identity {
@@ -40,10 +40,23 @@ fn wire_tensor(shape: &[u64], values: usize) -> v1::Tensor {
 
 fn wire_tile() -> v1::Tile {
     let data = Bytes::from_static(b"a tile");
-    v1::Tile { key: key(7).0.to_vec().into(), layer: 1, crc32c: crc32c(&data), data, shared: None }
+    let key = key(7).0.to_vec().into();
+    v1::Tile { key, layer: 1, crc32c: crc32c(&data), data, ..Default::default() }
 }
 
 fn tensor(rows: usize, heads: usize, elements: usize) -> Tensor {
     let values: Vec<f32> = (0..rows * heads * elements).map(|index| index as f32).collect();
     Tensor::from_f32(&[rows as u64, heads as u64, elements as u64], &values)
+}
+
+fn summaries() -> SummariesMessage {
+    let cosines = Tensor::from_f32(&[3, 2], &[0.5; 6]);
+    SummariesMessage {
+        layer: 1,
+        first: 7,
+        keys: tensor(3, 2, 4),
+        values: Some(tensor(3, 2, 4)),
+        spreads: None,
+        cosines: Some(cosines),
+    }
 }

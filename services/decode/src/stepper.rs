@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use longshore_engine::{Logits, StepInput, StepOutput, store_block};
+use longshore_engine::{Logits, StepInput, StepOutput, store_copies};
 use longshore_fabric::CallContext;
 use longshore_proto::types::{DecodeEvent, PutOutcome};
 use tokio::{runtime::Handle, sync::mpsc};
@@ -244,21 +244,21 @@ impl Stepper {
         let active = &mut self.active[index];
         let tiles =
             active.sequence.block_messages(block).expect("a full block that was not handed over is local");
-        let shard = match active.sequence.owner(block) {
-            Ok(shard) => shard,
+        let candidates = match active.sequence.candidates(block) {
+            Ok(candidates) => candidates,
             Err(error) => {
                 active.sealing.answered(block, Err(error.to_string()));
                 return;
             }
         };
-        let link = active.sequence.links().links()[shard].clone();
+        let links = Arc::clone(active.sequence.links());
         let ctx =
             CallContext { cancel: active.puts.clone(), ..CallContext::new(active.ctx.request_id.clone()) };
         let ctx = ctx.with_timeout(self.worker.config.put_timeout());
         let (id, identity) = (active.id, *active.sequence.identity());
         let (shape, commands) = (self.worker.parts.engine.wire_tile_shape(), self.worker.commands.clone());
         self.spawn("decode-put", async move {
-            let outcome = store_block(&ctx, &link, identity, shape, tiles).await;
+            let outcome = store_copies(&ctx, &links, &candidates, identity, shape, tiles).await;
             let outcome = outcome.map_err(|error| error.to_string());
             drop(commands.send(Command::Stored { id, block, outcome }).await);
         });

@@ -22,6 +22,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{Error, lifetime, store::Store};
 use plan::Plan;
 
+pub(crate) use plan::Blocks;
+
 /// Answer messages that may be unread before queries wait.
 const ANSWERS_UNREAD_MAX: usize = 4;
 

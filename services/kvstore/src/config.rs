@@ -1,6 +1,10 @@
 //! Settings of a shard.
 
-use longshore_chassis::{Fault, Validate, config::check_range};
+use longshore_blocks::pool::Eviction;
+use longshore_chassis::{
+    Fault, Validate,
+    config::{check_range, join},
+};
 use serde::{Deserialize, Serialize};
 
 /// Settings of a shard.
@@ -12,6 +16,8 @@ pub struct Config {
     /// How long a block is kept from eviction after it was stored or reported as held: the time that a worker has to open
     /// its view.
     pub retention_ms: u64,
+    /// Which block goes first when room is needed: `reuse`, `lru`, `lru-2`, `lfu`, `s3-fifo` or `fifo`.
+    pub eviction: String,
     /// Time between two searches for views whose lease ended.
     pub reap_interval_ms: u64,
     /// Put streams at a time.
@@ -26,6 +32,36 @@ pub struct Config {
     pub attend_query_bytes_max: usize,
     /// Size at which an answer is cut into messages.
     pub attend_message_bytes: usize,
+    /// Keeping up the copies of blocks.
+    pub repair: RepairConfig,
+}
+
+/// How a shard keeps up the copies of its blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepairConfig {
+    /// Time between two looks at whether the other shards live.
+    pub ping_interval_ms: u64,
+    /// Time without an answer after which another shard counts as down and its copies are made anew.
+    pub down_after_ms: u64,
+    /// Time between two searches for missing copies while nothing happens to any shard.
+    pub scan_interval_ms: u64,
+    /// Pause before blocks that could not be dealt with are looked at again.
+    pub retry_ms: u64,
+    /// Bytes per second that copies to other shards may take.
+    pub bytes_per_second: u64,
+}
+
+impl Default for RepairConfig {
+    fn default() -> Self {
+        Self {
+            ping_interval_ms: 500,
+            down_after_ms: 10_000,
+            scan_interval_ms: 60_000,
+            retry_ms: 2_000,
+            bytes_per_second: 64 << 20,
+        }
+    }
 }
 
 impl Default for Config {
@@ -33,6 +69,7 @@ impl Default for Config {
         Self {
             capacity_bytes: 2 << 30,
             retention_ms: 10_000,
+            eviction: Eviction::default().name().to_owned(),
             reap_interval_ms: 500,
             writers_max: 1_024,
             views_max: 65_536,
@@ -40,6 +77,7 @@ impl Default for Config {
             attend_stream_concurrency: 8,
             attend_query_bytes_max: 4 << 20,
             attend_message_bytes: 1 << 20,
+            repair: RepairConfig::default(),
         }
     }
 }
@@ -48,6 +86,9 @@ impl Validate for Config {
     fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
         check_range(faults, path, "capacity_bytes", self.capacity_bytes, 1 << 20..=1 << 50);
         check_range(faults, path, "retention_ms", self.retention_ms, 0..=3_600_000);
+        if let Err(longshore_blocks::Error::Invalid { problem, .. }) = self.eviction.parse::<Eviction>() {
+            faults.push(Fault::new(path, "eviction", problem));
+        }
         check_range(faults, path, "reap_interval_ms", self.reap_interval_ms, 10..=60_000);
         check_range(faults, path, "writers_max", self.writers_max, 1..=65_536);
         check_range(faults, path, "views_max", self.views_max, 1..=1 << 24);
@@ -55,6 +96,17 @@ impl Validate for Config {
         check_range(faults, path, "attend_stream_concurrency", self.attend_stream_concurrency, 1..=1_024);
         check_range(faults, path, "attend_query_bytes_max", self.attend_query_bytes_max, 1 << 10..=14 << 20);
         check_range(faults, path, "attend_message_bytes", self.attend_message_bytes, 1 << 10..=8 << 20);
+        self.repair.faults(&join(path, "repair"), faults);
+    }
+}
+
+impl Validate for RepairConfig {
+    fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        check_range(faults, path, "ping_interval_ms", self.ping_interval_ms, 10..=60_000);
+        check_range(faults, path, "down_after_ms", self.down_after_ms, self.ping_interval_ms..=3_600_000);
+        check_range(faults, path, "scan_interval_ms", self.scan_interval_ms, 100..=86_400_000);
+        check_range(faults, path, "retry_ms", self.retry_ms, 10..=3_600_000);
+        check_range(faults, path, "bytes_per_second", self.bytes_per_second, 1 << 10..=1 << 40);
     }
 }
 
@@ -68,10 +120,25 @@ mod tests {
         Config::default().faults("kvstore", &mut faults);
         assert_eq!(faults, []);
 
-        let bad =
-            Config { capacity_bytes: 5, views_max: 0, attend_query_bytes_max: 1 << 30, ..Config::default() };
+        let bad = Config {
+            capacity_bytes: 5,
+            eviction: "mru".to_owned(),
+            views_max: 0,
+            attend_query_bytes_max: 1 << 30,
+            ..Config::default()
+        };
         bad.faults("kvstore", &mut faults);
         let keys: Vec<&str> = faults.iter().map(|fault| fault.key.as_str()).collect();
-        assert_eq!(keys, ["kvstore.capacity_bytes", "kvstore.views_max", "kvstore.attend_query_bytes_max"]);
+        assert_eq!(
+            keys,
+            [
+                "kvstore.capacity_bytes",
+                "kvstore.eviction",
+                "kvstore.views_max",
+                "kvstore.attend_query_bytes_max"
+            ]
+        );
+        let names = "is `mru`, must be one of `reuse`, `lru`, `lru-2`, `lfu`, `s3-fifo`, `fifo`";
+        assert_eq!(faults[1].problem, names);
     }
 }

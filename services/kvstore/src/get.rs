@@ -28,7 +28,7 @@ pub(crate) fn start(
 ) -> Result<BoxStream<Option<TileMessage>>, Error> {
     store.check_identity(&get.identity)?;
     check_count("keys", get.keys.len())?;
-    let layers = layers(&get, store.identity().layers)?;
+    let layers = layers(get.first_layer, get.layers, store.identity().layers)?;
     let (tiles, answer) = mpsc::channel(TILES_UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-get", async move {
@@ -44,19 +44,18 @@ pub(crate) fn start(
     Ok(Box::pin(ReceiverStream::new(answer)))
 }
 
-/// First and end layer that were asked for.
-fn layers(get: &GetBlocks, held: u32) -> Result<std::ops::Range<u32>, Error> {
-    if get.first_layer >= held {
-        let problem = format!("is {}, blocks have {held} layers", get.first_layer);
-        return Err(Error::invalid("first_layer", problem));
+/// First and end layer that were asked for, of those that blocks have.
+pub(crate) fn layers(first: u32, layers: Option<u32>, held: u32) -> Result<std::ops::Range<u32>, Error> {
+    if first >= held {
+        return Err(Error::invalid("first_layer", format!("is {first}, blocks have {held} layers")));
     }
-    let left = held - get.first_layer;
-    match get.layers {
+    let left = held - first;
+    match layers {
         Some(count) if count == 0 || count > left => {
-            let problem = format!("is {count}, must be from 1 to {left} from layer {} on", get.first_layer);
+            let problem = format!("is {count}, must be from 1 to {left} from layer {first} on");
             Err(Error::invalid("layers", problem))
         }
-        count => Ok(get.first_layer..get.first_layer + count.unwrap_or(left)),
+        count => Ok(first..first + count.unwrap_or(left)),
     }
 }
 
@@ -84,13 +83,14 @@ async fn send(
     Ok(())
 }
 
-fn message(block: &SealedBlock<Arc<Tile>>, layer: u32) -> TileMessage {
+pub(crate) fn message(block: &SealedBlock<Arc<Tile>>, layer: u32) -> TileMessage {
     let page = &block.pages()[layer as usize];
     TileMessage {
         key: block.key(),
         layer,
         data: Bytes::from_owner(Body(page.payload.clone())).into(),
         crc32c: page.crc32c,
+        place: None,
     }
 }
 
@@ -117,6 +117,21 @@ impl Store {
         }
         self.condemn(&block);
         None
+    }
+
+    /// The same of all layers, off the reactor and without counting as a use.
+    pub(crate) async fn read_here(
+        self: &Arc<Self>,
+        namespace: longshore_blocks::Namespace,
+        key: BlockKey,
+    ) -> Option<Arc<SealedBlock<Arc<Tile>>>> {
+        let block = self.with_pool(|pool, _| pool.peek_block(namespace, key))?;
+        let (layers, checked) = (self.identity().layers, Arc::clone(&block));
+        let sound = self.off_reactor(move || is_sound(&checked, 0..layers)).await.ok()?;
+        if !sound {
+            self.condemn(&block);
+        }
+        sound.then_some(block)
     }
 
     /// Drops a block whose bytes changed since they were stored.

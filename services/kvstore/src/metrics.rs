@@ -7,7 +7,7 @@ use std::{
 
 use longshore_blocks::pool::PoolStats;
 use longshore_chassis::Metrics;
-use longshore_proto::types::PutOutcome;
+use longshore_proto::types::{PutOutcome, RepairStats};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -42,6 +42,12 @@ pub(crate) struct StoreMetrics {
     pub(crate) attend_running: Gauge,
     /// Bytes of partial results sent.
     pub(crate) attend_bytes: Counter,
+    /// Blocks that the lists of sparse items visited, one count per list.
+    pub(crate) attend_visited_blocks: Counter,
+    /// Summaries made, one per block and layer.
+    pub(crate) summaries_made: Counter,
+    /// Bytes of summaries sent.
+    pub(crate) summary_bytes: Counter,
     /// Seconds per attention query, waiting included.
     pub(crate) attend_seconds: Histogram,
     /// Seconds that a query waited for its first turn to compute.
@@ -59,6 +65,9 @@ impl StoreMetrics {
             attend_failed: Counter::default(),
             attend_running: Gauge::default(),
             attend_bytes: Counter::default(),
+            attend_visited_blocks: Counter::default(),
+            summaries_made: Counter::default(),
+            summary_bytes: Counter::default(),
             attend_seconds: Histogram::new(ATTEND_BUCKETS),
             attend_queue_seconds: Histogram::new(ATTEND_BUCKETS),
             attend_compute_seconds: Histogram::new(ATTEND_BUCKETS),
@@ -74,6 +83,13 @@ impl StoreMetrics {
         metrics.register("attend_failed", "Attention queries refused or failed", own.attend_failed.clone());
         metrics.register("attend_running", "Attention queries under way", own.attend_running.clone());
         metrics.register("attend_bytes", "Bytes of partial results sent", own.attend_bytes.clone());
+        metrics.register(
+            "attend_visited_blocks",
+            "Blocks that lists of sparse attention visited",
+            own.attend_visited_blocks.clone(),
+        );
+        metrics.register("summaries_made", "Summaries made", own.summaries_made.clone());
+        metrics.register("summary_bytes", "Bytes of summaries sent", own.summary_bytes.clone());
         metrics.register("attend_seconds", "Seconds per attention query", own.attend_seconds.clone());
         metrics.register(
             "attend_queue_seconds",
@@ -116,12 +132,13 @@ impl Collector for Occupancy {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(store) = self.store.upgrade() else { return Ok(()) };
         let stats = store.with_pool(|pool, _| pool.stats());
-        for (name, help, value) in gauges(&stats) {
+        let repair = store.repair.stats();
+        for (name, help, value) in gauges(&stats).into_iter().chain(repair_gauges(&repair)) {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(sample)?;
         }
-        for (name, help, value) in counters(&stats) {
+        for (name, help, value) in counters(&stats).into_iter().chain(repair_counters(&repair)) {
             let counter = ConstCounter::new(value);
             let sample = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
             counter.encode(sample)?;
@@ -154,5 +171,27 @@ fn counters(stats: &PoolStats) -> [(&'static str, &'static str, u64); 9] {
         ("lookup_hits", "Lookups of blocks that were held", stats.hits_total),
         ("lookup_misses", "Lookups of blocks that were not held", stats.misses_total),
         ("expired_views", "Views that nobody used in time", stats.expired_views_total),
+    ]
+}
+
+fn repair_gauges(stats: &RepairStats) -> [(&'static str, &'static str, u64); 3] {
+    [
+        (
+            "repair_unchecked_blocks",
+            "Blocks whose copies the running search did not look at yet",
+            stats.unchecked_blocks,
+        ),
+        ("repair_backlog_blocks", "Missing copies that are to be sent", stats.backlog_blocks),
+        ("peers_down", "Other shards that are not reached", stats.peers_down),
+    ]
+}
+
+fn repair_counters(stats: &RepairStats) -> [(&'static str, &'static str, u64); 5] {
+    [
+        ("repair_sent_blocks", "Copies sent to other shards", stats.sent_total),
+        ("repair_sent_bytes", "Bytes of copies sent to other shards", stats.sent_bytes_total),
+        ("repair_failed_blocks", "Copies that other shards did not take", stats.failed_total),
+        ("repair_dropped_blocks", "Own copies dropped because their owners hold theirs", stats.dropped_total),
+        ("repair_passes", "Searches for missing copies that went through all blocks", stats.passes_total),
     ]
 }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use longshore_attention::Tile;
 use longshore_blocks::{
-    BlockKey,
+    BlockKey, Namespace,
     pool::{Admission, Page, Put, WriterId},
 };
 use longshore_chassis::Tasks;
@@ -34,7 +34,8 @@ pub(crate) fn start(
     store.check_identity(identity)?;
     store.check_shape(shape)?;
     let writer = store.with_pool(|pool, _| pool.open_writer(identity.namespace))?;
-    let session = Session { store: store.clone(), writer, blocks: HashMap::new(), settled: 0 };
+    let namespace = identity.namespace;
+    let session = Session { store: store.clone(), namespace, writer, blocks: HashMap::new(), settled: 0 };
     let (acks, answer) = mpsc::channel(ACKS_UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-put", async move {
@@ -83,6 +84,7 @@ async fn receive(
 /// One put stream.
 struct Session {
     store: Arc<Store>,
+    namespace: Namespace,
     writer: WriterId,
     blocks: HashMap<BlockKey, Progress>,
     /// Entries of `blocks` that were answered.
@@ -188,7 +190,14 @@ impl Session {
             self.store.with_pool(|pool, now| pool.admit(self.writer, message.key, message.layer, now));
         match wanted.map_err(|error| refusal(&error))? {
             Admission::Wanted => {}
-            Admission::Duplicate => return Ok(Some(PutOutcome::Duplicate)),
+            Admission::Duplicate => {
+                self.store.with_inventory(|pool, inventory, _| {
+                    if pool.peek(self.namespace, &[message.key]) == [true] {
+                        inventory.place(self.namespace, message.key, message.place);
+                    }
+                });
+                return Ok(Some(PutOutcome::Duplicate));
+            }
             Admission::Repeated { crc32c } => return repeated(message, crc32c),
         }
         let bad =
@@ -210,8 +219,13 @@ impl Session {
             return Err(Refusal::corrupt(format!("layer {} {problem}", message.layer)));
         }
         let page = Page { payload: Arc::new(tile), crc32c: message.crc32c };
-        let put =
-            self.store.with_pool(|pool, now| pool.put(self.writer, message.key, message.layer, page, now));
+        let put = self.store.with_inventory(|pool, inventory, now| {
+            let put = pool.put(self.writer, message.key, message.layer, page, now);
+            if matches!(put, Ok(Put::Sealed(_))) {
+                inventory.place(self.namespace, message.key, message.place);
+            }
+            put
+        });
         match put.map_err(|error| refusal(&error))? {
             Put::Open => Ok(None),
             Put::Sealed(_) => Ok(Some(PutOutcome::Stored)),

@@ -7,22 +7,22 @@ use std::{
 
 use async_trait::async_trait;
 use longshore_attention::Tile;
-use longshore_blocks::{BlockKey, pool::ViewId};
+use longshore_blocks::{BlockKey, BlockPlace, Namespace, pool::ViewId};
 use longshore_chassis::{Metrics, Tasks};
 use longshore_compute::ComputePool;
 use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard, StripePartial};
 use longshore_proto::types::{
-    AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats,
-    TileMessage, WireTileShape,
+    AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, InventoryNews, Lookup, OpenView,
+    OpenedView, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory, WireTileShape,
 };
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use crate::{
-    Config, Error, ShardIdentity, attend, get,
+    Cluster, Config, Error, ShardIdentity, attend, get, inventory,
     metrics::{self, StoreMetrics},
-    put,
+    put, repair,
     store::{Store, check_count},
-    views,
+    summaries, views,
 };
 
 /// Lookups of more keys run off the reactor, in steps of this many.
@@ -61,6 +61,24 @@ impl KvStore {
         Ok(Arc::new(Self { store, tasks }))
     }
 
+    /// Summaries made since the start.
+    #[cfg(test)]
+    pub(crate) fn summaries_made_for_test(&self) -> u64 {
+        self.store.metrics.summaries_made.get()
+    }
+
+    /// Keeps up the copies of the blocks together with the other shards of `cluster`, until the shard's tasks are cancelled. Must be
+    /// called on a runtime, once.
+    pub fn join(&self, cluster: Cluster) {
+        repair::start(&self.store, &self.tasks, cluster);
+    }
+
+    /// What places a held block.
+    #[doc(hidden)]
+    pub fn place_for_test(&self, namespace: Namespace, key: BlockKey) -> Option<BlockPlace> {
+        self.store.with_inventory(|_, inventory, _| inventory.place_of(namespace, key))
+    }
+
     /// Flips a bit of a stored tile without its checksum, as failing memory would. False when no such block is held.
     #[doc(hidden)]
     pub fn corrupt_for_test(&self, key: BlockKey, layer: u32) -> bool {
@@ -93,6 +111,10 @@ impl Shard for KvStore {
     async fn lookup(&self, _ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, CallError> {
         self.store.check_identity(&lookup.identity)?;
         check_count("keys", lookup.keys.len())?;
+        if lookup.peek {
+            let namespace = lookup.identity.namespace;
+            return Ok(self.store.with_pool(|pool, _| pool.peek(namespace, &lookup.keys)));
+        }
         if lookup.keys.len() <= LOOKUP_STEP_KEYS {
             return Ok(find(&self.store, &lookup));
         }
@@ -122,6 +144,14 @@ impl Shard for KvStore {
         Ok(views::open(&self.store, open).await?)
     }
 
+    async fn get_summaries(
+        &self,
+        ctx: &CallContext,
+        get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, CallError> {
+        Ok(summaries::start(&self.store, &self.tasks, ctx, get)?)
+    }
+
     async fn attend(
         &self,
         ctx: &CallContext,
@@ -144,7 +174,8 @@ impl Shard for KvStore {
     }
 
     async fn stats(&self, _ctx: &CallContext) -> Result<ShardStats, CallError> {
-        let pool = self.store.with_pool(|pool, _| pool.stats());
+        let (pool, incarnation) =
+            self.store.with_inventory(|pool, inventory, _| (pool.stats(), inventory.incarnation()));
         Ok(ShardStats {
             shard_id: self.store.identity().shard_id.0.clone(),
             capacity_bytes: pool.budget_bytes,
@@ -159,7 +190,18 @@ impl Shard for KvStore {
             hits_total: pool.hits_total,
             misses_total: pool.misses_total,
             attend_total: self.store.metrics.attend_queries.get(),
+            incarnation,
+            shard_map_epoch: *self.store.identity().epoch.borrow(),
+            repair: self.store.repair.stats(),
         })
+    }
+
+    async fn watch_inventory(
+        &self,
+        ctx: &CallContext,
+        watch: WatchInventory,
+    ) -> Result<BoxStream<InventoryNews>, CallError> {
+        Ok(inventory::start(&self.store, &self.tasks, ctx, watch)?)
     }
 }
 

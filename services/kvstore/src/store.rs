@@ -6,7 +6,7 @@ use std::{
 };
 
 use longshore_attention::{CpuExecutor, Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
-use longshore_blocks::{BlockPool, Deployment, Geometry, PoolConfig, ShardId};
+use longshore_blocks::{BlockPool, Deployment, Geometry, PoolConfig, ShardId, pool::Eviction};
 use longshore_compute::ComputePool;
 use longshore_proto::types::{Dtype, Identity, WireTileShape};
 use tokio::{
@@ -14,7 +14,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{Config, Error, metrics::StoreMetrics};
+use crate::{Config, Error, inventory::Inventory, metrics::StoreMetrics, repair::RepairCounters};
 
 /// Most keys or blocks of one request.
 pub(crate) const KEYS_MAX: usize = 65_536;
@@ -41,16 +41,23 @@ pub struct ShardIdentity {
 /// Payload of the pool's pages.
 pub(crate) type Pool = BlockPool<Arc<Tile>>;
 
+/// What is held, and what is told of it.
+struct Holdings {
+    pool: Pool,
+    inventory: Inventory,
+}
+
 /// State of a shard.
 pub(crate) struct Store {
     config: Config,
     identity: ShardIdentity,
-    pool: Mutex<Pool>,
+    holdings: Mutex<Holdings>,
     started: Instant,
     compute: Arc<ComputePool>,
     executor: CpuExecutor,
     attend_permits: Arc<Semaphore>,
     pub(crate) metrics: StoreMetrics,
+    pub(crate) repair: RepairCounters,
 }
 
 impl std::fmt::Debug for Store {
@@ -75,7 +82,7 @@ impl Store {
             );
             return Err(Error::invalid("block_tokens", problem));
         }
-        let pool = BlockPool::new(PoolConfig {
+        let pool_config = PoolConfig {
             budget_bytes: config.capacity_bytes,
             tile_bytes: identity.tile_shape.bytes() as u64,
             layers: identity.layers,
@@ -84,16 +91,20 @@ impl Store {
             views_max: config.views_max,
             view_blocks_max: VIEW_BLOCKS_MAX,
             view_secret: fresh_secret(),
-        })?;
+        };
+        let mut pool = BlockPool::with_policy(pool_config, config.eviction.parse::<Eviction>()?.policy())?;
+        pool.keep_journal();
+        let inventory = Inventory::new(fresh_incarnation());
         Ok(Self {
             attend_permits: Arc::new(Semaphore::new(config.attend_concurrency)),
             config,
             identity,
-            pool: Mutex::new(pool),
+            holdings: Mutex::new(Holdings { pool, inventory }),
             started: Instant::now(),
             compute: Arc::clone(compute),
             executor: CpuExecutor::new(Arc::clone(compute)),
             metrics,
+            repair: RepairCounters::default(),
         })
     }
 
@@ -120,10 +131,41 @@ impl Store {
     /// Lends the pool and the time. Never hold it over anything slow. Threads outside of a runtime know
     /// only the real clock, not the one that a test may move.
     pub(crate) fn with_pool<T>(&self, use_pool: impl FnOnce(&mut Pool, u64) -> T) -> T {
+        self.with_inventory(|pool, _, now_ms| use_pool(pool, now_ms))
+    }
+
+    /// The same with what is told of the pool.
+    pub(crate) fn with_inventory<T>(&self, use_both: impl FnOnce(&mut Pool, &mut Inventory, u64) -> T) -> T {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         // Every operation of the pool leaves it consistent before it can panic, so a poisoned lock is still good.
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        use_pool(&mut pool, now_ms)
+        let mut holdings = self.holdings.lock().unwrap_or_else(PoisonError::into_inner);
+        let Holdings { pool, inventory } = &mut *holdings;
+        let result = use_both(pool, inventory, now_ms);
+        inventory.apply(pool.take_events());
+        result
+    }
+
+    /// Shape of every tile as it travels.
+    pub(crate) fn wire_shape(&self) -> WireTileShape {
+        let shape = &self.identity.tile_shape;
+        WireTileShape {
+            block_tokens: shape.block_tokens as u32,
+            kv_heads: shape.kv_heads as u32,
+            head_dim: shape.head_dim as u32,
+            dtype: wire_dtype(shape.dtype),
+            layout: LAYOUT_CPU_PANELS,
+            layers: self.identity.layers,
+        }
+    }
+
+    /// Time since the start, for what keeps to a rate.
+    pub(crate) fn elapsed_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes of one block.
+    pub(crate) fn block_bytes(&self) -> u64 {
+        self.identity.tile_shape.bytes() as u64 * u64::from(self.identity.layers)
     }
 
     /// Refuses callers of another deployment or epoch.
@@ -142,12 +184,7 @@ impl Store {
     /// Refuses tiles of another shape, naming the field.
     pub(crate) fn check_shape(&self, shape: &WireTileShape) -> Result<(), Error> {
         let own = &self.identity.tile_shape;
-        let own_dtype = match own.dtype {
-            KvDtype::F32 => Dtype::F32,
-            KvDtype::F16 => Dtype::F16,
-            KvDtype::Bf16 => Dtype::Bf16,
-            KvDtype::Int8 => Dtype::Int8,
-        };
+        let own_dtype = wire_dtype(own.dtype);
         let fields = [
             ("shape.block_tokens", u64::from(shape.block_tokens), own.block_tokens as u64),
             ("shape.kv_heads", u64::from(shape.kv_heads), own.kv_heads as u64),
@@ -166,12 +203,26 @@ impl Store {
     }
 }
 
+fn wire_dtype(dtype: KvDtype) -> Dtype {
+    match dtype {
+        KvDtype::F32 => Dtype::F32,
+        KvDtype::F16 => Dtype::F16,
+        KvDtype::Bf16 => Dtype::Bf16,
+        KvDtype::Int8 => Dtype::Int8,
+    }
+}
+
 /// Refuses requests with too many of something.
 pub(crate) fn check_count(field: &str, count: usize) -> Result<(), Error> {
     if count > KEYS_MAX {
         return Err(Error::invalid(field, format!("has {count} entries, limit {KEYS_MAX}")));
     }
     Ok(())
+}
+
+/// Tells one start of a shard from another; never 0.
+fn fresh_incarnation() -> u64 {
+    RandomState::new().hash_one("incarnation").max(1)
 }
 
 /// 32 bytes that nobody can guess: the keys of the standard library's hasher come from the operating system.

@@ -2,8 +2,11 @@
 
 mod attend;
 mod hostile;
+mod inventory;
 mod lifecycle;
 mod put;
+mod sparse;
+mod summaries;
 mod views;
 
 use std::{sync::Arc, time::Duration};
@@ -95,7 +98,7 @@ fn tile(name: u8, layer: u32) -> Tile {
 
 fn message(name: u8, layer: u32) -> TileMessage {
     let data = Bytes::copy_from_slice(tile(name, layer).as_bytes());
-    TileMessage { key: key(name), layer, crc32c: crc32c(&data), data: data.into() }
+    TileMessage { key: key(name), layer, crc32c: crc32c(&data), data: data.into(), place: None }
 }
 
 fn block(name: u8) -> Vec<TileMessage> {
@@ -159,7 +162,8 @@ impl Fixture {
 
     async fn lookup(&self, salt: &str, names: &[u8]) -> Vec<bool> {
         let keys = names.iter().map(|name| key(*name)).collect();
-        let found = self.shard.lookup(&self.ctx, Lookup { identity: identity(salt), keys }).await;
+        let found =
+            self.shard.lookup(&self.ctx, Lookup { identity: identity(salt), keys, peek: false }).await;
         found.expect("the lookup is valid")
     }
 
@@ -229,7 +233,7 @@ fn outcomes(acks: &[PutAck]) -> Vec<(u8, PutOutcome)> {
 fn item(view_id: u64, first_position: u64, rows: usize) -> AttendItem {
     let values = noise(view_id ^ first_position, rows * HEADS * HEAD_DIM);
     let queries = Tensor::from_f32(&[rows as u64, HEADS as u64, HEAD_DIM as u64], &values);
-    AttendItem { view_id, first_position, queries, scale: 0.35 }
+    AttendItem { view_id, first_position, queries, scale: 0.35, sparse: None }
 }
 
 fn query(query_id: u64, layer: u32, items: Vec<AttendItem>) -> AttendQuery {

@@ -1,11 +1,13 @@
 //! What can be typed. Flags that set configuration become `--set` entries, so that there is one way in.
 
 mod bench;
+mod calibrate;
 mod client;
 mod doctor;
 mod eval;
 mod model;
 mod serve;
+mod trace;
 
 use clap::{Parser, Subcommand};
 
@@ -13,13 +15,16 @@ pub(crate) use bench::{
     BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, BenchStoreArgs, ComputePart, StoreEnd,
     StoreLane,
 };
+pub(crate) use calibrate::{CalibrateArgs, Search};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use eval::{
-    EvalArgs, EvalCommand, FidelityArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask, TaskArgs,
+    EvalArgs, EvalCommand, FidelityArgs, OutputArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask,
+    ScorersArgs, TaskArgs,
 };
 pub(crate) use model::ModelCommand;
 pub(crate) use serve::{RoleArgs, RouterArgs, ServeArgs, UpArgs};
+pub(crate) use trace::BenchTraceArgs;
 
 /// Serves language models with million-token contexts from a cluster; brings attention to the KV.
 #[derive(Debug, Parser)]
@@ -67,6 +72,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: EvalCommand,
     },
+    /// Search a plan of heads: what each head of a model must visit in a sparse prefill.
+    Calibrate(Box<CalibrateArgs>),
     /// Measure this machine, or a running endpoint.
     Bench {
         /// What to measure.

@@ -4,7 +4,7 @@ mod compute;
 mod position;
 
 use longshore_attention::KvDtype;
-use longshore_blocks::Geometry;
+use longshore_blocks::{Geometry, quorum::CopyRule};
 use longshore_chassis::{
     Fault, TelemetryConfig, Validate,
     config::{check_range, join},
@@ -40,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) decode: longshore_decode::Config,
     /// Shards.
     pub(crate) kvstore: longshore_kvstore::Config,
+    /// Copies of blocks.
+    pub(crate) store: StoreConfig,
     /// Logs.
     pub(crate) telemetry: TelemetryConfig,
     /// End of the process.
@@ -67,8 +69,9 @@ pub(crate) struct ModelConfig {
     pub(crate) block_tokens: u32,
     /// Consecutive blocks that are placed together.
     pub(crate) stripe_blocks: u32,
-    /// File that says what each attention head visits in a prefill, as MInference writes it (JSON) or DuoAttention (TSV);
-    /// empty: none. Routers and prefill workers read it.
+    /// File that says what each attention head visits in a prefill: budgets as `longshore calibrate` writes them (JSON), or
+    /// as MInference (JSON) or DuoAttention (TSV) do; empty: what is shipped for the model, if anything. Routers and prefill
+    /// workers read it.
     pub(crate) head_plan: String,
 }
 
@@ -113,8 +116,10 @@ impl Default for ListenConfig {
 pub(crate) struct ClusterConfig {
     /// Name of this process.
     pub(crate) id: String,
-    /// Members as `role=id@address[;weight=N]`, the same in every process.
+    /// Members as `role=id@address[;weight=N][;host=H][;zone=Z]`, the same in every process.
     pub(crate) members: Vec<String>,
+    /// File with more members, one a line; read again when it changes. Empty: none.
+    pub(crate) members_file: String,
 }
 
 /// End of the process.
@@ -128,6 +133,29 @@ pub(crate) struct DrainConfig {
 impl Default for DrainConfig {
     fn default() -> Self {
         Self { deadline_ms: 20_000 }
+    }
+}
+
+/// Copies of blocks. Equal in every process of a cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct StoreConfig {
+    /// Copies of each block, on different hosts.
+    pub(crate) copies: usize,
+    /// Copies that must be confirmed before a block counts as stored.
+    pub(crate) write_acks: usize,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { copies: 1, write_acks: 1 }
+    }
+}
+
+impl StoreConfig {
+    /// The two as a rule.
+    pub(crate) fn rule(&self) -> CopyRule {
+        CopyRule::new(self.copies, self.write_acks).expect("a configuration was validated")
     }
 }
 
@@ -175,6 +203,7 @@ impl Validate for Config {
         self.prefill.faults(&join(path, "prefill"), faults);
         self.decode.faults(&join(path, "decode"), faults);
         self.kvstore.faults(&join(path, "kvstore"), faults);
+        self.store.faults(&join(path, "store"), faults);
         self.telemetry.faults(&join(path, "telemetry"), faults);
         self.compute.faults(&join(path, "compute"), faults);
         check_range(faults, &join(path, "drain"), "deadline_ms", self.drain.deadline_ms, 0..=3_600_000);
@@ -205,6 +234,16 @@ impl Validate for ModelConfig {
             faults.push(Fault { key: path.to_owned(), problem: format!("cannot lay out blocks: {error}") });
         }
         check_range(faults, path, "max_context_tokens", self.max_context_tokens, 0..=1 << 32);
+    }
+}
+
+impl Validate for StoreConfig {
+    fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        if let Err(longshore_blocks::Error::Invalid { field, problem }) =
+            CopyRule::new(self.copies, self.write_acks)
+        {
+            faults.push(Fault::new(path, field, problem));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `longshore eval`: what sparse prefill keeps, against exact attention on the same prompts. Deterministic and offline: prompts are
 //! generated from the task, its length and the number of the sample.
 
+mod calibrate;
 mod candidate;
 mod corpus;
 mod fidelity;
@@ -9,9 +10,11 @@ mod pairs;
 mod perplexity;
 mod recall;
 mod report;
+mod rows;
 mod ruler;
 mod samples;
 mod score;
+mod scorers;
 mod subject;
 mod svg;
 mod tasks;
@@ -19,6 +22,8 @@ mod text;
 mod watch;
 
 use anyhow::Result;
+
+pub(crate) use self::calibrate::run as calibrate;
 
 use crate::cli::EvalCommand;
 
@@ -30,6 +35,7 @@ pub(crate) fn eval(command: &EvalCommand) -> Result<()> {
         EvalCommand::Recall(args) => recall::run(args),
         EvalCommand::Fidelity(args) => fidelity::run(args),
         EvalCommand::Ppl(args) => perplexity::run(args),
+        EvalCommand::Scorers(args) => scorers::run(args),
     }
 }
 

@@ -7,7 +7,9 @@ mod config;
 mod console;
 mod doctor;
 mod eval;
+mod head_plan;
 mod machine;
+mod members;
 mod model;
 mod node;
 mod process;
@@ -56,6 +58,7 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Model { command } => role::blocking(move || model_command(command)).await,
         Command::Doctor(args) => role::blocking(move || doctor::doctor(&args)).await,
         Command::Eval { command } => role::blocking(move || eval::eval(&command)).await,
+        Command::Calibrate(args) => role::blocking(move || eval::calibrate(&args)).await,
         Command::Bench { command: BenchCommand::Serve(args) } => bench::serve(args).await,
         Command::Bench { command: BenchCommand::Compute(args) } => {
             role::blocking(move || bench::compute(&args)).await
@@ -63,6 +66,9 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Bench { command: BenchCommand::Store(args) } => bench::store(*args).await,
         Command::Bench { command: BenchCommand::Prefill(args) } => {
             role::blocking(move || bench::prefill(&args)).await
+        }
+        Command::Bench { command: BenchCommand::Trace(args) } => {
+            role::blocking(move || bench::trace(&args)).await
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_attention::{CpuExecutor, GatesCut, HeadPlan, TileShape};
+use longshore_attention::{CpuExecutor, HeadPlan, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
@@ -13,17 +13,9 @@ use longshore_router::Policies;
 
 use crate::{
     config::Config,
-    console,
+    console, head_plan,
     model::{self, ModelRef},
 };
-
-/// How DuoAttention deploys its gates: share of streaming heads among grouped ones, and where each query head has its own
-/// KV head.
-const DUO_GROUPED: GatesCut = GatesCut::Sparsity(0.5);
-const DUO_SINGLE: GatesCut = GatesCut::Sparsity(0.75);
-/// First and newest keys that its streaming heads see.
-const DUO_SINK: u64 = 64;
-const DUO_RECENT: u64 = 256;
 
 /// The model and what follows from it.
 #[derive(Debug, Clone)]
@@ -109,7 +101,7 @@ impl Node {
         });
         let name = if config.model.name.is_empty() { reference.name() } else { config.model.name.clone() };
         let context_tokens = context_tokens(config, &info)?;
-        let head_plan = head_plan(config, &info)?;
+        let head_plan = head_plan::of(config, &info)?;
         let info = Arc::new(info);
         let node = Self { info, name, deployment, geometry, tile_shape, context_tokens, head_plan };
         if node.head_plan.is_some() {
@@ -166,24 +158,4 @@ fn context_tokens(config: &Config, info: &ModelInfo) -> Result<u64> {
     let tokens = if asked == 0 { own } else { asked };
     ensure!(tokens >= 2, "`model.max_context_tokens` is {tokens}, must be at least 2");
     Ok(tokens)
-}
-
-fn head_plan(config: &Config, info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
-    let path = &config.model.head_plan;
-    if path.is_empty() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("`model.head_plan` is `{path}`, which cannot be read as UTF-8"))?;
-    let (layers, heads) = (info.config.layers, info.config.heads);
-    // JSON begins with a bracket; a table of numbers never does.
-    let plan = if text.trim_start().starts_with(['[', '{']) {
-        HeadPlan::from_minference_json(&text, layers, heads.query_heads(), heads.kv_heads)
-    } else {
-        let cut = if heads.group > 1 { DUO_GROUPED } else { DUO_SINGLE };
-        HeadPlan::from_duo_tsv(&text, cut, DUO_SINK, DUO_RECENT, layers, heads.kv_heads)
-    };
-    let plan =
-        plan.with_context(|| format!("`model.head_plan` is `{path}`, which is no plan for this model"))?;
-    Ok(Some(Arc::new(plan)))
 }

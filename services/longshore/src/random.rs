@@ -39,6 +39,12 @@ impl Random {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    /// Of mean 0 and deviation 1 (Box and Muller).
+    pub(crate) fn normal(&mut self) -> f32 {
+        let (length, turns) = (1.0 - self.unit(), self.unit());
+        ((-2.0 * length.ln()).sqrt() * (turns * std::f64::consts::TAU).cos()) as f32
+    }
+
     /// One of some; there must be one.
     pub(crate) fn choose<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]
@@ -81,6 +87,9 @@ mod tests {
         for _ in 0..1000 {
             assert!(random.below(7) < 7 && (0.0..1.0).contains(&random.unit()));
         }
+        let normal: Vec<f64> = (0..20_000).map(|_| f64::from(random.normal())).collect();
+        let moment = |power| normal.iter().map(|x| x.powi(power)).sum::<f64>() / normal.len() as f64;
+        assert!(moment(1).abs() < 0.03 && (moment(2) - 1.0).abs() < 0.05, "{} {}", moment(1), moment(2));
         for count in [0, 1, 5, 10] {
             let mut chosen = random.distinct(count, 10);
             chosen.sort_unstable();

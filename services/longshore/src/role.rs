@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use longshore_chassis::{Signals, Tasks, bind};
-use longshore_cluster::{Member, Membership, Role, StaticMembership};
+use longshore_cluster::{Labels, Member, Membership, Role, StaticMembership};
 use longshore_engine::Engine;
 use longshore_fabric::{GrpcConnector, GrpcOptions};
 
-use crate::{cli::RoleArgs, config::Config, console, node::Node, process, ready, wiring::Parts};
+use crate::{cli::RoleArgs, config::Config, console, members, node::Node, process, ready, wiring::Parts};
 
 /// Runs until a signal, then drains.
 pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
@@ -31,6 +31,7 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let views = membership.watch();
     let _registration = membership.register(this.clone()).await.context("cannot join the cluster")?;
     let (root, outer) = (Tasks::new(), Tasks::new());
+    members::follow(&config.cluster, &this, &membership, &root);
     let readiness = process::admin(&config, &metrics, &root, &outer).await?;
     let (for_node, for_engine) = (config.clone(), Arc::clone(&pool));
     // Routers and shards need the model's shape and digest only.
@@ -127,10 +128,7 @@ fn membership(role: Role, args: &RoleArgs, config: &mut Config) -> Result<(Membe
     if config.cluster.id.is_empty() {
         config.cluster.id = format!("{name}-0");
     }
-    let mut members: Vec<Member> = Vec::with_capacity(config.cluster.members.len() + 1);
-    for member in &config.cluster.members {
-        members.push(Member::parse(member).context("`cluster.members`")?);
-    }
+    let mut members = members::listed(&config.cluster)?;
     let known = members.iter().find(|member| member.id == config.cluster.id).cloned();
     if let Some(known) = &known {
         ensure!(
@@ -161,7 +159,8 @@ fn membership(role: Role, args: &RoleArgs, config: &mut Config) -> Result<(Membe
     let this = known.unwrap_or_else(|| {
         // Nobody calls a router by its membership, so it need not be listed.
         let address = ready::loopback_url(&config.listen.grpc);
-        let this = Member { id: config.cluster.id.clone(), role, address, incarnation: 0, weight: 0 };
+        let (id, labels) = (config.cluster.id.clone(), Labels::default());
+        let this = Member { id, role, address, incarnation: 0, weight: 0, labels };
         members.push(this.clone());
         this
     });

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use longshore_chassis::{Signals, Tasks, bind};
-use longshore_cluster::{Member, Membership, MemoryMembership, Registration, Role};
+use longshore_cluster::{Labels, Member, Membership, MemoryMembership, Registration, Role};
 use longshore_engine::Engine;
 use longshore_fabric::{AnyConnector, GrpcConnector, GrpcOptions, LocalConnector};
 
@@ -77,7 +77,8 @@ fn member(role: Role, index: u16) -> Member {
         other => format!("{}-{index}", other.as_str()),
     };
     let weight = u32::from(role == Role::KvStore);
-    Member { address: format!("local:{id}"), id, role, incarnation: process::incarnation(), weight }
+    let labels = Labels::default();
+    Member { address: format!("local:{id}"), id, role, incarnation: process::incarnation(), weight, labels }
 }
 
 impl House {

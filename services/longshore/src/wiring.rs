@@ -52,8 +52,14 @@ impl Parts {
             layers: self.node.info.config.layers as u32,
         };
         let config = self.config.kvstore.clone();
-        KvStore::new(config, identity, &self.pool, tasks, &self.labelled(this))
-            .context("cannot set up the shard")
+        let shard = KvStore::new(config, identity, &self.pool, tasks, &self.labelled(this))
+            .context("cannot set up the shard")?;
+        shard.join(longshore_kvstore::Cluster {
+            views: self.views.clone(),
+            connector: Arc::clone(&self.connector),
+            rule: self.config.store.rule(),
+        });
+        Ok(shard)
     }
 
     /// The epoch of the shard map, followed for as long as `tasks` lives.
@@ -97,13 +103,17 @@ impl Parts {
             tracker,
             ATTEND_IN_FLIGHT_MAX,
         );
+        let shards = shards.with_copies(self.config.store.rule());
         WorkerParts { engine, shards: Arc::new(shards), limits: self.node.limits() }
     }
 
     /// The front door.
     pub(crate) fn router(&self, this: &Member, tasks: &Tasks) -> Result<Router> {
         Ok(Router::new(longshore_router::Parts {
-            config: self.config.router.clone(),
+            config: longshore_router::Config {
+                copies: self.config.store.copies as u32,
+                ..self.config.router.clone()
+            },
             this: this.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model_name: self.node.name.clone(),

@@ -7,15 +7,15 @@ use std::{
 };
 
 use longshore_engine::{
-    EventSender, Logits, PutStreams, Sequence, ShardLink, StepInput, StepObserver, store_block,
+    EventSender, Logits, PutStreams, RemoteVisits, Sequence, StepInput, StepObserver, Unstored,
 };
-use longshore_fabric::{CallContext, Code};
-use longshore_proto::types::{PrefillEvent, PutOutcome};
-use longshore_routing::{Choice, TransferShape, ship_or_fetch};
+use longshore_proto::types::PrefillEvent;
+use longshore_routing::Choice;
 use tokio::runtime::Handle;
 
 use crate::{
-    Config, Error, PrefixPolicy,
+    Config, Error, PrefillMetrics,
+    prefix::{Budget, choose},
     service::{Job, Worker},
 };
 
@@ -39,6 +39,7 @@ struct Computed {
     sequence: Sequence,
     streams: PutStreams,
     blocks: Range<u64>,
+    at: Instant,
 }
 
 /// Waits for the last acknowledgements in a task. One prompt per engine thread may be in this state, so that the tiles
@@ -48,9 +49,13 @@ fn store_rest(worker: &Arc<Worker>, runtime: &Handle, job: Job, computed: Comput
     let task = Arc::clone(worker);
     worker.tasks.spawn("prefill-storing", async move {
         let _until_stored = (storing, job.seat);
-        let Computed { sequence, mut streams, blocks } = computed;
+        let Computed { sequence, mut streams, blocks, at } = computed;
         streams.end();
-        let outcome = ensure_stored(&task, &job.ctx, &sequence, &mut streams, blocks.clone()).await;
+        let outcome = ensure_stored(&task, &sequence, &mut streams, blocks.clone()).await;
+        if outcome.is_ok() {
+            streams.detach();
+        }
+        task.metrics.store_tail_seconds.observe(at.elapsed().as_secs_f64());
         let count = blocks.end - blocks.start;
         let finished =
             PrefillEvent::Finished { computed_blocks: count, stored_bytes: count * sequence.block_bytes() };
@@ -75,6 +80,9 @@ impl Prefill<'_> {
         let tile_bytes = engine.tile_shape().bytes() as u64;
         let mut sequence = self.open_prefix()?;
         sequence.set_prefill(Arc::clone(&job.policy.policy), job.policy.dense_from)?;
+        // Moves as much as it likes, within the request's deadline, as fetching would.
+        let loaded = self.runtime.block_on(sequence.load_summaries(&job.ctx))?;
+        self.worker.metrics.summary_bytes.inc_by(loaded);
         let mut streams = PutStreams::new(
             job.ctx.clone(),
             job.start.identity,
@@ -89,7 +97,7 @@ impl Prefill<'_> {
             self.step(&mut sequence, &mut streams, chunk)?;
             position += chunk.len();
         }
-        Ok(Computed { sequence, streams, blocks: self.blocks.clone() })
+        Ok(Computed { sequence, streams, blocks: self.blocks.clone(), at: Instant::now() })
     }
 
     fn step(&self, sequence: &mut Sequence, streams: &mut PutStreams, chunk: &[u32]) -> Result<(), Error> {
@@ -99,15 +107,19 @@ impl Prefill<'_> {
             runtime: self.runtime,
             streams,
             events: &self.job.events,
+            metrics: &self.worker.metrics,
             layers: self.worker.parts.engine.backend().config().layers,
             every: self.worker.config.progress_layers,
+            handed_over: Duration::ZERO,
         };
         let input = StepInput { sequence, tokens: chunk, logits: Logits::None };
         let mut outputs = self.worker.parts.engine.step(&self.job.ctx, &mut [input], &mut observer)?;
         outputs.pop().expect("a step has an output per input")?;
         self.worker.metrics.tokens.inc_by(chunk.len() as u64);
+        let handed_over = observer.handed_over;
         self.worker.metrics.chunk_seconds.observe(started.elapsed().as_secs_f64());
-        match streams.board().refused() {
+        self.worker.metrics.hand_over_seconds.observe(handed_over.as_secs_f64());
+        match streams.refused() {
             Some((shard, key)) => {
                 Err(Error::NoSpace { shard: self.job.links.links()[shard].id.clone(), key })
             }
@@ -152,33 +164,14 @@ impl Prefill<'_> {
         })
     }
 
-    /// Fetching must also leave room for the first chunk. A policy that selects needs the prefix here whatever the settings
-    /// say, and was refused where it does not fit.
     fn choose(&self) -> Choice {
-        if !self.job.policy.is_exact() {
-            return Choice::Fetch;
-        }
-        let engine = &self.worker.parts.engine;
-        let (heads, shape) = (engine.backend().config().heads, engine.tile_shape());
-        let block_bytes = (shape.bytes() * engine.backend().config().layers) as u64;
-        let fetched_bytes = self.blocks.start * block_bytes;
-        let chunk_bytes = (self.chunk_tokens() / shape.block_tokens) as u64 * block_bytes;
-        let fits = fetched_bytes + chunk_bytes <= self.worker.config.local_kv_bytes;
-        match self.worker.config.prefix {
-            PrefixPolicy::Ship => Choice::Ship,
-            PrefixPolicy::Fetch | PrefixPolicy::Auto if !fits => Choice::Ship,
-            PrefixPolicy::Fetch => Choice::Fetch,
-            PrefixPolicy::Auto => {
-                let rows = self.tokens(&self.blocks).len() as u64;
-                let shape = TransferShape {
-                    query_heads: heads.query_heads() as u32,
-                    head_dim: heads.head_dim as u32,
-                    stripe_blocks: engine.geometry().stripe_blocks(),
-                    tile_bytes: shape.bytes() as u64,
-                };
-                ship_or_fetch(rows, self.blocks.start, &shape)
-            }
-        }
+        let block_tokens = self.worker.parts.engine.tile_shape().block_tokens;
+        let budget = Budget {
+            prefix_blocks: self.blocks.start,
+            rows: self.tokens(&self.blocks).len() as u64,
+            chunk_blocks: (self.chunk_tokens() / block_tokens) as u64,
+        };
+        choose(&self.worker.config, &self.worker.parts.engine, &self.job.policy.policy, budget)
     }
 
     /// Hands the oldest local blocks over to their shards when the next `tokens` would exceed the budget.
@@ -200,7 +193,7 @@ impl Prefill<'_> {
         let first = sequence.remote_blocks();
         let computed = first.max(self.blocks.start)..(first + count).max(self.blocks.start);
         self.runtime.block_on(async {
-            ensure_stored(self.worker, &self.job.ctx, sequence, streams, computed).await?;
+            ensure_stored(self.worker, sequence, streams, computed).await?;
             let append = sequence.append_remote(&self.job.ctx, count, self.worker.config.lease_ms);
             live(&self.worker.config, "handing blocks over", append).await
         })
@@ -213,24 +206,35 @@ struct Streamer<'a> {
     runtime: &'a Handle,
     streams: &'a mut PutStreams,
     events: &'a EventSender<PrefillEvent>,
+    metrics: &'a PrefillMetrics,
     layers: usize,
     every: usize,
+    /// Time of the engine thread so far.
+    handed_over: Duration,
 }
 
 impl StepObserver for Streamer<'_> {
+    fn visited_remotely(&mut self, visits: &RemoteVisits) {
+        self.metrics.visited_blocks.inc_by(visits.blocks);
+        self.metrics.shipped_bytes.inc_by(visits.query_bytes + visits.partial_bytes);
+    }
+
     fn layer_done(&mut self, layer: usize, batch: &[StepInput<'_>]) -> Result<(), longshore_engine::Error> {
         for input in batch {
             let sequence = &*input.sequence;
+            let started = Instant::now();
             self.runtime.block_on(async {
                 for block in sequence.filling() {
                     let tile =
                         sequence.tile_message(block, layer).expect("blocks that a step fills are local");
-                    let shard = sequence.owner(block)?;
-                    let sent = tokio::time::timeout(self.patience, self.streams.send(shard, tile)).await;
-                    sent.unwrap_or_else(|_| Err(hangs(&sequence.links().links()[shard], self.patience)))?;
+                    if !self.streams.knows(&tile.key) {
+                        self.streams.begin(tile.key, &sequence.candidates(block)?);
+                    }
+                    self.streams.send(tile, self.patience).await?;
                 }
                 Ok::<_, longshore_engine::Error>(())
             })?;
+            self.handed_over += started.elapsed();
             let done = layer + 1;
             if done.is_multiple_of(self.every) || done == self.layers {
                 let new_tokens = (input.tokens.len() * done / self.layers) as u64;
@@ -243,53 +247,37 @@ impl StepObserver for Streamer<'_> {
     }
 }
 
-/// Waits until the shards acknowledged `blocks`, which are all local; sends those that arrived damaged once more.
+/// Waits until enough shards acknowledged `blocks`, which are all local; sends again what arrived damaged, and to other shards
+/// what some refused.
 async fn ensure_stored(
     worker: &Worker,
-    ctx: &CallContext,
     sequence: &Sequence,
     streams: &mut PutStreams,
     blocks: Range<u64>,
 ) -> Result<(), Error> {
+    let patience = worker.config.shard_timeout();
     for block in blocks {
         let key = sequence.key(block).expect("a computed block has a key");
-        let shard = sequence.owner(block)?;
-        let mut outcome = live(&worker.config, "storing a block", streams.wait(shard, key)).await?;
-        let link = &sequence.links().links()[shard];
-        if outcome == PutOutcome::Corrupt {
-            worker.metrics.resent_blocks.inc();
-            outcome = resend(worker, ctx, sequence, link, block).await?;
+        let tiles = || sequence.block_messages(block).expect("a block that is not acknowledged is local");
+        let shard = |index: usize| sequence.links().links()[index].id.clone();
+        match streams.ensure(key, patience, tiles).await {
+            Ok(stored) => {
+                worker.metrics.resent_blocks.inc_by(stored.resent);
+                worker.metrics.stored_blocks.inc();
+            }
+            Err(Unstored::NoSpace(index)) => return Err(Error::NoSpace { shard: shard(index), key }),
+            Err(Unstored::Corrupt(index)) => {
+                worker.metrics.resent_blocks.inc();
+                return Err(Error::Corrupt { shard: shard(index), key });
+            }
+            Err(Unstored::Stalled) => {
+                let waited_ms = worker.config.shard_timeout_ms;
+                return Err(Error::Stalled { what: "storing a block", waited_ms });
+            }
+            Err(Unstored::Failed(error)) => return Err(error.into()),
         }
-        let shard = link.id.clone();
-        match outcome {
-            PutOutcome::Stored | PutOutcome::Duplicate => worker.metrics.stored_blocks.inc(),
-            PutOutcome::NoSpace => return Err(Error::NoSpace { shard, key }),
-            PutOutcome::Corrupt => return Err(Error::Corrupt { shard, key }),
-        };
     }
     Ok(())
-}
-
-async fn resend(
-    worker: &Worker,
-    ctx: &CallContext,
-    sequence: &Sequence,
-    link: &ShardLink,
-    block: u64,
-) -> Result<PutOutcome, Error> {
-    tracing::warn!(shard = %link.id, block, "a block arrived damaged, sending it again");
-    let tiles = sequence.block_messages(block).expect("a block that is not acknowledged is local");
-    let shape = worker.parts.engine.wire_tile_shape();
-    let store = store_block(ctx, link, *sequence.identity(), shape, tiles);
-    live(&worker.config, "storing a block again", store).await
-}
-
-fn hangs(link: &ShardLink, patience: Duration) -> longshore_engine::Error {
-    let message = format!("took no tile for {} ms; hint: look at the shard", patience.as_millis());
-    longshore_engine::Error::Shard {
-        shard: link.id.clone(),
-        source: longshore_fabric::Error::new(Code::Unavailable, message),
-    }
 }
 
 /// Gives up on a shard that hangs, so that it cannot hold the engine thread. Counted from the last progress, never from the

@@ -76,9 +76,9 @@ pub enum Error {
         /// Tokens of the prompt.
         prompt_tokens: u64,
     },
-    /// A policy that selects needs the whole prompt's KV in this process.
+    /// A policy that selects needs something of the whole prompt's KV in this process.
     #[error(
-        "`start.prompt_tokens` is {prompt_tokens}: with the prefill policy `{policy}` a worker keeps the KV of the whole prompt, \
+        "`start.prompt_tokens` is {prompt_tokens}: with the prefill policy `{policy}` a worker keeps {kept} of the whole prompt, \
          {needed_bytes} bytes, at most {limit_bytes} are allowed; hint: raise `prefill.local_kv_bytes`, or ask for the policy \
          `exact`"
     )]
@@ -87,7 +87,9 @@ pub enum Error {
         policy: String,
         /// Tokens of the prompt.
         prompt_tokens: u64,
-        /// Bytes of its full blocks.
+        /// What it keeps.
+        kept: &'static str,
+        /// Bytes of that, of its full blocks.
         needed_bytes: u64,
         /// `prefill.local_kv_bytes`.
         limit_bytes: u64,

@@ -7,6 +7,7 @@ mod error;
 pub mod grpc;
 mod metrics;
 mod policy;
+mod prefix;
 mod service;
 
 pub use config::{Config, PrefixPolicy};

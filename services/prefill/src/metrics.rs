@@ -7,6 +7,9 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Hist
 const CHUNK_BUCKETS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
+/// Buckets of what streaming costs, in seconds.
+const TAIL_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+
 /// Counters of a prefill worker; clones share them.
 #[derive(Debug, Clone)]
 pub struct PrefillMetrics {
@@ -28,8 +31,18 @@ pub struct PrefillMetrics {
     pub stored_blocks: Counter,
     /// Blocks sent again because they arrived damaged.
     pub resent_blocks: Counter,
+    /// Blocks that lists of sparse policies visited on shards, one count per list.
+    pub visited_blocks: Counter,
+    /// Bytes of queries and partials of those lists.
+    pub shipped_bytes: Counter,
+    /// Bytes of summaries that came from shards.
+    pub summary_bytes: Counter,
     /// Seconds per chunk.
     pub chunk_seconds: Histogram,
+    /// Seconds of each chunk in which its tiles were handed to the store streams: what streaming takes from computing.
+    pub hand_over_seconds: Histogram,
+    /// Seconds from the end of a prompt's last chunk until its last block was acknowledged: what computing did not hide.
+    pub store_tail_seconds: Histogram,
 }
 
 impl PrefillMetrics {
@@ -50,7 +63,32 @@ impl PrefillMetrics {
             "Blocks sent again because they arrived damaged",
             own.resent_blocks.clone(),
         );
+        metrics.register(
+            "visited_blocks",
+            "Blocks that sparse policies visited on shards",
+            own.visited_blocks.clone(),
+        );
+        metrics.register(
+            "shipped_bytes",
+            "Bytes of queries and partials of those visits",
+            own.shipped_bytes.clone(),
+        );
+        metrics.register(
+            "summary_bytes",
+            "Bytes of summaries that came from shards",
+            own.summary_bytes.clone(),
+        );
         metrics.register("chunk_seconds", "Seconds per chunk", own.chunk_seconds.clone());
+        metrics.register(
+            "hand_over_seconds",
+            "Seconds of each chunk in which its tiles were handed to the store streams",
+            own.hand_over_seconds.clone(),
+        );
+        metrics.register(
+            "store_tail_seconds",
+            "Seconds from the end of a prompt's last chunk until its last block was acknowledged",
+            own.store_tail_seconds.clone(),
+        );
         own
     }
 }
@@ -68,7 +106,12 @@ impl Default for PrefillMetrics {
             cached_tokens: Counter::default(),
             stored_blocks: Counter::default(),
             resent_blocks: Counter::default(),
+            visited_blocks: Counter::default(),
+            shipped_bytes: Counter::default(),
+            summary_bytes: Counter::default(),
             chunk_seconds: Histogram::new(CHUNK_BUCKETS),
+            hand_over_seconds: Histogram::new(TAIL_BUCKETS),
+            store_tail_seconds: Histogram::new(TAIL_BUCKETS),
         }
     }
 }

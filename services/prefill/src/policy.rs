@@ -6,7 +6,10 @@ use longshore_attention::{HeadPlan, PrefillPolicy, QUERY_TILE};
 use longshore_engine::Engine;
 use longshore_proto::types::PrefillStart;
 
-use crate::{Config, Error};
+use crate::{
+    Config, Error,
+    prefix::{block_bytes, kept_summary_bytes},
+};
 
 /// The policy of one prompt.
 #[derive(Debug, Clone)]
@@ -57,17 +60,23 @@ impl JobPolicy {
             .expect("`multiple` blocks are a multiple of it")
     }
 
-    /// Selection reads the prefix here: shards do not select yet. An exact prompt leaves its oldest blocks to them.
+    /// A policy that reads all keys while it selects has the whole prompt here, one that reads summaries has those of all blocks. Others
+    /// leave their oldest blocks to the shards.
     fn check_room(&self, start: &PrefillStart, engine: &Engine, config: &Config) -> Result<(), Error> {
         let stored = engine.geometry().stored_blocks(start.prompt_tokens);
-        let block_bytes = (engine.tile_shape().bytes() * engine.backend().config().layers) as u64;
-        let needed_bytes = stored.saturating_mul(block_bytes);
+        let reads = self.policy.reads();
+        let kept_bytes = match reads.all_keys {
+            true => block_bytes(engine),
+            false => kept_summary_bytes(engine, &reads),
+        };
+        let needed_bytes = stored.saturating_mul(kept_bytes);
         if self.is_exact() || start.cached_blocks >= stored || needed_bytes <= config.local_kv_bytes {
             return Ok(());
         }
         Err(Error::TooLongForPolicy {
             policy: start.prefill_policy.clone(),
             prompt_tokens: start.prompt_tokens,
+            kept: if reads.all_keys { "the KV" } else { "summaries of the KV" },
             needed_bytes,
             limit_bytes: config.local_kv_bytes,
         })

@@ -6,14 +6,14 @@ mod support;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use futures::StreamExt;
-use longshore_attention::KvDtype;
+use longshore_attention::{KvDtype, PrefillPolicy};
 use longshore_blocks::Deployment;
 use longshore_engine::testing::tokens;
 use longshore_fabric::Code;
 use longshore_prefill::{Config, PrefixPolicy};
 use longshore_proto::types::{Identity, PrefillEvent, PrefillStart};
 
-use support::{BLOCK, World, balanced, block_bytes, settles};
+use support::{BLOCK, World, antidiagonal, balanced, block_bytes, settles};
 
 fn chunks_of(chunk_tokens: u32) -> Config {
     Config { chunk_tokens, ..Config::default() }
@@ -76,28 +76,75 @@ async fn a_cached_prefix_is_not_computed_again_and_changes_no_bit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_that_selects_has_the_prefix_here() {
+async fn a_prefix_is_shipped_to_or_fetched_for_a_policy_that_selects() {
     let prompt = tokens(16, 10 * BLOCK);
-    for prefix in [PrefixPolicy::Auto, PrefixPolicy::Ship, PrefixPolicy::Fetch] {
-        // Room for its 9 blocks and not one more.
-        let world = World::new(3, Config { prefix, local_kv_bytes: 9 * block_bytes(), ..chunks_of(32) });
-        world.events(world.balanced(5 * BLOCK + 1, 0), &prompt[..5 * BLOCK + 1]).await;
-        let events = world.events(world.balanced(prompt.len(), 5), &prompt).await;
-        assert!(
-            matches!(events.last(), Some(PrefillEvent::Finished { computed_blocks: 4, .. })),
-            "{events:?}"
-        );
-        assert!(world.cluster.shards.iter().all(|shard| shard.attends() == 0), "{prefix:?}");
-        // Short prompts are exact whatever the policy.
-        assert!(world.cluster.bodies() == world.reference(&prompt, 9), "{prefix:?}");
+    // Blocks of a policy that reads all keys are fetched whatever the settings say.
+    for (policy, needs_keys) in [(balanced(), false), (antidiagonal(), true)] {
+        for prefix in [PrefixPolicy::Auto, PrefixPolicy::Ship, PrefixPolicy::Fetch] {
+            // Room for its 9 blocks and not one more.
+            let world = World::new(3, Config { prefix, local_kv_bytes: 9 * block_bytes(), ..chunks_of(32) });
+            let start = |tokens: usize, cached: usize| PrefillStart {
+                prefill_policy: policy.fingerprint(),
+                ..world.balanced(tokens, cached)
+            };
+            world.events(start(5 * BLOCK + 1, 0), &prompt[..5 * BLOCK + 1]).await;
+            let events = world.events(start(prompt.len(), 5), &prompt).await;
+            assert!(
+                matches!(events.last(), Some(PrefillEvent::Finished { computed_blocks: 4, .. })),
+                "{events:?}"
+            );
+            let attends = world.cluster.shards.iter().map(|shard| shard.attends()).sum::<u64>();
+            let shipped = match prefix {
+                PrefixPolicy::Auto => attends > 0,
+                PrefixPolicy::Ship => !needs_keys,
+                PrefixPolicy::Fetch => false,
+            };
+            assert_eq!(attends > 0, shipped && !needs_keys, "{prefix:?}, {policy}");
+            let metrics = &world.metrics;
+            let moved = [&metrics.visited_blocks, &metrics.shipped_bytes, &metrics.summary_bytes];
+            assert!(moved.iter().all(|moved| (moved.get() > 0) == (attends > 0)), "{prefix:?}, {policy}");
+            // Short prompts are exact whatever the policy.
+            assert!(world.cluster.bodies() == world.reference(&prompt, 9), "{prefix:?}, {policy}");
+        }
     }
+}
+
+/// Less room than the prompt takes, and the same blocks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_reads_summaries_leaves_its_oldest_blocks_to_the_shards() {
+    let prompt = tokens(19, 30 * BLOCK + 1);
+    let sparse =
+        "blocks:scorer=row-normalised,selector=top-k,k=2,sink=0,local=0,dense_layers=0,min_positions=0";
+    let prefill_policy = PrefillPolicy::parse(sparse, None).expect("the text is a policy").fingerprint();
+    let mut bodies = Vec::new();
+    for (blocks, cached) in [(64, 0), (10, 0), (10, 8)] {
+        let world = World::new(2, Config { local_kv_bytes: blocks * block_bytes(), ..chunks_of(64) });
+        let dense_from = prompt.len() as u64 / 32 * 32;
+        let start = |tokens: usize, cached_blocks: u64| PrefillStart {
+            prefill_policy: prefill_policy.clone(),
+            dense_from: dense_from.min(tokens as u64 / 32 * 32),
+            cached_blocks,
+            ..world.start(tokens, 0)
+        };
+        if cached > 0 {
+            let tokens = cached as usize * BLOCK + 1;
+            world.events(start(tokens, 0), &prompt[..tokens]).await;
+        }
+        world.events(start(prompt.len(), cached), &prompt).await;
+        let attends = world.cluster.shards.iter().map(|shard| shard.attends()).sum::<u64>();
+        assert_eq!(attends > 0, blocks == 10);
+        bodies.push(world.cluster.bodies());
+    }
+    assert!(bodies.iter().all(|other| *other == bodies[0]), "a worker's memory changed a block");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_that_a_policy_has_no_room_for_is_refused_before_anything_is_computed() {
     let prompt = tokens(17, 20 * BLOCK + 3);
     let world = World::new(2, Config { local_kv_bytes: 19 * block_bytes(), ..chunks_of(16) });
-    let stored = world.balanced(prompt.len(), 3);
+    let prefill_policy = antidiagonal().fingerprint();
+    let of = |start: PrefillStart| PrefillStart { prefill_policy: prefill_policy.clone(), ..start };
+    let stored = of(world.balanced(prompt.len(), 3));
     let error = world.failure(stored.clone(), &prompt).await;
     assert_eq!((error.code, error.field.as_deref()), (Code::OutOfRange, Some("start.prompt_tokens")));
     assert!(
@@ -106,11 +153,18 @@ async fn a_prompt_that_a_policy_has_no_room_for_is_refused_before_anything_is_co
     );
     assert_eq!(world.cluster.model.layers_computed.load(Ordering::SeqCst), 0);
     assert_eq!(world.metrics.requests.get(), 0);
-    // One block less fits, and so does what is in the store already; `exact` leaves its oldest blocks to the shards.
-    world.events(world.balanced(20 * BLOCK, 0), &prompt[..20 * BLOCK]).await;
+    // One block less fits, and so does what is in the store already; `exact` and policies that read summaries leave their oldest
+    // blocks to the shards.
+    world.events(of(world.balanced(20 * BLOCK, 0)), &prompt[..20 * BLOCK]).await;
     world.prefill(&prompt, 0).await;
+    world.events(world.balanced(prompt.len(), 0), &prompt).await;
     let events = world.events(PrefillStart { cached_blocks: 20, ..stored }, &prompt).await;
     assert_eq!(events, [PrefillEvent::Finished { computed_blocks: 0, stored_bytes: 0 }]);
+    // Summaries must fit too.
+    let tiny = World::new(2, Config { local_kv_bytes: 7_000, ..chunks_of(16) });
+    let error = tiny.failure(tiny.balanced(prompt.len(), 0), &prompt).await;
+    assert_eq!((error.code, error.field.as_deref()), (Code::OutOfRange, Some("start.prompt_tokens")));
+    assert!(error.message.contains("summaries"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

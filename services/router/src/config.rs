@@ -32,6 +32,9 @@ pub struct Config {
     /// Prefill policy of requests that name none, for example `exact` or `balanced`. Different defaults make no different
     /// deployments: only blocks of different policies are kept apart.
     pub prefill_policy: String,
+    /// Copies of each block in the store, as all processes of the cluster are told. A binary that has a setting of its own for
+    /// it sets this one.
+    pub copies: u32,
     /// How often a request may be begun again after a worker failed; a block of new tokens restarts the count.
     pub retries_max: u32,
     /// Pause before the first retry, in milliseconds; it doubles with every further one.
@@ -73,6 +76,7 @@ impl Default for Config {
             lookup_timeout_ms: 2_000,
             handshake_timeout_ms: 3_000,
             prefill_policy: DEFAULT_PREFILL_POLICY.to_owned(),
+            copies: 1,
             retries_max: 3,
             retry_backoff_ms: 50,
             drain_ms: 15_000,
@@ -121,6 +125,7 @@ impl Validate for Config {
         check("client_stall_ms", self.client_stall_ms, 1, hour);
         check("lookup_timeout_ms", self.lookup_timeout_ms, 1, hour);
         check("handshake_timeout_ms", self.handshake_timeout_ms, 1, hour);
+        check("copies", self.copies.into(), 1, 8);
         check("retries_max", self.retries_max.into(), 1, 100);
         check("retry_backoff_ms", self.retry_backoff_ms, 0, 60_000);
         check("drain_ms", self.drain_ms, 0, hour);

@@ -101,7 +101,8 @@ pub(crate) fn encode(text: &str) -> Vec<u32> {
 
 fn member(id: String, role: Role) -> Member {
     let address = format!("local:{id}");
-    Member { id, role, address, incarnation: 1, weight: u32::from(role == Role::KvStore) }
+    let weight = u32::from(role == Role::KvStore);
+    Member { id, role, address, incarnation: 1, weight, labels: longshore_cluster::Labels::default() }
 }
 
 impl Fixture {

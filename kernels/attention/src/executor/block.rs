@@ -8,6 +8,7 @@ use crate::tile::{Element, Head, Line, Tile, k_place, v_place};
 use crate::{Column, ExactBlock, KvDtype, SummaryKey, TileShape};
 
 use super::PagedKv;
+use super::microkernel::Ahead;
 
 /// Largest number of keys of a block.
 pub(super) const MAX_KEYS: usize = 256;
@@ -81,8 +82,8 @@ pub(super) struct Block<'a, E> {
     pub(super) keys: usize,
     /// Who sees them.
     pub(super) visibility: Visibility<'a>,
-    /// How far from this block the next one lies, in bytes, so that it can be asked for; 0: nowhere.
-    pub(super) ahead: isize,
+    /// The block that comes next, so that it can be asked for.
+    pub(super) ahead: Option<Ahead>,
 }
 
 impl<'a, E: Element> Block<'a, E> {
@@ -101,9 +102,8 @@ impl<'a, E: Element> Block<'a, E> {
         next: Option<(&Tile, usize)>,
     ) -> Self {
         let head = tile.head::<E>(kv_head);
-        let start = head.k.as_ptr().addr();
-        let address = |(tile, kv_head): (&Tile, usize)| tile.head_address(kv_head);
-        let ahead = next.map_or(0, |next| address(next).wrapping_sub(start));
+        let bytes = tile.shape().head_bytes();
+        let ahead = next.map(|(tile, kv_head)| Ahead::new(tile.head_address(kv_head), bytes));
         Self {
             head,
             v_stride: tile.shape().block_tokens,
@@ -111,7 +111,7 @@ impl<'a, E: Element> Block<'a, E> {
             only: None,
             keys: block.len as usize,
             visibility: Visibility::From(block.first_position),
-            ahead: ahead.cast_signed(),
+            ahead,
         }
     }
 }
@@ -208,7 +208,7 @@ impl Gathered {
             v_scales: &self.v_scales,
         };
         let v_stride = shape.block_tokens;
-        Block { head, v_stride, bias: &self.bias, only: None, keys, visibility, ahead: 0 }
+        Block { head, v_stride, bias: &self.bias, only: None, keys, visibility, ahead: None }
     }
 
     /// Some keys of a tile of means, in place: bit `i` of `keys`, which is not 0, stands for key `first + i`, and `first` is
@@ -242,7 +242,7 @@ impl Gathered {
             only: Some(Only { hidden: &self.hidden, keys: &self.counted }),
             keys: end,
             visibility: Visibility::All,
-            ahead: 0,
+            ahead: None,
         }
     }
 }

@@ -7,6 +7,9 @@ use crate::{Column, Error, ExactBlock, Partials, Queries, SummaryKey, TileShape,
 pub(super) fn check(item: &AttendItem<'_>) -> Result<(), Error> {
     let tile = item.kv.shape();
     tile.validate()?;
+    if item.kv.only_head().is_some() {
+        return invalid("kv", "shows one head of its tiles, which only sparse calls read".to_owned());
+    }
     check_queries(&item.queries, &tile)?;
     check_work(item)?;
     check_summaries(&item.work.summaries, &tile)?;
@@ -93,7 +96,14 @@ pub(super) fn check_tile(field: &'static str, tile: u32, kv: &dyn PagedKv) -> Re
         return invalid(field, format!("visits tile {tile}, there are {tiles}"));
     }
     let found = kv.tile(tile as usize).shape();
-    if found != shape {
+    let shown = match kv.only_head() {
+        Some(head) if head < found.kv_heads => TileShape { kv_heads: 1, ..found },
+        Some(head) => {
+            return invalid(field, format!("visits KV head {head} of a tile, there are {}", found.kv_heads));
+        }
+        None => found,
+    };
+    if shown != shape {
         return invalid(field, format!("visits tile {tile} of shape {found:?}, must be {shape:?}"));
     }
     Ok(())

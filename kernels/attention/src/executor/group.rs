@@ -50,10 +50,10 @@ impl<E: Element, const R: usize> Kernel for FoldGroup<'_, '_, E, R> {
             return;
         }
         let panels = seen.end.div_ceil(LANES);
-        if S::PREFETCHES && E::SCALED && self.block.ahead != 0 {
-            for scales in self.block.head.k_scales.iter().chain(self.block.head.v_scales) {
-                s.prefetch(scales.as_ptr().cast::<u8>().wrapping_offset(self.block.ahead));
-            }
+        if let Some(ahead) = self.block.ahead.filter(|_| S::PREFETCHES && E::SCALED) {
+            let head = &self.block.head;
+            let lanes = size_of_val(head.k) + size_of_val(head.v);
+            ahead.after(lanes).ask_for(s, size_of_val(head.k_scales) + size_of_val(head.v_scales));
         }
         let most = const { panels_at_once::<S>(R) };
         let mut panel = 0;
@@ -96,7 +96,8 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
         let (block, dim) = (self.block, self.q.len());
         let panels = array::from_fn(|p| &block.head.k[(first + p) * dim..][..dim]);
         let q = self.q;
-        let sums = products::<S, E, R, P>(s, panels, |i, r| q[i][r], block.ahead);
+        let ahead = block.ahead.map(|ahead| ahead.after(first * dim * size_of::<[E; LANES]>()));
+        let sums = products::<S, E, R, P>(s, panels, |i, r| q[i][r], ahead);
         let scale = s.splat(self.scale);
         for p in 0..P {
             let bias = block.bias.get(first + p).map_or(s.splat(0.0), |bias| s.load(bias));
@@ -177,9 +178,11 @@ impl<E: Element, const R: usize> FoldGroup<'_, '_, E, R> {
         let common = seen.common.min(MAX_KEYS);
         let scores: &Scores = self.scores;
         let panels = array::from_fn(|p| &v[(first + p) * stride..][..common]);
+        let before = size_of_val(self.block.head.k) + first * stride * size_of::<[E; LANES]>();
+        let ahead = self.block.ahead.map(|ahead| ahead.after(before));
         let mut sums = match self.block.only() {
             Some(only) => products_at::<S, E, R, P>(s, panels, only.keys, |i, r| scores[r][i]),
-            None => products::<S, E, R, P>(s, panels, |i, r| scores[r][i], self.block.ahead),
+            None => products::<S, E, R, P>(s, panels, |i, r| scores[r][i], ahead),
         };
         if seen.common < seen.end {
             let panels = array::from_fn(|p| &v[(first + p) * stride..][..seen.end]);

@@ -27,20 +27,73 @@ pub(crate) const fn panels_at_once<S: Simd>(rows: usize) -> usize {
     }
 }
 
+/// Parts of a head that are asked for in turn. Each lies in a page of its own, where the processor's own prefetcher goes on by
+/// itself: several pages at once keep more lines on their way than one after the other.
+const STREAMS: usize = 4;
+
+/// The head that comes next, asked for line by line while this one is computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead {
+    start: usize,
+    /// Lines of each stream.
+    stream_lines: usize,
+    /// Lines that were asked for before.
+    done: usize,
+}
+
+impl Ahead {
+    /// Some bytes at `start`, which nobody need have yet.
+    #[inline(always)]
+    pub(super) fn new(start: usize, bytes: usize) -> Self {
+        Self { start, stream_lines: bytes / (LINE * STREAMS), done: 0 }
+    }
+
+    /// The same after the lines of so many bytes.
+    #[inline(always)]
+    pub(super) fn after(self, bytes: usize) -> Self {
+        Self { done: self.done + bytes / LINE, ..self }
+    }
+
+    /// Asks for the line with this number, counted from those before.
+    #[inline(always)]
+    fn ask<S: Simd>(self, s: S, line: usize) {
+        s.prefetch(std::ptr::without_provenance(self.address(line)));
+    }
+
+    /// Asks for the lines of so many bytes at once.
+    #[inline(always)]
+    pub(super) fn ask_for<S: Simd>(self, s: S, bytes: usize) {
+        (0..bytes / LINE).for_each(|line| self.ask(s, line));
+    }
+
+    #[inline(always)]
+    fn address(self, line: usize) -> usize {
+        let line = self.done + line;
+        self.start.wrapping_add((line % STREAMS * self.stream_lines + line / STREAMS) * LINE)
+    }
+}
+
 /// Sums of `R` rows and `P` panels: `factor(i, row) * panels[panel][i]`, one chain of fused multiply-adds over `i` in order
-/// from 0 on. The panels lie one after the other; as many cache lines are asked for that lie `ahead` bytes from them, when
-/// that is not 0.
+/// from 0 on. As many cache lines `ahead` are asked for as the panels have.
 #[inline(always)]
 pub(crate) fn products<S: Simd, E: Element, const R: usize, const P: usize>(
     s: S,
     panels: [&[[E; LANES]]; P],
     factor: impl Fn(usize, usize) -> f32,
-    ahead: isize,
+    ahead: Option<Ahead>,
 ) -> [[S::F32s; P]; R] {
-    if S::PREFETCHES && ahead != 0 {
-        multiply::<S, E, R, P, true>(s, panels, factor, ahead)
-    } else {
-        multiply::<S, E, R, P, false>(s, panels, factor, 0)
+    match ahead {
+        Some(ahead) if S::PREFETCHES => {
+            multiply::<S, E, R, P>(s, panels, factor, |i| {
+                // In a steady order, and a few at a time, as the queues of the memory like it.
+                let lines = const { (P * size_of::<[E; LANES]>()).div_ceil(LINE) };
+                let bytes = i * P * size_of::<[E; LANES]>();
+                if bytes.is_multiple_of(LINE) {
+                    (0..lines).for_each(|line| ahead.ask(s, bytes / LINE + line));
+                }
+            })
+        }
+        _ => multiply::<S, E, R, P>(s, panels, factor, |_| {}),
     }
 }
 
@@ -71,14 +124,12 @@ pub(super) fn products_at<S: Simd, E: Element, const R: usize, const P: usize>(
 }
 
 #[inline(always)]
-fn multiply<S: Simd, E: Element, const R: usize, const P: usize, const AHEAD: bool>(
+fn multiply<S: Simd, E: Element, const R: usize, const P: usize>(
     s: S,
     panels: [&[[E; LANES]]; P],
     factor: impl Fn(usize, usize) -> f32,
-    ahead: isize,
+    ask: impl Fn(usize),
 ) -> [[S::F32s; P]; R] {
-    let lines = const { (P * size_of::<[E; LANES]>()).div_ceil(LINE) };
-    let next = panels[0].as_ptr().cast::<u8>().wrapping_offset(ahead);
     let steps = panels[0].len();
     let panels = panels.map(|panel| &panel[..steps]);
     let mut sums = [[s.splat(0.0); P]; R];
@@ -87,12 +138,7 @@ fn multiply<S: Simd, E: Element, const R: usize, const P: usize, const AHEAD: bo
         for (panel, lane) in panels.iter().zip(&mut lanes) {
             *lane = E::load(s, &panel[i]);
         }
-        if AHEAD {
-            // In order, as the memory likes it, and a few at a time, as the queues do.
-            for line in 0..lines {
-                s.prefetch(next.wrapping_add(i * P * size_of::<[E; LANES]>() + line * LINE));
-            }
-        }
+        ask(i);
         for (r, sums) in sums.iter_mut().enumerate() {
             let factor = s.splat(factor(i, r));
             for (sum, &lane) in sums.iter_mut().zip(&lanes) {
@@ -101,4 +147,26 @@ fn multiply<S: Simd, E: Element, const R: usize, const P: usize, const AHEAD: bo
         }
     }
     sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_of_the_next_head_is_asked_for_once() {
+        // K, V and scales of f16 and int8 heads of 64 and 80 elements.
+        for (k, v, scales) in [(8192, 8192, 0), (4096, 4096, 512), (10_240, 10_240, 0), (5120, 5120, 512)] {
+            let start = 1 << 20;
+            let ahead = Ahead::new(start, k + v + scales);
+            let parts = [(ahead, k), (ahead.after(k), v), (ahead.after(k).after(v), scales)];
+            let each =
+                parts.iter().flat_map(|(ahead, bytes)| (0..bytes / LINE).map(|line| ahead.address(line)));
+            let mut asked: Vec<usize> = each.collect();
+            assert_eq!(asked[1] - asked[0], (k + v + scales) / STREAMS, "the next line is another stream's");
+            asked.sort_unstable();
+            let all: Vec<usize> = (start..start + k + v + scales).step_by(LINE).collect();
+            assert_eq!(asked, all);
+        }
+    }
 }

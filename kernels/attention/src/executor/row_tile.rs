@@ -241,7 +241,7 @@ impl RowTile<'_> {
                 _ => self.fold_group::<S, E, GROUP>(s, &block, rows.start),
             }
             // Asked for once.
-            block.ahead = 0;
+            block.ahead = None;
         }
     }
 

@@ -168,3 +168,21 @@ fn hostile_wire_forms_are_refused() {
         assert!(Partials::from_interleaved(rows, heads, dim, &good).is_err(), "{rows}, {heads}, {dim}");
     }
 }
+
+#[test]
+fn parts_are_placed_where_they_belong() {
+    let mut rng = generator(77);
+    let part = random(&mut rng, 3, 5.0);
+    let mut whole = Partials::identity(7, 6, 5);
+    whole.place(2, 4, &part).unwrap();
+    for (row, head) in (0..7).flat_map(|row| (0..6).map(move |head| (row, head))) {
+        let inside = (2..5).contains(&row) && head >= 4;
+        let expected =
+            if inside { part.row(row - 2, head - 4) } else { (f32::NEG_INFINITY, 0.0, &[0.0; 5][..]) };
+        assert_eq!(whole.row(row, head), expected, "row {row}, head {head}");
+    }
+    for (row, head) in [(5, 0), (0, 5), (usize::MAX, 0), (0, usize::MAX)] {
+        assert!(whole.place(row, head, &part).is_err(), "row {row}, head {head}");
+    }
+    assert!(whole.place(0, 0, &Partials::identity(1, 1, 4)).is_err());
+}

@@ -59,7 +59,8 @@ struct BlockScores {
 /// Plans tiles by a scorer and a selector.
 pub(super) struct BlockPlanner<'a> {
     grid: &'a Grid<'a>,
-    rule: Blocks,
+    /// Of each KV head; none is dense.
+    rules: Vec<Option<Blocks>>,
     set: InstructionSet,
     /// `[kv_heads][blocks]`: visited because their keys are unlike their mean; empty when that does not count.
     escaped: Vec<bool>,
@@ -67,60 +68,54 @@ pub(super) struct BlockPlanner<'a> {
 }
 
 impl<'a> BlockPlanner<'a> {
-    /// `scored`: the most blocks that a tile scores.
+    /// `rules`: one of each KV head; `scored`: the most blocks that a tile scores.
     pub(super) fn new(
         grid: &'a Grid<'a>,
-        rule: Blocks,
+        rules: Vec<Option<Blocks>>,
         set: InstructionSet,
         scored: usize,
     ) -> Result<Self, Error> {
-        grid.check_complete()?;
-        if rule.correction || !matches!(rule.scorer, Scorer::Antidiagonal(_)) {
+        let any = |wanted: fn(&Blocks) -> bool| rules.iter().flatten().any(wanted);
+        if any(|_| true) {
+            grid.check_complete()?;
+        }
+        if any(|rule| rule.correction || !rule.is_antidiagonal()) {
             grid.check_summaries(scored)?;
         }
-        if rule.scorer == Scorer::SecondOrder {
+        if any(|rule| rule.scorer == Scorer::SecondOrder) {
             grid.check_spreads(scored)?;
         }
-        if matches!(rule.scorer, Scorer::Antidiagonal(_)) {
+        if any(Blocks::is_antidiagonal) {
             grid.check_tiles(scored)?;
         }
-        let mut escaped = Vec::new();
-        if let Some(limit) = rule.escape {
-            let Some(cosines) = grid.input.cosines else {
-                return invalid("cosines", "are missing: the guard `escape` needs them");
-            };
-            for kv_head in 0..grid.input.queries.shape.kv_heads {
-                let cosines = (0..scored).map(|block| cosines(block as u64, kv_head));
-                // What cannot be compared is visited.
-                escaped.extend(cosines.map(|cosine| cosine < limit || cosine.is_nan()));
-            }
-        }
-        Ok(Self { grid, rule, set, escaped, scored })
+        let escaped = escaped(grid, &rules, scored)?;
+        Ok(Self { grid, rules, set, escaped, scored })
     }
 
-    /// How many tiles are best planned together.
+    /// How many tiles are best planned together: so that each key that is read serves more rows.
     pub(super) fn tiles_at_once(&self) -> usize {
-        match self.rule.scorer {
-            // So that each key that is read serves more rows.
-            Scorer::Antidiagonal(_) => 4,
-            Scorer::Pooled | Scorer::RowNormalised | Scorer::SecondOrder | Scorer::PooledQuery => 1,
-        }
+        if self.rules.iter().flatten().any(Blocks::is_antidiagonal) { 4 } else { 1 }
     }
 
     /// The lists of some tiles, which ascend; what each is does not depend on the others.
     pub(super) fn plan(&self, tiles: &[&TileRows], kv_head: usize) -> Vec<List> {
-        with_scratch(|scratch| match self.rule.scorer {
-            Scorer::Antidiagonal(stride) => self.antidiagonal(tiles, kv_head, stride, scratch),
+        let Some(rule) = &self.rules[kv_head] else {
+            return tiles.iter().map(|tile| Chosen::all(self.grid, tile).list(self.grid, tile)).collect();
+        };
+        with_scratch(|scratch| match rule.scorer {
+            Scorer::Antidiagonal(stride) => self.antidiagonal(rule, tiles, kv_head, stride, scratch),
             Scorer::Pooled | Scorer::RowNormalised | Scorer::SecondOrder | Scorer::PooledQuery => {
-                let list = |tile: &&TileRows| self.list(tile, kv_head, self.energies(tile, kv_head, scratch));
+                let list = |tile: &&TileRows| {
+                    self.list(rule, tile, kv_head, self.energies(rule, tile, kv_head, scratch))
+                };
                 tiles.iter().map(list).collect()
             }
         })
     }
 
     /// The list of a tile, given the energies of the blocks before it.
-    fn list(&self, tile: &TileRows, kv_head: usize, scores: BlockScores) -> List {
-        let (grid, rule) = (self.grid, &self.rule);
+    fn list(&self, rule: &Blocks, tile: &TileRows, kv_head: usize, scores: BlockScores) -> List {
+        let grid = self.grid;
         let mut chosen = Chosen::diagonal(grid, tile);
         let scored = scores.energies.len();
         select(rule.selector, &scores.energies, &mut chosen.blocks);
@@ -131,7 +126,7 @@ impl<'a> BlockPlanner<'a> {
         let local = scored.saturating_sub(rule.local as usize);
         chosen.blocks[..scored.min(rule.sink as usize)].fill(true);
         chosen.blocks[local..scored].fill(true);
-        if !self.escaped.is_empty() {
+        if rule.escape.is_some() {
             let escaped = &self.escaped[kv_head * self.scored..][..scored];
             chosen.blocks.iter_mut().zip(escaped).for_each(|(block, &escaped)| *block |= escaped);
         }
@@ -143,6 +138,7 @@ impl<'a> BlockPlanner<'a> {
 
     fn antidiagonal(
         &self,
+        rule: &Blocks,
         tiles: &[&TileRows],
         kv_head: usize,
         stride: usize,
@@ -157,19 +153,19 @@ impl<'a> BlockPlanner<'a> {
             let scored = grid.before(tile);
             let (rows, panels) = (number * rows..(number + 1) * rows, (scored * cells).div_ceil(LANES));
             let sums = cell_sums(self.set, rows, panels, scratch);
-            self.list(tile, kv_head, self.scores(sums, cells, scored, scored))
+            self.list(rule, tile, kv_head, scores(rule, sums, cells, scored, scored))
         };
         tiles.iter().enumerate().map(list).collect()
     }
 
     /// Energies of the blocks before a tile, by their means.
-    fn energies(&self, tile: &TileRows, kv_head: usize, scratch: &mut Scratch) -> BlockScores {
+    fn energies(&self, rule: &Blocks, tile: &TileRows, kv_head: usize, scratch: &mut Scratch) -> BlockScores {
         let (queries, scored) = (&self.grid.input.queries, self.grid.before(tile));
         if scored == 0 {
             return BlockScores::default();
         }
         let group = queries.shape.group;
-        if self.rule.scorer == Scorer::PooledQuery {
+        if rule.scorer == Scorer::PooledQuery {
             score_mean_queries(self.grid, self.set, tile, kv_head, true, scratch);
         } else {
             let row = |packed: usize| {
@@ -177,23 +173,41 @@ impl<'a> BlockPlanner<'a> {
             };
             scratch.packed.fill(tile.rows.len() * group, queries.shape.head_dim, row);
             score_means(self.grid, self.set, kv_head, scored, scratch);
-            if self.rule.scorer == Scorer::SecondOrder {
+            if rule.scorer == Scorer::SecondOrder {
                 add_spreads(self.grid, self.set, kv_head, scored, scratch);
             }
             hide_tail(self.grid, scored, scratch);
         }
-        if matches!(self.rule.scorer, Scorer::RowNormalised | Scorer::SecondOrder) {
+        if matches!(rule.scorer, Scorer::RowNormalised | Scorer::SecondOrder) {
             row_sums(self.set, scratch);
         }
         let (rows, panels) = (scratch.packed.rows, scratch.scores.len() / scratch.packed.rows);
         let sums = cell_sums(self.set, 0..rows, panels, scratch);
-        self.scores(sums, 1, self.grid.stripe as usize, scored)
+        scores(rule, sums, 1, self.grid.stripe as usize, scored)
     }
+}
 
-    fn scores(&self, sums: &[[Lane; 2]], cells: usize, per_run: usize, blocks: usize) -> BlockScores {
-        let peaks = self.rule.peak.map(|_| peaks(sums, cells, per_run, blocks)).unwrap_or_default();
-        BlockScores { energies: energies(sums, cells, per_run, blocks), peaks }
+fn scores(rule: &Blocks, sums: &[[Lane; 2]], cells: usize, per_run: usize, blocks: usize) -> BlockScores {
+    let peaks = rule.peak.map(|_| peaks(sums, cells, per_run, blocks)).unwrap_or_default();
+    BlockScores { energies: energies(sums, cells, per_run, blocks), peaks }
+}
+
+/// `[kv_heads][blocks]`: what the guard `escape` of each head lets through; empty when no head has it.
+fn escaped(grid: &Grid<'_>, rules: &[Option<Blocks>], scored: usize) -> Result<Vec<bool>, Error> {
+    let limits: Vec<Option<f32>> = rules.iter().map(|rule| rule.and_then(|rule| rule.escape)).collect();
+    if limits.iter().all(Option::is_none) {
+        return Ok(Vec::new());
     }
+    let Some(cosines) = grid.input.cosines else {
+        return invalid("cosines", "are missing: the guard `escape` needs them");
+    };
+    let mut escaped = Vec::with_capacity(limits.len() * scored);
+    for (kv_head, limit) in limits.iter().enumerate() {
+        // What cannot be compared is visited.
+        let escapes = |cosine: f32| limit.is_some_and(|limit| cosine < limit || cosine.is_nan());
+        escaped.extend((0..scored).map(|block| limit.is_some() && escapes(cosines(block as u64, kv_head))));
+    }
+    Ok(escaped)
 }
 
 /// Scores of the mean queries of a tile, one of all heads of the KV head together or one of each, against mean keys.
@@ -205,14 +219,37 @@ pub(super) fn score_mean_queries(
     together: bool,
     scratch: &mut Scratch,
 ) {
-    let queries = &grid.input.queries;
-    let (group, dim) = (queries.shape.group, queries.shape.head_dim);
+    let group = grid.input.queries.shape.group;
     let heads = kv_head * group..(kv_head + 1) * group;
-    mean_queries(queries, tile.rows.clone(), heads, together, &mut scratch.means);
-    let means = &scratch.means;
+    mean_queries(&grid.input.queries, tile.rows.clone(), heads, together, &mut scratch.means);
+    score_packed_means(grid, set, kv_head, grid.before(tile), scratch);
+}
+
+/// Scores of the mean query of some rows of the call, of each of some heads of a KV head, against the mean keys of the first
+/// blocks.
+pub(super) fn score_mean_rows(
+    grid: &Grid<'_>,
+    set: InstructionSet,
+    (rows, heads): (Range<usize>, Range<usize>),
+    kv_head: usize,
+    blocks: usize,
+    scratch: &mut Scratch,
+) {
+    mean_queries(&grid.input.queries, rows, heads, false, &mut scratch.means);
+    score_packed_means(grid, set, kv_head, blocks, scratch);
+}
+
+fn score_packed_means(
+    grid: &Grid<'_>,
+    set: InstructionSet,
+    kv_head: usize,
+    blocks: usize,
+    scratch: &mut Scratch,
+) {
+    let (dim, means) = (grid.input.queries.shape.head_dim, &scratch.means);
     scratch.packed.fill(means.len() / dim, dim, |row| &means[row * dim..][..dim]);
-    score_means(grid, set, kv_head, grid.before(tile), scratch);
-    hide_tail(grid, grid.before(tile), scratch);
+    score_means(grid, set, kv_head, blocks, scratch);
+    hide_tail(grid, blocks, scratch);
 }
 
 /// Scores of the packed rows against the mean keys of the first `blocks` blocks; those of the last panels' other cells mean

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::summaries::{STRIPE_MAX, stripe_keys};
 use crate::{Error, KvDtype, PagedKv, QUERY_TILE, TileShape};
 
+use super::vertical_slash::SPAN;
 use super::{PlanInput, PrefillPolicy, invalid};
 
 /// Rows of one query tile.
@@ -172,4 +173,15 @@ fn tiles(first_position: u64, rows: usize) -> Vec<TileRows> {
         row = end;
     }
     tiles
+}
+
+/// Spans of these tiles of which the call has all rows.
+pub(super) fn spans(grid: &Grid<'_>, tiles: &[&TileRows]) -> Vec<u64> {
+    let (queries, span) = (&grid.input.queries, SPAN as u64);
+    let whole =
+        queries.first_position.div_ceil(span)..(queries.first_position + queries.rows() as u64) / span;
+    let mut spans: Vec<u64> =
+        tiles.iter().map(|tile| tile.first / span).filter(|span| whole.contains(span)).collect();
+    spans.dedup();
+    spans
 }

@@ -1,5 +1,6 @@
-//! Head plans: which pattern each head of each layer has, as data.
+//! Head plans: which pattern or budget each head of each layer has, as data.
 
+mod budgets;
 mod duo;
 mod minference;
 
@@ -10,6 +11,8 @@ use crate::Error;
 use super::digest::digest;
 use super::invalid;
 
+pub(super) use budgets::Level;
+pub use budgets::{BudgetLevel, HeadBudgets};
 pub use duo::GatesCut;
 
 /// What a head visits, apart from the blocks that the query tile lies in.
@@ -57,10 +60,23 @@ impl HeadPattern {
     }
 }
 
-/// Patterns of all heads, `[layer][head]`; the heads are query heads or KV heads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the heads of a model visit: patterns, or budgets of mean-corrected blocks in levels.
+#[derive(Debug, Clone, PartialEq)]
 pub struct HeadPlan {
-    layers: Vec<Vec<HeadPattern>>,
+    contents: Contents,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Contents {
+    /// Of all heads, `[layer][head]`; the heads are query heads or KV heads.
+    Patterns(Vec<Vec<HeadPattern>>),
+    Budgets(HeadBudgets),
+}
+
+impl From<HeadBudgets> for HeadPlan {
+    fn from(budgets: HeadBudgets) -> Self {
+        Self { contents: Contents::Budgets(budgets) }
+    }
 }
 
 impl HeadPlan {
@@ -78,7 +94,7 @@ impl HeadPlan {
                 return invalid("plan", format!("has a budget of {budget} in a head {name}, limit {limit}"));
             }
         }
-        Ok(Self { layers })
+        Ok(Self { contents: Contents::Patterns(layers) })
     }
 
     /// Reads MInference's configuration: a list over layers, each an object from query head (`"0"`, `"1"`, …) to
@@ -121,11 +137,11 @@ impl HeadPlan {
         Self::new(gates.chunks(kv_heads).map(|layer| layer.iter().map(pattern).collect()).collect())
     }
 
-    /// MInference's configuration of this plan, an entry per head of the plan, with score 1. Read back it visits the same,
-    /// but `block_sparse` has 100 blocks there.
+    /// MInference's configuration of these patterns, an entry per head of the plan, with score 1. Read back it visits the
+    /// same, but `block_sparse` has 100 blocks there. A plan of budgets has no patterns and gives an empty list.
     pub fn to_minference_json(&self) -> String {
         let mut text = String::from("[");
-        for (layer, heads) in self.layers.iter().enumerate() {
+        for (layer, heads) in self.patterns().iter().enumerate() {
             text.push_str(if layer == 0 { "\n{" } else { ",\n{" });
             for (head, pattern) in heads.iter().enumerate() {
                 let comma = if head == 0 { "" } else { ", " };
@@ -141,25 +157,43 @@ impl HeadPlan {
 
     /// Digest of all that the plan says.
     pub fn digest(&self) -> String {
-        digest(&self.to_minference_json())
+        match &self.contents {
+            Contents::Patterns(_) => digest(&self.to_minference_json()),
+            Contents::Budgets(budgets) => budgets.digest(),
+        }
+    }
+
+    /// The budgets, when it is a plan of such.
+    pub fn budgets(&self) -> Option<&HeadBudgets> {
+        match &self.contents {
+            Contents::Patterns(_) => None,
+            Contents::Budgets(budgets) => Some(budgets),
+        }
     }
 
     /// Layers.
     pub fn layers(&self) -> usize {
-        self.layers.len()
+        self.budgets().map_or(self.patterns().len(), HeadBudgets::layers)
     }
 
     /// Heads of a layer.
     pub fn heads(&self) -> usize {
-        self.layers[0].len()
+        self.patterns().first().map_or_else(|| self.budgets().map_or(0, HeadBudgets::kv_heads), Vec::len)
     }
 
-    /// Patterns of the heads of a layer < [`Self::layers`].
+    /// Patterns of the heads of a layer; none beyond the last, and in a plan of budgets.
     pub fn layer(&self, layer: usize) -> &[HeadPattern] {
-        &self.layers[layer]
+        self.patterns().get(layer).map_or(&[], Vec::as_slice)
+    }
+
+    fn patterns(&self) -> &[Vec<HeadPattern>] {
+        match &self.contents {
+            Contents::Patterns(layers) => layers,
+            Contents::Budgets(_) => &[],
+        }
     }
 
     pub(super) fn has_vertical_slash(&self) -> bool {
-        self.layers.iter().flatten().any(HeadPattern::is_vertical_slash)
+        self.patterns().iter().flatten().any(HeadPattern::is_vertical_slash)
     }
 }

@@ -8,7 +8,7 @@ use longshore_compute::InstructionSet;
 use crate::{CpuExecutor, Error};
 
 use super::blocks::{cell_sums, score_mean_queries, with_scratch};
-use super::grid::{Grid, TileRows};
+use super::grid::{Grid, TileRows, spans};
 use super::list::{Chosen, List};
 use super::scores::energies;
 use super::select::heaviest;
@@ -163,15 +163,4 @@ fn patterns(grid: &Grid<'_>, heads: &Heads) -> Result<Vec<HeadPattern>, Error> {
             ),
         ),
     }
-}
-
-/// Spans of these tiles of which the call has all rows.
-fn spans(grid: &Grid<'_>, tiles: &[&TileRows]) -> Vec<u64> {
-    let (queries, span) = (&grid.input.queries, SPAN as u64);
-    let whole =
-        queries.first_position.div_ceil(span)..(queries.first_position + queries.rows() as u64) / span;
-    let mut spans: Vec<u64> =
-        tiles.iter().map(|tile| tile.first / span).filter(|span| whole.contains(span)).collect();
-    spans.dedup();
-    spans
 }

@@ -17,7 +17,7 @@ pub(super) struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     /// Splits the part after the colon.
-    pub(super) fn new(given: &'a str, preset: &'static str) -> Result<Self, Error> {
+    pub(super) fn new(given: &'a str, preset: &'a str) -> Result<Self, Error> {
         let keys = Self { given: pairs(given)?, preset: pairs(preset)?, asked: Vec::new() };
         for (index, (key, _)) in keys.given.iter().enumerate() {
             if keys.given[..index].iter().any(|(other, _)| other == key) {
@@ -31,6 +31,11 @@ impl<'a> Keys<'a> {
     pub(super) fn text(&mut self, key: &'static str) -> Option<&'a str> {
         self.asked.push(key);
         self.given.iter().chain(&self.preset).find(|(given, _)| *given == key).map(|(_, value)| *value)
+    }
+
+    /// Whether any of these was given, whatever the preset says.
+    pub(super) fn gives(&self, keys: &[&str]) -> bool {
+        self.given.iter().any(|(given, _)| keys.contains(given))
     }
 
     /// A number within a range.
@@ -80,6 +85,11 @@ impl<'a> Keys<'a> {
                 invalid(key, format!("is {}, must be one of: {}", shown(text), words.join(", ")))
             }
         }
+    }
+
+    /// A key that was given and is none of these.
+    pub(super) fn stranger(&self, known: &[&str]) -> Option<&'a str> {
+        self.given.iter().map(|(key, _)| *key).find(|key| !known.contains(key))
     }
 
     /// Refuses what nobody asked for.

@@ -3,15 +3,17 @@
 use crate::{CpuExecutor, Error, SparseWork};
 
 use super::blocks::BlockPlanner;
+use super::flex::FlexPlanner;
 use super::grid::{Grid, TileRows};
 use super::heads::HeadPlanner;
 use super::list::{Chosen, List};
-use super::{Method, PlanInput, PrefillPolicy};
+use super::{Blocks, Level, Method, PlanInput, PrefillPolicy, invalid};
 
 /// Who plans the tiles that are not exact.
 enum Planner<'a> {
     Blocks(BlockPlanner<'a>),
     Heads(HeadPlanner<'a>),
+    Flex(FlexPlanner<'a>),
 }
 
 impl Planner<'_> {
@@ -19,7 +21,7 @@ impl Planner<'_> {
     fn tiles_at_once(&self) -> usize {
         match self {
             Self::Blocks(planner) => planner.tiles_at_once(),
-            Self::Heads(_) => 1,
+            Self::Heads(_) | Self::Flex(_) => 1,
         }
     }
 
@@ -28,6 +30,7 @@ impl Planner<'_> {
         match self {
             Self::Blocks(planner) => planner.plan(tiles, kv_head),
             Self::Heads(planner) => tiles.iter().map(|tile| planner.plan(tile, kv_head)).collect(),
+            Self::Flex(planner) => tiles.iter().map(|tile| planner.plan(tile, kv_head)).collect(),
         }
     }
 }
@@ -76,8 +79,25 @@ fn planner<'a>(
     Ok(match &policy.method {
         Method::Exact => None,
         Method::Blocks(rule) => {
-            Some(Planner::Blocks(BlockPlanner::new(grid, *rule, set, grid.before(last))?))
+            let rules = vec![Some(*rule); grid.input.queries.shape.kv_heads];
+            Some(Planner::Blocks(BlockPlanner::new(grid, rules, set, grid.before(last))?))
         }
+        Method::Budgets(level) => {
+            Some(Planner::Blocks(BlockPlanner::new(grid, rules(grid, level)?, set, grid.before(last))?))
+        }
+        Method::Flex(rule) => Some(Planner::Flex(FlexPlanner::new(grid, *rule, executor, tiles)?)),
         Method::Heads(heads) => Some(Planner::Heads(HeadPlanner::new(grid, heads, executor, tiles)?)),
     })
+}
+
+/// Rules of the KV heads of the call's layer.
+fn rules(grid: &Grid<'_>, level: &Level) -> Result<Vec<Option<Blocks>>, Error> {
+    let (layer, kv_heads) = (grid.input.layer, grid.input.queries.shape.kv_heads);
+    match level.layer(layer) {
+        None => invalid("plan", format!("has {} layers, this is layer {layer}", level.layers())),
+        Some(rules) if rules.len() != kv_heads => {
+            invalid("plan", format!("has {} heads, the model has {kv_heads} KV heads", rules.len()))
+        }
+        Some(rules) => Ok(rules.to_vec()),
+    }
 }

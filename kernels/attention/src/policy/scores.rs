@@ -99,7 +99,7 @@ impl<E: Element, const R: usize> Group<'_, E, R> {
         let part = &mut self.0;
         let q = part.q.as_chunks::<R>().0;
         let panels: [&[[E; LANES]]; P] = array::from_fn(|p| part.panels[panel + p]);
-        let sums = products::<S, E, R, P>(s, panels, |i, r| q[i][r], 0);
+        let sums = products::<S, E, R, P>(s, panels, |i, r| q[i][r], None);
         let scale = s.splat(part.scale);
         for p in 0..P {
             let scores = &mut part.scores[(panel + p) * part.rows + part.first..][..R];

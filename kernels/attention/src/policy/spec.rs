@@ -6,7 +6,8 @@ use crate::Error;
 
 use super::keys::Keys;
 use super::{
-    Blocks, Guards, HeadPattern, HeadPlan, Heads, Method, PrefillPolicy, Scorer, Selector, invalid, shown,
+    Blocks, Flex, Guards, HeadBudgets, HeadPattern, HeadPlan, Heads, Level, Method, PrefillPolicy, Scorer,
+    Selector, invalid, shown,
 };
 
 /// Longest text.
@@ -28,10 +29,13 @@ pub(super) const NAMES: &[(&str, &str)] = &[
         "any scorer (pooled, row-normalised, second-order, pooled-query, antidiagonal) with any selector (alpha, mass, top-k)",
     ),
     ("xattention", "XAttention: antidiagonal sums, blocks up to a share of the mass"),
-    ("flexprefill", "FlexPrefill's query-aware heads: pooled queries, blocks up to a share of the mass"),
+    (
+        "flexprefill",
+        "FlexPrefill: each head query-aware or vertical-slash, by how well pooling tells its mass",
+    ),
     ("minference", "MInference: the deployment's head plan, or vertical-slash heads throughout"),
     ("streaming", "all heads see the beginning and the newest keys only"),
-    ("heads", "the deployment's head plan (MInference JSON or DuoAttention TSV)"),
+    ("heads", "the deployment's head plan (MInference JSON, DuoAttention TSV, or a level of budgets)"),
 ];
 
 /// Values of the presets of `blocks`; what they do not say is the default of each key.
@@ -43,10 +47,6 @@ const PRESETS: &[(&str, &str)] = &[
     (
         "xattention",
         "scorer=antidiagonal,stride=16,selector=mass,gamma=0.9,correction=off,sink=1,local=0,dense_layers=0",
-    ),
-    (
-        "flexprefill",
-        "scorer=pooled-query,selector=mass,gamma=0.95,correction=off,sink=1,local=0,dense_layers=0",
     ),
 ];
 
@@ -77,6 +77,10 @@ const SCORERS: &[(&str, ScorerName)] = &[
 const SELECTORS: &[(&str, SelectorName)] =
     &[("alpha", SelectorName::Alpha), ("mass", SelectorName::Mass), ("top-k", SelectorName::TopK)];
 
+/// Keys of the skeleton: whoever gives one does not mean the budgets of a plan.
+const BLOCK_KEYS: &[&str] =
+    &["scorer", "stride", "selector", "alpha", "gamma", "k", "correction", "sink", "local", "escape", "peak"];
+
 const SWITCH: &[(&str, bool)] = &[("on", true), ("off", false)];
 
 pub(super) fn parse(text: &str, plan: Option<&HeadPlan>) -> Result<PrefillPolicy, Error> {
@@ -86,7 +90,10 @@ pub(super) fn parse(text: &str, plan: Option<&HeadPlan>) -> Result<PrefillPolicy
     let (name, rest) = text.trim().split_once(':').unwrap_or((text.trim(), ""));
     if let Some((_, preset)) = PRESETS.iter().find(|(preset, _)| *preset == name) {
         let mut keys = Keys::new(rest, preset)?;
-        let method = Method::Blocks(blocks(&mut keys)?);
+        let method = match planned_preset(name, &mut keys, plan)? {
+            Some(level) => Method::Budgets(level),
+            None => Method::Blocks(blocks(&mut keys)?),
+        };
         let guards = guards(&mut keys, 2)?;
         keys.finish(name)?;
         return Ok(PrefillPolicy { method, guards });
@@ -97,13 +104,24 @@ pub(super) fn parse(text: &str, plan: Option<&HeadPlan>) -> Result<PrefillPolicy
             keys.finish(name)?;
             return Ok(PrefillPolicy::exact());
         }
+        "flexprefill" => {
+            let (method, guards) = (Method::Flex(flex(&mut keys)?), guards(&mut keys, 0)?);
+            keys.finish(name)?;
+            return Ok(PrefillPolicy { method, guards });
+        }
         "streaming" => streaming(&mut keys)?,
-        "minference" => match plan {
+        "minference" => match plan.filter(|plan| plan.budgets().is_none()) {
             Some(plan) => planned(&mut keys, plan)?,
             None => vertical_slash(&mut keys)?,
         },
-        "heads" => match plan {
-            Some(plan) => planned(&mut keys, plan)?,
+        "heads" => match plan.map(|plan| (plan, plan.budgets())) {
+            Some((_, Some(budgets))) => {
+                let method = Method::Budgets(level(&mut keys, budgets)?);
+                let guards = guards(&mut keys, 0)?;
+                keys.finish(name)?;
+                return Ok(PrefillPolicy { method, guards });
+            }
+            Some((plan, None)) => planned(&mut keys, plan)?,
             None => return invalid("plan", "is missing: the policy `heads` needs a head plan"),
         },
         _ => {
@@ -115,6 +133,64 @@ pub(super) fn parse(text: &str, plan: Option<&HeadPlan>) -> Result<PrefillPolicy
     let guards = guards(&mut keys, 0)?;
     keys.finish(name)?;
     Ok(PrefillPolicy { method: Method::Heads(heads), guards })
+}
+
+/// A rule of the skeleton by its keys alone, over those that are shared.
+pub(super) fn read_blocks(given: &str, shared: &str) -> Result<Blocks, Error> {
+    let mut keys = Keys::new(given, shared)?;
+    let rule = blocks(&mut keys)?;
+    keys.finish("blocks")?;
+    // A key that only the shared part has is forgiven where a head's scorer or selector does not ask for it, but it must be one.
+    match Keys::new(shared, "")?.stranger(BLOCK_KEYS) {
+        Some(key) => {
+            invalid("blocks", format!("has the key {}, it has: {}", shown(key), BLOCK_KEYS.join(", ")))
+        }
+        None => Ok(rule),
+    }
+}
+
+/// The level of the deployment's budgets that a preset means, unless `plan=off` or a key of the skeleton says otherwise.
+fn planned_preset(
+    name: &str,
+    keys: &mut Keys<'_>,
+    plan: Option<&HeadPlan>,
+) -> Result<Option<Arc<Level>>, Error> {
+    let wanted = keys.text("plan");
+    let level = plan.and_then(HeadPlan::budgets).and_then(|budgets| budgets.level(name));
+    match (wanted, level) {
+        (Some("off"), _) => Ok(None),
+        (None, Some(level)) if !keys.gives(BLOCK_KEYS) => Ok(Some(Arc::new(level.clone()))),
+        (None, _) => Ok(None),
+        (Some(wanted), _) => {
+            invalid("plan", format!("is {}, must be `off` here or not be given", shown(wanted)))
+        }
+    }
+}
+
+/// The level of a plan that `plan` (by its digest, of a fingerprint) or `level` names, or the only one.
+fn level(keys: &mut Keys<'_>, budgets: &HeadBudgets) -> Result<Arc<Level>, Error> {
+    let (digest, name) = (keys.text("plan"), keys.text("level"));
+    let named = match name {
+        Some(name) => budgets.level(name),
+        None if digest.is_none() => budgets.only(),
+        None => digest.and_then(|digest| budgets.with_digest(digest)),
+    };
+    let found = named.filter(|level| digest.is_none_or(|digest| digest == level.digest()));
+    match (found, digest, name) {
+        (Some(level), ..) => Ok(Arc::new(level.clone())),
+        (None, Some(digest), _) => invalid(
+            "plan",
+            format!("is {}, the head plan of this deployment has no such level of budgets", shown(digest)),
+        ),
+        (None, None, name) => invalid(
+            "level",
+            format!(
+                "is {}, must be one of: {}",
+                name.map_or_else(|| "missing".to_owned(), shown),
+                budgets.names()
+            ),
+        ),
+    }
 }
 
 fn blocks(keys: &mut Keys<'_>) -> Result<Blocks, Error> {
@@ -160,6 +236,15 @@ fn streaming(keys: &mut Keys<'_>) -> Result<Heads, Error> {
     }))
 }
 
+fn flex(keys: &mut Keys<'_>) -> Result<Flex, Error> {
+    Ok(Flex {
+        // −0 is 0: equal policies have equal texts.
+        gamma: keys.number("gamma", 0.95, 0.0..=1.0)? + 0.0,
+        tau: keys.number("tau", 0.1, 0.0..=1.0)? + 0.0,
+        budget: keys.number("budget", 512, 0..=COUNT_MAX)?,
+    })
+}
+
 fn vertical_slash(keys: &mut Keys<'_>) -> Result<Heads, Error> {
     Ok(Heads::Uniform(HeadPattern::VerticalSlash {
         vertical: keys.number("vertical", VERTICALS, 0..=COUNT_MAX)?,
@@ -183,6 +268,10 @@ pub(super) fn canonical(policy: &PrefillPolicy) -> String {
     let method = match &policy.method {
         Method::Exact => return "exact".to_owned(),
         Method::Blocks(blocks) => canonical_blocks(blocks),
+        Method::Flex(Flex { gamma, tau, budget }) => {
+            format!("flexprefill:gamma={gamma},tau={tau},budget={budget}")
+        }
+        Method::Budgets(level) => format!("heads:plan={}", level.digest()),
         Method::Heads(Heads::Planned(plan)) => format!("heads:plan={}", plan.digest()),
         Method::Heads(Heads::Uniform(HeadPattern::Streaming { sink, recent })) => {
             format!("streaming:sink={sink},recent={recent}")
@@ -201,7 +290,7 @@ pub(super) fn canonical(policy: &PrefillPolicy) -> String {
     )
 }
 
-fn canonical_blocks(blocks: &Blocks) -> String {
+pub(super) fn canonical_blocks(blocks: &Blocks) -> String {
     let Blocks { scorer, selector, correction, sink, local, escape, peak } = *blocks;
     let peak = peak.map_or_else(String::new, |peak| format!(",peak={peak}"));
     let scorer = match scorer {

@@ -24,7 +24,7 @@ use super::select::heaviest;
 /// Positions that share an index; spans lie on a grid.
 pub(super) const SPAN: usize = 512;
 /// Rows at the end of a span that the index is made from.
-const LAST: usize = 64;
+pub(super) const LAST: usize = 64;
 /// First keys and newest distances that every index has.
 const VERTICALS: usize = 30;
 const SLASHES: usize = 100;
@@ -69,6 +69,31 @@ pub(super) fn index(
     query_head: usize,
     budget: Budget,
 ) -> Index {
+    estimate(grid, set, span, query_head, |columns, diagonals| {
+        let end = columns.len();
+        columns[..VERTICALS].fill(f32::INFINITY);
+        diagonals[end - SLASHES..].fill(f32::INFINITY);
+        let pick = |count: usize, sums: &[f32], place: &dyn Fn(u32) -> u64| {
+            let mut picked: Vec<u64> = heaviest(count, sums).into_iter().map(place).collect();
+            picked.sort_unstable();
+            picked
+        };
+        Index {
+            verticals: pick(budget.vertical.max(VERTICALS), columns, &u64::from),
+            slashes: pick(budget.slash.max(SLASHES), diagonals, &|at| end as u64 - 1 - u64::from(at)),
+        }
+    })
+}
+
+/// Calls `with` with the attention of a query head's last rows of a span, summed over columns (by position) and over diagonals
+/// (the largest distance first). The call must have all rows of the span.
+pub(super) fn estimate<R>(
+    grid: &Grid<'_>,
+    set: InstructionSet,
+    span: u64,
+    query_head: usize,
+    with: impl FnOnce(&mut [f32], &mut [f32]) -> R,
+) -> R {
     let queries = &grid.input.queries;
     let end = (span as usize + 1) * SPAN;
     let row = end - queries.first_position as usize - LAST;
@@ -82,17 +107,7 @@ pub(super) fn index(
         }
         let kv_head = query_head / queries.shape.group;
         dispatch(set, Estimate { grid, kv_head, end, packed, scores, columns, diagonals });
-        columns[..VERTICALS].fill(f32::INFINITY);
-        diagonals[end - SLASHES..end].fill(f32::INFINITY);
-        let pick = |count: usize, sums: &[f32], place: &dyn Fn(u32) -> u64| {
-            let mut picked: Vec<u64> = heaviest(count, &sums[..end]).into_iter().map(place).collect();
-            picked.sort_unstable();
-            picked
-        };
-        Index {
-            verticals: pick(budget.vertical.max(VERTICALS), columns, &u64::from),
-            slashes: pick(budget.slash.max(SLASHES), diagonals, &|at| end as u64 - 1 - u64::from(at)),
-        }
+        with(&mut columns[..end], &mut diagonals[..end])
     })
 }
 

@@ -12,7 +12,7 @@ use longshore_compute::InstructionSet;
 use crate::shape::LANES;
 use crate::simd::{Kernel, Lane, Simd, dispatch};
 use crate::tile::{Element, Head};
-use crate::{KvDtype, Tile};
+use crate::{Error, KvDtype, Tile};
 
 /// Mean key and value of a full block in one layer, and how like each other its keys are.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +29,45 @@ impl Mean {
     /// The mean of all tokens of a tile.
     pub fn of(tile: &Tile) -> Self {
         dispatch(InstructionSet::detect(), MeanOf { tile })
+    }
+
+    /// A mean that was made elsewhere, `[kv_heads, head_dim]` each. What is not known (`None`) is 0; who plans with it must not
+    /// ask for it. Refuses slices of other lengths and what is not finite.
+    pub fn from_parts(
+        (heads, head_dim): (usize, usize),
+        key: &[f32],
+        value: Option<&[f32]>,
+        spread: Option<&[f32]>,
+        cosines: Option<&[f32]>,
+    ) -> Result<Self, Error> {
+        let part = |field: &'static str, part: Option<&[f32]>, elements: usize| {
+            let Some(part) = part else { return Ok(vec![0.0; elements]) };
+            if part.len() != elements {
+                let problem = format!("has {} elements, must have {elements}", part.len());
+                return Err(Error::Invalid { field, problem });
+            }
+            match part.iter().find(|x| !x.is_finite()) {
+                Some(x) => {
+                    Err(Error::Invalid { field, problem: format!("is {x} somewhere, must be finite") })
+                }
+                None => Ok(part.to_vec()),
+            }
+        };
+        let elements = heads * head_dim;
+        Ok(Self {
+            heads,
+            head_dim,
+            key: part("key", Some(key), elements)?,
+            value: part("value", value, elements)?,
+            spread: part("spread", spread, elements)?,
+            cosines: part("cosines", cosines, heads)?,
+        })
+    }
+
+    /// Whether everything is finite.
+    pub fn is_finite(&self) -> bool {
+        let all = [&self.key, &self.value, &self.spread, &self.cosines];
+        all.into_iter().flatten().all(|x| x.is_finite())
     }
 
     /// KV heads and head size.

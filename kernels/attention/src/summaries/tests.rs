@@ -167,3 +167,48 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(summaries.blocks(), 7..7);
     assert_eq!(field(summaries.push(7, &tile)), "nothing");
 }
+
+#[test]
+fn means_made_elsewhere_are_as_good() {
+    let shape = TileShape { block_tokens: 32, kv_heads: 2, head_dim: 20, dtype: KvDtype::F16 };
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let tiles: Vec<Tile> = (0..5).map(|_| random(shape, &mut rng)).collect();
+    let (mut own, mut other) = (Summaries::new(shape, 3, 0).unwrap(), Summaries::new(shape, 3, 0).unwrap());
+    let mut bare = Summaries::new(shape, 3, 0).unwrap().without_spreads();
+    for (block, tile) in (0..).zip(&tiles) {
+        let mean = Mean::of(tile);
+        let (key, value) = (mean.key(), Some(mean.value()));
+        let sent = Mean::from_parts((2, 20), key, value, Some(mean.spread()), Some(mean.cosines())).unwrap();
+        assert_eq!(sent, mean);
+        assert!(mean.is_finite());
+        let keys_only = Mean::from_parts((2, 20), key, None, None, None).unwrap();
+        assert_eq!((keys_only.key(), keys_only.value()), (key, &[0.0; 40][..]));
+        own.push(block, tile).unwrap();
+        other.insert(block, &sent).unwrap();
+        bare.insert(block, &sent).unwrap();
+    }
+    assert_eq!((bare.len(), bare.spreads().len()), (2, 0));
+    for stripe in 0..2 {
+        assert_eq!(own.tile(stripe).as_bytes(), other.tile(stripe).as_bytes());
+        assert_eq!(own.tile(stripe).as_bytes(), bare.tile(stripe).as_bytes());
+        assert_eq!(own.spreads().tile(stripe).as_bytes(), other.spreads().tile(stripe).as_bytes());
+    }
+}
+
+#[test]
+fn means_that_make_no_sense_are_refused_by_part() {
+    let good = [1.0; 6];
+    for bad in [vec![1.0; 5], vec![1.0; 7], vec![f32::NAN; 6], vec![f32::INFINITY; 6]] {
+        let parts: [(&str, Result<Mean, crate::Error>); 3] = [
+            ("key", Mean::from_parts((2, 3), &bad, None, None, None)),
+            ("value", Mean::from_parts((2, 3), &good, Some(&bad), None, None)),
+            ("spread", Mean::from_parts((2, 3), &good, None, Some(&bad), None)),
+        ];
+        for (field, refused) in parts {
+            let error = refused.expect_err(field).to_string();
+            assert!(error.starts_with(&format!("`{field}` ")), "{error}");
+        }
+    }
+    let error = Mean::from_parts((2, 3), &good, None, None, Some(&good)).unwrap_err().to_string();
+    assert!(error.starts_with("`cosines` "), "{error}");
+}

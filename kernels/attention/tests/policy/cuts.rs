@@ -1,8 +1,8 @@
 //! Lists depend on positions: not on chunks, threads or instruction sets.
 
 use longshore_attention::{
-    Column, CpuExecutor, ExactBlock, HeadPattern, HeadPlan, PagedKv, PrefillPolicy, SparseWork, Tile,
-    TileShape, Visit,
+    BudgetLevel, Column, CpuExecutor, ExactBlock, HeadBudgets, HeadPattern, HeadPlan, PagedKv, PolicyReads,
+    PrefillPolicy, SparseWork, Tile, TileShape, Visit,
 };
 use longshore_compute::{ComputePool, InstructionSet, PoolOptions};
 
@@ -19,8 +19,17 @@ pub(crate) fn policies() -> Vec<PrefillPolicy> {
         HeadPattern::Streaming { sink: 1, recent: 1 },
     ];
     let plan = HeadPlan::new(vec![mixed.to_vec(); 6]).unwrap();
+    let heads = ["scorer=antidiagonal,selector=mass,gamma=0.6", "scorer=pooled,alpha=0.2"];
+    let level = BudgetLevel {
+        name: "mixed".to_owned(),
+        note: String::new(),
+        blocks: "local=2".to_owned(),
+        heads: vec![heads.map(str::to_owned).to_vec(); 6],
+    };
+    let budgets = HeadPlan::from(HeadBudgets::new("test", vec![level], 6, 2).unwrap());
     let guards = "dense_layers=0,min_positions=100";
-    let mut policies = vec![PrefillPolicy::parse(&format!("heads:{guards}"), Some(&plan)).unwrap()];
+    let by_plan = |plan: &HeadPlan| PrefillPolicy::parse(&format!("heads:{guards}"), Some(plan)).unwrap();
+    let mut policies = vec![by_plan(&plan), by_plan(&budgets)];
     let texts = [
         "blocks:alpha=0.3,",
         "blocks:scorer=row-normalised,selector=mass,gamma=0.5,",
@@ -29,6 +38,7 @@ pub(crate) fn policies() -> Vec<PrefillPolicy> {
         "blocks:scorer=antidiagonal,stride=8,selector=mass,gamma=0.6,",
         "streaming:sink=20,recent=100,",
         "minference:vertical=35,slash=150,",
+        "flexprefill:gamma=0.6,tau=0.2,budget=40,",
     ];
     policies.extend(texts.map(|text| policy(&format!("{text}{guards}"))));
     policies
@@ -174,16 +184,52 @@ impl PagedKv for Elsewhere {
     }
 }
 
-/// Whoever has the summaries of remote blocks can choose among them.
+/// Whoever has what a policy says that it reads can choose among blocks that are somewhere else.
 #[test]
-fn summaries_are_enough_for_pooled_scorers() {
+fn policies_read_no_more_than_they_say() {
     let case = Shape::default().case(&mut generator(9));
     let kv = Elsewhere(case.kv.shape, case.kv.tiles.len());
-    for text in ["pooled", "row-normalised", "second-order", "pooled-query,selector=mass"] {
-        let policy = policy(&format!("blocks:scorer={text},dense_layers=0,min_positions=0"));
+    let nothing = Tiles { tiles: Vec::new(), ..case.summaries.clone() };
+    let cosines = |block: u64, kv_head: usize| ((block * 7 + kv_head as u64) % 10) as f32 / 10.0;
+    let mut read = Vec::new();
+    let mut texts: Vec<PrefillPolicy> = policies();
+    let more = [
+        "escape=0.5",
+        "correction=off",
+        "scorer=antidiagonal,correction=off",
+        "scorer=second-order,escape=0.1",
+    ];
+    texts.extend(more.map(|text| policy(&format!("blocks:{text},dense_layers=0,min_positions=0"))));
+    for policy in texts {
         let mut input = case.input(320, 700);
+        input.cosines = Some(&cosines);
         let wanted = policy.plan(&CpuExecutor::serial(), &input).unwrap();
-        input.kv = &kv;
-        assert_eq!(policy.plan(&CpuExecutor::serial(), &input).unwrap(), wanted, "{text}");
+        let reads = policy.reads();
+        if !reads.all_keys {
+            input.kv = &kv;
+        }
+        if !reads.means {
+            input.summaries = &nothing;
+        }
+        if !reads.spreads {
+            input.spreads = None;
+        }
+        if !reads.cosines {
+            input.cosines = None;
+        }
+        assert_eq!(policy.plan(&CpuExecutor::serial(), &input).unwrap(), wanted, "{policy}");
+        let means = wanted.kv_heads() > 0
+            && (0..wanted.tiles())
+                .any(|tile| wanted.list(0, tile).iter().any(|visit| matches!(visit, Visit::Means { .. })));
+        assert!(reads.values || !means, "{policy} folds means of values");
+        read.push(reads);
     }
+    assert!(
+        read.iter().any(|reads| reads.all_keys) && read.iter().any(|reads| !reads.all_keys && reads.means)
+    );
+    assert!(read.iter().any(|reads| reads.spreads) && read.iter().any(|reads| reads.cosines));
+    assert_eq!(policy("exact").reads(), PolicyReads::default());
+    assert_eq!(policy("streaming").reads(), PolicyReads::default());
+    let balanced = PolicyReads { means: true, values: true, ..PolicyReads::default() };
+    assert_eq!(policy("balanced").reads(), balanced);
 }

@@ -4,8 +4,10 @@
 
 mod attend;
 mod blocks;
+mod budgets;
 mod case;
 mod cuts;
+mod flex;
 mod head_plans;
 mod heads;
 mod oracle;

@@ -72,7 +72,9 @@ fn a_head_plan_is_part_of_the_fingerprint() {
 
 #[test]
 fn chunks_are_multiples() {
-    for (text, multiple) in [("exact", 64), ("balanced", 64), ("streaming", 64), ("minference", 512)] {
+    for (text, multiple) in
+        [("exact", 64), ("balanced", 64), ("streaming", 64), ("minference", 512), ("flexprefill", 512)]
+    {
         assert_eq!(policy(text).chunk_multiple(), multiple, "{text}");
     }
     let slashes = plan(HeadPattern::VerticalSlash { vertical: 1, slash: 1 });
@@ -100,7 +102,7 @@ fn hostile_texts() {
     refused("balanced:alpha", "policy", "key=value");
     refused("balanced:,", "policy", "key=value");
     refused("fast:alpha=0.1,alpha=0.1", "policy", "twice");
-    refused("fast:beta=1", "policy", "it has: scorer, selector, alpha");
+    refused("fast:beta=1", "policy", "it has: plan, scorer, selector, alpha");
     refused("fast:peak=0.5", "policy", "escape");
     refused("balanced:peak=0", "peak", "off");
     refused("fast:gamma=0.5", "policy", "alpha");
@@ -123,6 +125,10 @@ fn hostile_texts() {
     refused("blocks:selector=mass,gamma=1.5", "gamma", "from 0 to 1");
     refused("balanced:last_tiles=99999999999", "last_tiles", "from 0 to 16777216");
     refused("balanced:min_positions=1.5", "min_positions", "from 0 to");
+    refused("flexprefill:tau=-0.1", "tau", "from 0 to 1");
+    refused("flexprefill:gamma=NaN", "gamma", "from 0 to 1");
+    refused("flexprefill:alpha=0.1", "policy", "gamma, tau, budget");
+    refused("balanced:plan=on", "plan", "`off`");
     refused("streaming:recent=0", "recent", "from 1 to");
     refused("minference:vertical=-3", "vertical", "from 0 to");
     refused("heads", "plan", "needs a head plan");

@@ -1,7 +1,12 @@
 //! Checked conversions of attention queries and their answers.
 
-use super::{AttendAnswer, AttendItem, AttendPartial, AttendQuery};
+use std::ops::Range;
+
+use super::{AttendAnswer, AttendItem, AttendPartial, AttendQuery, SparseVisits};
 use crate::{WireError, types::check, v1};
+
+/// Most runs of blocks of one item.
+pub const RUNS_MAX: usize = 65_536;
 
 /// Axes of queries and partials: rows, query heads, elements.
 const AXES: usize = 3;
@@ -45,7 +50,9 @@ impl TryFrom<v1::AttendItem> for AttendItem {
                 format!("is {}, must be finite and positive", wire.scale),
             ));
         }
-        Ok(Self { view_id: wire.view_id, first_position: wire.first_position, queries, scale: wire.scale })
+        let sparse = wire.sparse.map(|visits| check::required(Some(visits), "sparse")).transpose()?;
+        let (view_id, first_position, scale) = (wire.view_id, wire.first_position, wire.scale);
+        Ok(Self { view_id, first_position, queries, scale, sparse })
     }
 }
 
@@ -56,7 +63,67 @@ impl From<AttendItem> for v1::AttendItem {
             first_position: item.first_position,
             queries: Some(item.queries.into()),
             scale: item.scale,
+            sparse: item.sparse.map(Into::into),
         }
+    }
+}
+
+impl TryFrom<v1::SparseVisits> for SparseVisits {
+    type Error = WireError;
+
+    fn try_from(wire: v1::SparseVisits) -> Result<Self, WireError> {
+        match wire.skip_below {
+            Some(margin) if !(margin.is_finite() && margin > 0.0) => {
+                let problem = format!("is {margin}, must be finite and positive");
+                return Err(WireError::invalid("skip_below", problem));
+            }
+            _ => {}
+        }
+        Ok(Self { kv_head: wire.kv_head, runs: runs(&wire.runs)?, skip_below: wire.skip_below })
+    }
+}
+
+/// Runs of blocks; they can neither descend nor overlap, only touch or be empty.
+fn runs(wire: &[u32]) -> Result<Vec<Range<u64>>, WireError> {
+    let invalid = |problem: String| Err(WireError::invalid("runs", problem));
+    let (pairs, rest) = wire.as_chunks::<2>();
+    if !rest.is_empty() {
+        return invalid(format!("has {} numbers, must have two for each run", wire.len()));
+    }
+    check::at_most(pairs.len(), RUNS_MAX, "runs", "runs")?;
+    if pairs.is_empty() {
+        return invalid("names no block".to_owned());
+    }
+    let mut runs = Vec::with_capacity(pairs.len());
+    let mut end = 0;
+    for (index, &[gap, blocks]) in pairs.iter().enumerate() {
+        if blocks == 0 {
+            return invalid(format!("visits no block in run {index}"));
+        }
+        if gap == 0 && index > 0 {
+            return invalid(format!(
+                "leaves out no block before run {index}, which belongs to the run before"
+            ));
+        }
+        let start = end + u64::from(gap);
+        end = start + u64::from(blocks);
+        runs.push(start..end);
+    }
+    Ok(runs)
+}
+
+impl From<SparseVisits> for v1::SparseVisits {
+    /// Runs that a message cannot tell, which do not ascend or are longer than 2^32, become what every receiver refuses.
+    fn from(visits: SparseVisits) -> Self {
+        let mut end = 0;
+        let mut runs = Vec::with_capacity(2 * visits.runs.len());
+        for run in visits.runs {
+            let length =
+                |from: u64, to: u64| to.checked_sub(from).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+            runs.extend([length(end, run.start), length(run.start, run.end)]);
+            end = run.end;
+        }
+        Self { kv_head: visits.kv_head, runs, skip_below: visits.skip_below }
     }
 }
 

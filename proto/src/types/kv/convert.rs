@@ -1,7 +1,7 @@
 //! Checked conversions of tensors, identities, shapes and tiles.
 
 use bytes::Bytes;
-use longshore_blocks::{BlockKey, Deployment, Namespace, crc32c};
+use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace, crc32c};
 
 use super::{Dtype, Identity, Tensor, TileMessage, WireTileShape};
 use crate::{WireError, types::check, v1};
@@ -179,7 +179,14 @@ impl TryFrom<v1::Tile> for TileMessage {
         if wire.shared.is_some() {
             return Err(WireError::invalid("shared", "is set, this connection shares no memory"));
         }
-        Ok(Self { key, layer: wire.layer, data: wire.data.into(), crc32c: wire.crc32c })
+        let place = match wire.stripe_seed.is_empty() {
+            true => None,
+            false => Some(BlockPlace {
+                stripe_seed: check::exact(&wire.stripe_seed, "stripe_seed")?,
+                index: wire.block_index,
+            }),
+        };
+        Ok(Self { key, layer: wire.layer, data: wire.data.into(), crc32c: wire.crc32c, place })
     }
 }
 
@@ -191,6 +198,10 @@ impl From<TileMessage> for v1::Tile {
             data: tile.data.into(),
             crc32c: tile.crc32c,
             shared: None,
+            stripe_seed: tile
+                .place
+                .map_or_else(Bytes::new, |place| Bytes::copy_from_slice(&place.stripe_seed)),
+            block_index: tile.place.map_or(0, |place| place.index),
         }
     }
 }

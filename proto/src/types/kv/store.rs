@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use longshore_blocks::BlockKey;
 
-use super::{GetBlocks, Lookup, OpenView, OpenedView, PutAck, PutOutcome, ShardStats, TileMessage};
+use super::{
+    GetBlocks, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RepairStats, ShardStats, TileMessage,
+};
 use crate::{WireError, types::check, v1};
 
 /// Leases that a view may have, milliseconds.
@@ -16,13 +18,15 @@ impl TryFrom<v1::LookupRequest> for Lookup {
         Ok(Self {
             identity: check::required(wire.identity, "identity")?,
             keys: check::keys(&wire.keys, "keys")?,
+            peek: wire.peek,
         })
     }
 }
 
 impl From<Lookup> for v1::LookupRequest {
     fn from(lookup: Lookup) -> Self {
-        Self { identity: Some(lookup.identity.into()), keys: check::join_keys(lookup.keys.iter()) }
+        let keys = check::join_keys(lookup.keys.iter());
+        Self { identity: Some(lookup.identity.into()), keys, peek: lookup.peek }
     }
 }
 
@@ -194,6 +198,18 @@ impl From<v1::StatsResponse> for ShardStats {
             hits_total: wire.hits_total,
             misses_total: wire.misses_total,
             attend_total: wire.attend_total,
+            incarnation: wire.incarnation,
+            shard_map_epoch: wire.shard_map_epoch,
+            repair: RepairStats {
+                unchecked_blocks: wire.repair_unchecked_blocks,
+                backlog_blocks: wire.repair_backlog_blocks,
+                sent_total: wire.repair_sent_total,
+                sent_bytes_total: wire.repair_sent_bytes_total,
+                failed_total: wire.repair_failed_total,
+                dropped_total: wire.repair_dropped_total,
+                passes_total: wire.repair_passes_total,
+                peers_down: wire.peers_down,
+            },
         }
     }
 }
@@ -214,6 +230,16 @@ impl From<ShardStats> for v1::StatsResponse {
             hits_total: stats.hits_total,
             misses_total: stats.misses_total,
             attend_total: stats.attend_total,
+            incarnation: stats.incarnation,
+            shard_map_epoch: stats.shard_map_epoch,
+            repair_unchecked_blocks: stats.repair.unchecked_blocks,
+            repair_backlog_blocks: stats.repair.backlog_blocks,
+            repair_sent_total: stats.repair.sent_total,
+            repair_sent_bytes_total: stats.repair.sent_bytes_total,
+            repair_failed_total: stats.repair.failed_total,
+            repair_dropped_total: stats.repair.dropped_total,
+            repair_passes_total: stats.repair.passes_total,
+            peers_down: stats.repair.peers_down,
         }
     }
 }

@@ -57,7 +57,7 @@ fn tiles() {
 
 #[test]
 fn lookups_and_reads() {
-    let good = || v1::LookupRequest { identity: wire_identity(), keys: vec![0; 32].into() };
+    let good = || v1::LookupRequest { identity: wire_identity(), keys: vec![0; 32].into(), peek: false };
     check::<_, types::Lookup>(v1::LookupRequest { identity: None, ..good() }, "identity");
     let identity = Some(v1::Identity { namespace: vec![].into(), ..identity().into() });
     check::<_, types::Lookup>(v1::LookupRequest { identity, ..good() }, "identity.namespace");
@@ -124,6 +124,7 @@ fn attention() {
         first_position: 0,
         queries: Some(wire_tensor(&[1, 2, 4], 8)),
         scale: 0.5,
+        sparse: None,
     };
     let query = |second: v1::AttendItem| v1::AttendRequest {
         query_id: 1,
@@ -152,6 +153,61 @@ fn attention() {
     let partial = v1::AttendPartial { item: 0, stripe: 0, partial: Some(wire_tensor(&[4], 4)) };
     let answer = v1::AttendResponse { query_id: 1, partials: vec![partial], ..Default::default() };
     check::<_, types::AttendAnswer>(answer, "partials[0].partial.shape");
+}
+
+#[test]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of one run")]
+fn sparse_visits() {
+    let of = |runs: &[u32], skip_below| v1::SparseVisits { kv_head: 1, runs: runs.to_vec(), skip_below };
+    let query = |visits| v1::AttendRequest {
+        identity: wire_identity(),
+        items: vec![v1::AttendItem {
+            queries: Some(wire_tensor(&[1, 2, 4], 8)),
+            scale: 0.5,
+            sparse: Some(visits),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let read = types::AttendQuery::try_from(query(of(&[0, 2, 1, 1, u32::MAX, u32::MAX], Some(9.0)))).unwrap();
+    let far = 4 + u64::from(u32::MAX);
+    let runs = [0..2, 3..4, far..far + u64::from(u32::MAX)];
+    assert_eq!(read.items[0].sparse.as_ref().unwrap().runs, runs);
+    let crowd = [1; 2 * (types::RUNS_MAX + 1)];
+    for runs in [&[][..], &[1], &[0, 1, 2], &[0, 0], &[3, 1, 2, 0], &[0, 1, 0, 1], &crowd] {
+        check::<_, types::AttendQuery>(query(of(runs, None)), "items[0].sparse.runs");
+    }
+    for margin in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        check::<_, types::AttendQuery>(query(of(&[0, 1], Some(margin))), "items[0].sparse.skip_below");
+    }
+    // What a message cannot tell becomes what is refused.
+    let backwards = std::ops::Range { start: 5, end: 3 };
+    for runs in [vec![3..5, 4..6], vec![5..6, 1..2], vec![2..2], vec![0..1 << 33], vec![backwards]] {
+        let wire = v1::SparseVisits::from(types::SparseVisits { kv_head: 0, runs, skip_below: None });
+        check::<_, types::SparseVisits>(wire, "runs");
+    }
+}
+
+#[test]
+fn summaries_fit_their_keys() {
+    let good = || v1::GetSummariesResponse::from(super::summaries());
+    types::SummariesMessage::try_from(good()).unwrap();
+    let other = Some(wire_tensor(&[3, 2, 5], 30));
+    let flat = Some(wire_tensor(&[6], 6));
+    let mut rotten = wire_tensor(&[3, 2, 4], 24);
+    rotten.crc32c ^= 1;
+    for (wrong, field) in [
+        (v1::GetSummariesResponse { keys: None, ..good() }, "keys"),
+        (v1::GetSummariesResponse { keys: flat.clone(), ..good() }, "keys.shape"),
+        (v1::GetSummariesResponse { first: u64::MAX, ..good() }, "first"),
+        (v1::GetSummariesResponse { values: other.clone(), ..good() }, "values.shape"),
+        (v1::GetSummariesResponse { spreads: other, ..good() }, "spreads.shape"),
+        (v1::GetSummariesResponse { cosines: flat, ..good() }, "cosines.shape"),
+        (v1::GetSummariesResponse { values: Some(rotten), ..good() }, "values.data"),
+    ] {
+        check::<_, types::SummariesMessage>(wrong, field);
+    }
+    check::<_, types::GetSummaries>(v1::GetSummariesRequest::default(), "identity");
 }
 
 /// Texts that no policy may have, on any message.

@@ -33,6 +33,8 @@ fn survive_all(bytes: &[u8]) {
     survive::<v1::OpenViewRequest, types::OpenView>(bytes);
     survive::<v1::OpenViewResponse, types::OpenedView>(bytes);
     survive::<v1::AttendRequest, types::AttendQuery>(bytes);
+    survive::<v1::GetSummariesRequest, types::GetSummaries>(bytes);
+    survive::<v1::GetSummariesResponse, types::SummariesMessage>(bytes);
     survive::<v1::AttendResponse, types::AttendAnswer>(bytes);
     survive::<v1::PrefillStart, types::PrefillStart>(bytes);
     survive::<v1::PrefillResponse, types::PrefillEvent>(bytes);
@@ -51,8 +53,16 @@ fn survive_all(bytes: &[u8]) {
 
 /// Valid encodings to mutate: purely random bytes seldom get past the first field.
 fn seeds() -> Vec<Vec<u8>> {
-    let item = types::AttendItem { view_id: 1, first_position: 2, queries: tensor(2, 2, 4), scale: 0.5 };
-    let query = types::AttendQuery { query_id: 9, identity: identity(), layer: 1, items: vec![item] };
+    let item = types::AttendItem {
+        view_id: 1,
+        first_position: 2,
+        queries: tensor(2, 2, 4),
+        scale: 0.5,
+        sparse: None,
+    };
+    let visits = types::SparseVisits { kv_head: 1, runs: vec![0..2, 5..6], skip_below: Some(8.0) };
+    let sparse = types::AttendItem { sparse: Some(visits), ..item.clone() };
+    let query = types::AttendQuery { query_id: 9, identity: identity(), layer: 1, items: vec![item, sparse] };
     let partial = types::AttendPartial { item: 0, stripe: 1, partial: tensor(2, 2, 6) };
     let answer = types::AttendAnswer::Partials { query_id: 9, partials: vec![partial], last: true };
     let open = types::OpenView {
@@ -76,6 +86,7 @@ fn seeds() -> Vec<Vec<u8>> {
     };
     vec![
         v1::AttendRequest::from(query).encode_to_vec(),
+        v1::GetSummariesResponse::from(super::summaries()).encode_to_vec(),
         v1::AttendResponse::from(answer).encode_to_vec(),
         v1::OpenViewRequest::from(open).encode_to_vec(),
         v1::GenerateStart::from(start).encode_to_vec(),

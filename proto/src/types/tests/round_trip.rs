@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use bytes::Bytes;
-use longshore_blocks::{BlockKey, Deployment, Namespace, crc32c};
+use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace, crc32c};
 use proptest::{collection::vec, option, prelude::*};
 use prost::Message;
 
@@ -102,7 +102,7 @@ proptest! {
     #[test]
     fn blocks(identity in identity(), keys in keys(), first_layer in any::<u32>(), layers in option::of(1u32..)) {
         check::<_, v1::Identity>(identity);
-        check::<_, v1::LookupRequest>(Lookup { identity, keys: keys.clone() });
+        check::<_, v1::LookupRequest>(Lookup { identity, keys: keys.clone(), peek: first_layer % 2 == 0 });
         check::<_, v1::GetBlocksRequest>(GetBlocks { identity, keys, first_layer, layers });
     }
 
@@ -115,7 +115,8 @@ proptest! {
     #[test]
     fn tiles(key in any::<[u8; 16]>(), layer in any::<u32>(), data in vec(any::<u8>(), 0..64), message in ".*") {
         let data = Bytes::from(data);
-        let tile = TileMessage { key: BlockKey(key), layer, crc32c: crc32c(&data), data: data.into() };
+        let place = (layer % 2 == 0).then_some(BlockPlace { stripe_seed: [key[0]; 32], index: u64::from(layer) });
+        let tile = TileMessage { key: BlockKey(key), layer, crc32c: crc32c(&data), data: data.into(), place };
         check::<_, v1::Tile>(tile.clone());
         check::<_, v1::GetBlocksResponse>(Some(tile));
         check::<Option<TileMessage>, v1::GetBlocksResponse>(None);
@@ -136,12 +137,23 @@ proptest! {
 
     #[test]
     fn attention(identity in identity(), tensor in tensor(), query_id in any::<u64>(), scale in 0.001f32..9.0, code in 1u32.., last in any::<bool>(), message in ".*") {
-        let item = AttendItem { view_id: query_id, first_position: 5, queries: Tensor { ..tensor.clone() }, scale };
+        let item = AttendItem { view_id: query_id, first_position: 5, queries: Tensor { ..tensor.clone() }, scale, sparse: None };
         // Arbitrary bits include NaN, which compares unequal to itself; tensors compare by bytes.
-        check::<_, v1::AttendRequest>(AttendQuery { query_id, identity, layer: 3, items: vec![item.clone(), item] });
+        let sparse = SparseVisits { kv_head: 2, runs: vec![4..9, 11..12, 100..5_000], skip_below: Some(scale) };
+        let sparse = AttendItem { sparse: Some(sparse), ..item.clone() };
+        check::<_, v1::AttendRequest>(AttendQuery { query_id, identity, layer: 3, items: vec![item, sparse] });
         let partials = vec![AttendPartial { item: 1, stripe: 2, partial: tensor }];
         check::<_, v1::AttendResponse>(AttendAnswer::Partials { query_id, partials, last });
         check::<_, v1::AttendResponse>(AttendAnswer::Failed { query_id, code, message });
+    }
+
+    #[test]
+    fn summaries(identity in identity(), view_id in any::<u64>(), first_layer in any::<u32>(), layers in option::of(1u32..), wanted in any::<[bool; 3]>()) {
+        let [values, spreads, cosines] = wanted;
+        check::<_, v1::GetSummariesRequest>(GetSummaries { identity, view_id, first_layer, layers, values, spreads, cosines });
+        let whole = super::summaries();
+        let spreads = spreads.then(|| whole.keys.clone());
+        check::<_, v1::GetSummariesResponse>(SummariesMessage { spreads, cosines: whole.cosines.clone().filter(|_| cosines), ..whole });
     }
 
     #[test]
@@ -201,12 +213,53 @@ fn prompt_chunks() {
 }
 
 #[test]
+fn inventories() {
+    let identity = Identity {
+        deployment: Deployment::from_bytes([1; 32]),
+        namespace: Deployment::from_bytes([1; 32]).namespace("exact", b""),
+        shard_map_epoch: 3,
+    };
+    for after in [None, Some((7, 0)), Some((7, 9))] {
+        check::<_, v1::WatchInventoryRequest>(WatchInventory { identity, after });
+    }
+    let changes = [
+        InventoryChange::Stored,
+        InventoryChange::Evicted,
+        InventoryChange::Condemned,
+        InventoryChange::Moved,
+    ];
+    let events: Vec<_> =
+        (4..).zip(changes).map(|(at, change)| (at, BlockKey([at as u8; 16]), change)).collect();
+    let news = InventoryNews { incarnation: 7, reset: true, events, told: 9, blocks: 2, digest: 11 };
+    let mut wire = v1::WatchInventoryResponse::from(news.clone());
+    check::<_, v1::WatchInventoryResponse>(news);
+    wire.events[0].sequence = 6;
+    let error = InventoryNews::try_from(wire.clone()).unwrap_err();
+    assert!(error.to_string().contains("`events` must ascend"), "{error}");
+    wire.events[1].change = 99;
+    let error = InventoryNews::try_from(wire).unwrap_err();
+    assert!(error.to_string().contains("`events[1].change` is 99"), "{error}");
+}
+
+#[test]
 fn stats() {
     let stats = ShardStats {
         shard_id: "s".to_owned(),
         used_bytes: 5,
         hits_total: 6,
         attend_total: 7,
+        incarnation: 8,
+        shard_map_epoch: 9,
+        repair: RepairStats {
+            unchecked_blocks: 1,
+            backlog_blocks: 2,
+            sent_total: 3,
+            sent_bytes_total: 4,
+            failed_total: 5,
+            dropped_total: 6,
+            passes_total: 7,
+            peers_down: 8,
+        },
         ..Default::default()
     };
     assert_eq!(ShardStats::from(v1::StatsResponse::from(stats.clone())), stats);

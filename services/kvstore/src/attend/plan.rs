@@ -1,15 +1,17 @@
 //! One query: checked, cut into (item, stripe) units, run batch by batch.
 
+mod run;
+mod sparse;
+
 use std::{ops::Range, sync::Arc};
 
-use longshore_attention::{
-    AttendItem as ExecutorItem, ExactBlock, HeadShape, PagedKv, Partials, Queries, Tile, TileShape, WorkList,
-};
+use longshore_attention::{HeadShape, Partials, Queries, Tile, TileShape};
 use longshore_blocks::pool::{ViewBlock, ViewId};
 use longshore_fabric::StripePartial;
 use longshore_proto::types::{AttendItem, AttendPartial, AttendQuery, Tensor};
 
 use crate::{Error, store::Store};
+use sparse::Visits;
 
 /// Most items of one query.
 const ITEMS_MAX: usize = 4_096;
@@ -33,18 +35,20 @@ struct Item {
     scale: f32,
     rows: Vec<f32>,
     blocks: Blocks,
+    /// What to visit instead of every block.
+    visits: Option<Visits>,
 }
 
 /// One item over one stripe: what makes one partial.
 struct Unit {
     item: usize,
     stripe: u64,
-    /// Blocks of the item's view.
-    blocks: Range<usize>,
+    /// Runs of blocks of the item's view, ascending.
+    runs: Vec<Range<usize>>,
 }
 
 /// Blocks of one view.
-pub(super) type Blocks = Arc<Vec<ViewBlock<Arc<Tile>>>>;
+pub(crate) type Blocks = Arc<Vec<ViewBlock<Arc<Tile>>>>;
 
 /// Finds the views of a query's items and renews their leases.
 pub(super) fn views(store: &Store, query: &AttendQuery) -> Result<Vec<Blocks>, Error> {
@@ -105,13 +109,13 @@ impl Plan {
         let batch = self.done..self.batch_end(store.config().attend_message_bytes);
         self.done = batch.end;
         let units = &self.units[batch];
-        let partials = self.attend(units, store)?;
+        let partials = run::attend(self.layer, &self.items, units, store)?;
         units.iter().zip(&partials).map(|(unit, partial)| self.answer(unit, partial)).collect()
     }
 
     /// Runs everything at once, for a caller in this process.
     pub(super) fn run(&self, store: &Store) -> Result<Vec<StripePartial>, Error> {
-        let partials = self.attend(&self.units, store)?;
+        let partials = run::attend(self.layer, &self.items, &self.units, store)?;
         let answers = self.units.iter().zip(partials).map(|(unit, partial)| {
             let item = &self.items[unit.item];
             match has_numbers(&partial) {
@@ -122,19 +126,6 @@ impl Plan {
         answers.collect()
     }
 
-    fn attend(&self, units: &[Unit], store: &Store) -> Result<Vec<Partials>, Error> {
-        let sources: Vec<_> = units.iter().map(|unit| self.source(unit, store)).collect();
-        let calls: Vec<_> = units
-            .iter()
-            .zip(&sources)
-            .map(|(unit, source)| {
-                let queries = self.items[unit.item].queries();
-                ExecutorItem { queries, kv: source, work: &source.work, initial: None }
-            })
-            .collect();
-        Ok(store.executor().attend(&calls)?)
-    }
-
     fn batch_end(&self, message_bytes: usize) -> usize {
         let mut bytes = 0;
         let more = self.units[self.done..].iter().enumerate().take_while(|(position, unit)| {
@@ -142,18 +133,6 @@ impl Plan {
             *position == 0 || bytes <= message_bytes
         });
         self.done + more.count()
-    }
-
-    fn source(&self, unit: &Unit, store: &Store) -> Source<'_> {
-        let shape = store.identity().tile_shape;
-        let blocks = &self.items[unit.item].blocks[unit.blocks.clone()];
-        let exact = blocks.iter().enumerate().map(|(tile, entry)| ExactBlock {
-            tile: tile as u32,
-            first_position: entry.index * shape.block_tokens as u64,
-            len: shape.block_tokens as u32,
-        });
-        let work = WorkList { exact: exact.collect(), ..WorkList::default() };
-        Source { blocks, layer: self.layer, shape, work }
     }
 
     fn answer(&self, unit: &Unit, partial: &Partials) -> Result<AttendPartial, Error> {
@@ -174,7 +153,9 @@ impl Plan {
 
 impl Item {
     fn new(tile: &TileShape, item: &AttendItem, blocks: Blocks) -> Result<Self, Error> {
-        let shape = head_shape(&item.queries, tile)?;
+        let visits = item.sparse.as_ref().map(|visits| Visits::new(tile, visits, &blocks)).transpose()?;
+        let kv_heads = if visits.is_some() { 1 } else { tile.kv_heads };
+        let shape = head_shape(&item.queries, &TileShape { kv_heads, ..*tile })?;
         let rows = item.queries.to_f32().ok_or_else(|| Error::invalid("queries.dtype", "is not F32"))?;
         if item.first_position.checked_add(item.queries.shape[0]).is_none() {
             return Err(Error::invalid("first_position", "is too large for its rows"));
@@ -186,7 +167,7 @@ impl Item {
             return Err(Error::invalid("queries", format!("is {} at element {position}", rows[position])));
         }
         let (first_position, scale) = (item.first_position, item.scale);
-        Ok(Self { view_id: item.view_id, shape, first_position, scale, rows, blocks })
+        Ok(Self { view_id: item.view_id, shape, first_position, scale, rows, blocks, visits })
     }
 
     fn queries(&self) -> Queries<'_> {
@@ -199,13 +180,21 @@ impl Item {
     }
 
     /// One unit per stripe, ascending.
+    #[allow(clippy::single_range_in_vec_init, reason = "one run so far")]
     fn units(&self, item: usize, stripe_of: impl Fn(u64) -> u64) -> Vec<Unit> {
         let mut units: Vec<Unit> = Vec::new();
-        for (position, entry) in self.blocks.iter().enumerate() {
-            let stripe = stripe_of(entry.index);
-            match units.last_mut() {
-                Some(unit) if unit.stripe == stripe => unit.blocks.end = position + 1,
-                _ => units.push(Unit { item, stripe, blocks: position..position + 1 }),
+        let all = [0..self.blocks.len()];
+        let runs = self.visits.as_ref().map_or(&all[..], |visits| &visits.runs);
+        for position in runs.iter().cloned().flatten() {
+            let stripe = stripe_of(self.blocks[position].index);
+            match units.last_mut().filter(|unit| unit.stripe == stripe) {
+                Some(unit) => match unit.runs.last_mut().filter(|run| run.end == position) {
+                    Some(run) => run.end += 1,
+                    None => unit.runs.push(position..position + 1),
+                },
+                None => {
+                    units.push(Unit { item, stripe, runs: vec![position..position + 1] });
+                }
             }
         }
         units
@@ -248,28 +237,6 @@ fn head_shape(queries: &Tensor, tile: &TileShape) -> Result<HeadShape, Error> {
         return refuse(format!("is {:?}, which does not fit {} bytes", queries.shape, queries.data.len()));
     }
     Ok(HeadShape { kv_heads: tile.kv_heads, group: (heads / kv_heads) as usize, head_dim: tile.head_dim })
-}
-
-/// The blocks of one unit in one layer.
-struct Source<'a> {
-    blocks: &'a [ViewBlock<Arc<Tile>>],
-    layer: usize,
-    shape: TileShape,
-    work: WorkList,
-}
-
-impl PagedKv for Source<'_> {
-    fn shape(&self) -> TileShape {
-        self.shape
-    }
-
-    fn len(&self) -> usize {
-        self.blocks.len()
-    }
-
-    fn tile(&self, index: usize) -> &Tile {
-        &self.blocks[index].block.pages()[self.layer].payload
-    }
 }
 
 /// Puts the item's index before the field.

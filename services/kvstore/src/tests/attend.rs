@@ -52,7 +52,7 @@ fn same_bits(values: &[f32]) -> Vec<u32> {
 
 /// A sequence of `blocks` blocks over `shards` shards, as a worker places it: partials of one query by stripe, ascending.
 async fn over_shards(shards: usize, blocks: u8, rows: usize, layer: u32) -> Vec<(u64, Vec<u32>)> {
-    let entries = (0..shards).map(|at| ShardEntry { id: ShardId(format!("kv-{at}")), weight: 1 });
+    let entries = (0..shards).map(|at| ShardEntry::new(ShardId(format!("kv-{at}")), 1));
     let map = ShardMap::new(EPOCH, entries.collect()).unwrap();
     let mut chain = KeyChain::new(tenant(""), geometry());
     chain.push(&(0..u32::from(blocks) * BLOCK_TOKENS as u32).collect::<Vec<_>>());

@@ -19,7 +19,8 @@ async fn callers_of_another_deployment_or_epoch_are_refused_everywhere() {
     let stale = Identity { shard_map_epoch: EPOCH - 1, ..identity("") };
     for (wrong, field) in [(other, "identity.deployment"), (stale, "identity.shard_map_epoch")] {
         let keys = vec![key(1)];
-        let lookup = shard.shard.lookup(&shard.ctx, Lookup { identity: wrong, keys: keys.clone() }).await;
+        let lookup =
+            shard.shard.lookup(&shard.ctx, Lookup { identity: wrong, keys: keys.clone(), peek: false }).await;
         let (_sender, tiles) = mpsc::channel(1);
         let put = shard.shard.put_blocks(&shard.ctx, wrong, wire_shape(), tiles).await;
         let get = GetBlocks { identity: wrong, keys, first_layer: 0, layers: None };
@@ -37,7 +38,7 @@ async fn callers_of_another_deployment_or_epoch_are_refused_everywhere() {
         assert!(message.contains(field), "{message}");
     }
     shard.epoch.send(EPOCH - 1).unwrap();
-    let lookup = Lookup { identity: stale, keys: vec![key(1)] };
+    let lookup = Lookup { identity: stale, keys: vec![key(1)], peek: false };
     assert_eq!(shard.shard.lookup(&shard.ctx, lookup).await, Ok(vec![true]), "the shard follows the epoch");
 }
 
@@ -65,9 +66,12 @@ async fn requests_out_of_range_are_refused_by_field() {
     let shard = shard(2);
     shard.store(&[1]).await;
     let many = vec![key(1); 65_537];
-    let lookup = shard.shard.lookup(&shard.ctx, Lookup { identity: identity(""), keys: many.clone() }).await;
+    let lookup = shard
+        .shard
+        .lookup(&shard.ctx, Lookup { identity: identity(""), keys: many.clone(), peek: false })
+        .await;
     assert_eq!(lookup.unwrap_err().field.as_deref(), Some("keys"));
-    let most = Lookup { identity: identity(""), keys: many[1..].to_vec() };
+    let most = Lookup { identity: identity(""), keys: many[1..].to_vec(), peek: false };
     assert_eq!(shard.shard.lookup(&shard.ctx, most).await, Ok(vec![true; 65_536]));
 
     let get = GetBlocks { identity: identity(""), keys: vec![key(1)], first_layer: 0, layers: None };
@@ -167,7 +171,7 @@ async fn values_that_are_no_numbers_are_not_stored_and_never_become_an_answer() 
     let shard = shard(2);
     let nan = (0..LAYERS).map(|layer| {
         let data = Bytes::from(vec![0x7e; shape().bytes()]);
-        TileMessage { key: key(1), layer, crc32c: crc32c(&data), data: data.into() }
+        TileMessage { key: key(1), layer, crc32c: crc32c(&data), data: data.into(), place: None }
     });
     let acks = shard.put("", nan.collect()).await;
     assert_eq!(outcomes(&acks), [(1, PutOutcome::Corrupt)]);

@@ -1,5 +1,6 @@
 //! Identity, placement and bookkeeping of KV blocks. Decides, does no I/O: no clock, no network, no async; time is an argument.
 
+mod admission;
 mod checksum;
 mod error;
 mod geometry;
@@ -7,11 +8,14 @@ mod key;
 mod namespace;
 mod placement;
 pub mod pool;
+pub mod quorum;
+pub mod repair;
 
+pub use admission::{AdmissionFilter, AdmissionRule, Sketch};
 pub use checksum::{copy_crc32c, crc32c, crc32c_append, fill_crc32c};
 pub use error::{Error, Kind};
 pub use geometry::Geometry;
 pub use key::{BlockKey, KeyChain};
 pub use namespace::{Deployment, DeploymentParts, EXACT_PREFILL, Namespace};
-pub use placement::{ShardEntry, ShardId, ShardMap};
+pub use placement::{BlockPlace, ShardEntry, ShardId, ShardMap};
 pub use pool::{BlockPool, PoolConfig};

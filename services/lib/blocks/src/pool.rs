@@ -2,6 +2,7 @@
 //! Generic over the tile payload; owns the bookkeeping, never looks into a payload, never reads a clock.
 
 mod evict;
+mod journal;
 mod sealed;
 mod stats;
 #[cfg(test)]
@@ -16,11 +17,18 @@ use std::{
 
 use crate::{BlockKey, Error, Namespace};
 
-pub use evict::{EvictionPolicy, Lru};
+use evict::{Ghosts, Uses};
+
+pub use evict::{Candidate, Eviction, EvictionPolicy, Fifo, Lfu, Lru, Lru2, Reuse, S3Fifo, UsedAgain};
+pub use journal::{Departure, PoolEvent};
 pub use sealed::{Generation, Page, SealedBlock};
 pub use stats::PoolStats;
 pub use view::{Opened, ViewBlock, ViewId};
 pub use write::{Admission, Put, WriterId};
+
+/// Evicted blocks whose uses are remembered, for each block that fits the budget: blocks are megabytes, what is remembered of
+/// one is 200 bytes.
+const GHOSTS_PER_BLOCK: usize = 16;
 
 /// Sizes and limits of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +66,7 @@ pub struct BlockPool<T> {
     /// Unpinned blocks by the end of their retention lease; those whose lease ended move to `policy` when room is needed.
     leases: BTreeSet<(u64, Generation)>,
     policy: Box<dyn EvictionPolicy>,
+    ghosts: Ghosts,
     writers: HashMap<WriterId, write::Writer<T>>,
     views: HashMap<ViewId, view::View<T>>,
     open_blocks: u64,
@@ -66,6 +75,8 @@ pub struct BlockPool<T> {
     last_id: u64,
     last_tick: u64,
     totals: stats::Totals,
+    /// Events since they were last taken; none are kept unless somebody asked for them.
+    journal: Option<Vec<PoolEvent>>,
 }
 
 /// A sealed block and what keeps it.
@@ -74,22 +85,24 @@ struct Held<T> {
     block: Arc<SealedBlock<T>>,
     /// Views that pin it, counted with multiplicity.
     pins: u64,
-    last_use: u64,
+    uses: Uses,
     lease_until_ms: u64,
     /// A check of its bytes failed: nobody finds it any more, and it goes with its last pin.
     condemned: bool,
 }
 
 impl<T> BlockPool<T> {
-    /// An empty pool that evicts the least recently used block first.
+    /// An empty pool with the usual order of eviction.
     pub fn new(config: PoolConfig) -> Result<Self, Error> {
-        Self::with_policy(config, Box::new(Lru::default()))
+        Self::with_policy(config, Eviction::default().policy())
     }
 
     /// An empty pool with another order of eviction.
     pub fn with_policy(config: PoolConfig, policy: Box<dyn EvictionPolicy>) -> Result<Self, Error> {
         config.validate()?;
+        let blocks = usize::try_from(config.budget_bytes / config.block_bytes()).unwrap_or(usize::MAX);
         Ok(Self {
+            ghosts: Ghosts::new(blocks.saturating_mul(GHOSTS_PER_BLOCK)),
             config,
             held: HashMap::new(),
             index: HashMap::new(),
@@ -103,6 +116,7 @@ impl<T> BlockPool<T> {
             last_id: 0,
             last_tick: 0,
             totals: stats::Totals::default(),
+            journal: None,
         })
     }
 
@@ -139,6 +153,7 @@ impl<T> BlockPool<T> {
         self.totals.condemned += 1;
         self.condemned_blocks += 1;
         self.index.remove(&name);
+        self.note(name.0, name.1, Some(Departure::Condemned));
         if pinned {
             self.pinned_blocks -= 1;
             self.views.values_mut().for_each(|view| view.condemn(generation));
@@ -178,8 +193,8 @@ impl<T> BlockPool<T> {
         }
         while let Some(&(until, generation)) = self.leases.first().filter(|(until, _)| *until <= now_ms) {
             self.leases.remove(&(until, generation));
-            let last_use = self.held.get(&generation).expect("leased blocks are held").last_use;
-            self.policy.insert(generation, last_use);
+            let uses = self.held.get(&generation).expect("leased blocks are held").uses;
+            self.policy.insert(uses.candidate(generation));
         }
         while !self.fits() {
             let Some(victim) = self.policy.pop() else {
@@ -190,8 +205,7 @@ impl<T> BlockPool<T> {
                     budget_bytes: self.config.budget_bytes,
                 });
             };
-            self.remove(victim);
-            self.totals.evicted += 1;
+            self.evict(victim);
         }
         Ok(())
     }
@@ -200,9 +214,21 @@ impl<T> BlockPool<T> {
         self.used_bytes().saturating_add(self.config.block_bytes()) <= self.config.budget_bytes
     }
 
+    /// Drops what the policy popped and remembers that it was here.
+    fn evict(&mut self, victim: Generation) {
+        let held = self.held.remove(&victim).expect("only held blocks are queued");
+        debug_assert!(held.pins == 0 && !held.condemned, "pinned blocks are in no queue");
+        let name = (held.block.namespace(), held.block.key());
+        self.index.remove(&name);
+        self.ghosts.remember(name, held.uses);
+        self.totals.evicted += 1;
+        self.note(name.0, name.1, Some(Departure::Evicted));
+    }
+
     /// Takes an unpinned block out of everything.
     fn remove(&mut self, generation: Generation) {
         self.unqueue(generation);
+        self.policy.forget(generation);
         let held = self.held.remove(&generation).expect("only held blocks are removed");
         debug_assert_eq!(held.pins, 0, "pinned blocks stay");
         if held.condemned {
@@ -216,7 +242,7 @@ impl<T> BlockPool<T> {
     fn unqueue(&mut self, generation: Generation) {
         let held = self.held.get(&generation).expect("only held blocks are queued");
         if !self.leases.remove(&(held.lease_until_ms, generation)) {
-            self.policy.remove(generation, held.last_use);
+            self.policy.remove(generation);
         }
     }
 
@@ -232,30 +258,40 @@ impl<T> BlockPool<T> {
         if unpinned {
             self.unqueue(generation);
         }
-        let tick = self.next_tick();
+        self.touch(generation, now_ms);
         let held = self.held.get_mut(&generation).expect("the index names held blocks only");
-        held.last_use = tick;
         held.lease_until_ms = held.lease_until_ms.max(now_ms.saturating_add(self.config.retention_ms));
         if unpinned {
             self.queue(generation);
         }
     }
 
-    fn pin(&mut self, generation: Generation) -> Arc<SealedBlock<T>> {
+    /// Counts a touch. A block that a view pins is in use all the time.
+    fn touch(&mut self, generation: Generation, now_ms: u64) {
+        let tick = self.next_tick();
+        let held = self.held.get_mut(&generation).expect("only held blocks are used");
+        let quiet_ms = if held.pins > 0 { u64::MAX } else { self.config.retention_ms };
+        if let Some(again) = held.uses.touch(tick, now_ms, quiet_ms) {
+            self.policy.used_again(again);
+        }
+    }
+
+    fn pin(&mut self, generation: Generation, now_ms: u64) -> Arc<SealedBlock<T>> {
         if self.held.get(&generation).is_some_and(|held| held.pins == 0) {
             self.unqueue(generation);
             self.pinned_blocks += 1;
         }
+        self.touch(generation, now_ms);
         let held = self.held.get_mut(&generation).expect("the index names held blocks only");
         held.pins += 1;
         held.block.clone()
     }
 
-    fn unpin(&mut self, generation: Generation) {
-        let tick = self.next_tick();
+    /// `used_ms` is when the view was last used.
+    fn unpin(&mut self, generation: Generation, used_ms: u64) {
+        self.touch(generation, used_ms);
         let held = self.held.get_mut(&generation).expect("pinned blocks are held");
         held.pins -= 1;
-        held.last_use = tick;
         if held.pins > 0 {
             return;
         }

@@ -6,6 +6,6 @@ mod membership;
 mod view;
 
 pub use error::{Error, Kind};
-pub use member::{Member, Role};
+pub use member::{Labels, Member, Role};
 pub use membership::{Membership, MemoryMembership, Registration, StaticMembership};
 pub use view::{ClusterView, MEMBERS_MAX};

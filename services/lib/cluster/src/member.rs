@@ -64,13 +64,24 @@ pub struct Member {
     pub incarnation: u64,
     /// Share of stripes; only for shards, at least 1.
     pub weight: u32,
+    /// What it fails with; only for shards.
+    pub labels: Labels,
+}
+
+/// What a shard fails with, as far as it is known. Each label is empty or 1 to 63 characters of `a-z`, `0-9`, `-`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Labels {
+    /// Machine; no two copies of a block lie on one. Empty: one of its own.
+    pub host: String,
+    /// Part of the site; copies lie in different ones where there are enough. Empty: none that is known.
+    pub zone: String,
 }
 
 impl Member {
-    /// Reads `role=id@address[;weight=N]`, for example `kvstore=kv-0@http://127.0.0.1:9300;weight=2`. Shards weigh 1 unless
-    /// they say otherwise, other roles 0. The incarnation is 0.
+    /// Reads `role=id@address[;weight=N][;host=H][;zone=Z]`, for example `kvstore=kv-0@http://127.0.0.1:9300;weight=2;host=a`.
+    /// Shards weigh 1 unless they say otherwise, other roles 0. The incarnation is 0.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let form = "hint: write `role=id@http://host:port[;weight=N]`";
+        let form = "hint: write `role=id@http://host:port[;weight=N][;host=H][;zone=Z]`";
         let (role, rest) = text
             .split_once('=')
             .ok_or_else(|| Error::invalid(text, "role", format!("is missing, {form}")))?;
@@ -82,21 +93,10 @@ impl Member {
         })?;
         let mut parts = rest.split(';');
         let address = parts.next().unwrap_or_default().trim().to_owned();
-        let mut weight = None;
-        for option in parts {
-            let Some(number) = option.trim().strip_prefix("weight=") else {
-                return Err(Error::invalid(text, "weight", format!("is not `{}`, {form}", option.trim())));
-            };
-            if weight.is_some() || role != Role::KvStore {
-                return Err(Error::invalid(text, "weight", "is given once, and for role `kvstore` only"));
-            }
-            let parsed = number.parse::<u32>();
-            weight = Some(parsed.map_err(|_| {
-                Error::invalid(text, "weight", format!("is `{number}`, must be from 1 to {}", u32::MAX))
-            })?);
-        }
-        let weight = weight.unwrap_or(u32::from(role == Role::KvStore));
-        let member = Self { id: id.trim().to_owned(), role, address, incarnation: 0, weight };
+        let options = Options::read(text, role, parts, form)?;
+        let weight = options.weight.unwrap_or(u32::from(role == Role::KvStore));
+        let (id, labels) = (id.trim().to_owned(), options.labels);
+        let member = Self { id, role, address, incarnation: 0, weight, labels };
         member.check()?;
         Ok(member)
     }
@@ -108,6 +108,11 @@ impl Member {
         if self.role == Role::KvStore && self.weight == 0 {
             return Err(Error::invalid(&self.id, "weight", "is 0, must be at least 1"));
         }
+        for (field, label) in [("host", &self.labels.host), ("zone", &self.labels.zone)] {
+            if !label.is_empty() {
+                check_id(label).map_err(|problem| Error::invalid(&self.id, field, problem))?;
+            }
+        }
         Ok(())
     }
 }
@@ -116,11 +121,66 @@ impl fmt::Display for Member {
     /// The form that [`Member::parse`] reads.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}@{}", self.role, self.id, self.address)?;
-        match self.role {
-            Role::KvStore if self.weight != 1 => write!(f, ";weight={}", self.weight),
-            _ => Ok(()),
+        if self.role == Role::KvStore && self.weight != 1 {
+            write!(f, ";weight={}", self.weight)?;
         }
+        for (name, label) in [("host", &self.labels.host), ("zone", &self.labels.zone)] {
+            if !label.is_empty() {
+                write!(f, ";{name}={label}")?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// What follows the address.
+#[derive(Default)]
+struct Options {
+    weight: Option<u32>,
+    labels: Labels,
+}
+
+impl Options {
+    fn read<'a>(
+        text: &str,
+        role: Role,
+        parts: impl Iterator<Item = &'a str>,
+        form: &str,
+    ) -> Result<Self, Error> {
+        let mut options = Self::default();
+        for part in parts.map(str::trim) {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            let field = match name {
+                "weight" => "weight",
+                "host" => "host",
+                "zone" => "zone",
+                _ => return Err(Error::invalid(text, "weight", format!("is not `{part}`, {form}"))),
+            };
+            let label = match field {
+                "weight" => None,
+                "host" => Some(&mut options.labels.host),
+                _ => Some(&mut options.labels.zone),
+            };
+            let given = label.as_ref().map_or(options.weight.is_some(), |label| !label.is_empty());
+            if given || role != Role::KvStore {
+                return Err(Error::invalid(text, field, "is given once, and for role `kvstore` only"));
+            }
+            match label {
+                Some(_) if value.is_empty() => {
+                    return Err(Error::invalid(text, field, format!("is empty, {form}")));
+                }
+                Some(label) => *label = value.to_owned(),
+                None => options.weight = Some(weight(text, value)?),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn weight(text: &str, number: &str) -> Result<u32, Error> {
+    number
+        .parse()
+        .map_err(|_| Error::invalid(text, "weight", format!("is `{number}`, must be from 1 to {}", u32::MAX)))
 }
 
 fn check_id(id: &str) -> Result<(), String> {

@@ -10,7 +10,7 @@ use crate::{Error, Member, Role};
 /// Members that a cluster has at most.
 pub const MEMBERS_MAX: usize = 4096;
 
-/// The members at one epoch. The epoch changes exactly when the set of shards (id, weight) changes, so that equal epochs
+/// The members at one epoch. The epoch changes exactly when the set of shards (id, weight, labels) changes, so that equal epochs
 /// mean equal placement, in whatever order members were told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterView {
@@ -57,13 +57,14 @@ impl ClusterView {
 
     /// The shard map of this epoch.
     pub fn shard_map(&self) -> ShardMap {
-        let shards =
-            self.with_role(Role::KvStore).map(|m| ShardEntry { id: ShardId(m.id.clone()), weight: m.weight });
+        let shards = self.with_role(Role::KvStore).map(|m| {
+            ShardEntry::new(ShardId(m.id.clone()), m.weight).located(&m.labels.host, &m.labels.zone)
+        });
         ShardMap::new(self.epoch, shards.collect()).expect("a view has unique ids and positive weights")
     }
 }
 
-/// First 8 bytes, little endian, of BLAKE3 over (length of id, id, weight) of the shards, sorted by id. Addresses and
+/// First 8 bytes, little endian, of BLAKE3 over (length of id, id, weight, labels that are set) of the shards, sorted by id. Addresses and
 /// incarnations do not count: a shard that restarts keeps its stripes.
 fn epoch_of<'a>(shards: impl Iterator<Item = &'a Member>) -> u64 {
     let mut hasher = blake3::Hasher::new_derive_key("longshore.v1 shard map epoch");
@@ -71,6 +72,14 @@ fn epoch_of<'a>(shards: impl Iterator<Item = &'a Member>) -> u64 {
         hasher.update(&(shard.id.len() as u64).to_le_bytes());
         hasher.update(shard.id.as_bytes());
         hasher.update(&shard.weight.to_le_bytes());
+        // Clusters without labels keep the epochs of the time before there were any.
+        for (name, label) in [("host", &shard.labels.host), ("zone", &shard.labels.zone)] {
+            if !label.is_empty() {
+                hasher.update(name.as_bytes());
+                hasher.update(&(label.len() as u64).to_le_bytes());
+                hasher.update(label.as_bytes());
+            }
+        }
     }
     let mut word = [0; 8];
     hasher.finalize_xof().fill(&mut word);

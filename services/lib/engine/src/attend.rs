@@ -1,6 +1,7 @@
 //! Attention of one layer over local and remote blocks, folded in the canonical order: blocks within their stripe, then
 //! stripes, whatever lies where.
 
+mod elsewhere;
 mod remote;
 mod sparse;
 
@@ -14,6 +15,8 @@ use longshore_fabric::CallContext;
 
 use crate::{Engine, Error, Sequence, StepInput, StepObserver};
 
+pub use sparse::RemoteVisits;
+
 /// One layer of a step.
 pub(crate) struct LayerAttention<'a, 'b> {
     pub(crate) engine: &'a Engine,
@@ -22,7 +25,13 @@ pub(crate) struct LayerAttention<'a, 'b> {
     pub(crate) batch: &'a [StepInput<'b>],
     pub(crate) failed: &'a mut Vec<Option<Error>>,
     pub(crate) times: AttendTimes,
+    /// Where answers were bad or did not come; their sequences have failed, unless other copies take over.
+    pub(crate) lost: Vec<Lost>,
+    /// Waits for late answers.
+    pub(crate) patient: bool,
 }
+
+pub(crate) use remote::Lost;
 
 /// Consecutive rows of one sequence. Rows do not depend on each other, so that waves may cut anywhere.
 #[derive(Debug, Clone)]
@@ -63,7 +72,16 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
         batch: &'a [StepInput<'b>],
         failed: &'a mut Vec<Option<Error>>,
     ) -> Self {
-        Self { engine, ctx, layer, batch, failed, times: AttendTimes::default() }
+        Self {
+            engine,
+            ctx,
+            layer,
+            batch,
+            failed,
+            times: AttendTimes::default(),
+            lost: Vec::new(),
+            patient: false,
+        }
     }
 
     /// Attends `q` (f32 `[rows, query_heads, head_dim]`) and returns f32 `[rows, query_heads * head_dim]`; `parts` says whose

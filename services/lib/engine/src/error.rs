@@ -44,6 +44,14 @@ pub enum Error {
         /// What it said.
         source: longshore_fabric::Error,
     },
+    /// A shard takes longer than it usually does, and another copy is there to be asked.
+    #[error("shard `{shard}` has not answered for {waited_ms} ms, which is late")]
+    Late {
+        /// The shard.
+        shard: ShardId,
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
     /// There is nowhere to put a block.
     #[error("the cluster has no shards; hint: start `longshore kvstore`")]
     NoShards,
@@ -86,7 +94,7 @@ impl Error {
             Self::Missing { .. } => Code::NotFound,
             Self::Mismatch { .. } => Code::DataLoss,
             Self::Shard { source, .. } => of_shard_code(source.code),
-            Self::NoShards | Self::Broken(_) => Code::Unavailable,
+            Self::NoShards | Self::Broken(_) | Self::Late { .. } => Code::Unavailable,
             Self::Cancelled => Code::Cancelled,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::Invalid { .. } => Code::InvalidArgument,

@@ -5,6 +5,7 @@
 mod attend;
 mod error;
 mod events;
+mod health;
 mod intake;
 mod sequence;
 mod shards;
@@ -13,7 +14,7 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use attend::AttendTimes;
+pub use attend::{AttendTimes, RemoteVisits};
 pub use error::Error;
 pub use events::{EventSender, SendOutcome, event_channel};
 pub use intake::{Limits, TokenIntake, WorkerParts, within};
@@ -22,4 +23,4 @@ pub use shards::{ShardDirectory, ShardLink, ShardLinks};
 pub use step::{
     AttentionProbe, Engine, EngineOptions, Logits, StepInput, StepObserver, StepOutput, wire_tile_shape,
 };
-pub use store::{AckBoard, PutStreams, fetch_blocks, store_block};
+pub use store::{PutStreams, Stored, Unstored, fetch_blocks, store_block, store_copies};

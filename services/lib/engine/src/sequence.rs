@@ -11,14 +11,17 @@ use std::{
 
 use bytes::Bytes;
 use longshore_attention::{PagedKv, Tile, TileShape};
-use longshore_blocks::{BlockKey, Geometry, KeyChain, crc32c};
+use longshore_blocks::{BlockKey, BlockPlace, Geometry, KeyChain, crc32c};
 use longshore_compute::ComputePool;
 use longshore_proto::types::{Identity, TileMessage};
 
 use crate::{Engine, Error, ShardLinks};
 
 use prefill::SparsePrefill;
-use views::View;
+pub(crate) use views::{View, ViewPart};
+
+/// Lease of views until a caller names another one.
+const LEASE_MS: u32 = 60_000;
 
 /// One block in this process: a tile per layer, shared with senders once it is full.
 #[derive(Debug, Clone)]
@@ -64,7 +67,8 @@ pub struct Sequence {
     done: u64,
     under_way: u64,
     remote_blocks: u64,
-    views: Vec<Option<View>>,
+    views: Vec<View>,
+    lease_ms: u32,
     local: VecDeque<LocalBlock>,
     links: Arc<ShardLinks>,
     broken: Option<&'static str>,
@@ -83,7 +87,8 @@ impl Sequence {
             done: 0,
             under_way: 0,
             remote_blocks: 0,
-            views: links.links().iter().map(|_| None).collect(),
+            views: Vec::new(),
+            lease_ms: LEASE_MS,
             local: VecDeque::new(),
             links,
             broken: None,
@@ -141,7 +146,12 @@ impl Sequence {
         self.chain.keys().get(block as usize).copied()
     }
 
-    /// Index of the shard that holds `block`, whose stripe's predecessors are full.
+    /// Indices of the shards that `block` goes to, see [`ShardLinks::candidates`].
+    pub fn candidates(&self, block: u64) -> Result<Vec<usize>, Error> {
+        self.links.candidates(&self.chain.stripe_seed(block))
+    }
+
+    /// Index of the shard that comes first for `block`, whose stripe's predecessors are full.
     pub fn owner(&self, block: u64) -> Result<usize, Error> {
         self.links.owner(&self.chain.stripe_seed(block))
     }
@@ -158,7 +168,8 @@ impl Sequence {
         let tile = self.local.get(index)?.tiles.get(layer)?;
         let data = Bytes::from_owner(TileBody(Arc::clone(tile)));
         let crc32c = crc32c(&data);
-        Some(TileMessage { key, layer: layer as u32, data: data.into(), crc32c })
+        let place = BlockPlace { stripe_seed: self.chain.stripe_seed(block), index: block };
+        Some(TileMessage { key, layer: layer as u32, data: data.into(), crc32c, place: Some(place) })
     }
 
     /// All tiles of a full local block; `None` when it is not here or not full.
@@ -176,9 +187,9 @@ impl Sequence {
         end.div_ceil(u64::from(self.geometry.block_tokens()))
     }
 
-    /// Stripes that shard `shard` has a part of, ascending, and the name of its view.
-    pub(crate) fn view(&self, shard: usize) -> Option<(u64, &[u64])> {
-        self.views[shard].as_ref().map(|view| (view.id, view.stripes.as_slice()))
+    /// What lies on shards, and where.
+    pub(crate) fn views(&self) -> &[View] {
+        &self.views
     }
 
     /// Makes room for `tokens` and hashes them. Until [`Self::commit`] a failure leaves the sequence broken.

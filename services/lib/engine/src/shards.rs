@@ -5,16 +5,28 @@ use std::{
     time::Duration,
 };
 
-use longshore_blocks::{ShardId, ShardMap};
+use longshore_blocks::{
+    ShardId, ShardMap,
+    quorum::{Candidate, CopyRule, Tally},
+};
 use longshore_cluster::{ClusterView, Role};
 use longshore_fabric::{AttendLink, Connector, Shard};
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 
-use crate::Error;
+use crate::{
+    Error,
+    health::{Health, SecondAsks},
+};
 
 /// How long closing a view may take before it is left to its lease.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Blocks that count as stored and whose further copies are still under way, per process.
+const BACKGROUND_MAX: usize = 64;
 
 /// One shard and the ways to reach it.
 #[derive(Debug, Clone)]
@@ -25,13 +37,38 @@ pub struct ShardLink {
     pub shard: Arc<dyn Shard>,
     /// The attention stream of this process to it.
     pub attend: AttendLink,
+    /// What calls told of it.
+    pub(crate) health: Arc<Health>,
+}
+
+impl ShardLink {
+    /// Takes note of how a call ended: a shard that seems to be away is asked last for a while.
+    pub(crate) fn note<T>(&self, outcome: &Result<T, Error>) {
+        match outcome {
+            Ok(_) | Err(Error::Missing { .. }) => self.health.answered(),
+            Err(Error::Shard { source, .. }) if means_away(source.code) => {
+                self.health.failed(Instant::now());
+            }
+            Err(Error::Late { .. }) => self.health.failed(Instant::now()),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Whether an error says that its shard is away or stuck.
+pub(crate) fn means_away(code: longshore_fabric::Code) -> bool {
+    use longshore_fabric::Code;
+    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Internal)
 }
 
 /// The shards of one epoch, in the order of their shard map.
 #[derive(Debug)]
 pub struct ShardLinks {
     map: ShardMap,
+    rule: CopyRule,
     links: Vec<ShardLink>,
+    pub(crate) background: Arc<Semaphore>,
+    pub(crate) second_asks: SecondAsks,
     tasks: TaskTracker,
     runtime: Handle,
 }
@@ -52,6 +89,7 @@ impl ShardLinks {
             .map(|(entry, shard)| ShardLink {
                 id: entry.id.clone(),
                 attend: AttendLink::new(Arc::clone(&shard), tasks, in_flight_max),
+                health: Arc::default(),
                 shard,
             })
             .collect();
@@ -59,7 +97,20 @@ impl ShardLinks {
             let problem = format!("has {} clients for {} shards", links.len(), map.shards().len());
             return Err(Error::Invalid { field: "shards", problem });
         }
-        Ok(Self { map, links, tasks: tasks.clone(), runtime: Handle::current() })
+        let (rule, background) = (CopyRule::default(), Arc::new(Semaphore::new(BACKGROUND_MAX)));
+        let (tasks, runtime, second_asks) = (tasks.clone(), Handle::current(), SecondAsks::default());
+        Ok(Self { map, rule, links, background, second_asks, tasks, runtime })
+    }
+
+    /// The same with so many copies of each block.
+    pub fn with_copies(mut self, rule: CopyRule) -> Self {
+        self.rule = rule;
+        self
+    }
+
+    /// Copies of each block.
+    pub fn rule(&self) -> CopyRule {
+        self.rule
     }
 
     /// The shard map that places blocks.
@@ -77,6 +128,37 @@ impl ShardLinks {
         let entry = self.map.owner(seed).ok_or(Error::NoShards)?;
         let found = self.map.shards().binary_search_by(|other| other.id.cmp(&entry.id));
         Ok(found.expect("an owner is one of the map's shards, which are sorted by id"))
+    }
+
+    /// Indices of the shards that a copy of the stripe named by `seed` may lie on: those that did not fail lately come first,
+    /// equals by rank. The first `copies` are those that get one.
+    pub fn candidates(&self, seed: &[u8; 32]) -> Result<Vec<usize>, Error> {
+        if self.rule.copies() == 1 {
+            return Ok(vec![self.owner(seed)?]);
+        }
+        let mut found = self.map.candidates(seed, self.rule.copies());
+        if found.is_empty() {
+            return Err(Error::NoShards);
+        }
+        let now = Instant::now();
+        found.sort_by_cached_key(|&index| self.links[index].health.is_avoided(now));
+        Ok(found)
+    }
+
+    /// A block under way to the first of `candidates`, no two of them on one host.
+    pub(crate) fn tally(&self, candidates: &[usize]) -> Tally {
+        let candidate = |&shard: &usize| Candidate { shard, host: self.map.host_of(shard) };
+        Tally::new(self.rule, candidates.iter().map(candidate))
+    }
+
+    /// Candidates in the order in which they are read: those of this process come before their equals.
+    pub(crate) fn readers(&self, seed: &[u8; 32]) -> Result<Vec<usize>, Error> {
+        let (mut found, now) = (self.candidates(seed)?, Instant::now());
+        found.sort_by_cached_key(|&index| {
+            let link = &self.links[index];
+            (link.health.is_avoided(now), !link.attend.is_here())
+        });
+        Ok(found)
     }
 
     /// The runtime that the links live on, for threads outside of it.
@@ -110,6 +192,7 @@ pub struct ShardDirectory {
     connector: Arc<dyn Connector>,
     tasks: TaskTracker,
     in_flight_max: usize,
+    rule: CopyRule,
     current: Mutex<Option<(Arc<ClusterView>, Arc<ShardLinks>)>>,
 }
 
@@ -121,7 +204,14 @@ impl ShardDirectory {
         tasks: TaskTracker,
         in_flight_max: usize,
     ) -> Self {
-        Self { views, connector, tasks, in_flight_max, current: Mutex::new(None) }
+        let (rule, current) = (CopyRule::default(), Mutex::new(None));
+        Self { views, connector, tasks, in_flight_max, rule, current }
+    }
+
+    /// The same with so many copies of each block.
+    pub fn with_copies(mut self, rule: CopyRule) -> Self {
+        self.rule = rule;
+        self
     }
 
     /// Epoch of the newest shard map.
@@ -153,7 +243,8 @@ impl ShardDirectory {
             let client = self.connector.shard(address);
             shards.push(client.map_err(|source| Error::Shard { shard: entry.id.clone(), source })?);
         }
-        ShardLinks::new(map, shards, &self.tasks, self.in_flight_max)
+        let links = ShardLinks::new(map, shards, &self.tasks, self.in_flight_max)?;
+        Ok(links.with_copies(self.rule))
     }
 }
 

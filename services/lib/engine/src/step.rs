@@ -11,7 +11,7 @@ use longshore_proto::types::{Dtype, WireTileShape};
 
 use crate::{
     Error, Sequence,
-    attend::{AttendTimes, LayerAttention, Part},
+    attend::{AttendTimes, LayerAttention, Part, RemoteVisits},
     error::check,
 };
 
@@ -91,8 +91,15 @@ pub trait StepObserver {
     /// Attention of `layer` is done and took so long.
     fn attended(&mut self, _layer: usize, _times: &AttendTimes) {}
 
+    /// Shards visited blocks for one sequence in one layer, by a policy that is not exact.
+    fn visited_remotely(&mut self, _visits: &RemoteVisits) {}
+
     /// Attention of one sequence in one layer was computed by a policy that is not exact.
     fn probe(&mut self, _probe: &AttentionProbe<'_>) {}
+
+    /// The hidden state after the last layer, before the final norm, of the rows whose logits are wanted, in the order of the
+    /// batch.
+    fn finished(&mut self, _hidden: &Activations) {}
 }
 
 /// What a sparse policy made of one sequence in one layer, and the result.
@@ -234,8 +241,17 @@ impl Engine {
                 (x, q, parts) = rows.only_wanted(batch, x, q);
             }
             let mut attention = LayerAttention::new(self, ctx, layer, &*batch, &mut failed);
-            let output = attention.run(&q, parts, observer)?;
+            let mut output = attention.run(&q, parts.clone(), observer)?;
             observer.attended(layer, &attention.times);
+            let lost = std::mem::take(&mut attention.lost);
+            self.attend_elsewhere(
+                (ctx, layer),
+                batch,
+                (&q, &parts),
+                (lost, &mut failed),
+                &mut output,
+                observer,
+            )?;
             if failed.iter().all(Option::is_some) {
                 return Ok(failed.into_iter().flatten().map(Err).collect());
             }
@@ -243,7 +259,10 @@ impl Engine {
         }
         let mut logits = match rows.wanted.is_empty() {
             true => Vec::new(),
-            false => self.backend.logits(&x, &(0..rows.wanted.len()).collect::<Vec<_>>())?,
+            false => {
+                observer.finished(&x);
+                self.backend.logits(&x, &(0..rows.wanted.len()).collect::<Vec<_>>())?
+            }
         };
         Ok(finish(batch, failed, &mut logits, config.vocabulary))
     }

@@ -2,16 +2,18 @@
 
 mod streams;
 
-use futures::StreamExt;
+use std::sync::Arc;
+
+use futures::{StreamExt, stream::FuturesUnordered};
 use longshore_attention::Tile;
-use longshore_blocks::BlockKey;
+use longshore_blocks::{BlockKey, quorum::Verdict};
 use longshore_fabric::{CallContext, Code};
 use longshore_proto::types::{GetBlocks, Identity, PutOutcome, TileMessage, WireTileShape};
 use tokio::sync::mpsc;
 
-use crate::{Engine, Error, LocalBlock, ShardLink, intake::within};
+use crate::{Engine, Error, LocalBlock, ShardLink, ShardLinks, intake::within};
 
-pub use streams::{AckBoard, PutStreams};
+pub use streams::{PutStreams, Stored, Unstored};
 
 /// Stores one block, all of its tiles, and waits for the acknowledgement.
 pub async fn store_block(
@@ -50,6 +52,69 @@ pub async fn store_block(
     };
     let outcome = within(ctx, both).await.and_then(|outcome| outcome);
     outcome.map_err(|source| Error::of_shard(ctx, &link.id, source))
+}
+
+/// Stores one block on as many of `candidates`, by preference, as the rule of `links` says. Returns as soon as enough of them
+/// acknowledged it; the other copies go on in the background. The outcome of a block that is not stored is that of the last
+/// shard that refused it.
+pub async fn store_copies(
+    ctx: &CallContext,
+    links: &Arc<ShardLinks>,
+    candidates: &[usize],
+    identity: Identity,
+    shape: WireTileShape,
+    tiles: Vec<TileMessage>,
+) -> Result<PutOutcome, Error> {
+    let (ctx, links) = (ctx.clone(), Arc::clone(links));
+    let send = {
+        let (ctx, links) = (ctx.clone(), Arc::clone(&links));
+        move |shard: usize| {
+            let (ctx, link, tiles) = (ctx.clone(), links.links()[shard].clone(), tiles.clone());
+            async move {
+                let outcome = store_block(&ctx, &link, identity, shape, tiles).await;
+                link.note(&outcome);
+                (shard, outcome)
+            }
+        }
+    };
+    let mut tally = links.tally(candidates);
+    let mut calls: FuturesUnordered<_> = tally.under_way().map(&send).collect();
+    let mut refused = Err(Error::NoShards);
+    while tally.verdict() == Verdict::Waiting {
+        let Some((shard, outcome)) = calls.next().await else { break };
+        match outcome {
+            Ok(PutOutcome::Stored | PutOutcome::Duplicate) => tally.held(shard),
+            outcome => {
+                tally.refused(shard);
+                refused = outcome;
+            }
+        }
+        while let Some(next) = tally.ask_next() {
+            calls.push(send(next));
+        }
+    }
+    if tally.verdict() != Verdict::Stored {
+        return refused;
+    }
+    // What finds no place here is found missing and made good by the shards.
+    if !calls.is_empty()
+        && let Ok(place) = Arc::clone(&links.background).try_acquire_owned()
+    {
+        let rest = async move {
+            let _place = place;
+            while let Some((shard, outcome)) = calls.next().await {
+                match outcome {
+                    Ok(PutOutcome::Stored | PutOutcome::Duplicate) => tally.held(shard),
+                    _ => tally.refused(shard),
+                }
+                while let Some(next) = tally.ask_next() {
+                    calls.push(send(next));
+                }
+            }
+        };
+        links.tasks().spawn_on(rest, links.runtime());
+    }
+    Ok(PutOutcome::Stored)
 }
 
 /// Reads whole blocks of one shard, in the order of `keys`. What does not verify is an error, never a tile.

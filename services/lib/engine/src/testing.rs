@@ -4,6 +4,7 @@
 mod cluster;
 mod model;
 mod shard;
+mod sparse;
 
 pub use cluster::{TestCluster, reference_tiles};
 pub use model::{TinyModel, tokens};

@@ -108,15 +108,20 @@ fn a_fetched_prefix_is_as_good_as_a_computed_one() {
 }
 
 #[test]
-fn blocks_on_shards_are_refused() {
+fn blocks_on_shards_are_refused_until_their_summaries_are_here() {
     let world = World::new(1, KvDtype::F32);
     let prompt = tokens(14, 4 * BLOCK);
     world.store(&prompt);
+    let antidiagonal = "blocks:scorer=antidiagonal,stride=8,min_positions=0";
+    for (text, hint) in [(SPARSE, "load the summaries"), (antidiagonal, "fetch the prefix")] {
+        let mut sequence = world.open(&prompt[..2 * BLOCK]);
+        sequence.set_prefill(policy(text), u64::MAX).expect("stripes are small");
+        let error = world.try_step(&mut sequence, &prompt[2 * BLOCK..]).expect_err("blocks are remote");
+        assert_eq!(error.kind(), Code::InvalidArgument);
+        assert!(error.to_string().contains(hint), "{error}");
+    }
     let mut sequence = world.open(&prompt[..2 * BLOCK]);
     sequence.set_prefill(policy(SPARSE), u64::MAX).expect("stripes are small");
-    let error = world.try_step(&mut sequence, &prompt[2 * BLOCK..]).expect_err("blocks are remote");
-    assert_eq!(error.kind(), Code::InvalidArgument);
-    assert!(error.to_string().contains("fetch the prefix"), "{error}");
     sequence.set_prefill(Arc::new(PrefillPolicy::exact()), 0).expect("exact needs nothing");
     assert!(world.step(&mut sequence, &prompt[2 * BLOCK..]).is_some(), "the sequence is as good as new");
 }

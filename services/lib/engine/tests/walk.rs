@@ -202,6 +202,7 @@ fn the_epoch_of_the_links_follows_the_membership() {
     let world = World::new(2, KvDtype::F32);
     let before = world.links();
     assert!(std::sync::Arc::ptr_eq(&before, &world.links()), "links are kept");
+    let _on = world.runtime.enter();
     let fewer = TestCluster::new(1, KvDtype::F32);
     let view = std::sync::Arc::clone(&fewer.views.borrow());
     world.cluster.views.send(view).expect("the directory listens");

@@ -8,12 +8,13 @@ use std::{fmt::Debug, pin::Pin, sync::Arc};
 use async_trait::async_trait;
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
-    Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk,
-    PutAck, ShardStats, TileMessage, WireTileShape,
+    GetSummaries, Identity, InventoryNews, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent,
+    PrefillStart, PromptChunk, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory,
+    WireTileShape,
 };
 use tokio::sync::mpsc;
 
-use crate::{CallContext, Error, StripePartial};
+use crate::{CallContext, Code, Error, StripePartial};
 
 /// A stream of results; dropping it cancels the call.
 pub type BoxStream<T> = Pin<Box<dyn futures::Stream<Item = Result<T, Error>> + Send + 'static>>;
@@ -40,6 +41,15 @@ pub trait Shard: Send + Sync + Debug {
     ) -> Result<BoxStream<Option<TileMessage>>, Error>;
     /// Opens a view or appends to one.
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error>;
+    /// Reads the summaries of a view's blocks: layer by layer, blocks in the order of the view, some in each message. Shards that
+    /// make none refuse.
+    async fn get_summaries(
+        &self,
+        _ctx: &CallContext,
+        _get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, Error> {
+        Err(Error::new(Code::Unimplemented, "this shard makes no summaries of blocks"))
+    }
     /// Answers queries; the stream ends after `queries` closed and everything was answered.
     async fn attend(
         &self,
@@ -60,6 +70,14 @@ pub trait Shard: Send + Sync + Debug {
     async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error>;
     /// Occupancy and counters.
     async fn stats(&self, ctx: &CallContext) -> Result<ShardStats, Error>;
+    /// Tells which blocks come and go, for as long as the stream is read.
+    async fn watch_inventory(
+        &self,
+        _ctx: &CallContext,
+        _watch: WatchInventory,
+    ) -> Result<BoxStream<InventoryNews>, Error> {
+        Err(Error::new(Code::Unimplemented, "this shard tells no inventory"))
+    }
 }
 
 /// A prefill worker.

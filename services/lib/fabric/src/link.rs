@@ -4,7 +4,7 @@ mod answer;
 mod session;
 mod split;
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use longshore_attention::Partials;
 use longshore_proto::types::AttendQuery;
@@ -54,7 +54,9 @@ enum State {
         context: CallContext,
         runtime: Handle,
         expected: Expected,
-        pieces: Vec<(Vec<Span>, oneshot::Receiver<Outcome>)>,
+        pieces: VecDeque<(Vec<Span>, oneshot::Receiver<Outcome>)>,
+        /// Answers to pieces that came before.
+        came: Vec<(Vec<Span>, Outcome)>,
     },
 }
 
@@ -88,7 +90,7 @@ impl AttendLink {
         if let Some(answer) = self.shard.attend_here(&query) {
             return Ok(PendingAttend(State::Here(answer?)));
         }
-        let mut pieces = Vec::new();
+        let mut pieces = VecDeque::new();
         for piece in split::split(query, &expected) {
             let slot = self.runtime.block_on(lane::within(ctx, async {
                 Arc::clone(&self.slots).acquire_owned().await.map_err(|_| closed())
@@ -98,10 +100,10 @@ impl AttendLink {
                 Question { query: piece.query, partials_max: piece.partials_max, reply, _slot: slot };
             // Every question holds a slot and the channel has room for all of them.
             self.questions.try_send(question).map_err(|_| closed())?;
-            pieces.push((piece.spans, answer));
+            pieces.push_back((piece.spans, answer));
         }
         let (context, runtime) = (ctx.clone(), self.runtime.clone());
-        Ok(PendingAttend(State::Asked { context, runtime, expected, pieces }))
+        Ok(PendingAttend(State::Asked { context, runtime, expected, pieces, came: Vec::new() }))
     }
 }
 
@@ -121,11 +123,16 @@ impl PendingAttend {
     /// # Panics
     /// On a reactor thread, which must never block.
     pub fn wait_blocking(self) -> Result<Vec<StripePartial>, Error> {
-        let (context, runtime, expected, pieces) = match self.0 {
+        let (context, runtime, expected, pieces, came) = match self.0 {
             State::Here(partials) => return Ok(partials),
-            State::Asked { context, runtime, expected, pieces } => (context, runtime, expected, pieces),
+            State::Asked { context, runtime, expected, pieces, came } => {
+                (context, runtime, expected, pieces, came)
+            }
         };
         let mut joiner = answer::Joiner::new(&expected);
+        for (spans, outcome) in came {
+            joiner.add(&spans, outcome?)?;
+        }
         for (spans, mut answer) in pieces {
             let outcome = match answer.try_recv() {
                 Ok(outcome) => outcome,
@@ -136,6 +143,34 @@ impl PendingAttend {
             joiner.add(&spans, outcome?)?;
         }
         joiner.finish()
+    }
+}
+
+impl PendingAttend {
+    /// Like [`Self::wait_blocking`] for as long as `patience` lasts; then gives itself back, and may be asked again.
+    ///
+    /// # Panics
+    /// On a reactor thread, which must never block.
+    pub fn wait_blocking_for(
+        mut self,
+        patience: Duration,
+    ) -> Result<Result<Vec<StripePartial>, Error>, Self> {
+        if let State::Asked { runtime, context, pieces, came, .. } = &mut self.0 {
+            let all = async {
+                while let Some((spans, answer)) = pieces.front_mut() {
+                    let outcome = answer.await.map_err(|_| closed()).and_then(|outcome| outcome);
+                    came.push((std::mem::take(spans), outcome));
+                    pieces.pop_front();
+                }
+            };
+            let patient = async { tokio::time::timeout(patience, all).await };
+            match runtime.block_on(lane::within(context, async { Ok(patient.await) })) {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(self),
+                Err(ended) => return Ok(Err(ended)),
+            }
+        }
+        Ok(self.wait_blocking())
     }
 }
 

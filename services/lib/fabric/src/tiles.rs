@@ -31,6 +31,10 @@ const KEY: u8 = 0x0a;
 const LAYER: u8 = 0x10;
 /// Tag of `Tile.data`: field 3, length-delimited.
 const DATA: u8 = 0x1a;
+/// Tag of `Tile.stripe_seed`: field 5, length-delimited.
+const SEED: u8 = 0x2a;
+/// Tag of `Tile.block_index`: field 6, varint.
+const INDEX: u8 = 0x30;
 /// Tag of `Tile.crc32c`: field 4, four bytes.
 const CRC: u8 = 0x25;
 

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use longshore_blocks::{BlockKey, KeyChain, ShardId, ShardMap};
 
 use crate::Error;
@@ -35,18 +37,37 @@ pub fn placement_bytes(
     shards.map(|(shard, count)| (shard.id.clone(), count.saturating_mul(block_bytes))).collect()
 }
 
-/// Asks shards for a sequence's blocks and finds the prefix that all of them hold together. A shard that gives no answer
-/// holds nothing.
+/// Asks shards for a sequence's blocks and finds the prefix that they hold together: every stripe of it whole on one shard, as
+/// a view needs it. A shard that gives no answer holds nothing.
 #[derive(Debug, Clone)]
 pub struct PrefixPlan {
     lookups: Vec<ShardLookup>,
-    held: Vec<bool>,
+    /// Shards of `lookups` as positions in the map.
+    asked: Vec<usize>,
+    stripes: Vec<Stripe>,
+    /// By block: which candidates of its stripe hold it, a bit each.
+    holders: Vec<u32>,
+}
+
+/// Blocks that are placed together.
+#[derive(Debug, Clone)]
+struct Stripe {
+    blocks: Range<usize>,
+    /// Positions in the map of the shards that it may lie on.
+    candidates: Vec<usize>,
 }
 
 impl PrefixPlan {
-    /// A plan for the first `blocks` blocks of `chain` (at most those that have keys), in lookups of at most `keys_max` keys;
-    /// a shard with more gets several.
-    pub fn new(chain: &KeyChain, map: &ShardMap, blocks: u64, keys_max: usize) -> Result<Self, Error> {
+    /// A plan for the first `blocks` blocks of `chain` (at most those that have keys) of which there are `copies`, in lookups of
+    /// at most `keys_max` keys; a shard with more gets several. With more than one copy, shards that take an owner's place are
+    /// asked too.
+    pub fn new(
+        chain: &KeyChain,
+        map: &ShardMap,
+        blocks: u64,
+        keys_max: usize,
+        copies: usize,
+    ) -> Result<Self, Error> {
         if keys_max == 0 {
             return Err(Error::Invalid { field: "keys_max", problem: "is 0, must be at least 1".to_owned() });
         }
@@ -54,11 +75,21 @@ impl PrefixPlan {
         if blocks > 0 && map.shards().is_empty() {
             return Err(Error::NoShards);
         }
-        let mut lookups = Vec::new();
-        for (shard, keys) in group(chain, map, blocks) {
-            lookups.extend(keys.chunks(keys_max).map(|part| (shard.clone(), part.to_vec())));
+        let stripes = stripes(chain, map, blocks, copies);
+        let mut keys = vec![Vec::new(); map.shards().len()];
+        for stripe in &stripes {
+            for &shard in &stripe.candidates {
+                keys[shard].extend(stripe.blocks.clone().map(|index| (index as u64, chain.keys()[index])));
+            }
         }
-        Ok(Self { lookups, held: vec![false; blocks] })
+        let (mut lookups, mut asked) = (Vec::new(), Vec::new());
+        for (shard, keys) in keys.iter().enumerate() {
+            for part in keys.chunks(keys_max) {
+                lookups.push((map.shards()[shard].id.clone(), part.to_vec()));
+                asked.push(shard);
+            }
+        }
+        Ok(Self { lookups, asked, stripes, holders: vec![0; blocks] })
     }
 
     /// What to ask; an answer names its position in this slice.
@@ -76,26 +107,68 @@ impl PrefixPlan {
             let problem = format!("of `{shard}` has {} entries for {} keys", held.len(), keys.len());
             return Err(Error::Invalid { field: "held", problem });
         }
+        let asked = self.asked[position];
         for ((index, _), held) in keys.iter().zip(held) {
-            self.held[*index as usize] = *held;
+            let index = *index as usize;
+            let at = self.stripes.partition_point(|stripe| stripe.blocks.end <= index);
+            let candidates = &self.stripes[at].candidates;
+            let rank =
+                candidates.iter().position(|&shard| shard == asked).expect("only candidates are asked");
+            let bit = 1 << rank;
+            self.holders[index] = if *held { self.holders[index] | bit } else { self.holders[index] & !bit };
         }
         Ok(())
     }
 
     /// Blocks of the plan.
     pub fn blocks(&self) -> u64 {
-        self.held.len() as u64
+        self.holders.len() as u64
     }
 
-    /// Blocks from the beginning on without a gap that shards hold, as far as they answered.
+    /// Blocks from the beginning on without a gap that shards hold, as far as they answered: of every stripe those that one
+    /// shard holds.
     pub fn prefix_blocks(&self) -> u64 {
-        self.held.iter().take_while(|held| **held).count() as u64
+        let mut prefix = 0;
+        for stripe in &self.stripes {
+            let mut left = u32::MAX;
+            let held = self.holders[stripe.blocks.clone()].iter().take_while(|&&holders| {
+                left &= holders;
+                left != 0
+            });
+            let held = held.count();
+            prefix += held as u64;
+            if held < stripe.blocks.len() {
+                break;
+            }
+        }
+        prefix
     }
 
     /// Blocks beyond the prefix that shards hold too: they need no second store once the gap before them is computed.
     pub fn held_beyond_prefix(&self) -> u64 {
-        self.held.iter().skip_while(|held| **held).filter(|held| **held).count() as u64
+        let beyond = &self.holders[self.prefix_blocks() as usize..];
+        beyond.iter().filter(|&&holders| holders != 0).count() as u64
     }
+}
+
+/// The stripes of the first `blocks` blocks. Nothing when there are no shards.
+fn stripes(chain: &KeyChain, map: &ShardMap, blocks: usize, copies: usize) -> Vec<Stripe> {
+    let mut stripes: Vec<Stripe> = Vec::new();
+    let mut last = None;
+    for index in 0..blocks {
+        let seed = chain.stripe_seed(index as u64);
+        if last == Some(seed)
+            && let Some(stripe) = stripes.last_mut()
+        {
+            stripe.blocks.end = index + 1;
+            continue;
+        }
+        last = Some(seed);
+        let mut candidates = if copies > 1 { map.candidates(&seed, copies) } else { map.owners(&seed, 1) };
+        candidates.truncate(u32::BITS as usize);
+        stripes.push(Stripe { blocks: index..index + 1, candidates });
+    }
+    stripes
 }
 
 fn limit(chain: &KeyChain, blocks: u64) -> usize {

@@ -63,6 +63,7 @@ impl Shard for NoiseShard {
                 layer: (index % layers) as u32,
                 data: data.into(),
                 crc32c,
+                place: None,
             }))
         });
         Ok(Box::pin(stream::iter(tiles)))

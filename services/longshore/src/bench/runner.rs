@@ -29,7 +29,7 @@ pub(super) struct Runner {
 impl Runner {
     /// Must be made on a thread of a runtime.
     pub(super) fn new(engine: Arc<Engine>, node: &Node, chunk_tokens: usize) -> Result<Self> {
-        let map = ShardMap::new(0, vec![ShardEntry { id: ShardId("noise".to_owned()), weight: 1 }])?;
+        let map = ShardMap::new(0, vec![ShardEntry::new(ShardId("noise".to_owned()), 1)])?;
         let shard: Arc<dyn Shard> = Arc::new(NoiseShard::new(engine.tile_shape(), node.info.config.layers));
         let links = ShardLinks::new(map, [shard], &TaskTracker::new(), 1)?;
         let deployment = node.deployment;

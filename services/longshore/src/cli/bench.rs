@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::serve::ServeArgs;
+use super::{serve::ServeArgs, trace::BenchTraceArgs};
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -17,6 +17,8 @@ pub(crate) enum BenchCommand {
     Prefill(Box<BenchPrefillArgs>),
     /// Tiles into shards and out of them over every lane, beside memcpy, raw TCP and stock tonic.
     Store(Box<BenchStoreArgs>),
+    /// Recorded requests: which of their blocks would have been held, by eviction policy and capacity.
+    Trace(Box<BenchTraceArgs>),
 }
 
 /// Ways to a shard.

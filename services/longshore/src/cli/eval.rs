@@ -19,6 +19,8 @@ pub(crate) enum EvalCommand {
     Fidelity(Box<FidelityArgs>),
     /// Perplexity of a long natural text.
     Ppl(Box<PerplexityArgs>),
+    /// Scorers and selectors at equal density, with and without mean correction, on planted attention or a model's own.
+    Scorers(Box<ScorersArgs>),
 }
 
 /// Flags of every evaluation.
@@ -33,10 +35,18 @@ pub(crate) struct EvalArgs {
     /// Leave `exact` out, where it would take too long.
     #[arg(long)]
     pub(crate) skip_exact: bool,
+    /// Where the results go besides standard output.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Where results go.
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
     /// Write everything measured as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Write pictures (SVG) into a folder.
+    /// Write the tables (Markdown), everything measured (JSON) and pictures (SVG) into a folder.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 }
@@ -168,4 +178,34 @@ pub(crate) struct PerplexityArgs {
     /// Tokens of it.
     #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(u32).range(128..=1 << 24))]
     pub(crate) tokens: u32,
+}
+
+/// Flags of `longshore eval scorers`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  longshore eval scorers                                          planted heads, 32,768 positions
+  longshore eval scorers --layers all --tokens 8192               heads of the model that read a text
+  longshore eval scorers --layers 4,6,9 --density 10 --out found")]
+pub(crate) struct ScorersArgs {
+    /// Model and threads, as every server takes them; planted heads need no model.
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Where the results go besides standard output.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    /// Take the queries, keys and values of these layers of the model instead of planted ones; `all` of them.
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
+    pub(crate) layers: Vec<String>,
+    /// Text that the model reads [default: the project's own documents and licence].
+    #[arg(long, value_name = "FILE", requires = "layers")]
+    pub(crate) text: Option<PathBuf>,
+    /// Positions [default: 32,768 planted, 8,192 of a model].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1024..=1 << 18))]
+    pub(crate) tokens: Option<u32>,
+    /// Percent of the keys of exact attention that each rule is made to visit, means counted as keys.
+    #[arg(long, value_delimiter = ',', value_name = "PERCENT", default_value = "5,10,20,40")]
+    pub(crate) density: Vec<f64>,
+    /// Query tiles of each layer whose attention is compared, evenly spaced over the second half.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) tiles: u32,
 }

@@ -34,9 +34,16 @@ pub(crate) struct ServeArgs {
     /// Arithmetic of the linear layers: int8, f32, or auto, which is int8 for quantised files [default: auto].
     #[arg(long, value_name = "MODE")]
     pub(crate) linear: Option<String>,
-    /// What each attention head visits in a prefill: a MInference JSON or DuoAttention TSV file [default: none].
+    /// What each attention head visits in a prefill: a file of `longshore calibrate`, a MInference JSON or DuoAttention TSV file
+    /// [default: what is shipped for the model].
     #[arg(long, value_name = "FILE")]
     pub(crate) head_plan: Option<String>,
+    /// Copies of each KV block, on different hosts; the same in every process of a cluster [default: 1].
+    #[arg(long, value_name = "N")]
+    pub(crate) copies: Option<usize>,
+    /// Copies that must be confirmed before a block counts as stored [default: 1].
+    #[arg(long, value_name = "N")]
+    pub(crate) write_acks: Option<usize>,
     /// Compute threads [default: one per core].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -58,6 +65,8 @@ impl ServeArgs {
         push(&mut sets, "model.rope_scaling", self.rope_scaling.as_ref().map(|text| format!("{text:?}")));
         push(&mut sets, "model.linear", self.linear.as_ref());
         push(&mut sets, "model.head_plan", self.head_plan.as_ref().map(|path| format!("{path:?}")));
+        push(&mut sets, "store.copies", self.copies);
+        push(&mut sets, "store.write_acks", self.write_acks);
         push(&mut sets, "compute.threads", self.threads);
         // Quoted, like every text that could be read as something else: a single core would be a number.
         push(&mut sets, "compute.pin", self.pin.as_ref().map(|cores| format!("{cores:?}")));
@@ -163,7 +172,8 @@ impl RouterArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Every process of a cluster is told the same members:\n  \
     longshore kvstore --id kv-0 --listen 127.0.0.1:9300 --member kvstore=kv-0@http://127.0.0.1:9300 …\n\
-    A member is role=id@address, with ;weight=N for shards of unequal size.")]
+    A member is role=id@address, with ;weight=N for shards of unequal size\n\
+    and ;host=H;zone=Z for what a shard fails with.")]
 pub(crate) struct RoleArgs {
     /// What every server takes.
     #[command(flatten)]
@@ -183,6 +193,9 @@ pub(crate) struct RoleArgs {
     /// A member of the cluster, this process included; may be repeated.
     #[arg(long = "member", value_name = "ROLE=ID@ADDRESS")]
     pub(crate) members: Vec<String>,
+    /// File with members, one a line, beside those of `--member`; read again when it changes [default: none].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) members_file: Option<String>,
     /// End when the parent process ends (set by `longshore up --processes`).
     #[arg(long, hide = true)]
     pub(crate) supervised: bool,
@@ -196,6 +209,7 @@ impl RoleArgs {
         push(&mut sets, "listen.grpc", self.listen.as_ref());
         push(&mut sets, "listen.http", self.http.as_ref());
         push(&mut sets, "listen.admin", self.admin.as_ref());
+        push(&mut sets, "cluster.members_file", self.members_file.as_ref().map(|file| format!("{file:?}")));
         if !self.members.is_empty() {
             let quoted: Vec<_> = self.members.iter().map(|member| format!("{member:?}")).collect();
             sets.push(format!("cluster.members=[{}]", quoted.join(",")));

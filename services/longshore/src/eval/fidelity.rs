@@ -18,10 +18,10 @@ use self::{
 use super::{
     candidate::Candidate,
     corpus,
-    report::{Table, percent, picture, tell},
+    report::{Conditions, Table, percent, picture, tell},
     samples::Quantiles,
     subject::Subject,
-    svg::{Scale, heatmap},
+    svg::{Heatmap, Scale},
     watch::Watch,
 };
 use crate::{cli::FidelityArgs, console};
@@ -63,14 +63,15 @@ pub(super) fn run(args: &FidelityArgs) -> Result<()> {
     let total = (tokens.len() * candidates.len()) as u64;
     let bar = console::token_bar("comparing", total);
     let mut exact = LogitRows::new(&rows);
-    let mut watch = Watch::default().telling(&bar, subject.layers());
+    let mut watch = Watch::default().telling(&bar, subject.layers()).keeping(&rows);
     exact.read(&subject, &tokens, &Candidate::exact(), &mut watch)?;
     let mut reports = Vec::new();
     for candidate in candidates.iter().filter(|candidate| !candidate.is_exact()) {
         let compared = Compared { subject: &subject, tokens: &tokens, rows: &rows, exact: &exact, bar: &bar };
-        let (report, maps) = compared.run(candidate, if args.eval.out.is_some() { &drawn } else { &[] })?;
+        let (report, maps) =
+            compared.run(candidate, if args.eval.output.out.is_some() { &drawn } else { &[] })?;
         for (title, svg) in maps {
-            picture(&args.eval, &title, &svg)?;
+            picture(&args.eval.output, &title, &svg)?;
         }
         draw_density(args, &report)?;
         reports.push(report);
@@ -80,7 +81,7 @@ pub(super) fn run(args: &FidelityArgs) -> Result<()> {
         (format!("Fidelity, {} tokens", console::grouped(tokens.len() as u64)), overview(&reports)),
         ("By layer".to_owned(), by_layer(&reports)),
     ];
-    tell(&subject, &args.eval, "fidelity", &tables, &reports)
+    tell(&Conditions::of(&subject), &args.eval.output, "fidelity", &tables, &reports)
 }
 
 /// Evenly spaced positions, the last row among them.
@@ -107,7 +108,7 @@ impl Compared<'_> {
             let looked = heads.look(probe).and_then(|()| maps.look(probe));
             failure = failure.take().or(looked.err());
         };
-        let mut watch = Watch::looking(&mut look).telling(self.bar, self.subject.layers());
+        let mut watch = Watch::looking(&mut look).telling(self.bar, self.subject.layers()).keeping(self.rows);
         let mut sparse = LogitRows::new(self.rows);
         let began = Instant::now();
         sparse.read(self.subject, self.tokens, candidate, &mut watch)?;
@@ -149,6 +150,8 @@ fn overview(reports: &[Report]) -> Table {
         "mass p10",
         "output median",
         "output p95",
+        "hidden median",
+        "hidden p95",
         "logits median",
         "KL mean",
         "KL p95",
@@ -165,6 +168,8 @@ fn overview(reports: &[Report]) -> Table {
             percent(r.mass.p10),
             format!("{:.4}", r.output.median),
             format!("{:.4}", r.output.p95),
+            format!("{:.4}", r.drift.hidden.median),
+            format!("{:.4}", r.drift.hidden.p95),
             format!("{:.4}", r.drift.logits.median),
             format!("{:.5}", r.drift.kl.mean),
             format!("{:.5}", r.drift.kl.p95),
@@ -207,13 +212,16 @@ fn by_layer(reports: &[Report]) -> Table {
 /// Density by layer and KV head.
 fn draw_density(args: &FidelityArgs, report: &Report) -> Result<()> {
     let kv_heads = report.heads.iter().map(|head| head.kv_head + 1).max().unwrap_or(0);
-    let columns: Vec<String> = (0..kv_heads).map(|head| format!("head {head}")).collect();
+    let columns: Vec<String> = (0..kv_heads).map(|head| head.to_string()).collect();
     let layers: Vec<&[HeadReport]> = report.heads.chunks(kv_heads.max(1)).collect();
-    let rows: Vec<String> = layers.iter().map(|heads| format!("layer {}", heads[0].layer)).collect();
+    let rows: Vec<String> = layers.iter().map(|heads| heads[0].layer.to_string()).collect();
     let cells: Vec<Vec<Option<f64>>> =
         layers.iter().map(|heads| heads.iter().map(|head| Some(head.density)).collect()).collect();
     let title = format!("density, {}", report.policy);
-    picture(&args.eval, &title, &heatmap(&title, &columns, &rows, &cells, Scale::Share))
+    let axes = ("KV head", "layer");
+    let map =
+        Heatmap { title: &title, axes, columns: &columns, rows: &rows, cells: &cells, scale: Scale::Share };
+    picture(&args.eval.output, &title, &map.svg())
 }
 
 #[cfg(test)]

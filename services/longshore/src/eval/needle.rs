@@ -4,9 +4,9 @@ use anyhow::Result;
 
 use super::{
     candidate::Candidate,
-    report::{picture, tell},
+    report::{Conditions, picture, tell},
     subject::Subject,
-    svg::{Scale, heatmap},
+    svg::{Heatmap, Scale},
     tasks::Kind,
     text::{Answered, Asker, Wanted, mean_score, table},
 };
@@ -30,7 +30,7 @@ pub(super) fn run(args: &TaskArgs) -> Result<()> {
         draw(args, &depths, candidate, &answered)?;
     }
     let tables = [("Needle".to_owned(), table(&answered, &candidates))];
-    tell(&subject, &args.eval, "needle", &tables, &answered)
+    tell(&Conditions::of(&subject), &args.eval.output, "needle", &tables, &answered)
 }
 
 /// Evenly spaced from 0 to 1; a single one lies in the middle.
@@ -55,7 +55,10 @@ fn draw(args: &TaskArgs, depths: &[f64], candidate: &Candidate, answered: &[Answ
         .map(|&depth| args.lengths.iter().map(|&length| cell(depth, length)).collect())
         .collect();
     let title = format!("needle, {}", candidate.name);
-    picture(&args.eval, &title, &heatmap(&title, &columns, &rows, &cells, Scale::Score))
+    let axes = ("tokens", "depth of the needle");
+    let map =
+        Heatmap { title: &title, axes, columns: &columns, rows: &rows, cells: &cells, scale: Scale::Score };
+    picture(&args.eval.output, &title, &map.svg())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::{
     candidate::Candidate,
     corpus,
     fidelity::log_sum,
-    report::{Table, percent, tell},
+    report::{Conditions, Table, percent, tell},
     subject::Subject,
     watch::Watch,
 };
@@ -43,7 +43,13 @@ pub(super) fn run(args: &PerplexityArgs) -> Result<()> {
     let reports: Vec<Report> = reports.collect::<Result<_>>()?;
     bar.finish_and_clear();
     let title = format!("Perplexity, {} tokens", console::grouped(tokens.len() as u64));
-    tell(&subject, &args.eval, "ppl", &[(title, table(&reports, !args.eval.skip_exact))], &reports)
+    tell(
+        &Conditions::of(&subject),
+        &args.eval.output,
+        "ppl",
+        &[(title, table(&reports, !args.eval.skip_exact))],
+        &reports,
+    )
 }
 
 fn measure(subject: &Subject, candidate: &Candidate, tokens: &[u32], bar: &ProgressBar) -> Result<Report> {

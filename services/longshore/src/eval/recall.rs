@@ -13,9 +13,9 @@ use self::prompt::{Prompt, Shape};
 use super::{
     candidate::Candidate,
     pairs::Pairs,
-    report::{Table, percent, picture, tell},
+    report::{Conditions, Table, percent, picture, tell},
     subject::{Subject, likeliest},
-    svg::{Scale, heatmap},
+    svg::{Heatmap, Scale},
     watch::Watch,
 };
 use crate::{cli::RecallArgs, console, machine, model::RecallVocabulary};
@@ -81,7 +81,13 @@ pub(super) fn run(args: &RecallArgs) -> Result<()> {
     }
     bar.finish_and_clear();
     draw(args, &candidates, &points)?;
-    tell(&subject, &args.eval, "recall", &[("Keys and values".to_owned(), table(&points))], &points)
+    tell(
+        &Conditions::of(&subject),
+        &args.eval.output,
+        "recall",
+        &[("Keys and values".to_owned(), table(&points))],
+        &points,
+    )
 }
 
 fn measure(
@@ -192,7 +198,16 @@ fn draw(args: &RecallArgs, candidates: &[Candidate], points: &[Point]) -> Result
         let cells: Vec<Vec<Option<f64>>> =
             (0..DEPTHS).map(|row| own.iter().map(|point| share(row, point)).collect()).collect();
         let title = format!("recall, {}", candidate.name);
-        picture(&args.eval, &title, &heatmap(&title, &columns, &labels, &cells, Scale::Score))?;
+        let axes = ("tokens", "depth of the pair");
+        let map = Heatmap {
+            title: &title,
+            axes,
+            columns: &columns,
+            rows: &labels,
+            cells: &cells,
+            scale: Scale::Score,
+        };
+        picture(&args.eval.output, &title, &map.svg())?;
     }
     Ok(())
 }

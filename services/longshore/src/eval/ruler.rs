@@ -4,9 +4,9 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use super::{
-    report::{picture, tell},
+    report::{Conditions, picture, tell},
     subject::Subject,
-    svg::{Scale, heatmap},
+    svg::{Heatmap, Scale},
     tasks::Kind,
     text::{Asker, Wanted, mean_score, table},
 };
@@ -44,8 +44,17 @@ pub(super) fn run(args: &RulerArgs) -> Result<()> {
             .map(|&task| args.lengths.iter().map(|&length| cell(task, length)).collect())
             .collect();
         let title = format!("ruler, {}", candidate.name);
-        picture(&args.eval, &title, &heatmap(&title, &columns, &rows, &cells, Scale::Score))?;
+        let axes = ("tokens", "task");
+        let map = Heatmap {
+            title: &title,
+            axes,
+            columns: &columns,
+            rows: &rows,
+            cells: &cells,
+            scale: Scale::Score,
+        };
+        picture(&args.eval.output, &title, &map.svg())?;
     }
     let tables = [("Tasks".to_owned(), table(&answered, &candidates))];
-    tell(&subject, &args.eval, "ruler", &tables, &answered)
+    tell(&Conditions::of(&subject), &args.eval.output, "ruler", &tables, &answered)
 }

@@ -10,7 +10,7 @@ use longshore_fabric::CallContext;
 use longshore_proto::types::Identity;
 use tokio_util::task::TaskTracker;
 
-use super::{candidate::Candidate, watch::Watch};
+use super::{candidate::Candidate, report::check_places, watch::Watch};
 use crate::{cli::EvalArgs, config::Config, node::Node, process};
 
 /// A model and an engine over sequences that no shard holds.
@@ -42,6 +42,7 @@ impl Subject {
         if process::only_checked(&args.serve) {
             return Ok(None);
         }
+        check_places(&args.output)?;
         let pool = process::compute_pool(&config)?;
         Self::load(&config, pool).map(Some)
     }

@@ -1,6 +1,12 @@
-//! Pictures: heatmaps, drawn as SVG without a library.
+//! Pictures as SVG, drawn without a library.
+
+mod attention;
+mod heatmap;
 
 use std::fmt::Write;
+
+pub(super) use attention::AttentionMap;
+pub(super) use heatmap::Heatmap;
 
 /// What the colours of a picture mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,99 +15,127 @@ pub(super) enum Scale {
     Score,
     /// From white (0) to blue (1).
     Share,
+    /// From green (0) to red (1).
+    Error,
 }
+
+type Colour = [f64; 3];
+
+const RED: Colour = [200.0, 40.0, 40.0];
+const YELLOW: Colour = [250.0, 210.0, 80.0];
+const GREEN: Colour = [50.0, 150.0, 80.0];
+const WHITE: Colour = [247.0, 251.0, 255.0];
+const MIDDLE_BLUE: Colour = [107.0, 174.0, 214.0];
+const BLUE: Colour = [8.0, 48.0, 107.0];
 
 impl Scale {
-    fn colour(self, value: f64) -> String {
+    fn mix(self, value: f64) -> Colour {
         let value = value.clamp(0.0, 1.0);
-        let mix = |from: [f64; 3], to: [f64; 3], share: f64| {
-            let part = |i: usize| (from[i] + (to[i] - from[i]) * share).round() as u8;
-            format!("#{:02x}{:02x}{:02x}", part(0), part(1), part(2))
+        let ends = |low, middle, high| {
+            if value < 0.5 { (low, middle, value * 2.0) } else { (middle, high, value * 2.0 - 1.0) }
         };
-        match self {
-            Self::Share => mix([247.0, 251.0, 255.0], [8.0, 48.0, 107.0], value),
-            Self::Score if value < 0.5 => mix([200.0, 40.0, 40.0], [250.0, 210.0, 80.0], value * 2.0),
-            Self::Score => mix([250.0, 210.0, 80.0], [50.0, 150.0, 80.0], value * 2.0 - 1.0),
+        let (from, to, share): (Colour, Colour, f64) = match self {
+            Self::Score => ends(RED, YELLOW, GREEN),
+            Self::Error => ends(GREEN, YELLOW, RED),
+            Self::Share => ends(WHITE, MIDDLE_BLUE, BLUE),
+        };
+        [0, 1, 2].map(|i| from[i] + (to[i] - from[i]) * share)
+    }
+
+    fn colour(self, value: f64) -> String {
+        let [r, g, b] = self.mix(value).map(|part| part.round() as u8);
+        format!("#{r:02x}{g:02x}{b:02x}")
+    }
+
+    /// What can be read on the colour of a value.
+    fn ink(self, value: f64) -> &'static str {
+        let [r, g, b] = self.mix(value);
+        if 0.299 * r + 0.587 * g + 0.114 * b < 140.0 { "#ffffff" } else { "#222222" }
+    }
+}
+
+/// Where words begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Anchor {
+    Start,
+    Middle,
+    End,
+}
+
+/// A picture under way. Lengths in pixels.
+#[derive(Debug)]
+struct Canvas(String);
+
+/// Width of a character, about.
+const CHARACTER: usize = 7;
+
+impl Canvas {
+    fn new(width: usize, height: usize, title: &str) -> Self {
+        let mut canvas = Self(format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
+             font-family=\"DejaVu Sans, Helvetica, sans-serif\" font-size=\"12\" fill=\"#222222\">\n\
+             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+        ));
+        canvas.put(format_args!(
+            "<text x=\"12\" y=\"24\" font-size=\"15\" font-weight=\"bold\">{}</text>",
+            escape(title)
+        ));
+        canvas
+    }
+
+    fn put(&mut self, line: std::fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "{line}");
+    }
+
+    fn rect(&mut self, [x, y, width, height]: [usize; 4], colour: &str) {
+        self.put(format_args!(
+            "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"{colour}\"/>"
+        ));
+    }
+
+    fn text(&mut self, x: usize, y: usize, anchor: Anchor, words: &str) {
+        self.inked(x, y, anchor, "#222222", words);
+    }
+
+    fn inked(&mut self, x: usize, y: usize, anchor: Anchor, ink: &str, words: &str) {
+        let anchor = match anchor {
+            Anchor::Start => "start",
+            Anchor::Middle => "middle",
+            Anchor::End => "end",
+        };
+        let words = escape(words);
+        self.put(format_args!(
+            "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" fill=\"{ink}\">{words}</text>"
+        ));
+    }
+
+    /// Words that run upwards, in the middle of `y`.
+    fn upright(&mut self, x: usize, y: usize, words: &str) {
+        let words = escape(words);
+        self.put(format_args!(
+            "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\" transform=\"rotate(-90 {x} {y})\">{words}</text>"
+        ));
+    }
+
+    /// A bar of the scale's colours with what its ends mean.
+    fn legend(&mut self, [x, y]: [usize; 2], scale: Scale, low: &str, high: &str) {
+        let (steps, wide) = (24, 5);
+        self.text(x, y + 11, Anchor::End, low);
+        for step in 0..steps {
+            let value = step as f64 / (steps - 1) as f64;
+            self.rect([x + 6 + step * wide, y, wide, 13], &scale.colour(value));
         }
+        self.text(x + 12 + steps * wide, y + 11, Anchor::Start, high);
+    }
+
+    fn finish(self) -> String {
+        self.0 + "</svg>\n"
     }
 }
 
-const FONT: &str = "font-family=\"sans-serif\" font-size=\"12\"";
-const LEFT: usize = 90;
-const TOP: usize = 60;
-
-/// A grid of values from 0 to 1, `[rows][columns]`, each written in its cell; `None` is left grey.
-pub(super) fn heatmap(
-    title: &str,
-    columns: &[String],
-    rows: &[String],
-    cells: &[Vec<Option<f64>>],
-    scale: Scale,
-) -> String {
-    let (wide, high) = (64, 22);
-    let mut svg = open(LEFT + columns.len() * wide + 20, TOP + rows.len() * high + 20, title);
-    for (i, label) in columns.iter().enumerate() {
-        text(&mut svg, LEFT + i * wide + wide / 2, TOP - 8, "middle", label);
-    }
-    for (i, (label, cells)) in rows.iter().zip(cells).enumerate() {
-        let y = TOP + i * high;
-        text(&mut svg, LEFT - 8, y + 15, "end", label);
-        for (j, cell) in cells.iter().enumerate() {
-            let x = LEFT + j * wide;
-            let colour = cell.map_or_else(|| "#dddddd".to_owned(), |value| scale.colour(value));
-            rect(&mut svg, [x, y, wide - 1, high - 1], &colour);
-            if let Some(value) = cell {
-                text(&mut svg, x + wide / 2, y + 15, "middle", &format!("{:.0}", value * 100.0));
-            }
-        }
-    }
-    svg + "</svg>\n"
-}
-
-/// Attention between blocks, `[query blocks][key blocks]` of one size, the darker the heavier; those `visited` get a frame.
-pub(super) fn attention_map(title: &str, mass: &[Vec<f64>], visited: &[Vec<bool>]) -> String {
-    let count = mass.len().max(1);
-    let side = (720 / count).clamp(2, 24);
-    let mut svg = open(LEFT + count * side + 20, TOP + count * side + 30, title);
-    let (middle, bottom) = (LEFT + count * side / 2, TOP + count * side + 18);
-    text(&mut svg, middle, bottom, "middle", "key blocks; frames: visited by the policy");
-    text(&mut svg, LEFT - 8, TOP + count * side / 2, "end", "query blocks");
-    for (row, (mass, visited)) in mass.iter().zip(visited).enumerate() {
-        for (column, (&mass, &visited)) in mass.iter().zip(visited).enumerate().take(row + 1) {
-            let (x, y) = (LEFT + column * side, TOP + row * side);
-            // A logarithm shows three orders of magnitude.
-            let shade = 1.0 + mass.max(1e-3).log10() / 3.0;
-            rect(&mut svg, [x, y, side, side], &Scale::Share.colour(shade));
-            if visited {
-                let inner = side.saturating_sub(1).max(1);
-                let _ = writeln!(
-                    svg,
-                    "<rect x=\"{x}\" y=\"{y}\" width=\"{inner}\" height=\"{inner}\" fill=\"none\" stroke=\"#e07b00\" stroke-width=\"0.7\"/>"
-                );
-            }
-        }
-    }
-    svg + "</svg>\n"
-}
-
-fn open(width: usize, height: usize, title: &str) -> String {
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" {FONT}>\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
-    text(&mut svg, 10, 22, "start", title);
-    svg
-}
-
-fn rect(svg: &mut String, [x, y, width, height]: [usize; 4], colour: &str) {
-    // Writing to a string cannot fail.
-    let _ =
-        writeln!(svg, "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"{colour}\"/>");
-}
-
-fn text(svg: &mut String, x: usize, y: usize, anchor: &str, words: &str) {
-    let words = words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let _ = writeln!(svg, "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\">{words}</text>");
+fn escape(words: &str) -> String {
+    words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -109,22 +143,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_heatmap_has_a_cell_for_each_value() {
-        let rows: Vec<String> = ["a<b", "c"].map(str::to_owned).to_vec();
-        let cells = vec![vec![Some(0.0), None], vec![Some(1.0), Some(0.5)]];
-        let svg = heatmap("t & u", &["1".to_owned(), "2".to_owned()], &rows, &cells, Scale::Score);
-        assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
-        assert!(svg.contains("t &amp; u") && svg.contains("a&lt;b"));
-        for colour in ["#c82828", "#329650", "#fad250", "#dddddd"] {
-            assert_eq!(svg.matches(colour).count(), 1, "{colour}");
-        }
+    fn scales_have_their_ends() {
+        assert_eq!(
+            (Scale::Score.colour(0.0), Scale::Score.colour(2.0)),
+            ("#c82828".into(), "#329650".into())
+        );
+        assert_eq!(Scale::Error.colour(0.0), Scale::Score.colour(1.0));
+        assert_eq!((Scale::Share.ink(0.0), Scale::Share.ink(1.0)), ("#222222", "#ffffff"));
     }
 
     #[test]
-    fn a_map_frames_what_was_visited_below_the_diagonal() {
-        let mass = vec![vec![1.0, 0.0], vec![0.5, 0.5]];
-        let svg = attention_map("map", &mass, &[vec![true, true], vec![false, true]]);
-        assert_eq!(svg.matches("stroke=").count(), 2);
-        assert_eq!(svg.matches("#08306b").count(), 1, "a mass of one is the darkest");
+    fn words_are_escaped() {
+        let mut canvas = Canvas::new(10, 10, "a & b");
+        canvas.text(1, 2, Anchor::End, "<c>");
+        let svg = canvas.finish();
+        assert!(svg.contains("a &amp; b") && svg.contains("&lt;c&gt;") && svg.ends_with("</svg>\n"));
     }
 }

@@ -60,7 +60,8 @@ impl<'a> Asker<'a> {
         Self { subject, template: subject.node.info.chat_template.as_ref().filter(|_| chat) }
     }
 
-    fn encode(&self, task: &Task) -> Result<Vec<u32>> {
+    /// Tokens of a task's prompt and of how its answer begins.
+    pub(super) fn encode(&self, task: &Task) -> Result<Vec<u32>> {
         let told = match self.template {
             Some(template) => template.render(&[("user", &task.prompt)], true)?,
             None => format!("{}\n", task.prompt),

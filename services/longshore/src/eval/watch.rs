@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use longshore_engine::{AttendTimes, AttentionProbe, Error, StepInput, StepObserver};
+use longshore_model::Activations;
 
 use super::pairs::Pairs;
 
@@ -19,6 +20,10 @@ pub(super) struct Watch<'a> {
     pub(super) planning: Duration,
     /// By layer and KV head; empty under `exact`.
     pub(super) heads: Vec<Vec<Pairs>>,
+    /// Last hidden states of the rows that are kept.
+    pub(super) hidden: Vec<Vec<f32>>,
+    kept: &'a [u64],
+    finished: u64,
     look: Option<Look<'a>>,
     bar: Option<(&'a ProgressBar, u64)>,
 }
@@ -27,6 +32,13 @@ impl<'a> Watch<'a> {
     /// Also calls `look` for each layer and step.
     pub(super) fn looking(look: Look<'a>) -> Self {
         Self { look: Some(look), ..Self::default() }
+    }
+
+    /// Keeps the last hidden states of the rows at these positions, ascending; all logits must be wanted.
+    #[must_use]
+    pub(super) fn keeping(mut self, rows: &'a [u64]) -> Self {
+        self.kept = rows;
+        self
     }
 
     /// Moves `bar` by the tokens of each step, a layer at a time; `layers` in all.
@@ -57,6 +69,15 @@ impl StepObserver for Watch<'_> {
     fn attended(&mut self, _layer: usize, times: &AttendTimes) {
         self.attention += times.plan + times.local + times.merge;
         self.planning += times.plan;
+    }
+
+    fn finished(&mut self, hidden: &Activations) {
+        for row in hidden.host().chunks_exact(hidden.width()) {
+            if self.kept.binary_search(&self.finished).is_ok() {
+                self.hidden.push(row.to_vec());
+            }
+            self.finished += 1;
+        }
     }
 
     fn probe(&mut self, probe: &AttentionProbe<'_>) {

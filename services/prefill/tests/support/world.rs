@@ -109,6 +109,11 @@ pub(crate) fn balanced() -> PrefillPolicy {
     PrefillPolicy::parse("balanced", None).expect("the policy is known")
 }
 
+/// A policy that reads all keys while it selects, and is exact at first as `balanced` is.
+pub(crate) fn antidiagonal() -> PrefillPolicy {
+    PrefillPolicy::parse("blocks:scorer=antidiagonal,stride=8", None).expect("the text is a policy")
+}
+
 /// Waits until `condition` holds, for two seconds at most.
 pub(crate) async fn settles(condition: impl Fn() -> bool) -> bool {
     for _ in 0..200 {

@@ -22,7 +22,13 @@ pub(crate) async fn cached_blocks(
     sequence: &Sequence,
     (config, metrics): (&Config, &RouterMetrics),
 ) -> Result<u64, Error> {
-    let plan = PrefixPlan::new(sequence.chain(), &view.shard_map(), sequence.stored_blocks(), KEYS_MAX);
+    let plan = PrefixPlan::new(
+        sequence.chain(),
+        &view.shard_map(),
+        sequence.stored_blocks(),
+        KEYS_MAX,
+        config.copies as usize,
+    );
     let mut plan = plan.map_err(|error| match error {
         longshore_routing::Error::NoShards => Error::NoShards { retry_after: config.retry_after() },
         other => Error::Internal(other.to_string()),
@@ -53,5 +59,5 @@ async fn ask(
     let address = &view.member(id).expect("the shard map was made from this view").address;
     let keys = blocks.iter().map(|(_, key)| *key).collect();
     let client = connector.shard(address)?;
-    client.lookup(&ctx.child().with_timeout(timeout), Lookup { identity, keys }).await
+    client.lookup(&ctx.child().with_timeout(timeout), Lookup { identity, keys, peek: false }).await
 }

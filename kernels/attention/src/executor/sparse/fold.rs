@@ -50,7 +50,7 @@ impl FoldList<'_, '_> {
         }
         let mut tile = packed.pack(&item.queries, &rows, state);
         tile.skip_below = item.skip_below.unwrap_or(f32::INFINITY);
-        let source = Source { item, kv_head: rows.kv_head };
+        let source = Source { item, kv_head: item.kv.only_head().unwrap_or(rows.kv_head) };
         for visit in visits {
             match visit {
                 Visit::Block(block) => source.block::<S, E>(s, block, &mut tile),

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use longshore_attention::{
-    CpuExecutor, Executor, HeadShape, KvDtype, Partials, SparseItem, SparseWork, Visit, WorkList,
+    CpuExecutor, Executor, HeadShape, KvDtype, PagedKv, Partials, Queries, SparseItem, SparseWork, Tile,
+    TileShape, Visit, WorkList,
 };
 use longshore_compute::{ComputePool, InstructionSet, PoolOptions};
 use rand::{RngExt, seq::SliceRandom};
@@ -194,5 +195,69 @@ fn equal_rows_are_equal() {
         for (row, head) in (0..40).flat_map(|row| (0..2 * group).map(move |head| (row, head))) {
             assert_eq!(found.row(row, head), found.row(row, head / group * group), "row {row}, head {head}");
         }
+    }
+}
+
+/// One KV head of the tiles.
+struct OneHead<'a>(&'a dyn PagedKv, usize);
+
+impl PagedKv for OneHead<'_> {
+    fn shape(&self) -> TileShape {
+        TileShape { kv_heads: 1, ..self.0.shape() }
+    }
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn tile(&self, index: usize) -> &Tile {
+        self.0.tile(index)
+    }
+    fn only_head(&self) -> Option<usize> {
+        Some(self.1)
+    }
+}
+
+/// A KV head by itself gives the rows that it gives beside others.
+#[test]
+fn one_head_of_the_tiles_is_that_head() {
+    let mut rng = generator(116);
+    for round in 0..8 {
+        let heads = HeadShape { kv_heads: 3, group: 2, head_dim: 20 };
+        let dtype = KvDtype::ALL[round % 4];
+        let plan = Plan { heads, block_tokens: 16, dtype, prefix: 150, rows: 40, size: 2.0 };
+        let mut case = SparseCase::random(plan, 4, &mut rng);
+        case.skip_below = [None, Some(2.0)][round % 2];
+        let without_means = |visits: &[Visit]| -> Vec<Visit> {
+            visits.iter().copied().filter(|visit| !matches!(visit, Visit::Means { .. })).collect()
+        };
+        let work = case.work(0..40, without_means);
+        let whole = CpuExecutor::serial().attend_sparse(&[case.item(&work, 0..40)]).unwrap().remove(0);
+        for head in 0..3 {
+            let own = case.case.q.chunks_exact(6 * 20).flat_map(|row| &row[head * 40..][..40]);
+            let data: Vec<f32> = own.copied().collect();
+            let kv = OneHead(&case.case.kv, head);
+            let item = case.item(&work, 0..40);
+            let queries = Queries { shape: HeadShape { kv_heads: 1, ..heads }, data: &data, ..item.queries };
+            let lists =
+                (0..work.tiles()).map(|tile| (work.list(head, tile).to_vec(), work.columns().to_vec()));
+            let ends = (0..work.tiles()).map(|tile| work.rows(tile).end as u32).collect();
+            let alone = SparseWork::new(1, ends, lists.collect()).unwrap();
+            let item = SparseItem { queries, kv: &kv, work: &alone, ..item };
+            let found = CpuExecutor::serial().attend_sparse(&[item]).unwrap().remove(0);
+            for (row, member) in (0..40).flat_map(|row| [(row, 0), (row, 1)]) {
+                assert_eq!(
+                    found.row(row, member),
+                    whole.row(row, 2 * head + member),
+                    "{dtype:?}, KV head {head}"
+                );
+            }
+        }
+        let kv = OneHead(&case.case.kv, 3);
+        let item = case.item(&work, 0..40);
+        let queries = Queries { shape: HeadShape { kv_heads: 1, ..heads }, data: &[], ..item.queries };
+        let list = vec![(vec![Visit::Block(case.case.work.exact[0])], Vec::new())];
+        let one = SparseWork::new(1, vec![1], list).unwrap();
+        let data = [0.0; 40];
+        let item = SparseItem { queries: Queries { data: &data, ..queries }, kv: &kv, work: &one, ..item };
+        assert!(CpuExecutor::serial().attend_sparse(&[item]).is_err(), "there is no KV head 3");
     }
 }

@@ -1,13 +1,14 @@
 //! Floating-point weights in panels of 16 outputs, in the precision of the file.
 
+use bytemuck::Pod;
 use half::{bf16, f16};
-use longshore_compute::ComputePool;
+use longshore_compute::{ComputePool, SlabArray};
 
 use super::kernel::Loads;
 use super::panels::PANEL;
 
 /// A stored floating-point element.
-pub(super) trait Stored: Loads + Copy + Default + Send + Sync + 'static {
+pub(super) trait Stored: Loads + Pod + Default + Send + Sync + 'static {
     fn to_f32(self) -> f32;
 }
 
@@ -33,7 +34,7 @@ impl Stored for bf16 {
 pub(super) struct FloatPanels<E> {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
-    weights: Vec<[E; PANEL]>,
+    weights: SlabArray<[E; PANEL]>,
 }
 
 impl<E: Stored> FloatPanels<E> {
@@ -44,9 +45,9 @@ impl<E: Stored> FloatPanels<E> {
         inputs: usize,
         row: impl Fn(usize, &mut [E]) + Sync,
     ) -> Option<Self> {
-        let mut weights = vec![[E::default(); PANEL]; outputs.div_ceil(PANEL) * inputs];
+        let mut weights = SlabArray::<[E; PANEL]>::zeroed(outputs.div_ceil(PANEL) * inputs);
         let finite = std::sync::atomic::AtomicBool::new(true);
-        pool.run_chunks(&mut weights, inputs, |panel, lanes| {
+        pool.run_chunks(&mut weights[..], inputs, |panel, lanes| {
             let mut values = vec![E::default(); inputs];
             for output in panel * PANEL..outputs.min((panel + 1) * PANEL) {
                 row(output, &mut values);
@@ -75,6 +76,6 @@ impl<E: Stored> FloatPanels<E> {
 
     /// Bytes in memory.
     pub(super) fn bytes(&self) -> u64 {
-        size_of_val(self.weights.as_slice()) as u64
+        size_of_val(&*self.weights) as u64
     }
 }

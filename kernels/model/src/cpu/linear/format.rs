@@ -3,7 +3,9 @@
 //! Every type becomes unsigned quants `u` with a zero point `z` that is a power of two or absent, a scale, and perhaps a
 //! minimum: the weight is `scale * (u - z)`, or `scale * u + minimum`.
 
+use bytemuck::Pod;
 use half::f16;
+use longshore_compute::SlabArray;
 
 use super::kernel::Loads;
 use super::panels::{PANEL, Scales};
@@ -39,13 +41,13 @@ pub(super) trait Format {
 }
 
 /// Scales and minimums of 16 outputs in their stored type.
-pub(super) trait ScaleElement: Copy + Default + Send + Sync + 'static {
+pub(super) trait ScaleElement: Pod + Default + Send + Sync + 'static {
     /// Exact for numbers that came from a file of this element.
     fn from_f32(value: f32) -> Self;
     fn to_f32(self) -> f32;
     /// The numbers of a matrix of this element.
     fn view(scales: &Scales) -> &[[Self; PANEL]];
-    fn wrap(scales: Vec<[Self; PANEL]>) -> Scales;
+    fn wrap(scales: SlabArray<[Self; PANEL]>) -> Scales;
 }
 
 impl ScaleElement for f16 {
@@ -64,7 +66,7 @@ impl ScaleElement for f16 {
         }
     }
 
-    fn wrap(scales: Vec<[Self; PANEL]>) -> Scales {
+    fn wrap(scales: SlabArray<[Self; PANEL]>) -> Scales {
         Scales::Half(scales)
     }
 }
@@ -85,7 +87,7 @@ impl ScaleElement for f32 {
         }
     }
 
-    fn wrap(scales: Vec<[Self; PANEL]>) -> Scales {
+    fn wrap(scales: SlabArray<[Self; PANEL]>) -> Scales {
         Scales::Single(scales)
     }
 }

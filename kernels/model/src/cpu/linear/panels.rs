@@ -6,8 +6,9 @@
 
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use half::f16;
-use longshore_compute::{ComputePool, DisjointSlice};
+use longshore_compute::{ComputePool, DisjointSlice, SlabArray};
 
 use super::format::{Format, ScaleElement as _, Second, with_format};
 use super::group::Group;
@@ -21,14 +22,14 @@ pub(super) const GROUP: usize = 32;
 const PACK_PANELS: usize = 8;
 
 /// Four inputs of 16 outputs; aligned as the widest load likes it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub(super) struct Lane(pub(super) [u8; 64]);
 
 /// Numbers of 16 outputs each, `[panel][group][1 or 2]`.
 pub(super) enum Scales {
-    Half(Vec<[f16; PANEL]>),
-    Single(Vec<[f32; PANEL]>),
+    Half(SlabArray<[f16; PANEL]>),
+    Single(SlabArray<[f32; PANEL]>),
 }
 
 /// A quantised matrix `[outputs, inputs]`; outputs past the end are zero.
@@ -37,7 +38,7 @@ pub(super) struct QuantPanels {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
     /// `[panel][group][4 or 8]`.
-    quants: Vec<Lane>,
+    quants: SlabArray<Lane>,
     scales: Scales,
 }
 
@@ -69,8 +70,8 @@ impl QuantPanels {
     ) -> Option<Self> {
         assert!(inputs.is_multiple_of(GROUP), "rows of quantised weights are whole groups");
         let (panels, groups) = (outputs.div_ceil(PANEL), inputs / GROUP);
-        let mut quants = vec![Lane([0; 64]); panels * groups * F::LANES];
-        let mut scales = vec![[F::Element::default(); PANEL]; panels * groups * F::NUMBERS];
+        let mut quants = SlabArray::<Lane>::zeroed(panels * groups * F::LANES);
+        let mut scales = SlabArray::<[F::Element; PANEL]>::zeroed(panels * groups * F::NUMBERS);
         let (lanes, numbers) = (groups * F::LANES, groups * F::NUMBERS);
         let (all_quants, all_scales) = (DisjointSlice::new(&mut quants), DisjointSlice::new(&mut scales));
         let finite = pool.map(panels.div_ceil(PACK_PANELS), |task| {
@@ -126,10 +127,10 @@ impl QuantPanels {
     /// Bytes in memory.
     pub(super) fn bytes(&self) -> u64 {
         let scales = match &self.scales {
-            Scales::Half(scales) => size_of_val(scales.as_slice()),
-            Scales::Single(scales) => size_of_val(scales.as_slice()),
+            Scales::Half(scales) => size_of_val(&**scales),
+            Scales::Single(scales) => size_of_val(&**scales),
         };
-        (size_of_val(self.quants.as_slice()) + scales) as u64
+        (size_of_val(&*self.quants) + scales) as u64
     }
 }
 

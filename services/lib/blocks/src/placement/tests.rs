@@ -1,11 +1,13 @@
 //! Balance, minimal movement and pinned owners.
 
+mod copies;
+
 use proptest::prelude::*;
 
 use super::*;
 
 fn map(shards: &[(String, u32)]) -> ShardMap {
-    let shards = shards.iter().map(|(id, weight)| ShardEntry { id: ShardId(id.clone()), weight: *weight });
+    let shards = shards.iter().map(|(id, weight)| ShardEntry::new(ShardId(id.clone()), *weight));
     ShardMap::new(1, shards.collect()).expect("the shards are valid")
 }
 
@@ -32,7 +34,7 @@ fn owners_never_change() {
 
 #[test]
 fn refuses_maps_that_cannot_be() {
-    let entry = |id: &str, weight| ShardEntry { id: ShardId(id.to_owned()), weight };
+    let entry = |id: &str, weight| ShardEntry::new(ShardId(id.to_owned()), weight);
     let twice = ShardMap::new(1, vec![entry("a", 1), entry("b", 1), entry("a", 2)]).unwrap_err();
     assert_eq!(twice.to_string(), "`shards` names `a` twice");
     let weightless = ShardMap::new(1, vec![entry("a", 0)]).unwrap_err();

@@ -1,5 +1,11 @@
 //! Blocks that are complete.
 
+use std::{
+    any::Any,
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
 use crate::{BlockKey, Namespace};
 
 /// Tells apart the blocks that were ever sealed in one pool, those of equal keys too.
@@ -22,6 +28,17 @@ pub struct SealedBlock<T> {
     key: BlockKey,
     generation: Generation,
     pages: Vec<Page<T>>,
+    notes: Vec<Note>,
+}
+
+/// What the holder made of a page, once.
+#[derive(Default)]
+struct Note(OnceLock<Arc<dyn Any + Send + Sync>>);
+
+impl fmt::Debug for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Note({})", if self.0.get().is_some() { "made" } else { "none" })
+    }
 }
 
 impl<T> SealedBlock<T> {
@@ -31,7 +48,22 @@ impl<T> SealedBlock<T> {
         generation: Generation,
         pages: Vec<Page<T>>,
     ) -> Self {
-        Self { namespace, key, generation, pages }
+        let notes = pages.iter().map(|_| Note::default()).collect();
+        Self { namespace, key, generation, pages, notes }
+    }
+
+    /// What the holder noted of the page of `layer`, if it did: a summary, say. It lives as long as this handle, wherever the
+    /// page itself lies. Not counted against the budget of the pool.
+    pub fn note<N: Any + Send + Sync>(&self, layer: usize) -> Option<Arc<N>> {
+        Arc::clone(self.notes.get(layer)?.0.get()?).downcast().ok()
+    }
+
+    /// Notes something of the page of `layer`. Of several notes the first stays.
+    pub fn take_note<N: Any + Send + Sync>(&self, layer: usize, note: Arc<N>) {
+        if let Some(place) = self.notes.get(layer) {
+            // Whoever came first made the same: blocks are immutable.
+            let _same = place.0.set(note);
+        }
     }
 
     /// Whose block it is.

@@ -304,6 +304,55 @@ fn condemned_blocks_are_not_found_and_go_with_their_last_view() {
     assert_eq!(pool.stats().used_bytes, 0);
 }
 
+/// Tells what the pool tells its policy.
+#[derive(Debug, Default)]
+struct Probe {
+    inner: Lru,
+    told: std::sync::Arc<std::sync::Mutex<Vec<UsedAgain>>>,
+}
+
+impl EvictionPolicy for Probe {
+    fn insert(&mut self, candidate: Candidate) {
+        self.inner.insert(candidate);
+    }
+
+    fn remove(&mut self, block: Generation) {
+        self.inner.remove(block);
+    }
+
+    fn pop(&mut self) -> Option<Generation> {
+        self.inner.pop()
+    }
+
+    fn used_again(&mut self, again: UsedAgain) {
+        self.told.lock().unwrap().push(again);
+    }
+}
+
+#[test]
+fn a_request_is_one_use_and_an_evicted_block_is_known_when_it_comes_back() {
+    let probe = Probe::default();
+    let told = std::sync::Arc::clone(&probe.told);
+    let uses =
+        || told.lock().unwrap().iter().map(|again| (again.uses, again.was_evicted)).collect::<Vec<_>>();
+    let mut pool = BlockPool::with_policy(config(1), Box::new(probe)).unwrap();
+    store(&mut pool, tenant(0), 1, 0).unwrap();
+    // Looked up, viewed, viewed again a long time after, since a view held it all the time: still the first use.
+    pool.lookup(tenant(0), &[key(1)], RETENTION_MS);
+    let first = open(&mut pool, tenant(0), &[1], RETENTION_MS);
+    let second = open(&mut pool, tenant(0), &[1], 50 * RETENTION_MS);
+    pool.view(tenant(0), first, 51 * RETENTION_MS).unwrap();
+    pool.close_view(second);
+    pool.close_view(first);
+    pool.lookup(tenant(0), &[key(1)], 52 * RETENTION_MS);
+    assert_eq!(uses(), []);
+    pool.lookup(tenant(0), &[key(1)], 53 * RETENTION_MS + 1);
+    assert_eq!(uses(), [(1, false)]);
+    store(&mut pool, tenant(0), 2, 60 * RETENTION_MS).unwrap();
+    store(&mut pool, tenant(0), 1, 70 * RETENTION_MS).unwrap();
+    assert_eq!(uses(), [(1, false), (2, true)]);
+}
+
 #[test]
 fn every_set_has_a_limit() {
     let limits = PoolConfig { writers_max: 1, views_max: 1, view_blocks_max: 1, ..config(2) };

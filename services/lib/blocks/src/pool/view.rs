@@ -41,6 +41,8 @@ pub(super) struct View<T> {
     blocks: Arc<Vec<ViewBlock<T>>>,
     lease_ms: u64,
     pub(super) expires_at_ms: u64,
+    /// When it was last used.
+    used_ms: u64,
     /// A block of it failed a check.
     corrupt: Option<BlockKey>,
 }
@@ -54,6 +56,7 @@ impl<T> View<T> {
 
     fn touch(&mut self, now_ms: u64) {
         self.expires_at_ms = self.expires_at_ms.max(now_ms.saturating_add(self.lease_ms));
+        self.used_ms = self.used_ms.max(now_ms);
     }
 }
 
@@ -84,10 +87,11 @@ impl<T> BlockPool<T> {
             return Ok(Opened::Missing(missing.map(|((_, key), _)| *key).collect()));
         }
         let pinned = blocks.iter().zip(found.into_iter().flatten());
-        let blocks = pinned.map(|((index, _), found)| ViewBlock { index: *index, block: self.pin(found) });
+        let blocks =
+            pinned.map(|((index, _), found)| ViewBlock { index: *index, block: self.pin(found, now_ms) });
         let blocks = Arc::new(blocks.collect());
         let id = self.next_view_id();
-        let mut view = View { namespace, blocks, lease_ms, expires_at_ms: 0, corrupt: None };
+        let mut view = View { namespace, blocks, lease_ms, expires_at_ms: 0, used_ms: now_ms, corrupt: None };
         view.touch(now_ms);
         self.views.insert(id, view);
         Ok(Opened::Open(id))
@@ -119,7 +123,7 @@ impl<T> BlockPool<T> {
         let lease_ms = self.view_mut(namespace, from)?.lease_ms;
         let fresh = self.fresh_blocks(namespace, into, &added, now_ms)?;
         for entry in &fresh {
-            self.pin(entry.block.generation());
+            self.pin(entry.block.generation(), now_ms);
         }
         let view = self.view_mut(namespace, into)?;
         Arc::make_mut(&mut view.blocks).extend(fresh);
@@ -175,7 +179,8 @@ impl<T> BlockPool<T> {
     pub fn close_view(&mut self, id: ViewId) {
         let Some(view) = self.views.remove(&id) else { return };
         // Last block first: the tail then goes before the head, without which it is worth nothing.
-        view.blocks.iter().rev().for_each(|entry| self.unpin(entry.block.generation()));
+        let used_ms = view.used_ms;
+        view.blocks.iter().rev().for_each(|entry| self.unpin(entry.block.generation(), used_ms));
     }
 
     fn view_mut(&mut self, namespace: Namespace, id: ViewId) -> Result<&mut View<T>, Error> {

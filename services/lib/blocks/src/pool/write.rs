@@ -145,11 +145,16 @@ impl<T> BlockPool<T> {
     fn seal(&mut self, namespace: Namespace, key: BlockKey, pages: Vec<Page<T>>, now_ms: u64) -> Generation {
         let generation = Generation(self.next_id());
         let block = Arc::new(SealedBlock::new(namespace, key, generation, pages));
-        let last_use = self.next_tick();
+        let tick = self.next_tick();
+        let (uses, again) = self.ghosts.recall(&(namespace, key), tick, now_ms);
+        if let Some(again) = again {
+            self.policy.used_again(again);
+        }
         let lease_until_ms = now_ms.saturating_add(self.config.retention_ms);
-        self.held.insert(generation, Held { block, pins: 0, last_use, lease_until_ms, condemned: false });
+        self.held.insert(generation, Held { block, pins: 0, uses, lease_until_ms, condemned: false });
         self.index.insert((namespace, key), generation);
         self.queue(generation);
+        self.note(namespace, key, None);
         self.totals.stored += 1;
         // The others' pages are of no use any more.
         for writer in self.writers.values_mut().filter(|writer| writer.namespace == namespace) {

@@ -12,11 +12,14 @@ fn members_are_read_and_written_alike() {
         address: "http://127.0.0.1:9300".into(),
         incarnation: 0,
         weight: 1,
+        labels: Labels::default(),
     };
     assert_eq!(member, expected);
     for text in [
         "kvstore=kv-0@http://127.0.0.1:9300",
         "kvstore=kv-0@http://127.0.0.1:9300;weight=7",
+        "kvstore=kv-0@http://127.0.0.1:9300;weight=7;host=a;zone=z-1",
+        "kvstore=kv-0@http://127.0.0.1:9300;zone=z-1",
         "router=r@http://[::1]:1",
         "prefill=p-1@http://prefill-0.prefill.svc.cluster.local:65535",
         "decode=d@local:d",
@@ -66,6 +69,12 @@ fn every_fault_names_its_field() {
         ("kvstore=a@local:a;", "weight"),
         ("kvstore=a@local:a;colour=red", "weight"),
         ("router=a@local:a;weight=1", "weight"),
+        ("router=a@local:a;zone=a", "zone"),
+        ("kvstore=a@local:a;host=", "host"),
+        ("kvstore=a@local:a;host", "host"),
+        ("kvstore=a@local:a;host=A", "host"),
+        ("kvstore=a@local:a;zone=a b", "zone"),
+        ("kvstore=a@local:a;zone=a;host=b;zone=a", "zone"),
     ];
     for (text, expected) in cases {
         let error = Member::parse(text).unwrap_err();

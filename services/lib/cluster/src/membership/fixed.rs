@@ -25,9 +25,21 @@ impl StaticMembership {
         Ok(Self { view: Arc::new(view), registered: Arc::default() })
     }
 
-    /// The view, which never changes.
+    /// The view, which changes only by [`Self::replace`].
     pub fn view(&self) -> Arc<ClusterView> {
         self.view.borrow().clone()
+    }
+
+    /// Puts another list in the place of this one; true when it differs. One that cannot be changes nothing.
+    pub fn replace(&self, members: Vec<Member>) -> Result<bool, Error> {
+        let view = Arc::new(ClusterView::new(members)?);
+        Ok(self.view.send_if_modified(|last| {
+            let differs = *last != view;
+            if differs {
+                *last = Arc::clone(&view);
+            }
+            differs
+        }))
     }
 
     /// The incarnation is the process's own, so it is the one field that need not be as configured.
@@ -46,6 +58,14 @@ impl StaticMembership {
         }
         if known.weight != member.weight {
             return differs("weight", &member.weight, &known.weight);
+        }
+        if known.labels != member.labels {
+            let (ours, theirs) = (&member.labels, &known.labels);
+            let field = if ours.host == theirs.host { "zone" } else { "host" };
+            let of = |labels: &crate::Labels| {
+                if field == "host" { labels.host.clone() } else { labels.zone.clone() }
+            };
+            return differs(field, &of(ours), &of(theirs));
         }
         Ok(())
     }

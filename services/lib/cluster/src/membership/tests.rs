@@ -103,6 +103,22 @@ async fn static_members_register_as_configured() {
     assert!(StaticMembership::new(vec![list[0].clone(), list[0].clone()]).is_err());
 }
 
+#[tokio::test]
+async fn a_static_list_can_be_replaced_as_a_whole() {
+    let cluster = StaticMembership::new(vec![member("kvstore=a@http://h:1")]).unwrap();
+    let mut watcher = cluster.watch();
+    let before = watcher.borrow_and_update().epoch();
+    assert!(!cluster.replace(vec![member("kvstore=a@http://h:1")]).unwrap());
+    let twice = vec![member("kvstore=a@http://h:1"), member("kvstore=a@http://h:2")];
+    assert!(cluster.replace(twice).is_err());
+    assert!(!watcher.has_changed().unwrap(), "nothing happened yet");
+    let two = vec![member("kvstore=a@http://h:1"), member("kvstore=b@http://h:2")];
+    assert!(cluster.replace(two).unwrap());
+    watcher.changed().await.unwrap();
+    assert_ne!(watcher.borrow_and_update().epoch(), before);
+    cluster.register(member("kvstore=b@http://h:2")).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_a_lease_can_be_lost() {
     let cluster = MemoryMembership::new();

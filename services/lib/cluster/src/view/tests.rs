@@ -47,12 +47,14 @@ fn the_epoch_follows_shards_and_nothing_else() {
         epoch(&["kvstore=ab@local:a"]),
         epoch(&["kvstore=a@local:a;weight=2", "kvstore=b@local:b"]),
         epoch(&["kvstore=a@local:a", "kvstore=b@local:b;weight=2"]),
+        epoch(&["kvstore=a@local:a", "kvstore=b@local:b;host=a"]),
+        epoch(&["kvstore=a@local:a", "kvstore=b@local:b;zone=a"]),
     ];
     let mut all = vec![base];
     all.extend(others);
     all.sort_unstable();
     all.dedup();
-    assert_eq!(all.len(), 7);
+    assert_eq!(all.len(), 9);
 }
 
 #[test]

@@ -1,14 +1,32 @@
-//! Attention of one sequence by a sparse policy: plan, run, finish. All its blocks are here.
+//! Attention of one sequence by a sparse policy: plan, run, finish. Blocks that lie on shards are visited there.
+
+mod ask;
+mod lists;
+mod shards;
 
 use std::time::Instant;
 
-use longshore_attention::{PlanInput, SparseItem};
+use longshore_attention::{Cosines, PagedKv, Partials, PlanInput, SparseItem, SparseWork, Tile, TileShape};
 
 use super::{LayerAttention, Part};
-use crate::{Error, StepObserver, step::AttentionProbe};
+use crate::{Error, StepObserver, sequence::LayerTiles, step::AttentionProbe};
+
+/// What shards did for one sequence in one layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RemoteVisits {
+    /// Lists (of a KV head and a query tile, or a part of its rows) that shards ran.
+    pub lists: u64,
+    /// Blocks that they visited, one count per list.
+    pub blocks: u64,
+    /// Bytes of the queries that went out.
+    pub query_bytes: u64,
+    /// Bytes of the partials that came back.
+    pub partial_bytes: u64,
+}
 
 impl LayerAttention<'_, '_> {
-    /// Attends the rows of `part` and writes f32 `[rows, query_heads * head_dim]` to `output`.
+    /// Attends the rows of `part` and writes f32 `[rows, query_heads * head_dim]` to `output`. When a shard fails, the failure is
+    /// the sequence's.
     pub(super) fn run_sparse(
         &mut self,
         part: &Part,
@@ -16,9 +34,14 @@ impl LayerAttention<'_, '_> {
         output: &mut [f32],
         observer: &mut dyn StepObserver,
     ) -> Result<(), Error> {
+        if self.failed[part.input].is_some() {
+            return Ok(());
+        }
         let sequence = &*self.batch[part.input].sequence;
         let prefill = sequence.prefill().expect("the sequence has a sparse policy");
-        let (tiles, executor) = (sequence.layer(self.layer), self.engine.executor());
+        let executor = self.engine.executor();
+        let tiles =
+            AllBlocks { local: sequence.layer(self.layer), remote: sequence.remote_blocks() as usize };
         let summaries = &prefill.summaries[self.layer];
         let spreads = summaries.spreads();
         let cosines = |block, kv_head| summaries.cosine(block, kv_head);
@@ -26,31 +49,32 @@ impl LayerAttention<'_, '_> {
             queries: self.queries(part, q),
             layer: self.layer,
             kv: &tiles,
-            first_block: sequence.remote_blocks(),
+            first_block: 0,
             summaries,
             stripe_blocks: self.engine.geometry().stripe_blocks(),
             dense_from: prefill.dense_from,
-            spreads: Some(&spreads),
-            cosines: Some(&cosines),
+            spreads: prefill.reads.spreads.then_some(&spreads as &dyn PagedKv),
+            cosines: prefill.reads.cosines.then_some(&cosines as Cosines<'_>),
         };
         let started = Instant::now();
         let work = executor.plan(&prefill.policy, &plan)?;
         let plan_time = started.elapsed();
+        self.times.plan += plan_time;
         let started = Instant::now();
-        let item = SparseItem {
-            queries: plan.queries,
-            kv: plan.kv,
-            summaries: plan.summaries,
-            work: &work,
-            earlier: None,
-            stripe: None,
-            skip_below: prefill.policy.skip_below(),
+        let partials = match tiles.remote {
+            0 => self.run_here(&plan, &work, prefill.policy.skip_below()),
+            _ => self.run_on_shards(part, &plan, &work, observer),
         };
-        let partials = executor.attend_sparse(&[item])?.pop().expect("an executor answers every item");
+        let partials = match partials {
+            Ok(partials) => partials,
+            Err(error @ (Error::Shard { .. } | Error::Mismatch { .. })) => {
+                self.failed[part.input] = Some(error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         output.copy_from_slice(&partials.finish());
         let attend_time = started.elapsed();
-        self.times.plan += plan_time;
-        self.times.local += attend_time;
         observer.probe(&AttentionProbe {
             layer: self.layer,
             plan,
@@ -60,5 +84,50 @@ impl LayerAttention<'_, '_> {
             attend_time,
         });
         Ok(())
+    }
+
+    /// Runs lists whose blocks are all here.
+    fn run_here(
+        &mut self,
+        plan: &PlanInput<'_>,
+        work: &SparseWork,
+        skip_below: Option<f32>,
+    ) -> Result<Partials, Error> {
+        let started = Instant::now();
+        let item = SparseItem {
+            queries: plan.queries,
+            kv: plan.kv,
+            summaries: plan.summaries,
+            work,
+            earlier: None,
+            stripe: None,
+            skip_below,
+        };
+        let partials = self.engine.executor().attend_sparse(&[item])?.pop();
+        self.times.local += started.elapsed();
+        Ok(partials.expect("an executor answers every item"))
+    }
+}
+
+/// All blocks of a sequence in one layer, for who plans. Only those after the remote ones have tiles here.
+struct AllBlocks<'a> {
+    local: LayerTiles<'a>,
+    remote: usize,
+}
+
+impl PagedKv for AllBlocks<'_> {
+    fn shape(&self) -> TileShape {
+        self.local.shape()
+    }
+
+    fn len(&self) -> usize {
+        self.remote + self.local.len()
+    }
+
+    /// # Panics
+    /// When the block lies on a shard. Policies that read keys while they plan are refused such blocks.
+    fn tile(&self, index: usize) -> &Tile {
+        let local = index.checked_sub(self.remote).expect("no plan reads the keys of blocks on shards");
+        self.local.tile(local)
     }
 }

@@ -1,8 +1,10 @@
 //! What a sequence keeps when its rows are attended to by a sparse policy: the means of its full blocks.
 
+mod load;
+
 use std::sync::Arc;
 
-use longshore_attention::{Mean, PrefillPolicy, Summaries};
+use longshore_attention::{Mean, PolicyReads, PrefillPolicy, Summaries};
 use longshore_compute::ComputePool;
 
 use super::Sequence;
@@ -14,21 +16,28 @@ pub(crate) struct SparsePrefill {
     pub(crate) policy: Arc<PrefillPolicy>,
     /// Rows from this position on are exact.
     pub(crate) dense_from: u64,
+    /// What the policy reads of blocks that it does not visit.
+    pub(crate) reads: PolicyReads,
     /// Means of full blocks, per layer; made when a step comes to the layer.
     pub(crate) summaries: Vec<Summaries>,
 }
 
 impl Sequence {
-    /// Rows of later steps are attended to by `policy`, those from position `dense_from` on exactly. All blocks must be
-    /// here then: a step over blocks on shards is refused. Stripes of more than 256 blocks are beyond sparse policies.
+    /// Rows of later steps are attended to by `policy`, those from position `dense_from` on exactly. Blocks that lie on shards are
+    /// visited there once [`Self::load_summaries`] brought what the policy reads of them; a policy that reads all keys is refused
+    /// by a step over such blocks. Stripes of more than 256 blocks are beyond sparse policies.
     pub fn set_prefill(&mut self, policy: Arc<PrefillPolicy>, dense_from: u64) -> Result<(), Error> {
         if policy.is_exact() {
             self.prefill = None;
             return Ok(());
         }
-        let empty = Summaries::new(self.shape, self.geometry.stripe_blocks(), 0)?;
+        let reads = policy.reads();
+        let mut empty = Summaries::new(self.shape, self.geometry.stripe_blocks(), 0)?;
+        if !reads.spreads {
+            empty = empty.without_spreads();
+        }
         let summaries = vec![empty; self.layers];
-        self.prefill = Some(SparsePrefill { policy, dense_from, summaries });
+        self.prefill = Some(SparsePrefill { policy, dense_from, reads, summaries });
         Ok(())
     }
 
@@ -38,27 +47,38 @@ impl Sequence {
     }
 
     pub(super) fn check_prefill(&self) -> Result<(), Error> {
-        match &self.prefill {
-            Some(prefill) if self.remote_blocks > 0 => {
-                let problem = format!(
-                    "is `{}`, but {} blocks lie on shards; hint: fetch the prefix",
-                    prefill.policy, self.remote_blocks
-                );
-                Err(Error::Invalid { field: "prefill_policy", problem })
-            }
-            _ => Ok(()),
+        let Some(prefill) = self.prefill.as_ref().filter(|_| self.remote_blocks > 0) else { return Ok(()) };
+        let refused = |problem: String| {
+            let problem = format!("is `{}`, {problem}", prefill.policy);
+            Err(Error::Invalid { field: "prefill_policy", problem })
+        };
+        let remote = self.remote_blocks;
+        if prefill.reads.all_keys {
+            return refused(format!(
+                "which reads all keys, but {remote} blocks lie on shards; hint: fetch the prefix"
+            ));
         }
+        let known = prefill.summaries.iter().map(|layer| layer.blocks().end).min().unwrap_or(0);
+        if prefill.reads.means && known < remote {
+            return refused(format!(
+                "which reads summaries of {remote} blocks on shards, {known} are here; hint: load the summaries"
+            ));
+        }
+        Ok(())
     }
 
-    /// Makes the means of the blocks that are full in this layer; blocks in parallel.
+    /// Makes the means of the blocks that are full in this layer, when the policy reads any; blocks in parallel.
     pub(crate) fn summarise(&mut self, pool: &ComputePool, layer: usize) -> Result<(), Error> {
         let full = self.geometry.full_blocks(self.done + self.under_way);
-        let Some(prefill) = &mut self.prefill else { return Ok(()) };
+        let Some(prefill) = self.prefill.as_mut().filter(|prefill| prefill.reads.means) else {
+            return Ok(());
+        };
         let summaries = &mut prefill.summaries[layer];
         let first = summaries.blocks().end;
-        let local = &self.local;
-        let means =
-            pool.map((full - first) as usize, |index| Mean::of(local[first as usize + index].tile(layer)));
+        let (local, remote) = (&self.local, self.remote_blocks);
+        let means = pool.map((full - first) as usize, |index| {
+            Mean::of(local[(first - remote) as usize + index].tile(layer))
+        });
         for (block, mean) in (first..).zip(means) {
             summaries.insert(block, &mean)?;
         }

@@ -1,21 +1,52 @@
-//! Opening, growing and closing the views of a sequence.
+//! Views of a sequence: opening, growing, moving to other copies, closing. A stripe is read from one shard at a time, so that
+//! its partial is folded there whichever shard that is.
+
+mod place;
 
 use std::{mem, sync::Arc};
 
-use futures::future::{join_all, try_join_all};
+use futures::future::join_all;
 use longshore_blocks::BlockKey;
 use longshore_fabric::CallContext;
 use longshore_proto::types::{Identity, OpenView, OpenedView};
 
 use super::{LocalBlock, Sequence};
-use crate::{Engine, Error, ShardLink, ShardLinks, error::check, fetch_blocks, intake::within};
+use crate::{Engine, Error, ShardLink, ShardLinks, error::check, intake::within};
 
 /// Blocks of one sequence on one shard.
 #[derive(Debug)]
-pub(super) struct View {
-    pub(super) id: u64,
-    /// Ascending.
-    pub(super) stripes: Vec<u64>,
+pub(crate) struct View {
+    /// Index of the shard.
+    pub(crate) shard: usize,
+    /// Name on the shard.
+    pub(crate) id: u64,
+    /// Stripes that the shard answers for, ascending.
+    pub(crate) parts: Vec<ViewPart>,
+}
+
+/// One stripe of a view.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ViewPart {
+    pub(crate) stripe: u64,
+    /// False when another shard is asked for it now; what this one answers is passed over.
+    pub(crate) used: bool,
+}
+
+impl View {
+    fn uses(&self, stripe: u64) -> bool {
+        self.parts.iter().any(|part| part.stripe == stripe && part.used)
+    }
+
+    fn used(&self) -> impl Iterator<Item = u64> {
+        self.parts.iter().filter(|part| part.used).map(|part| part.stripe)
+    }
+
+    /// Blocks of `stripe`, which is the last one or a later one, were appended.
+    fn grew(&mut self, stripe: u64) {
+        if self.parts.last().is_none_or(|last| last.stripe != stripe) {
+            self.parts.push(ViewPart { stripe, used: true });
+        }
+    }
 }
 
 /// Blocks of one shard, ascending by index.
@@ -23,7 +54,8 @@ type ShardBlocks = Vec<(u64, BlockKey)>;
 
 impl Sequence {
     /// Opens a sequence whose first tokens, `prefix`, are whole blocks that the shards hold. All shards are asked at once;
-    /// when one lacks a block, what was opened is closed again and the error names the keys.
+    /// a stripe that one lacks is looked for on the next one. When no shard holds one whole, what was opened is closed again
+    /// and the error names the keys.
     pub async fn open(
         engine: &Engine,
         ctx: &CallContext,
@@ -33,33 +65,12 @@ impl Sequence {
         lease_ms: u32,
     ) -> Result<Self, Error> {
         let mut sequence = Self::with_prefix(engine, identity, links, prefix)?;
-        let by_shard = sequence.blocks_by_shard()?;
-        let calls = by_shard.into_iter().enumerate().filter(|(_, blocks)| !blocks.is_empty()).map(
-            |(shard, blocks)| {
-                let link = sequence.links.links()[shard].clone();
-                async move {
-                    let stripes =
-                        blocks.iter().map(|(block, _)| engine.geometry().stripe_of(*block)).collect();
-                    let call = OpenView { identity, blocks, append_to: None, lease_ms };
-                    (shard, stripes, open_view(ctx, &link, call).await)
-                }
-            },
-        );
-        let mut failure = None;
-        for (shard, mut stripes, opened) in join_all(calls).await {
-            Vec::dedup(&mut stripes);
-            match opened {
-                Ok(id) => sequence.views[shard] = Some(View { id, stripes }),
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
-        match failure {
-            Some(error) => Err(error),
-            None => {
-                sequence.remote_blocks = sequence.full_blocks();
-                Ok(sequence)
-            }
-        }
+        sequence.lease_ms = lease_ms;
+        let blocks = sequence.full_blocks();
+        let stripes = (0..blocks.div_ceil(u64::from(sequence.geometry.stripe_blocks()))).collect();
+        sequence.views = sequence.place(ctx, stripes, blocks, None).await?;
+        sequence.remote_blocks = blocks;
+        Ok(sequence)
     }
 
     /// Like [`Self::open`], but copies the blocks here instead of attending to them where they lie.
@@ -71,31 +82,10 @@ impl Sequence {
         prefix: &[u32],
     ) -> Result<Self, Error> {
         let mut sequence = Self::with_prefix(engine, identity, links, prefix)?;
-        let by_shard = sequence.blocks_by_shard()?;
-        let calls = by_shard.into_iter().enumerate().filter(|(_, blocks)| !blocks.is_empty()).map(
-            |(shard, blocks)| {
-                let link = sequence.links.links()[shard].clone();
-                async move {
-                    let keys: Vec<BlockKey> = blocks.iter().map(|(_, key)| *key).collect();
-                    let fetched = fetch_blocks(engine, ctx, &link, identity, &keys).await?;
-                    Ok::<_, Error>(blocks.into_iter().map(|(block, _)| block).zip(fetched))
-                }
-            },
-        );
-        let mut blocks: Vec<(u64, LocalBlock)> = try_join_all(calls).await?.into_iter().flatten().collect();
+        let mut blocks: Vec<(u64, LocalBlock)> = sequence.fetch_all(engine, ctx).await?;
         blocks.sort_by_key(|(block, _)| *block);
         sequence.local = blocks.into_iter().map(|(_, block)| block).collect();
         Ok(sequence)
-    }
-
-    /// Its full blocks, by the shard that holds them.
-    fn blocks_by_shard(&self) -> Result<Vec<ShardBlocks>, Error> {
-        let mut by_shard = vec![ShardBlocks::new(); self.views.len()];
-        for block in 0..self.full_blocks() {
-            let key = self.key(block).expect("a full block has a key");
-            by_shard[self.owner(block)?].push((block, key));
-        }
-        Ok(by_shard)
     }
 
     fn with_prefix(
@@ -117,71 +107,173 @@ impl Sequence {
 
     /// Hands the next `count` blocks, which their shards acknowledged, over to the views and drops them here. Goes in
     /// order and stops at the first failure: blocks before it are remote then, blocks from it on still local and good.
-    /// When nobody can say whether a shard appended a block, the sequence is broken: counting a block twice would be a
-    /// wrong answer. No step may be under way.
+    /// When nobody can say whether a shard appended a block, its stripes move to other copies; where there are none, the
+    /// sequence is broken: counting a block twice would be a wrong answer. No step may be under way.
     pub async fn append_remote(&mut self, ctx: &CallContext, count: u64, lease_ms: u32) -> Result<(), Error> {
+        self.lease_ms = lease_ms;
         let end = (self.remote_blocks + count).min(self.full_blocks());
         while self.remote_blocks < end {
-            let shard = self.owner(self.remote_blocks)?;
-            let mut blocks = ShardBlocks::new();
-            let mut next = self.remote_blocks;
-            while next < end && self.owner(next)? == shard {
-                blocks.push((next, self.key(next).expect("a full block has a key")));
-                next += 1;
+            let stripe = self.geometry.stripe_of(self.remote_blocks);
+            let last = ((stripe + 1) * u64::from(self.geometry.stripe_blocks())).min(end);
+            let blocks = self.keyed(self.remote_blocks..last);
+            match self.views.iter().position(|view| view.uses(stripe)) {
+                Some(view) => self.grow(ctx, view, stripe, blocks).await?,
+                None => self.begin_stripe(ctx, stripe, blocks).await?,
             }
-            self.append_to_shard(ctx, shard, blocks, lease_ms).await?;
         }
         Ok(())
     }
 
-    async fn append_to_shard(
+    /// Appends to the view that has the beginning of the stripe; when its shard cannot, the stripe moves as a whole.
+    async fn grow(
         &mut self,
+        ctx: &CallContext,
+        view: usize,
+        stripe: u64,
+        blocks: ShardBlocks,
+    ) -> Result<(), Error> {
+        let (shard, count) = (self.views[view].shard, blocks.len() as u64);
+        match self.append(ctx, view, blocks).await {
+            Ok(()) => self.views[view].grew(stripe),
+            Err(error) if self.links.rule().copies() == 1 => return Err(error),
+            Err(Error::Missing { .. }) => {
+                let upto = self.remote_blocks + count;
+                let moved = self.place(ctx, vec![stripe], upto, Some(shard)).await?;
+                self.pass_over(view, stripe);
+                self.views.extend(moved);
+            }
+            // Whether it was appended is not known, so the view is given up; the blocks are tried again.
+            Err(error) => return self.leave(ctx, &[shard]).await.map_err(|_| error),
+        }
+        self.handed_over(count);
+        Ok(())
+    }
+
+    /// Hands over the first blocks of a stripe, to the first shard that holds them.
+    async fn begin_stripe(
+        &mut self,
+        ctx: &CallContext,
+        stripe: u64,
+        blocks: ShardBlocks,
+    ) -> Result<(), Error> {
+        let mut failure = None;
+        for shard in self.links.readers(&self.chain.stripe_seed(self.remote_blocks))? {
+            let grows = |view: &View| {
+                view.shard == shard && view.parts.last().is_some_and(|last| last.stripe < stripe)
+            };
+            let opened = match self.views.iter().position(grows) {
+                Some(view) => {
+                    let appended = self.append(ctx, view, blocks.clone()).await;
+                    appended.map(|()| self.views[view].grew(stripe))
+                }
+                None => self.open_view(ctx, shard, blocks.clone(), None).await.map(|id| {
+                    let parts = vec![ViewPart { stripe, used: true }];
+                    self.views.push(View { shard, id, parts });
+                }),
+            };
+            match opened {
+                Ok(()) => {
+                    self.handed_over(blocks.len() as u64);
+                    return Ok(());
+                }
+                Err(error) if self.broken.is_some() => {
+                    if self.links.rule().copies() == 1 || self.leave(ctx, &[shard]).await.is_err() {
+                        return Err(error);
+                    }
+                    failure = Some(error);
+                }
+                Err(error @ Error::Missing { .. }) => failure = Some(error),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+            check(ctx)?;
+        }
+        Err(failure.unwrap_or(Error::NoShards))
+    }
+
+    /// Appends to a view. Unless its shard said clearly whether it did, the sequence is broken.
+    async fn append(&mut self, ctx: &CallContext, view: usize, blocks: ShardBlocks) -> Result<(), Error> {
+        check(ctx)?;
+        let (shard, id) = (self.views[view].shard, self.views[view].id);
+        let broken_before = self.broken;
+        // Also holds when this future is dropped half-way.
+        self.break_off("an append to a view got no answer");
+        let opened = self.open_view(ctx, shard, blocks, Some(id)).await.and_then(|opened| {
+            let problem = || format!("view {opened} to an append to {id}");
+            let mismatch =
+                || Error::Mismatch { shard: self.links.links()[shard].id.clone(), problem: problem() };
+            if opened == id { Ok(()) } else { Err(mismatch()) }
+        });
+        if matches!(opened, Ok(()) | Err(Error::Missing { .. })) {
+            self.broken = broken_before;
+        }
+        opened
+    }
+
+    fn handed_over(&mut self, count: u64) {
+        self.local.drain(..count as usize);
+        self.remote_blocks += count;
+    }
+
+    /// Another shard is asked for `stripe` from now on.
+    fn pass_over(&mut self, view: usize, stripe: u64) {
+        for part in self.views[view].parts.iter_mut().filter(|part| part.stripe == stripe) {
+            part.used = false;
+        }
+        if self.views[view].used().next().is_none() {
+            let view = self.views.swap_remove(view);
+            self.links.close_later(view.shard, view.id);
+        }
+    }
+
+    /// Moves everything that lies on `shards` to other copies. On an error nothing has changed.
+    pub(crate) async fn leave(&mut self, ctx: &CallContext, shards: &[usize]) -> Result<(), Error> {
+        let away = |view: &View| shards.contains(&view.shard);
+        let mut stripes: Vec<u64> =
+            self.views.iter().filter(|view| away(view)).flat_map(View::used).collect();
+        stripes.sort_unstable();
+        let moved = self.place(ctx, stripes, self.remote_blocks, shards.first().copied()).await?;
+        tracing::info!(shards = ?self.names(shards), views = moved.len(), "a sequence goes on at other copies");
+        let views = mem::take(&mut self.views).into_iter();
+        let (left, kept): (Vec<View>, Vec<View>) = views.partition(away);
+        self.views = kept;
+        self.views.extend(moved);
+        left.iter().for_each(|view| self.links.close_later(view.shard, view.id));
+        if self.broken == Some("an append to a view got no answer") {
+            self.broken = None;
+        }
+        Ok(())
+    }
+
+    fn names(&self, shards: &[usize]) -> Vec<&str> {
+        shards.iter().map(|&shard| self.links.links()[shard].id.0.as_str()).collect()
+    }
+
+    /// Full blocks with their keys.
+    fn keyed(&self, blocks: std::ops::Range<u64>) -> ShardBlocks {
+        blocks.map(|block| (block, self.key(block).expect("a full block has a key"))).collect()
+    }
+
+    async fn open_view(
+        &self,
         ctx: &CallContext,
         shard: usize,
         blocks: ShardBlocks,
-        lease_ms: u32,
-    ) -> Result<(), Error> {
-        check(ctx)?;
+        append_to: Option<u64>,
+    ) -> Result<u64, Error> {
         let link = self.links.links()[shard].clone();
-        let append_to = self.views[shard].as_ref().map(|view| view.id);
-        let call = OpenView { identity: self.identity, blocks: blocks.clone(), append_to, lease_ms };
-        let broken_before = self.broken;
-        if append_to.is_some() {
-            // Also holds when this future is dropped half-way.
-            self.break_off("an append to a view got no answer");
-        }
-        let opened = open_view(ctx, &link, call).await.and_then(|id| match append_to {
-            Some(view) if view != id => Err(Error::Mismatch {
-                shard: link.id.clone(),
-                problem: format!("view {id} to an append to {view}"),
-            }),
-            _ => Ok(id),
-        });
-        if matches!(opened, Ok(_) | Err(Error::Missing { .. })) {
-            self.broken = broken_before;
-        }
-        let id = opened?;
-        let view = self.views[shard].get_or_insert(View { id, stripes: Vec::new() });
-        for (block, _) in blocks {
-            let stripe = self.geometry.stripe_of(block);
-            if view.stripes.last() != Some(&stripe) {
-                view.stripes.push(stripe);
-            }
-            self.local.pop_front();
-            self.remote_blocks += 1;
-        }
-        Ok(())
+        let call = OpenView { identity: self.identity, blocks, append_to, lease_ms: self.lease_ms };
+        let opened = open_view(ctx, &link, call).await;
+        link.note(&opened);
+        opened
     }
 
     /// Closes all views and waits for the shards, each for a few seconds at most.
     pub async fn close(mut self) {
         let links = Arc::clone(&self.links);
         let ctx = CallContext::new("close-view").with_timeout(std::time::Duration::from_secs(5));
-        let views = mem::take(&mut self.views);
-        let closing = views.into_iter().enumerate().filter_map(|(shard, view)| {
-            let (link, view) = (links.links()[shard].clone(), view?);
-            let ctx = &ctx;
-            Some(async move { within(ctx, link.shard.close_view(ctx, view.id)).await })
+        let closing = mem::take(&mut self.views).into_iter().map(|view| {
+            let (link, ctx) = (links.links()[view.shard].clone(), &ctx);
+            async move { within(ctx, link.shard.close_view(ctx, view.id)).await }
         });
         for closed in join_all(closing).await {
             if let Ok(Err(error)) | Err(error) = closed {
@@ -193,11 +285,7 @@ impl Sequence {
 
 impl Drop for Sequence {
     fn drop(&mut self) {
-        for (shard, view) in self.views.iter().enumerate() {
-            if let Some(view) = view {
-                self.links.close_later(shard, view.id);
-            }
-        }
+        self.views.iter().for_each(|view| self.links.close_later(view.shard, view.id));
     }
 }
 

@@ -3,14 +3,17 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use longshore_attention::{CpuExecutor, KvDtype};
-use longshore_blocks::{Deployment, DeploymentParts, EXACT_PREFILL, Geometry};
+use longshore_blocks::{Deployment, DeploymentParts, EXACT_PREFILL, Geometry, quorum::CopyRule};
 use longshore_cluster::{ClusterView, Member, Role};
 use longshore_compute::{ComputePool, PoolOptions};
-use longshore_fabric::{CallContext, LocalConnector, Shard};
+use longshore_fabric::{
+    AnyConnector, CallContext, GrpcConnector, GrpcOptions, LocalConnector, Shard,
+    server::{ServerOptions, Services, serve},
+};
 use longshore_model::Backend;
 use longshore_proto::types::Identity;
-use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Bodies, MemoryShard, TinyModel};
 use crate::{
@@ -37,6 +40,8 @@ pub struct TestCluster {
     /// Reaches `local:shard-N`.
     pub connector: LocalConnector,
     deployment: Deployment,
+    /// Servers of the shards, where they are reached over gRPC; they end with the cluster.
+    _servers: JoinSet<Result<(), longshore_fabric::Error>>,
 }
 
 impl TestCluster {
@@ -47,6 +52,20 @@ impl TestCluster {
 
     /// A cluster with settings of the walk.
     pub fn with_options(count: usize, options: EngineOptions) -> Self {
+        Self::build(count, options, CopyRule::default(), false)
+    }
+
+    /// A cluster whose shards are reached over gRPC.
+    pub fn over_grpc(count: usize, options: EngineOptions) -> Self {
+        Self::build(count, options, CopyRule::default(), true)
+    }
+
+    /// A cluster with so many copies of each block.
+    pub fn with_copies(count: usize, options: EngineOptions, rule: CopyRule) -> Self {
+        Self::build(count, options, rule, false)
+    }
+
+    fn build(count: usize, options: EngineOptions, rule: CopyRule, grpc: bool) -> Self {
         let geometry = Geometry::new(BLOCK_TOKENS, STRIPE_BLOCKS).expect("the sizes are in range");
         let model = Arc::new(TinyModel::new(7));
         let backend = Arc::clone(&model) as Arc<dyn Backend>;
@@ -58,11 +77,20 @@ impl TestCluster {
         let (heads, layers) = (model.config().heads, model.config().layers);
         let shard = || MemoryShard::new(heads, geometry, engine.tile_shape(), layers);
         let shards: Vec<MemoryShard> = (0..count).map(|_| shard()).collect();
+        let mut servers = JoinSet::new();
+        let mut addresses = Vec::with_capacity(count);
         for (index, shard) in shards.iter().enumerate() {
-            connector.add_shard(format!("shard-{index}"), Arc::new(shard.clone()) as Arc<dyn Shard>);
+            let shared = Arc::new(shard.clone()) as Arc<dyn Shard>;
+            connector.add_shard(format!("shard-{index}"), Arc::clone(&shared));
+            addresses.push(match grpc {
+                true => serve_shard(&mut servers, shared),
+                false => format!("local:shard-{index}"),
+            });
         }
-        let (views, receiver) = watch::channel(Arc::new(view(0..count)));
-        let directory = ShardDirectory::new(receiver, Arc::new(connector.clone()), TaskTracker::new(), 16);
+        let (views, receiver) = watch::channel(Arc::new(view(addresses)));
+        let both = AnyConnector::new(connector.clone(), GrpcConnector::new(GrpcOptions::default()));
+        let directory = ShardDirectory::new(receiver, Arc::new(both), TaskTracker::new(), 16);
+        let directory = directory.with_copies(rule);
         let deployment = Deployment::new(&DeploymentParts {
             model: &[1; 32],
             position: "plain",
@@ -74,7 +102,7 @@ impl TestCluster {
         let limits =
             Limits { deployment, context_tokens: 1024, vocabulary: model.config().vocabulary as u32 };
         let parts = WorkerParts { engine: Arc::clone(&engine), shards: Arc::new(directory), limits };
-        Self { model, engine, shards, parts, views, connector, deployment }
+        Self { model, engine, shards, parts, views, connector, deployment, _servers: servers }
     }
 
     /// What a caller of this cluster says of itself, for the tenant with `salt`.
@@ -117,10 +145,11 @@ impl TestCluster {
         let sequence = computed.await.expect("the reference computes");
         for block in 0..full {
             let tiles = sequence.block_messages(block).expect("the block is full and local");
-            let link = &links.links()[sequence.owner(block).expect("there are shards")];
+            let candidates = sequence.candidates(block).expect("there are shards");
             let shape = self.engine.wire_tile_shape();
             let ctx = CallContext::new("store");
-            crate::store_block(&ctx, link, identity, shape, tiles).await.expect("the shard takes the block");
+            let stored = crate::store_copies(&ctx, &links, &candidates, identity, shape, tiles).await;
+            stored.expect("the shards take the block");
         }
     }
 }
@@ -151,13 +180,28 @@ pub fn reference_tiles(
     (bodies, logits)
 }
 
-fn view(shards: std::ops::Range<usize>) -> ClusterView {
-    let members = shards.map(|index| Member {
+/// Serves a shard on a port of its own; returns its address.
+fn serve_shard(servers: &mut JoinSet<Result<(), longshore_fabric::Error>>, shard: Arc<dyn Shard>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    listener.set_nonblocking(true).expect("a fresh listener can be asked");
+    let address = listener.local_addr().expect("a bound listener has an address");
+    let listener = TcpListener::from_std(listener).expect("tests run on a runtime");
+    servers.spawn(serve(
+        listener,
+        Services::new(ServerOptions::default()).shard(shard),
+        CancellationToken::new(),
+    ));
+    format!("http://{address}")
+}
+
+fn view(addresses: Vec<String>) -> ClusterView {
+    let members = addresses.into_iter().enumerate().map(|(index, address)| Member {
         id: format!("shard-{index}"),
         role: Role::KvStore,
-        address: format!("local:shard-{index}"),
+        address,
         incarnation: 1,
         weight: 1,
+        labels: longshore_cluster::Labels::default(),
     });
     ClusterView::new(members.collect()).expect("the members are valid")
 }

@@ -17,17 +17,19 @@ use longshore_attention::{
 use longshore_blocks::{BlockKey, Geometry, Namespace, crc32c};
 use longshore_fabric::{BoxStream, CallContext, Code, Error, Shard};
 use longshore_proto::types::{
-    AttendAnswer, AttendPartial, AttendQuery, Dtype, GetBlocks, Identity, Lookup, OpenView, OpenedView,
-    PutAck, PutOutcome, ShardStats, Tensor, TileMessage, WireTileShape,
+    AttendAnswer, AttendPartial, AttendQuery, Dtype, GetBlocks, GetSummaries, Identity, Lookup, OpenView,
+    OpenedView, PutAck, PutOutcome, ShardStats, SummariesMessage, Tensor, TileMessage, WireTileShape,
 };
 use tokio::sync::mpsc;
+
+use super::sparse;
 
 /// Tiles as they travel, by block and layer.
 pub type Bodies = BTreeMap<(BlockKey, usize), Vec<u8>>;
 
 type Key = (Namespace, BlockKey);
 /// Blocks with their tiles in one layer, by stripe.
-type Stripes = BTreeMap<u64, Vec<(u64, Arc<Tile>)>>;
+pub(super) type Stripes = BTreeMap<u64, Vec<(u64, Arc<Tile>)>>;
 
 /// What goes wrong, and how often.
 #[derive(Debug, Default)]
@@ -48,8 +50,25 @@ pub struct Faults {
     pub failed_attends: AtomicU64,
     /// Attention answers that still lack their last stripe.
     pub short_attends: AtomicU64,
+    /// Answers with summaries that still come in another layer's name.
+    pub misplaced_summaries: AtomicU64,
+    /// Answers with summaries that are still not finite.
+    pub infinite_summaries: AtomicU64,
     /// Calls of `open_view` that append still to fail without an answer.
     pub failed_appends: AtomicU64,
+    /// Every call fails with `Unavailable`.
+    pub away: AtomicBool,
+    /// Milliseconds before an attention query is answered.
+    pub attend_delay_ms: AtomicU64,
+}
+
+impl Faults {
+    fn check_here(&self) -> Result<(), Error> {
+        match self.away.load(Ordering::SeqCst) {
+            true => Err(Error::new(Code::Unavailable, "the shard is away")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Takes one from a counter of faults.
@@ -163,6 +182,7 @@ impl MemoryShard {
     }
 
     fn answer(&self, query: &AttendQuery) -> Result<Vec<AttendPartial>, Error> {
+        self.faults.check_here()?;
         if strikes(&self.faults.corrupt_attends) {
             return Err(Error::new(Code::DataLoss, "a tile did not match its checksum"));
         }
@@ -171,7 +191,12 @@ impl MemoryShard {
         }
         let mut partials = Vec::new();
         for (index, item) in query.items.iter().enumerate() {
-            for (stripe, tiles) in self.view_stripes(item.view_id, query)? {
+            let stripes = self.view_stripes(item.view_id, query.identity.namespace, query.layer)?;
+            if let Some(visits) = &item.sparse {
+                partials.extend(sparse::attend(self.heads, self.shape, index, &stripes, item, visits));
+                continue;
+            }
+            for (stripe, tiles) in stripes {
                 partials.push(self.attend_stripe(index, stripe, &tiles, item)?);
             }
         }
@@ -182,14 +207,14 @@ impl MemoryShard {
         Ok(partials)
     }
 
-    fn view_stripes(&self, view_id: u64, query: &AttendQuery) -> Result<Stripes, Error> {
+    fn view_stripes(&self, view_id: u64, namespace: Namespace, layer: u32) -> Result<Stripes, Error> {
         let state = self.state();
         let missing = || Error::new(Code::NotFound, format!("view `{view_id}` is not open"));
-        let view = state.views.get(&view_id).filter(|view| view.namespace == query.identity.namespace);
+        let view = state.views.get(&view_id).filter(|view| view.namespace == namespace);
         let mut stripes: Stripes = BTreeMap::new();
         for (&block, key) in &view.ok_or_else(missing)?.blocks {
-            let tiles = state.blocks.get(&(query.identity.namespace, *key)).ok_or_else(missing)?;
-            let tile = Arc::clone(&tiles[query.layer as usize]);
+            let tiles = state.blocks.get(&(namespace, *key)).ok_or_else(missing)?;
+            let tile = Arc::clone(&tiles[layer as usize]);
             stripes.entry(self.geometry.stripe_of(block)).or_default().push((block, tile));
         }
         Ok(stripes)
@@ -228,9 +253,9 @@ impl MemoryShard {
     }
 }
 
-struct StripeTiles<'a> {
-    shape: TileShape,
-    tiles: &'a [(u64, Arc<Tile>)],
+pub(super) struct StripeTiles<'a> {
+    pub(super) shape: TileShape,
+    pub(super) tiles: &'a [(u64, Arc<Tile>)],
 }
 
 impl PagedKv for StripeTiles<'_> {
@@ -250,6 +275,7 @@ impl PagedKv for StripeTiles<'_> {
 #[async_trait]
 impl Shard for MemoryShard {
     async fn lookup(&self, _ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error> {
+        self.faults.check_here()?;
         let state = self.state();
         let held = |key: &BlockKey| state.blocks.contains_key(&(lookup.identity.namespace, *key));
         Ok(lookup.keys.iter().map(held).collect())
@@ -262,6 +288,7 @@ impl Shard for MemoryShard {
         _shape: WireTileShape,
         tiles: mpsc::Receiver<TileMessage>,
     ) -> Result<BoxStream<PutAck>, Error> {
+        self.faults.check_here()?;
         if strikes(&self.faults.failed_puts) {
             return Err(Error::new(Code::Unavailable, "the shard is ill"));
         }
@@ -271,6 +298,9 @@ impl Shard for MemoryShard {
             move |(shard, mut tiles, mut open, mut told)| async move {
                 loop {
                     let tile = tiles.recv().await?;
+                    if shard.faults.check_here().is_err() {
+                        return None;
+                    }
                     let Some(outcome) = shard.put(&identity, &mut open, &tile) else { continue };
                     if outcome == PutOutcome::Duplicate && !told.insert(tile.key) {
                         continue;
@@ -290,6 +320,7 @@ impl Shard for MemoryShard {
         _ctx: &CallContext,
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        self.faults.check_here()?;
         let state = self.state();
         let mut answers = Vec::new();
         for key in get.keys {
@@ -298,15 +329,22 @@ impl Shard for MemoryShard {
                 continue;
             };
             for (layer, tile) in tiles.iter().enumerate() {
-                let data = bytes::Bytes::copy_from_slice(tile.as_bytes()).into();
+                let data = bytes::Bytes::copy_from_slice(tile.as_bytes());
                 let crc32c = crc32c(&data);
-                answers.push(Ok(Some(TileMessage { key, layer: layer as u32, data, crc32c })));
+                answers.push(Ok(Some(TileMessage {
+                    key,
+                    layer: layer as u32,
+                    data: data.into(),
+                    crc32c,
+                    place: None,
+                })));
             }
         }
         Ok(futures::stream::iter(answers).boxed())
     }
 
     async fn open_view(&self, _ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {
+        self.faults.check_here()?;
         if open.append_to.is_some() && strikes(&self.faults.failed_appends) {
             return Err(Error::new(Code::Unavailable, "the shard is ill"));
         }
@@ -337,6 +375,28 @@ impl Shard for MemoryShard {
         Ok(OpenedView::Open { view_id })
     }
 
+    async fn get_summaries(
+        &self,
+        _ctx: &CallContext,
+        get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, Error> {
+        let mut messages = Vec::new();
+        for layer in 0..self.layers as u32 {
+            let stripes = self.view_stripes(get.view_id, get.identity.namespace, layer)?;
+            messages.extend(sparse::summaries(&get, layer, &stripes).into_iter().map(Ok));
+        }
+        if strikes(&self.faults.misplaced_summaries) {
+            messages.reverse();
+        }
+        if strikes(&self.faults.infinite_summaries)
+            && let Some(Ok(message)) = messages.last_mut()
+        {
+            let ones = vec![f32::INFINITY; message.keys.data.len() / 4];
+            message.keys = Tensor::from_f32(&message.keys.shape, &ones);
+        }
+        Ok(futures::stream::iter(messages).boxed())
+    }
+
     async fn attend(
         &self,
         _ctx: &CallContext,
@@ -346,6 +406,8 @@ impl Shard for MemoryShard {
         let answers = futures::stream::unfold((shard, queries), |(shard, mut queries)| async move {
             let query = queries.recv().await?;
             let query_id = query.query_id;
+            let delay = shard.faults.attend_delay_ms.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(delay)).await;
             let answer = match shard.answer(&query) {
                 Ok(partials) => AttendAnswer::Partials { query_id, partials, last: true },
                 Err(error) => {

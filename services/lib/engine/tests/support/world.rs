@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use longshore_attention::KvDtype;
+use longshore_blocks::quorum::CopyRule;
 use longshore_engine::{
     EngineOptions, Error, Logits, Sequence, StepInput,
     testing::{Bodies, TestCluster, reference_tiles},
@@ -29,9 +30,26 @@ impl World {
     }
 
     pub(crate) fn with_options(shards: usize, options: EngineOptions) -> Self {
+        Self::build(shards, options, CopyRule::default())
+    }
+
+    pub(crate) fn with_copies(shards: usize, copies: usize, write_acks: usize) -> Self {
+        let rule = CopyRule::new(copies, write_acks).expect("the rule can be");
+        Self::build(shards, EngineOptions::default(), rule)
+    }
+
+    fn build(shards: usize, options: EngineOptions, rule: CopyRule) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime starts");
-        let cluster = runtime.block_on(async { TestCluster::with_options(shards, options) });
+        let cluster = runtime.block_on(async { TestCluster::with_copies(shards, options, rule) });
+        Self { runtime, cluster }
+    }
+
+    /// Shards behind gRPC.
+    pub(crate) fn over_grpc(shards: usize, options: EngineOptions) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime starts");
+        let cluster = runtime.block_on(async { TestCluster::over_grpc(shards, options) });
         Self { runtime, cluster }
     }
 

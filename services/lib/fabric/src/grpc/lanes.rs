@@ -15,8 +15,8 @@ use std::{
 use async_trait::async_trait;
 use http::Uri;
 use longshore_proto::types::{
-    AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats,
-    TileMessage, WireTileShape,
+    AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, InventoryNews, Lookup, OpenView,
+    OpenedView, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory, WireTileShape,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -174,6 +174,34 @@ impl Shard for LaneShard {
             }
         }
         self.grpc.open_view(ctx, open).await
+    }
+
+    async fn get_summaries(
+        &self,
+        ctx: &CallContext,
+        get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, Error> {
+        if let Some(shm) = self.shm().await {
+            match shm.get_summaries(ctx, get.clone()).await {
+                Err(error) if self.falls_back(&error) => {}
+                answer => return answer,
+            }
+        }
+        self.grpc.get_summaries(ctx, get).await
+    }
+
+    async fn watch_inventory(
+        &self,
+        ctx: &CallContext,
+        watch: WatchInventory,
+    ) -> Result<BoxStream<InventoryNews>, Error> {
+        if let Some(shm) = self.shm().await {
+            match shm.watch_inventory(ctx, watch).await {
+                Err(error) if self.falls_back(&error) => {}
+                answer => return answer,
+            }
+        }
+        self.grpc.watch_inventory(ctx, watch).await
     }
 
     async fn attend(

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use longshore_proto::{
     types::{
-        AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats,
-        TileMessage, WireTileShape,
+        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, InventoryNews, Lookup, OpenView,
+        OpenedView, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory, WireTileShape,
     },
     v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
 };
@@ -39,11 +39,15 @@ impl ShardClient {
     }
 
     pub(super) fn stock(channel: Channel, message_bytes_max: usize) -> Self {
-        let calls = KvStoreServiceClient::new(channel)
-            .max_decoding_message_size(message_bytes_max)
-            .max_encoding_message_size(message_bytes_max);
-        Self { calls, tiles: None }
+        Self { calls: generated(channel, message_bytes_max), tiles: None }
     }
+}
+
+/// The generated client with our limit.
+pub(super) fn generated(channel: Channel, message_bytes_max: usize) -> KvStoreServiceClient<Channel> {
+    KvStoreServiceClient::new(channel)
+        .max_decoding_message_size(message_bytes_max)
+        .max_encoding_message_size(message_bytes_max)
 }
 
 #[async_trait]
@@ -98,6 +102,18 @@ impl Shard for ShardClient {
         OpenedView::try_from(answer).map_err(|fault| Error::bad_answer(&fault))
     }
 
+    async fn get_summaries(
+        &self,
+        ctx: &CallContext,
+        get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, Error> {
+        let hop = Hop::new(ctx);
+        let request = request(&hop.context, v1::GetSummariesRequest::from(get))?;
+        // Summaries are bulk like tiles.
+        let mut client = self.tiles.as_ref().map_or_else(|| self.calls.clone(), TileChannels::generated);
+        streaming(hop, client.get_summaries(request), SummariesMessage::try_from).await
+    }
+
     async fn attend(
         &self,
         ctx: &CallContext,
@@ -132,5 +148,16 @@ impl Shard for ShardClient {
         let request = request(ctx, v1::StatsRequest {})?;
         let mut client = self.calls.clone();
         unary(ctx, client.stats(request)).await.map(Into::into)
+    }
+
+    async fn watch_inventory(
+        &self,
+        ctx: &CallContext,
+        watch: WatchInventory,
+    ) -> Result<BoxStream<InventoryNews>, Error> {
+        let hop = Hop::new(ctx);
+        let request = request(&hop.context, v1::WatchInventoryRequest::from(watch))?;
+        let mut client = self.calls.clone();
+        streaming(hop, client.watch_inventory(request), InventoryNews::try_from).await
     }
 }

@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt};
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use longshore_proto::{
     types::{GetBlocks, Identity, PutAck, TileMessage, WireTileShape},
-    v1::{self, put_blocks_request::Part},
+    v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
 };
 use prost::Message;
 use tokio::sync::mpsc;
@@ -20,7 +20,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, body::Body, transport::Channel};
 use tower::Service;
 
-use super::call::{self, fault};
+use super::{
+    call::{self, fault},
+    shard::generated,
+};
 use crate::{
     BoxStream, CallContext, Error,
     lane::{self, Hop},
@@ -52,6 +55,11 @@ impl TileChannels {
     /// The memory that it shares.
     pub(super) fn link(&self) -> Option<&Arc<Link>> {
         self.link.as_ref()
+    }
+
+    /// The generated client over one of them.
+    pub(super) fn generated(&self) -> KvStoreServiceClient<Channel> {
+        generated(self.channel(), self.message_bytes_max)
     }
 
     fn channel(&self) -> Channel {

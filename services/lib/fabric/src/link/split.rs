@@ -1,4 +1,5 @@
-//! Queries into messages of bounded size. Rows are independent, so that where a query is cut changes no bit of its answer.
+//! Queries into messages of bounded size. Rows are independent, so that where a query is cut changes no bit of its answer. The
+//! rows of a sparse item keep its list.
 
 use longshore_proto::types::{AttendItem, AttendQuery, Tensor};
 
@@ -64,7 +65,7 @@ impl Cutter {
             let taken = room.max(1).min(rows - first_row);
             self.spans.push(Span { item: index, first_row, rows: taken });
             self.items.push(rows_of(&item, first_row, taken, row_bytes));
-            self.bytes += taken * row_bytes;
+            self.bytes += taken * row_bytes + list_bytes(&item);
             first_row += taken;
         }
     }
@@ -90,7 +91,14 @@ fn rows_of(item: &AttendItem, first_row: usize, rows: usize, row_bytes: usize) -
         first_position: item.first_position + first_row as u64,
         queries: Tensor { dtype: item.queries.dtype, shape, data },
         scale: item.scale,
+        sparse: item.sparse.clone(),
     }
+}
+
+/// About how many bytes the list of a sparse item travels as.
+fn list_bytes(item: &AttendItem) -> usize {
+    const RUN_BYTES: usize = 4;
+    item.sparse.as_ref().map_or(0, |visits| visits.runs.len() * RUN_BYTES)
 }
 
 /// Stripes that the keys of an item can lie in: none lies beyond its last row.

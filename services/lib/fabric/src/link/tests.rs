@@ -21,7 +21,8 @@ fn item(view_id: u64, rows: usize, heads: usize, head_dim: usize) -> AttendItem 
     let values: Vec<f32> =
         (0..rows * heads * head_dim).map(|index| view_id as f32 * 1e6 + index as f32).collect();
     let shape = [rows as u64, heads as u64, head_dim as u64];
-    AttendItem { view_id, first_position: 1000, queries: Tensor::from_f32(&shape, &values), scale: 0.5 }
+    let queries = Tensor::from_f32(&shape, &values);
+    AttendItem { view_id, first_position: 1000, queries, scale: 0.5, sparse: None }
 }
 
 fn query(items: Vec<AttendItem>) -> AttendQuery {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
-    Identity, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk,
-    PutAck, ShardStats, TileMessage, WireTileShape,
+    GetSummaries, Identity, InventoryNews, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent,
+    PrefillStart, PromptChunk, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory,
+    WireTileShape,
 };
 use tokio::sync::mpsc;
 
@@ -70,6 +71,16 @@ impl Shard for Local {
         hop.answer(shard.open_view(&hop.context, open)).await
     }
 
+    async fn get_summaries(
+        &self,
+        ctx: &CallContext,
+        get: GetSummaries,
+    ) -> Result<BoxStream<SummariesMessage>, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(shard.get_summaries(&context, get)).await
+    }
+
     async fn attend(
         &self,
         ctx: &CallContext,
@@ -99,6 +110,16 @@ impl Shard for Local {
     async fn stats(&self, ctx: &CallContext) -> Result<ShardStats, Error> {
         let (shard, hop) = (self.shard()?, Hop::new(ctx));
         hop.answer(shard.stats(&hop.context)).await
+    }
+
+    async fn watch_inventory(
+        &self,
+        ctx: &CallContext,
+        watch: WatchInventory,
+    ) -> Result<BoxStream<InventoryNews>, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(shard.watch_inventory(&context, watch)).await
     }
 }
 

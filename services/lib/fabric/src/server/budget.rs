@@ -147,6 +147,7 @@ mod tests {
             layer: 0,
             data: vec![0; bytes].into(),
             crc32c: 0,
+            place: None,
         };
         let first = stream.charge(tile(600)).await;
         let patience = Duration::from_millis(50);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use futures::StreamExt;
 use longshore_proto::{
     types::{
-        AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, PutAck, TileMessage, WireTileShape,
+        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, Lookup, OpenView, PutAck, TileMessage,
+        WatchInventory, WireTileShape,
     },
     v1::{self, kv_store_service_server::KvStoreService, put_blocks_request::Part},
 };
@@ -34,7 +35,9 @@ pub(super) struct ShardService {
 impl KvStoreService for ShardService {
     type PutBlocksStream = Answers<v1::PutBlocksResponse>;
     type GetBlocksStream = Answers<v1::GetBlocksResponse>;
+    type GetSummariesStream = Answers<v1::GetSummariesResponse>;
     type AttendStream = Answers<v1::AttendResponse>;
+    type WatchInventoryStream = Answers<v1::WatchInventoryResponse>;
 
     async fn lookup(
         &self,
@@ -83,6 +86,16 @@ impl KvStoreService for ShardService {
         Ok(Response::new(opened.into()))
     }
 
+    async fn get_summaries(
+        &self,
+        request: Request<v1::GetSummariesRequest>,
+    ) -> Result<Response<Self::GetSummariesStream>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let get = GetSummaries::try_from(request.into_inner()).map_err(Error::from)?;
+        let context = hop.context.clone();
+        Ok(answer(hop.stream(self.shard.get_summaries(&context, get)).await?))
+    }
+
     async fn attend(
         &self,
         request: Request<Streaming<v1::AttendRequest>>,
@@ -119,6 +132,16 @@ impl KvStoreService for ShardService {
         let hop = self.desk.enter(&request)?;
         let stats = hop.answer(self.shard.stats(&hop.context)).await?;
         Ok(Response::new(stats.into()))
+    }
+
+    async fn watch_inventory(
+        &self,
+        request: Request<v1::WatchInventoryRequest>,
+    ) -> Result<Response<Self::WatchInventoryStream>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let watch = WatchInventory::try_from(request.into_inner()).map_err(Error::from)?;
+        let context = hop.context.clone();
+        Ok(answer(hop.stream(self.shard.watch_inventory(&context, watch)).await?))
     }
 }
 

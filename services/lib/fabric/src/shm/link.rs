@@ -167,9 +167,8 @@ impl Lender {
         }
         let ticket = self.link.slot(self.call).await?;
         let shared = self.write(ticket, &tile.data.pieces());
-        let key = bytes::Bytes::copy_from_slice(&tile.key.0);
-        let (layer, crc32c) = (tile.layer, tile.crc32c);
-        Some(v1::Tile { key, layer, crc32c, data: bytes::Bytes::new(), shared: Some(shared) })
+        let bare = TileMessage { data: bytes::Bytes::new().into(), ..tile.clone() };
+        Some(v1::Tile { shared: Some(shared), ..v1::Tile::from(bare) })
     }
 
     /// Copies bytes into a slot that is free now and says where; `None` when they must travel on the socket.
@@ -249,7 +248,13 @@ mod tests {
 
     fn tile(byte: u8, bytes: usize) -> TileMessage {
         let data = vec![byte; bytes];
-        TileMessage { key: BlockKey([byte; 16]), layer: 1, crc32c: crc32c(&data), data: data.into() }
+        TileMessage {
+            key: BlockKey([byte; 16]),
+            layer: 1,
+            crc32c: crc32c(&data),
+            data: data.into(),
+            place: None,
+        }
     }
 
     #[tokio::test]

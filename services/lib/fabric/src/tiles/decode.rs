@@ -1,7 +1,7 @@
 //! Messages with a tile: parsed by hand where they look as usual, so that the body stays where it is; by Prost otherwise.
 
 use bytes::Buf;
-use longshore_blocks::BlockKey;
+use longshore_blocks::{BlockKey, BlockPlace};
 use longshore_proto::{
     types::{TileData, TileMessage},
     v1,
@@ -9,7 +9,7 @@ use longshore_proto::{
 use prost::Message;
 use tonic::Status;
 
-use super::{CRC, DATA, GET_TILE, KEY, LAYER, PUT_TILE, Rope};
+use super::{CRC, DATA, GET_TILE, INDEX, KEY, LAYER, PUT_TILE, Rope, SEED};
 
 /// Most bytes of a varint.
 const VARINT_BYTES_MAX: u32 = 10;
@@ -54,24 +54,29 @@ fn tile_of(message: &Rope, outer: u8) -> Option<TileMessage> {
         return None;
     }
     let (mut key, mut layer, mut crc32c, mut data) = (None, 0, 0, Rope::default());
+    let (mut seed, mut index) = (None, 0);
     while let Some(tag) = rest.next_byte() {
         match tag {
-            KEY => {
-                key = Some(
-                    <[u8; 16]>::try_from(
-                        &*delimited(&mut rest).filter(|key| key.remaining() == 16)?.copy_to_bytes(16),
-                    )
-                    .ok()?,
-                )
-            }
+            KEY => key = Some(exact::<16>(&mut rest)?),
             LAYER => layer = u32::try_from(varint(&mut rest)?).ok()?,
             DATA => data = delimited(&mut rest)?,
+            SEED => seed = Some(exact::<32>(&mut rest)?),
+            INDEX => index = varint(&mut rest)?,
             CRC if rest.remaining() >= 4 => crc32c = rest.get_u32_le(),
             _ => return None,
         }
     }
     let data = TileData::from_pieces(data.into_pieces());
-    Some(TileMessage { key: BlockKey(key?), layer, data, crc32c })
+    let place = seed.map(|stripe_seed| BlockPlace { stripe_seed, index });
+    Some(TileMessage { key: BlockKey(key?), layer, data, crc32c, place })
+}
+
+/// A field of `COUNT` bytes.
+fn exact<const COUNT: usize>(rest: &mut Rope) -> Option<[u8; COUNT]> {
+    let mut field = delimited(rest).filter(|field| field.remaining() == COUNT)?;
+    let mut bytes = [0; COUNT];
+    field.copy_to_slice(&mut bytes);
+    Some(bytes)
 }
 
 fn delimited(rest: &mut Rope) -> Option<Rope> {

@@ -6,10 +6,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use longshore_proto::types::TileMessage;
 use prost::Message;
 
-use super::{CRC, DATA, GET_TILE, KEY, LAYER, PREFIX_BYTES, PUT_TILE};
+use super::{CRC, DATA, GET_TILE, INDEX, KEY, LAYER, PREFIX_BYTES, PUT_TILE, SEED};
 
-/// Most bytes of a frame's head: prefix, two tags with lengths, key, layer, checksum.
-const HEAD_BYTES_MAX: usize = 64;
+/// Most bytes of a frame's head: prefix, two tags with lengths, key, layer, checksum, place.
+const HEAD_BYTES_MAX: usize = 112;
 
 /// A whole message with its prefix.
 pub(crate) fn encoded(message: &impl Message) -> Bytes {
@@ -40,6 +40,13 @@ fn tile_frames(outer: u8, tile: &TileMessage, into: &mut VecDeque<Bytes>) {
     put_varint(&mut inner, u64::from(tile.layer));
     inner.put_u8(CRC);
     inner.put_u32_le(tile.crc32c);
+    if let Some(place) = &tile.place {
+        inner.put_u8(SEED);
+        inner.put_u8(place.stripe_seed.len() as u8);
+        inner.put_slice(&place.stripe_seed);
+        inner.put_u8(INDEX);
+        put_varint(&mut inner, place.index);
+    }
     inner.put_u8(DATA);
     put_varint(&mut inner, tile.data.len() as u64);
     let inner_bytes = inner.len() + tile.data.len();

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
-use longshore_blocks::{BlockKey, crc32c};
+use longshore_blocks::{BlockKey, BlockPlace, crc32c};
 use longshore_proto::{
     types::{TileData, TileMessage},
     v1::{self, put_blocks_request::Part},
@@ -18,7 +18,9 @@ use super::{
 };
 
 fn tile(key: [u8; 16], layer: u32, data: Vec<u8>) -> TileMessage {
-    TileMessage { key: BlockKey(key), layer, crc32c: crc32c(&data), data: data.into() }
+    let index = u64::from(layer) * u64::from(layer);
+    let place = (key[0] % 2 == 0).then_some(BlockPlace { stripe_seed: [key[1]; 32], index });
+    TileMessage { key: BlockKey(key), layer, crc32c: crc32c(&data), data: data.into(), place }
 }
 
 /// `bytes` in pieces that end at `cuts`.
@@ -107,7 +109,13 @@ proptest! {
 fn bodies_are_lent_and_not_copied() {
     let body = Bytes::from(vec![5; 100_000]);
     let lent = body.as_ptr();
-    let sent = TileMessage { key: BlockKey([1; 16]), layer: 3, crc32c: crc32c(&body), data: body.into() };
+    let sent = TileMessage {
+        key: BlockKey([1; 16]),
+        layer: 3,
+        crc32c: crc32c(&body),
+        data: body.into(),
+        place: None,
+    };
     let mut frames = VecDeque::new();
     put_tile(&sent, &mut frames);
     assert_eq!(frames.len(), 2);
@@ -124,7 +132,13 @@ fn bodies_in_pieces_stay_in_pieces() {
     let pieces = vec![Bytes::from(vec![1; 300]), Bytes::from(vec![2; 700])];
     let lent: Vec<_> = pieces.iter().map(|piece| piece.as_ptr()).collect();
     let data = TileData::from_pieces(pieces);
-    let sent = TileMessage { key: BlockKey([1; 16]), layer: 0, crc32c: crc32c(&data), data: data.clone() };
+    let sent = TileMessage {
+        key: BlockKey([1; 16]),
+        layer: 0,
+        crc32c: crc32c(&data),
+        data: data.clone(),
+        place: None,
+    };
     let mut frames = VecDeque::new();
     get_tile(&sent, &mut frames);
     assert_eq!(frames.iter().skip(1).map(|frame| frame.as_ptr()).collect::<Vec<_>>(), lent);

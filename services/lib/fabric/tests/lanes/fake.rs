@@ -42,16 +42,17 @@ pub(crate) fn shape() -> WireTileShape {
 
 pub(crate) fn tile(key: BlockKey, layer: u32, bytes: usize) -> TileMessage {
     let data = bytes::Bytes::from(vec![key.0[0] ^ layer as u8; bytes]);
-    TileMessage { key, layer, crc32c: crc32c(&data), data: data.into() }
+    TileMessage { key, layer, crc32c: crc32c(&data), data: data.into(), place: None }
 }
 
 pub(crate) fn lookup(keys: &[BlockKey]) -> Lookup {
-    Lookup { identity: identity(), keys: keys.to_vec() }
+    Lookup { identity: identity(), keys: keys.to_vec(), peek: false }
 }
 
 pub(crate) fn queries(view_id: u64, rows: u64) -> AttendItem {
     let values: Vec<f32> = (0..rows * 2 * 4).map(|value| value as f32).collect();
-    AttendItem { view_id, first_position: 64, queries: Tensor::from_f32(&[rows, 2, 4], &values), scale: 0.5 }
+    let queries = Tensor::from_f32(&[rows, 2, 4], &values);
+    AttendItem { view_id, first_position: 64, queries, scale: 0.5, sparse: None }
 }
 
 /// A fake that test and lane share.

@@ -123,7 +123,7 @@ async fn a_bad_query_fails_alone() {
 async fn unary_faults_name_their_field() {
     let house = House::new(Lane::Grpc).await;
     let mut client = KvStoreServiceClient::new(channel(&house).await);
-    let keys = v1::LookupRequest { identity: Some(identity().into()), keys: vec![0; 17].into() };
+    let keys = v1::LookupRequest { identity: Some(identity().into()), keys: vec![0; 17].into(), peek: false };
     refused(&client.lookup(keys).await.unwrap_err(), Code::InvalidArgument, "keys");
     let mut named = Request::new(v1::StatsRequest {});
     named.metadata_mut().insert("x-request-id", "x".repeat(200).parse().unwrap());

@@ -16,8 +16,7 @@ fn chain(tokens: u32, stripe_blocks: u32) -> KeyChain {
 }
 
 fn map(weights: &[u32]) -> ShardMap {
-    let entry =
-        |(index, weight): (usize, &u32)| ShardEntry { id: ShardId(format!("kv-{index}")), weight: *weight };
+    let entry = |(index, weight): (usize, &u32)| ShardEntry::new(ShardId(format!("kv-{index}")), *weight);
     ShardMap::new(1, weights.iter().enumerate().map(entry).collect()).unwrap()
 }
 
@@ -35,14 +34,14 @@ fn one_shard_gets_everything_in_order() {
 fn without_shards_nothing_is_planned() {
     assert!(plan_lookup(&chain(160, 4), &map(&[])).is_empty());
     assert!(placement_bytes(&chain(160, 4), &map(&[]), 10, 100).is_empty());
-    let error = PrefixPlan::new(&chain(160, 4), &map(&[]), 10, KEYS_MAX).unwrap_err();
+    let error = PrefixPlan::new(&chain(160, 4), &map(&[]), 10, KEYS_MAX, 1).unwrap_err();
     assert_eq!((error.kind(), error.retryable()), (Kind::Unavailable, true));
-    assert_eq!(PrefixPlan::new(&chain(5, 4), &map(&[]), 10, KEYS_MAX).unwrap().prefix_blocks(), 0);
+    assert_eq!(PrefixPlan::new(&chain(5, 4), &map(&[]), 10, KEYS_MAX, 1).unwrap().prefix_blocks(), 0);
 }
 
 #[test]
 fn wrong_answers_are_refused_and_change_nothing() {
-    let mut plan = PrefixPlan::new(&chain(160, 4), &map(&[1]), 10, KEYS_MAX).unwrap();
+    let mut plan = PrefixPlan::new(&chain(160, 4), &map(&[1]), 10, KEYS_MAX, 1).unwrap();
     for held in [&[][..], &[true; 9], &[true; 11]] {
         let error = plan.answer(0, held).unwrap_err();
         assert_eq!((error.kind(), error.retryable()), (Kind::InvalidInput, false));
@@ -51,7 +50,7 @@ fn wrong_answers_are_refused_and_change_nothing() {
     assert_eq!(plan.prefix_blocks(), 0);
     plan.answer(0, &[true; 10]).unwrap();
     assert_eq!(plan.prefix_blocks(), 10);
-    assert!(PrefixPlan::new(&chain(160, 4), &map(&[1]), 10, 0).is_err());
+    assert!(PrefixPlan::new(&chain(160, 4), &map(&[1]), 10, 0, 1).is_err());
 }
 
 #[test]
@@ -76,7 +75,7 @@ proptest! {
         silent in prop::option::weighted(0.2, 0usize..6),
     ) {
         let (chain, map) = (chain(tokens, stripe_blocks), map(&weights));
-        let mut plan = PrefixPlan::new(&chain, &map, limit, keys_max).unwrap();
+        let mut plan = PrefixPlan::new(&chain, &map, limit, keys_max, 1).unwrap();
         let blocks = limit.min(chain.keys().len() as u64);
         prop_assert_eq!(plan.blocks(), blocks);
 
@@ -111,5 +110,38 @@ proptest! {
         for (shard, bytes) in placement_bytes(&chain, &map, limit, 7) {
             prop_assert_eq!(bytes, 7 * naive.get(&shard).map_or(0, Vec::len) as u64);
         }
+    }
+
+    #[test]
+    fn with_copies_a_stripe_counts_as_far_as_one_shard_holds_it(
+        tokens in 0u32..1200, stripe_blocks in 1u32..9, copies in 1usize..4, shards in 1usize..6,
+        held in prop::collection::vec(prop::collection::vec(prop::bool::weighted(0.9), 75), 6),
+        silent in prop::option::weighted(0.3, 0usize..6),
+    ) {
+        let (chain, map) = (chain(tokens, stripe_blocks), map(&vec![1; shards]));
+        let mut plan = PrefixPlan::new(&chain, &map, u64::MAX, 7, copies).unwrap();
+        let position = |id: &ShardId| map.shards().iter().position(|shard| shard.id == *id).unwrap();
+        let holds = |shard: usize, index: u64| Some(shard) != silent && held[shard][index as usize];
+        for (at, (shard, keys)) in plan.lookups().to_vec().into_iter().enumerate() {
+            let shard = position(&shard);
+            if Some(shard) != silent {
+                let answer: Vec<bool> = keys.iter().map(|(index, _)| holds(shard, *index)).collect();
+                plan.answer(at, &answer).unwrap();
+            }
+        }
+        let (blocks, stripe_blocks) = (chain.keys().len() as u64, u64::from(stripe_blocks));
+        let mut expected = 0;
+        while expected < blocks {
+            let end = (expected + stripe_blocks).min(blocks);
+            let seed = chain.stripe_seed(expected);
+            let candidates = if copies == 1 { map.owners(&seed, 1) } else { map.candidates(&seed, copies) };
+            let runs = candidates.iter().map(|&shard| (expected..end).take_while(|&index| holds(shard, index)).count());
+            let run = runs.max().unwrap() as u64;
+            expected += run;
+            if expected < end {
+                break;
+            }
+        }
+        prop_assert_eq!(plan.prefix_blocks(), expected);
     }
 }

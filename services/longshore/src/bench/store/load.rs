@@ -80,7 +80,7 @@ impl Source {
         let number = u64::from_le_bytes(std::array::from_fn(|byte| key.0[byte]));
         let index = number.wrapping_mul(7).wrapping_add(u64::from(layer)) % self.tiles.len() as u64;
         let (crc32c, data) = self.tiles[index as usize].clone();
-        TileMessage { key, layer, data: data.into(), crc32c }
+        TileMessage { key, layer, data: data.into(), crc32c, place: None }
     }
 
     /// Memory for about `bytes` of tiles, every page of it touched.

@@ -93,7 +93,10 @@ async fn fill(shard: &Arc<dyn Shard>, keys: &[BlockKey]) -> Result<()> {
     let feed = async {
         for &key in keys {
             let data = data.clone().into();
-            sender.send(TileMessage { key, layer: 0, data, crc32c }).await.context("the shard listens")?;
+            sender
+                .send(TileMessage { key, layer: 0, data, crc32c, place: None })
+                .await
+                .context("the shard listens")?;
         }
         drop(sender);
         anyhow::Ok(())
@@ -112,7 +115,7 @@ async fn fill(shard: &Arc<dyn Shard>, keys: &[BlockKey]) -> Result<()> {
 }
 
 async fn find(shard: &Arc<dyn Shard>, keys: &[BlockKey]) -> Result<bool> {
-    let lookup = Lookup { identity: identity(), keys: keys.to_vec() };
+    let lookup = Lookup { identity: identity(), keys: keys.to_vec(), peek: false };
     let found = shard.lookup(&CallContext::new("bench"), lookup).await?;
     Ok(found.len() == keys.len() && found.into_iter().all(|held| held))
 }

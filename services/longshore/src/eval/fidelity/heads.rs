@@ -4,14 +4,16 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, Result};
-use longshore_attention::{
-    AttendItem, Column, CpuExecutor, ExactBlock, Executor, Partials, Queries, SparseWork, Visit, WorkList,
-};
+use longshore_attention::{AttendItem, Column, CpuExecutor, Executor, Queries, SparseWork, Visit, WorkList};
 use longshore_compute::ComputePool;
 use longshore_engine::AttentionProbe;
 use serde::Serialize;
 
-use crate::eval::{pairs::Pairs, samples::Quantiles};
+use crate::eval::{
+    pairs::Pairs,
+    rows::{everything, relative_distance, share},
+    samples::Quantiles,
+};
 
 /// One KV head of one layer.
 #[derive(Debug, Clone, Serialize)]
@@ -90,8 +92,8 @@ impl<'a> Heads<'a> {
         for (&kv_head, part) in heads.iter().zip(found) {
             let group = kv_head * shape.group..(kv_head + 1) * shape.group;
             let (mass, distance) = self.samples.entry((probe.layer, kv_head)).or_default();
-            mass.extend(group.clone().map(|head| share(&part, &exact, head)));
-            distance.push(relative_distance(output, &exact, group, shape.head_dim));
+            mass.extend(group.clone().map(|head| share(&part, &exact, 0, head)));
+            distance.push(relative_distance(output, &exact, 0, group));
         }
         Ok(())
     }
@@ -129,16 +131,6 @@ pub(super) fn one_row<'q>(queries: &Queries<'q>, row: usize) -> Queries<'q> {
     Queries { first_position: queries.first_position + row as u64, data, ..*queries }
 }
 
-/// Every key before `end`; tile `i` is block `i`.
-fn everything(end: u64, block_tokens: u64) -> WorkList {
-    let block = |tile: u64| {
-        let first_position = tile * block_tokens;
-        let len = (end - first_position).min(block_tokens) as u32;
-        ExactBlock { tile: tile as u32, first_position, len }
-    };
-    WorkList { exact: (0..end.div_ceil(block_tokens)).map(block).collect(), ..WorkList::default() }
-}
-
 /// The keys of a list, without the means.
 fn visited(work: &SparseWork, kv_head: usize, tile: usize) -> WorkList {
     let mut list = WorkList::default();
@@ -153,34 +145,6 @@ fn visited(work: &SparseWork, kv_head: usize, tile: usize) -> WorkList {
         }
     }
     list
-}
-
-/// Share of the whole softmax that a part of the keys has, in one query head.
-pub(super) fn share(part: &Partials, whole: &Partials, head: usize) -> f64 {
-    let ((m, l, _), (whole_m, whole_l, _)) = (part.row(0, head), whole.row(0, head));
-    if l == 0.0 || whole_l == 0.0 {
-        return 0.0;
-    }
-    f64::from(m - whole_m).exp2() * f64::from(l) / f64::from(whole_l)
-}
-
-/// |output − exact| / |exact| over the heads of a group.
-fn relative_distance(
-    output: &[f32],
-    exact: &Partials,
-    group: std::ops::Range<usize>,
-    head_dim: usize,
-) -> f64 {
-    let (mut distance, mut norm) = (0.0, 0.0);
-    for head in group {
-        let (_, l, o) = exact.row(0, head);
-        for (found, o) in output[head * head_dim..][..head_dim].iter().zip(o) {
-            let right = f64::from(*o) / f64::from(l);
-            distance += (f64::from(*found) - right).powi(2);
-            norm += right.powi(2);
-        }
-    }
-    if norm == 0.0 { distance.sqrt() } else { (distance / norm).sqrt() }
 }
 
 #[cfg(test)]

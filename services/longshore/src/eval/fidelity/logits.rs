@@ -17,6 +17,8 @@ pub(super) struct LogitRows<'a> {
     sampled: &'a [u64],
     /// Of the sampled rows.
     logits: Vec<Vec<f32>>,
+    /// Last hidden states of them.
+    hidden: Vec<Vec<f32>>,
     /// Of all rows.
     top: Vec<u32>,
 }
@@ -24,6 +26,8 @@ pub(super) struct LogitRows<'a> {
 /// How far the predictions of a sparse prompt are from those of an exact one.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Drift {
+    /// Relative L2 distance of the last hidden state, before the final norm, of sampled rows from the first sparse one on.
+    pub(super) hidden: Quantiles,
     /// Relative L2 distance of centred logits, of sampled rows from the first sparse one on.
     pub(super) logits: Quantiles,
     /// KL divergence of the sparse distribution from the exact one, in nats, of the same rows.
@@ -37,10 +41,10 @@ pub(super) struct Drift {
 impl<'a> LogitRows<'a> {
     /// Will keep the logits of these positions, ascending.
     pub(super) fn new(sampled: &'a [u64]) -> Self {
-        Self { sampled, logits: Vec::new(), top: Vec::new() }
+        Self { sampled, logits: Vec::new(), hidden: Vec::new(), top: Vec::new() }
     }
 
-    /// Computes a prompt and keeps what it predicts.
+    /// Computes a prompt and keeps what it predicts; `watch` keeps the hidden states of the sampled rows.
     pub(super) fn read(
         &mut self,
         subject: &Subject,
@@ -58,6 +62,7 @@ impl<'a> LogitRows<'a> {
             Ok(())
         };
         subject.prefill(tokens, candidate, &|_| Logits::All, &mut keep, watch)?;
+        self.hidden = std::mem::take(&mut watch.hidden);
         Ok(())
     }
 
@@ -71,9 +76,13 @@ impl<'a> LogitRows<'a> {
                 divergences.push(divergence(theirs, ours));
             }
         }
+        let late = self.sampled.partition_point(|position| *position < from);
+        let hidden: Vec<f64> =
+            self.hidden.iter().zip(&exact.hidden).skip(late).map(|(a, b)| distance(a, b)).collect();
         let rows = self.top.iter().zip(&exact.top).skip(from.min(self.top.len() as u64) as usize);
         let (same, rows) = rows.fold((0, 0), |(same, rows), (a, b)| (same + usize::from(a == b), rows + 1));
         Drift {
+            hidden: Quantiles::of(&hidden),
             logits: Quantiles::of(&distances),
             kl: Quantiles::of(&divergences),
             top1_agreement: if rows == 0 { 1.0 } else { same as f64 / rows as f64 },
@@ -84,6 +93,14 @@ impl<'a> LogitRows<'a> {
 
 fn mean(row: &[f32]) -> f64 {
     row.iter().map(|x| f64::from(*x)).sum::<f64>() / row.len() as f64
+}
+
+/// |a − b| / |b|.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let distance: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+    if norm == 0.0 { distance.sqrt() } else { (distance / norm).sqrt() }
 }
 
 /// |(a − ā) − (b − b̄)| / |b − b̄|.
@@ -138,10 +155,18 @@ mod tests {
     fn agreement_counts_rows_from_the_first_sparse_one_on() {
         let sampled = [1, 3];
         let logits = vec![vec![1.0, 0.0], vec![0.0, 1.0]];
-        let exact = LogitRows { sampled: &sampled, logits: logits.clone(), top: vec![0, 1, 0, 1] };
-        let ours = LogitRows { sampled: &sampled, logits, top: vec![1, 1, 1, 1] };
+        let hidden = vec![vec![1.0, 0.0], vec![3.0, 4.0]];
+        let exact = LogitRows {
+            sampled: &sampled,
+            logits: logits.clone(),
+            hidden: hidden.clone(),
+            top: vec![0, 1, 0, 1],
+        };
+        let moved = vec![vec![9.0, 9.0], vec![3.0, 3.0]];
+        let ours = LogitRows { sampled: &sampled, logits, hidden: moved, top: vec![1, 1, 1, 1] };
         let drift = ours.drift(&exact, Some(2));
         assert_eq!((drift.top1_agreement, drift.rows, drift.kl.count), (0.5, 2, 1));
+        assert_eq!((drift.hidden.count, drift.hidden.max), (1, 0.2));
         assert_eq!(ours.drift(&exact, None).top1_agreement, 1.0);
     }
 }

@@ -9,8 +9,8 @@ use longshore_attention::{
 use longshore_compute::ComputePool;
 use longshore_engine::AttentionProbe;
 
-use super::heads::{one_row, share};
-use crate::eval::{subject::Subject, svg::attention_map};
+use super::heads::one_row;
+use crate::eval::{rows::share, subject::Subject, svg::AttentionMap};
 
 /// Cells of a side of a picture, at most.
 const CELLS: usize = 96;
@@ -52,6 +52,8 @@ pub(super) struct Maps {
     executor: CpuExecutor,
     maps: Vec<Map>,
     tokens: usize,
+    /// Positions of a cell; 0 before the first step.
+    cell_tokens: usize,
 }
 
 impl Maps {
@@ -59,7 +61,7 @@ impl Maps {
     pub(super) fn new(pool: &Arc<ComputePool>, drawn: &[Drawn], tokens: usize) -> Self {
         let empty = |of: &Drawn| Map { of: *of, mass: Vec::new(), visited: Vec::new() };
         let executor = CpuExecutor::new(Arc::clone(pool));
-        Self { executor, maps: drawn.iter().map(empty).collect(), tokens }
+        Self { executor, maps: drawn.iter().map(empty).collect(), tokens, cell_tokens: 0 }
     }
 
     /// Takes in one layer of one step: the last row of each cell that ends in it.
@@ -67,7 +69,8 @@ impl Maps {
         let block_tokens = probe.plan.kv.shape().block_tokens;
         let blocks = self.tokens.div_ceil(block_tokens);
         let cell_blocks = blocks.div_ceil(CELLS);
-        let cell = (cell_blocks * block_tokens) as u64;
+        self.cell_tokens = cell_blocks * block_tokens;
+        let cell = self.cell_tokens as u64;
         let first = probe.plan.queries.first_position;
         let rows = probe.plan.queries.rows() as u64;
         for map in self.maps.iter_mut().filter(|map| map.of.layer == probe.layer) {
@@ -86,7 +89,13 @@ impl Maps {
     pub(super) fn drawings(&self, policy: &str) -> Vec<(String, String)> {
         let draw = |map: &Map| {
             let title = format!("attention of layer {} head {}, {policy}", map.of.layer, map.of.kv_head);
-            let svg = attention_map(&title, &map.mass, &map.visited);
+            let picture = AttentionMap {
+                title: &title,
+                mass: &map.mass,
+                visited: &map.visited,
+                cell_tokens: self.cell_tokens,
+            };
+            let svg = picture.svg();
             (title, svg)
         };
         self.maps.iter().filter(|map| !map.mass.is_empty()).map(draw).collect()
@@ -119,7 +128,7 @@ fn block_mass(
     }
     let group = kv_head * shape.group..(kv_head + 1) * shape.group;
     let mean = |part: &Partials| {
-        group.clone().map(|head| share(part, &whole, head)).sum::<f64>() / shape.group as f64
+        group.clone().map(|head| share(part, &whole, 0, head)).sum::<f64>() / shape.group as f64
     };
     let masses: Vec<f64> = parts.iter().map(mean).collect();
     ensure!(masses.iter().all(|mass| mass.is_finite()), "attention of the row at {} is not finite", end - 1);

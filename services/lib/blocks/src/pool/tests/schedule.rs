@@ -1,5 +1,7 @@
 //! Random schedules: whatever happens, bytes are counted right, the budget holds, pinned blocks stay and nothing leaks.
 
+use std::collections::HashSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -18,6 +20,7 @@ enum Op {
     UseView { view: usize },
     CloseView { view: usize },
     Condemn { tenant: u8, name: u8 },
+    Relinquish { tenant: u8, name: u8 },
     Wait { ms: u64 },
 }
 
@@ -34,7 +37,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (pick.clone(), name.clone()).prop_map(|(into, name)| Op::Append { into, name }),
         2 => pick.clone().prop_map(|view| Op::UseView { view }),
         1 => pick.prop_map(|view| Op::CloseView { view }),
-        1 => (tenant, name).prop_map(|(tenant, name)| Op::Condemn { tenant, name }),
+        1 => (tenant.clone(), name.clone()).prop_map(|(tenant, name)| Op::Condemn { tenant, name }),
+        1 => (tenant, name).prop_map(|(tenant, name)| Op::Relinquish { tenant, name }),
         3 => (1u64..80).prop_map(|ms| Op::Wait { ms }),
     ];
     prop::collection::vec(op, 1..400)
@@ -46,6 +50,8 @@ struct Run {
     now_ms: u64,
     writers: Vec<WriterId>,
     views: Vec<(Namespace, ViewId)>,
+    /// Blocks that are held, as the journal tells it.
+    told: HashSet<(Namespace, BlockKey)>,
 }
 
 impl Run {
@@ -81,6 +87,13 @@ impl Run {
                 if let Some(block) = self.pool.get(tenant(*salt), key(*name), now_ms) {
                     self.pool.condemn(block.generation());
                 }
+            }
+            Op::Relinquish { tenant: salt, name } => {
+                let (namespace, key) = (tenant(*salt), key(*name));
+                let pinned = self.pool.index.get(&(namespace, key)).map(|held| self.pool.held[held].pins > 0);
+                let gone = self.pool.relinquish(namespace, key, now_ms);
+                assert!(!gone || pinned == Some(false), "only blocks that nobody uses are given up");
+                assert!(!gone || self.pool.peek(namespace, &[key]) == [false]);
             }
             Op::Wait { ms } => {
                 self.now_ms += ms;
@@ -119,6 +132,18 @@ impl Run {
             }
             other => unreachable!("{other:?} is no operation on views"),
         }
+    }
+
+    /// The journal tells every block that came and went, once.
+    fn follow(&mut self) {
+        for event in self.pool.take_events() {
+            let name = (event.namespace, event.key);
+            let new = if event.gone.is_none() { self.told.insert(name) } else { self.told.remove(&name) };
+            assert!(new, "{event:?} is told twice or of nothing");
+        }
+        assert_eq!(self.told, self.pool.index.keys().copied().collect());
+        let of_one = self.pool.keys(tenant(0)).len();
+        assert_eq!(of_one, self.told.iter().filter(|(namespace, _)| *namespace == tenant(0)).count());
     }
 
     /// Everything that is counted agrees with what is there.
@@ -168,10 +193,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn random_schedules_keep_the_books(ops in ops()) {
-        let mut run = Run { pool: pool(BUDGET_BLOCKS), now_ms: 0, writers: Vec::new(), views: Vec::new() };
+    fn random_schedules_keep_the_books(ops in ops(), which in 0..Eviction::ALL.len()) {
+        let policy = Eviction::ALL[which].policy();
+        let pool = BlockPool::with_policy(config(BUDGET_BLOCKS), policy).expect("the configuration is valid");
+        let mut run = Run { pool, now_ms: 0, writers: Vec::new(), views: Vec::new(), told: HashSet::new() };
+        run.pool.keep_journal();
         for op in &ops {
             run.step(op);
+            run.follow();
             run.check();
         }
         run.settle();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use longshore_attention::{HeadShape, KvDtype, PagedKv, PlanInput, Tile, TileShape};
+use longshore_attention::{ExactBlock, HeadShape, KvDtype, PagedKv, PlanInput, Tile, TileShape};
 
 use super::*;
 use crate::random::Random;

@@ -1,0 +1,101 @@
+//! Streams of inventory events: resumed where a watcher left off, begun anew where that is gone.
+
+use std::{sync::Arc, time::Duration};
+
+use longshore_blocks::BlockKey;
+use longshore_chassis::Tasks;
+use longshore_fabric::{BoxStream, CallContext};
+use longshore_proto::types::{InventoryChange, InventoryNews, WatchInventory};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::News;
+use crate::{Error, lifetime, store::Store};
+
+/// Events of one message.
+const EVENTS_MAX: usize = 4_096;
+/// Messages that may be unread before the stream waits.
+const UNREAD_MAX: usize = 2;
+/// Longest time between two messages: the digest comes at least this often.
+const DIGEST_EVERY: Duration = Duration::from_secs(5);
+
+/// Starts a watch.
+pub(crate) fn start(
+    store: &Arc<Store>,
+    tasks: &Tasks,
+    ctx: &CallContext,
+    watch: WatchInventory,
+) -> Result<BoxStream<InventoryNews>, Error> {
+    store.check_identity(&watch.identity)?;
+    let (news, answer) = mpsc::channel(UNREAD_MAX);
+    let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
+    tasks.spawn("kvstore-inventory", async move {
+        let failure = tokio::select! {
+            () = follow(&store, &watch, &news) => None,
+            reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
+            () = news.closed() => None,
+        };
+        if let Some(error) = failure {
+            let _caller_is_gone = news.try_send(Err(error.into()));
+        }
+    });
+    Ok(Box::pin(ReceiverStream::new(answer)))
+}
+
+/// Messages to a watcher.
+type Told = mpsc::Sender<Result<InventoryNews, longshore_fabric::Error>>;
+
+/// Tells events until the watcher is gone.
+async fn follow(store: &Store, watch: &WatchInventory, told: &Told) {
+    let (incarnation, mut changes) =
+        store.with_inventory(|_, inventory, _| (inventory.incarnation(), inventory.changes()));
+    let mut after = watch.after.filter(|(theirs, _)| *theirs == incarnation).map(|(_, after)| after);
+    loop {
+        changes.mark_unchanged();
+        let messages = next(store, watch, after);
+        let Some(last) = messages.last() else { return };
+        after = Some(last.told);
+        let more = messages.len() == 1 && messages[0].events.len() == EVENTS_MAX;
+        for message in messages {
+            if told.send(Ok(message)).await.is_err() {
+                return;
+            }
+        }
+        if !more {
+            // The inventory lives as long as the store. Without news the digest goes out at its time.
+            let _digest_is_due = tokio::time::timeout(DIGEST_EVERY, changes.changed()).await;
+        }
+    }
+}
+
+/// What comes after event `after`, at least one message; all blocks when that is not known.
+fn next(store: &Store, watch: &WatchInventory, after: Option<u64>) -> Vec<InventoryNews> {
+    let namespace = watch.identity.namespace;
+    store.with_inventory(|pool, inventory, _| {
+        let tenant = inventory.tenant(namespace);
+        let message = |reset, events, told| InventoryNews {
+            incarnation: inventory.incarnation(),
+            reset,
+            events,
+            told,
+            blocks: tenant.blocks,
+            digest: tenant.digest,
+        };
+        if let Some(after) = after
+            && let News::Events(events, told) = inventory.news(namespace, after, EVENTS_MAX)
+        {
+            return vec![message(false, events, told)];
+        }
+        let keys = pool.keys(namespace);
+        let stored = |key: &BlockKey| (0, *key, InventoryChange::Stored);
+        let mut messages: Vec<InventoryNews> = keys
+            .chunks(EVENTS_MAX)
+            .map(|keys| message(false, keys.iter().map(stored).collect(), inventory.sequence()))
+            .collect();
+        if messages.is_empty() {
+            messages.push(message(false, Vec::new(), inventory.sequence()));
+        }
+        messages[0].reset = true;
+        messages
+    })
+}

@@ -1,0 +1,72 @@
+//! Progress of repair, for `Stats` and metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use longshore_proto::types::RepairStats;
+
+/// Progress of repair.
+#[derive(Debug, Default)]
+pub(crate) struct RepairCounters {
+    unchecked: AtomicU64,
+    backlog: AtomicU64,
+    sent: AtomicU64,
+    sent_bytes: AtomicU64,
+    failed: AtomicU64,
+    dropped: AtomicU64,
+    passes: AtomicU64,
+    peers_down: AtomicU64,
+}
+
+impl RepairCounters {
+    pub(crate) fn stats(&self) -> RepairStats {
+        RepairStats {
+            unchecked_blocks: self.unchecked.load(Relaxed),
+            backlog_blocks: self.backlog.load(Relaxed),
+            sent_total: self.sent.load(Relaxed),
+            sent_bytes_total: self.sent_bytes.load(Relaxed),
+            failed_total: self.failed.load(Relaxed),
+            dropped_total: self.dropped.load(Relaxed),
+            passes_total: self.passes.load(Relaxed),
+            peers_down: self.peers_down.load(Relaxed),
+        }
+    }
+
+    /// So many blocks are still to be looked at.
+    pub(super) fn unchecked(&self, blocks: usize) {
+        self.unchecked.store(blocks as u64, Relaxed);
+    }
+
+    /// So many copies are to be sent.
+    pub(super) fn found(&self, copies: usize) {
+        self.backlog.fetch_add(copies as u64, Relaxed);
+    }
+
+    /// A copy that was to be sent was, or was not.
+    pub(super) fn tried(&self, sent_bytes: Option<u64>) {
+        self.backlog.fetch_sub(1, Relaxed);
+        match sent_bytes {
+            Some(bytes) => {
+                self.sent.fetch_add(1, Relaxed);
+                self.sent_bytes.fetch_add(bytes, Relaxed);
+            }
+            None => _ = self.failed.fetch_add(1, Relaxed),
+        }
+    }
+
+    /// A copy was not sent, because it would have driven out another block.
+    pub(super) fn no_room(&self) {
+        self.failed.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn dropped(&self) {
+        self.dropped.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn passed(&self) {
+        self.passes.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn peers_down(&self, count: usize) {
+        self.peers_down.store(count as u64, Relaxed);
+    }
+}

@@ -1,0 +1,147 @@
+//! Summaries of a view's blocks: made once per block and layer from the stored tile, which is verified for it, and kept beside the
+//! block from then on.
+
+use std::{ops::Range, sync::Arc};
+
+use longshore_attention::{Mean, Tile};
+use longshore_blocks::{
+    BlockKey,
+    pool::{SealedBlock, ViewId},
+};
+use longshore_chassis::Tasks;
+use longshore_fabric::{BoxStream, CallContext};
+use longshore_proto::types::{GetSummaries, SummariesMessage, Tensor};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{Error, attend::Blocks, get, lifetime, store::Store};
+
+/// Messages that may be unread before the stream waits.
+const UNREAD_MAX: usize = 4;
+/// Blocks of one message and of one turn on the compute pool, at most.
+const STEP_BLOCKS: usize = 256;
+
+/// Starts a stream of summaries.
+pub(crate) fn start(
+    store: &Arc<Store>,
+    tasks: &Tasks,
+    ctx: &CallContext,
+    asked: GetSummaries,
+) -> Result<BoxStream<SummariesMessage>, Error> {
+    store.check_identity(&asked.identity)?;
+    let layers = get::layers(asked.first_layer, asked.layers, store.identity().layers)?;
+    let (namespace, view) = (asked.identity.namespace, ViewId(asked.view_id));
+    let blocks = store.with_pool(|pool, now| pool.view(namespace, view, now))?;
+    let (messages, answer) = mpsc::channel(UNREAD_MAX);
+    let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
+    tasks.spawn("kvstore-summaries", async move {
+        let failure = tokio::select! {
+            ended = send(&store, &asked, layers, &blocks, &messages) => ended.err(),
+            reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
+            () = messages.closed() => None,
+        };
+        if let Some(error) = failure {
+            let _caller_is_gone = messages.try_send(Err(error.into()));
+        }
+    });
+    Ok(Box::pin(ReceiverStream::new(answer)))
+}
+
+type Messages = mpsc::Sender<Result<SummariesMessage, longshore_fabric::Error>>;
+
+async fn send(
+    store: &Arc<Store>,
+    asked: &GetSummaries,
+    layers: Range<u32>,
+    blocks: &Blocks,
+    messages: &Messages,
+) -> Result<(), Error> {
+    let step = step_blocks(store, asked);
+    for layer in layers {
+        for first in (0..blocks.len()).step_by(step) {
+            let (worker, blocks, asked) = (store.clone(), blocks.clone(), asked.clone());
+            let message = store
+                .off_reactor(move || {
+                    let range = first..blocks.len().min(first + step);
+                    let means = means(&worker, &blocks, range, layer)?;
+                    message(&worker, &asked, layer, first, &means)
+                })
+                .await??;
+            store.metrics.summary_bytes.inc_by(bytes(&message));
+            if messages.send(Ok(message)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Blocks that make a message of the size at which answers are cut.
+fn step_blocks(store: &Store, asked: &GetSummaries) -> usize {
+    let shape = store.identity().tile_shape;
+    let parts = 1 + usize::from(asked.values) + usize::from(asked.spreads);
+    let block_bytes =
+        shape.kv_heads * (shape.head_dim * parts + usize::from(asked.cosines)) * size_of::<f32>();
+    (store.config().attend_message_bytes / block_bytes).clamp(1, STEP_BLOCKS)
+}
+
+/// Summaries of some blocks in one layer; blocks in parallel. A block whose tile does not match its checksum is dropped.
+fn means(store: &Store, blocks: &Blocks, range: Range<usize>, layer: u32) -> Result<Vec<Arc<Mean>>, Error> {
+    let blocks = &blocks[range];
+    let made = store.compute_pool().map(blocks.len(), |index| {
+        let block = &blocks[index].block;
+        let known = block.note::<Mean>(layer as usize);
+        known.or_else(|| make(store, block, layer)).ok_or_else(|| block.key())
+    });
+    let corrupt = |key: BlockKey| {
+        blocks.iter().filter(|entry| entry.block.key() == key).for_each(|entry| store.condemn(&entry.block));
+        Error::Blocks(longshore_blocks::Error::Corrupt {
+            what: format!("block `{key}`"),
+            problem: format!("the tile of layer {layer} does not match its checksum"),
+        })
+    };
+    made.into_iter().collect::<Result<_, _>>().map_err(corrupt)
+}
+
+/// `None` when the tile does not match its checksum.
+fn make(store: &Store, block: &SealedBlock<Arc<Tile>>, layer: u32) -> Option<Arc<Mean>> {
+    if !get::is_sound(block, layer..layer + 1) {
+        return None;
+    }
+    let mean = Arc::new(Mean::of(&block.pages()[layer as usize].payload));
+    block.take_note(layer as usize, mean.clone());
+    store.metrics.summaries_made.inc();
+    Some(mean)
+}
+
+fn message(
+    store: &Store,
+    asked: &GetSummaries,
+    layer: u32,
+    first: usize,
+    means: &[Arc<Mean>],
+) -> Result<SummariesMessage, Error> {
+    if means.iter().any(|mean| !mean.is_finite()) {
+        return Err(Error::NotFinite { view_id: asked.view_id });
+    }
+    let shape = store.identity().tile_shape;
+    let axes = [means.len(), shape.kv_heads, shape.head_dim].map(|extent| extent as u64);
+    let tensor = |axes: &[u64], part: fn(&Mean) -> &[f32]| {
+        let values: Vec<f32> = means.iter().flat_map(|mean| part(mean)).copied().collect();
+        Tensor::from_f32(axes, &values)
+    };
+    Ok(SummariesMessage {
+        layer,
+        first: first as u64,
+        keys: tensor(&axes, Mean::key),
+        values: asked.values.then(|| tensor(&axes, Mean::value)),
+        spreads: asked.spreads.then(|| tensor(&axes, Mean::spread)),
+        cosines: asked.cosines.then(|| tensor(&axes[..2], Mean::cosines)),
+    })
+}
+
+fn bytes(message: &SummariesMessage) -> u64 {
+    let parts =
+        [Some(&message.keys), message.values.as_ref(), message.spreads.as_ref(), message.cosines.as_ref()];
+    parts.into_iter().flatten().map(|tensor| tensor.data.len() as u64).sum()
+}

@@ -1,0 +1,216 @@
+//! The remote half of sparse attention: one query per shard, one item per list, and what the answers must look like.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Instant,
+};
+
+use longshore_attention::{HeadShape, Partials, PlanInput, Queries};
+use longshore_fabric::{PendingAttend, StripePartial};
+use longshore_proto::types::{AttendItem, AttendQuery, Dtype, SparseVisits, Tensor};
+
+use super::{
+    RemoteVisits,
+    lists::{Lists, Span},
+};
+use crate::{
+    Error, Sequence,
+    attend::{LayerAttention, Part, remote::little_endian},
+};
+
+/// A list that went to a shard.
+struct Asked {
+    /// Number of the span in the wave.
+    span: usize,
+    kv_head: usize,
+    /// Stripes of the view that it visits, ascending.
+    stripes: Vec<u64>,
+}
+
+/// What shards answered to one wave, by stripe.
+pub(super) struct Answers {
+    /// Span, KV head, and the partial of its rows and heads.
+    stripes: BTreeMap<u64, Vec<(usize, usize, Partials)>>,
+}
+
+impl LayerAttention<'_, '_> {
+    /// Sends the lists of a wave to the shards that have the blocks, and waits for all answers.
+    pub(super) fn ask_lists(
+        &mut self,
+        part: &Part,
+        plan: &PlanInput<'_>,
+        lists: &Lists,
+        spans: &[Span],
+        visits: &mut RemoteVisits,
+    ) -> Result<Answers, Error> {
+        let sequence = &*self.batch[part.input].sequence;
+        let owners = owners(sequence);
+        let mut views: Vec<usize> = (0..sequence.views().len()).collect();
+        // Shards of this process compute while they are asked; the others shall compute meanwhile.
+        views.sort_by_key(|&view| sequence.links().links()[sequence.views()[view].shard].attend.is_here());
+        let started = Instant::now();
+        let mut pending = Vec::new();
+        for view in views {
+            let shard = sequence.views()[view].shard;
+            let (items, asked) = self.items(sequence, view, &owners, plan, lists, spans);
+            if items.is_empty() {
+                continue;
+            }
+            visits.lists += items.len() as u64;
+            for item in &items {
+                visits.query_bytes += item.queries.data.len() as u64;
+                let runs = item.sparse.as_ref().map_or(&[][..], |visits| &visits.runs);
+                visits.blocks += runs.iter().map(|run| run.end - run.start).sum::<u64>();
+            }
+            pending.push((shard, asked, self.send(sequence, shard, items)?));
+        }
+        let waiting = Instant::now();
+        let mut answers = Answers { stripes: BTreeMap::new() };
+        for (shard, asked, pending) in pending {
+            let partials = self.wait(sequence, shard, pending)?;
+            self.take(sequence, shard, (plan.queries.shape, spans), &asked, partials, &mut answers, visits)?;
+        }
+        self.times.waited += waiting.elapsed();
+        self.times.round_trip += started.elapsed();
+        Ok(answers)
+    }
+
+    /// One item per list that visits blocks of the view.
+    fn items(
+        &self,
+        sequence: &Sequence,
+        view: usize,
+        owners: &HashMap<u64, usize>,
+        plan: &PlanInput<'_>,
+        lists: &Lists,
+        spans: &[Span],
+    ) -> (Vec<AttendItem>, Vec<Asked>) {
+        let view_id = sequence.views()[view].id;
+        let skip_below = sequence.prefill().and_then(|prefill| prefill.policy.skip_below());
+        let (mut items, mut asked) = (Vec::new(), Vec::new());
+        for (number, span) in spans.iter().enumerate() {
+            for kv_head in 0..plan.queries.shape.kv_heads {
+                let list = lists.list(kv_head, span.tile).iter();
+                let own = list
+                    .filter(|visits| owners.get(&visits.stripe) == Some(&view) && !visits.remote.is_empty());
+                let (mut runs, mut stripes): (Vec<std::ops::Range<u64>>, _) = (Vec::new(), Vec::new());
+                for visits in own {
+                    stripes.push(visits.stripe);
+                    for run in &visits.remote {
+                        match runs.last_mut().filter(|last| last.end == run.start) {
+                            Some(last) => last.end = run.end,
+                            None => runs.push(run.clone()),
+                        }
+                    }
+                }
+                if stripes.is_empty() {
+                    continue;
+                }
+                items.push(AttendItem {
+                    view_id,
+                    first_position: plan.queries.first_position + span.rows.start as u64,
+                    queries: head_queries(&plan.queries, span, kv_head),
+                    scale: plan.queries.scale,
+                    sparse: Some(SparseVisits { kv_head: kv_head as u32, runs, skip_below }),
+                });
+                asked.push(Asked { span: number, kv_head, stripes });
+            }
+        }
+        (items, asked)
+    }
+
+    fn send(
+        &self,
+        sequence: &Sequence,
+        shard: usize,
+        items: Vec<AttendItem>,
+    ) -> Result<PendingAttend, Error> {
+        let identity = *sequence.identity();
+        let query = AttendQuery { query_id: 0, identity, layer: self.layer as u32, items };
+        let ctx = self.ctx.child().with_timeout(self.engine.options().attend_timeout);
+        let link = &sequence.links().links()[shard];
+        let ask = || link.attend.query_blocking(&ctx, query);
+        let pending = if link.attend.is_here() { ask() } else { self.engine.while_waiting(ask) };
+        pending.map_err(|source| Error::of_shard(self.ctx, &link.id, source))
+    }
+
+    fn wait(
+        &self,
+        sequence: &Sequence,
+        shard: usize,
+        pending: PendingAttend,
+    ) -> Result<Vec<StripePartial>, Error> {
+        let answer = match pending.is_ready() {
+            true => pending.wait_blocking(),
+            false => self.engine.while_waiting(|| pending.wait_blocking()),
+        };
+        answer.map_err(|source| Error::of_shard(self.ctx, &sequence.links().links()[shard].id, source))
+    }
+
+    /// Takes the answer of one shard; its partials are those of the stripes that were asked for, in order.
+    #[allow(clippy::too_many_arguments, reason = "what was asked, and where the answer goes")]
+    fn take(
+        &self,
+        sequence: &Sequence,
+        shard: usize,
+        (shape, spans): (HeadShape, &[Span]),
+        asked: &[Asked],
+        partials: Vec<StripePartial>,
+        answers: &mut Answers,
+        visits: &mut RemoteVisits,
+    ) -> Result<(), Error> {
+        let expected = asked.iter().enumerate();
+        let expected =
+            expected.flat_map(|(item, list)| list.stripes.iter().map(move |&stripe| (item as u32, stripe)));
+        let shapes = partials.iter().all(|answer| {
+            let rows = asked.get(answer.item as usize).map(|list| spans[list.span].rows.len());
+            Some(answer.partial.shape()) == rows.map(|rows| (rows, shape.group, shape.head_dim))
+        });
+        if !shapes || !partials.iter().map(|answer| (answer.item, answer.stripe)).eq(expected) {
+            let problem = "other partials than those of the stripes that lists visit".to_owned();
+            return Err(Error::Mismatch { shard: sequence.links().links()[shard].id.clone(), problem });
+        }
+        for StripePartial { item, stripe, partial } in partials {
+            let list = &asked[item as usize];
+            let (rows, heads, dim) = partial.shape();
+            visits.partial_bytes += (rows * heads * (dim + 2) * size_of::<f32>()) as u64;
+            answers.stripes.entry(stripe).or_default().push((list.span, list.kv_head, partial));
+        }
+        Ok(())
+    }
+}
+
+impl Answers {
+    /// The partials of one stripe in place, for the rows of the wave; `None` when no list visits a block of it on a shard.
+    pub(super) fn stripe(
+        &self,
+        stripe: u64,
+        queries: &Queries<'_>,
+        spans: &[Span],
+    ) -> Result<Option<Partials>, Error> {
+        let Some(parts) = self.stripes.get(&stripe) else { return Ok(None) };
+        let (shape, first) = (queries.shape, spans[0].rows.start);
+        let mut whole = Partials::identity(queries.rows(), shape.query_heads(), shape.head_dim);
+        for (span, kv_head, partial) in parts {
+            whole.place(spans[*span].rows.start - first, kv_head * shape.group, partial)?;
+        }
+        Ok(Some(whole))
+    }
+}
+
+/// View that answers for every stripe with blocks on shards.
+fn owners(sequence: &Sequence) -> HashMap<u64, usize> {
+    let views = sequence.views().iter().enumerate();
+    let parts = views.flat_map(|(view, opened)| opened.parts.iter().map(move |part| (part, view)));
+    parts.filter(|(part, _)| part.used).map(|(part, view)| (part.stripe, view)).collect()
+}
+
+/// Queries of one KV head, f32 `[rows, group, head_dim]`.
+fn head_queries(queries: &Queries<'_>, span: &Span, kv_head: usize) -> Tensor {
+    let HeadShape { group, head_dim, .. } = queries.shape;
+    let (width, own) = (queries.shape.query_heads() * head_dim, group * head_dim);
+    let rows = span.rows.clone().flat_map(|row| &queries.data[row * width + kv_head * own..][..own]);
+    let values: Vec<f32> = rows.copied().collect();
+    let shape = [span.rows.len(), group, head_dim].map(|extent| extent as u64).to_vec();
+    Tensor { dtype: Dtype::F32, shape, data: little_endian(&values) }
+}

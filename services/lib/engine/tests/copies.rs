@@ -1,0 +1,220 @@
+//! Several copies of each block: what one of them does or does not do changes no bit of a result.
+
+#[path = "support/world.rs"]
+mod support;
+
+use std::{collections::BTreeMap, sync::atomic::Ordering};
+
+use longshore_blocks::BlockKey;
+use longshore_engine::{Error, Sequence, store_copies, testing::tokens};
+use longshore_fabric::{CallContext, Code};
+use longshore_proto::types::PutOutcome;
+
+use support::{BLOCK, World, bits};
+
+/// Copies of each block.
+fn counts(world: &World) -> BTreeMap<BlockKey, usize> {
+    let mut counts = BTreeMap::new();
+    for shard in &world.cluster.shards {
+        shard
+            .bodies()
+            .keys()
+            .filter(|(_, layer)| *layer == 0)
+            .for_each(|(key, _)| *counts.entry(*key).or_default() += 1);
+    }
+    counts
+}
+
+fn away(world: &World, shard: usize, away: bool) {
+    world.cluster.shards[shard].faults.away.store(away, Ordering::SeqCst);
+}
+
+fn expected(world: &World, tokens: &[u32]) -> Vec<u32> {
+    bits(&world.reference(tokens).1)
+}
+
+fn step(world: &World, sequence: &mut Sequence, tokens: &[u32]) -> Vec<u32> {
+    bits(&world.step(sequence, tokens).expect("logits were asked for"))
+}
+
+#[test]
+fn every_block_lies_on_as_many_shards_as_asked_for() {
+    for copies in 1..=3 {
+        let world = World::with_copies(4, copies, copies);
+        world.store(&tokens(1, 20 * BLOCK));
+        let counts = counts(&world);
+        assert_eq!(counts.len(), 20);
+        assert!(counts.values().all(|count| *count == copies), "{counts:?}");
+    }
+}
+
+#[test]
+fn any_one_shard_may_be_away_when_a_sequence_is_opened_or_fetched() {
+    let world = World::with_copies(4, 2, 2);
+    let prompt = tokens(2, 20 * BLOCK + 3);
+    world.store(&prompt);
+    let expected = expected(&world, &prompt);
+    for victim in 0..4 {
+        away(&world, victim, true);
+        let mut opened = world.open(&prompt[..20 * BLOCK]);
+        assert_eq!(step(&world, &mut opened, &prompt[20 * BLOCK..]), expected, "without shard {victim}");
+        let mut fetched = world.fetch(&prompt[..20 * BLOCK]).expect("the other copies are read");
+        assert_eq!(step(&world, &mut fetched, &prompt[20 * BLOCK..]), expected, "without shard {victim}");
+        away(&world, victim, false);
+    }
+    assert!(world.views_settle_at(0));
+}
+
+#[test]
+fn two_shards_away_are_one_too_many_and_said_so() {
+    let world = World::with_copies(3, 2, 2);
+    let prompt = tokens(3, 30 * BLOCK);
+    world.store(&prompt);
+    away(&world, 0, true);
+    away(&world, 1, true);
+    let error = world.open_as(b"", &prompt).expect_err("some blocks have no copy left");
+    assert!(matches!(error.kind(), Code::Unavailable | Code::NotFound), "{error}");
+}
+
+#[test]
+fn a_shard_that_dies_or_lies_in_the_middle_changes_no_bit() {
+    let prompt = tokens(4, 20 * BLOCK + 2);
+    let (next, last) = ([7], [9]);
+    for fault in ["dies", "lies", "leaves out"] {
+        for victim in 0..3 {
+            let world = World::with_copies(3, 2, 2);
+            world.store(&prompt);
+            let mut sequence = world.open(&prompt[..20 * BLOCK]);
+            step(&world, &mut sequence, &prompt[20 * BLOCK..]);
+            let faults = &world.cluster.shards[victim].faults;
+            match fault {
+                "dies" => faults.away.store(true, Ordering::SeqCst),
+                "lies" => faults.corrupt_attends.store(3, Ordering::SeqCst),
+                _ => faults.short_attends.store(2, Ordering::SeqCst),
+            }
+            let all = [&prompt[..], &next].concat();
+            assert_eq!(step(&world, &mut sequence, &next), expected(&world, &all), "shard {victim} {fault}");
+            let all = [&all[..], &last].concat();
+            assert_eq!(step(&world, &mut sequence, &last), expected(&world, &all), "shard {victim} {fault}");
+            drop(sequence);
+            if fault != "dies" {
+                assert!(world.views_settle_at(0), "no view is left behind");
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_are_handed_over_to_the_copies_that_are_there() {
+    let prompt = tokens(5, 9 * BLOCK);
+    for victim in 0..3 {
+        let world = World::with_copies(3, 2, 2);
+        world.store(&prompt);
+        let mut sequence = world.open(&prompt[..4 * BLOCK]);
+        step(&world, &mut sequence, &prompt[4 * BLOCK..]);
+        away(&world, victim, true);
+        world.append(&mut sequence, 5).expect("the other copies take over");
+        assert_eq!((sequence.remote_blocks(), sequence.broken()), (9, None));
+        let all = [&prompt[..], &[3]].concat();
+        assert_eq!(step(&world, &mut sequence, &[3]), expected(&world, &all), "without shard {victim}");
+    }
+}
+
+#[test]
+fn an_append_without_an_answer_moves_the_sequence_instead_of_breaking_it() {
+    let world = World::with_copies(3, 2, 2);
+    let prompt = tokens(6, 6 * BLOCK);
+    world.store(&prompt);
+    let mut sequence = world.open(&prompt[..BLOCK]);
+    step(&world, &mut sequence, &prompt[BLOCK..]);
+    for shard in &world.cluster.shards {
+        shard.faults.failed_appends.store(1, Ordering::SeqCst);
+    }
+    world.append(&mut sequence, 5).expect("another copy takes over");
+    assert_eq!((sequence.remote_blocks(), sequence.broken()), (6, None));
+    let all = [&prompt[..], &[3]].concat();
+    assert_eq!(step(&world, &mut sequence, &[3]), expected(&world, &all));
+}
+
+#[test]
+fn a_block_that_one_copy_lacks_is_read_from_the_other() {
+    let world = World::with_copies(2, 2, 2);
+    let prompt = tokens(7, 12 * BLOCK + 1);
+    world.store(&prompt);
+    world.cluster.shards[0].forget();
+    let mut sequence = world.open(&prompt[..12 * BLOCK]);
+    assert_eq!(step(&world, &mut sequence, &prompt[12 * BLOCK..]), expected(&world, &prompt));
+}
+
+fn try_store(world: &World, prompt: &[u32]) -> Result<PutOutcome, Error> {
+    let mut sequence = world.empty();
+    world.step(&mut sequence, prompt);
+    let tiles = sequence.block_messages(0).expect("the block is local");
+    let (ctx, links) = (CallContext::new("test"), world.links());
+    let candidates = sequence.candidates(0).expect("there are shards");
+    let shape = world.cluster.engine.wire_tile_shape();
+    world.runtime.block_on(store_copies(&ctx, &links, &candidates, world.cluster.identity(b""), shape, tiles))
+}
+
+#[test]
+fn a_write_goes_around_a_shard_that_is_away_as_long_as_enough_are_left() {
+    let prompt = tokens(8, BLOCK);
+    for victim in 0..3 {
+        let world = World::with_copies(3, 2, 2);
+        away(&world, victim, true);
+        assert_eq!(try_store(&world, &prompt).expect("two are left"), PutOutcome::Stored);
+        assert!(counts(&world).values().all(|count| *count == 2));
+        away(&world, (victim + 1) % 3, true);
+        assert!(try_store(&world, &tokens(9, BLOCK)).is_err(), "one is too few for two acknowledgements");
+    }
+    let world = World::with_copies(2, 2, 1);
+    away(&world, 0, true);
+    assert_eq!(try_store(&world, &prompt).expect("one is enough"), PutOutcome::Stored);
+}
+
+#[test]
+fn a_full_shard_is_passed_over_and_a_slow_one_not_waited_for() {
+    let world = World::with_copies(3, 2, 2);
+    world
+        .cluster
+        .shards
+        .iter()
+        .take(2)
+        .for_each(|shard| shard.faults.refused_puts.store(1, Ordering::SeqCst));
+    let outcome = try_store(&world, &tokens(10, BLOCK)).expect("shards answered");
+    let held = counts(&world).values().sum::<usize>();
+    assert_eq!(outcome == PutOutcome::Stored, held == 2, "{outcome:?} with {held} copies");
+
+    let world = World::with_copies(2, 2, 1);
+    world.cluster.shards[0].faults.ack_delay_ms.store(300, Ordering::SeqCst);
+    try_store(&world, &tokens(11, BLOCK)).expect("one acknowledgement is enough");
+    for _ in 0..500 {
+        if counts(&world).values().all(|count| *count == 2) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("the second copy never came: {:?}", counts(&world));
+}
+
+#[test]
+fn a_late_answer_is_asked_for_elsewhere() {
+    let world = World::with_copies(2, 2, 2);
+    let prompt = tokens(12, 12 * BLOCK + 1);
+    world.store(&prompt);
+    let mut sequence = world.open(&prompt[..12 * BLOCK]);
+    let mut all = prompt[..12 * BLOCK].to_vec();
+    let next: Vec<u32> = (0..24).map(|token| token % 11).collect();
+    for token in &next {
+        all.push(*token);
+        step(&world, &mut sequence, &[*token]);
+    }
+    // Far longer than anything before, and than this test takes when nobody waits for it.
+    let slow = &world.cluster.shards[0];
+    let (answered, moved) = (slow.attends(), world.cluster.shards[1].attends());
+    slow.faults.attend_delay_ms.store(20_000, Ordering::SeqCst);
+    all.push(5);
+    assert_eq!(step(&world, &mut sequence, &[5]), expected(&world, &all));
+    assert_eq!(slow.attends(), answered, "nobody waited for it");
+    assert!(world.cluster.shards[1].attends() > moved);
+}

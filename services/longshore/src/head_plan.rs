@@ -1,0 +1,56 @@
+//! The head plan of a deployment: a file, or what is shipped for the model.
+
+use std::{fmt::Write as _, sync::Arc};
+
+use anyhow::{Context, Result};
+use longshore_attention::{GatesCut, HeadBudgets, HeadPlan};
+use longshore_model::ModelInfo;
+
+use crate::config::Config;
+
+/// How DuoAttention deploys its gates: share of streaming heads among grouped ones, and where each query head has its own
+/// KV head.
+const DUO_GROUPED: GatesCut = GatesCut::Sparsity(0.5);
+const DUO_SINGLE: GatesCut = GatesCut::Sparsity(0.75);
+/// First and newest keys that its streaming heads see.
+const DUO_SINK: u64 = 64;
+const DUO_RECENT: u64 = 256;
+
+/// Plans of budgets that `longshore calibrate` found, by the digest of the model's files.
+const SHIPPED: &[(&str, &str)] = &[];
+
+/// The plan that the configuration names; without one, that of the model, if there is one.
+pub(crate) fn of(config: &Config, info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
+    let path = &config.model.head_plan;
+    if path.is_empty() {
+        return shipped(info);
+    }
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("`model.head_plan` is `{path}`, which cannot be read as UTF-8"))?;
+    let plan = read(&text, info)
+        .with_context(|| format!("`model.head_plan` is `{path}`, which is no plan for this model"))?;
+    Ok(Some(Arc::new(plan)))
+}
+
+/// An object is a plan of budgets, a list MInference's; a table of numbers begins with neither bracket.
+fn read(text: &str, info: &ModelInfo) -> Result<HeadPlan, longshore_attention::Error> {
+    let (layers, heads) = (info.config.layers, info.config.heads);
+    match text.trim_start().chars().next() {
+        Some('{') => HeadBudgets::from_json(text, layers, heads.kv_heads).map(HeadPlan::from),
+        Some('[') => HeadPlan::from_minference_json(text, layers, heads.query_heads(), heads.kv_heads),
+        _ => {
+            let cut = if heads.group > 1 { DUO_GROUPED } else { DUO_SINGLE };
+            HeadPlan::from_duo_tsv(text, cut, DUO_SINK, DUO_RECENT, layers, heads.kv_heads)
+        }
+    }
+}
+
+fn shipped(info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
+    let digest = info.digest.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("strings take everything");
+        text
+    });
+    let Some((_, text)) = SHIPPED.iter().find(|(of, _)| *of == digest) else { return Ok(None) };
+    let plan = read(text, info).context("the plan that is shipped for this model cannot be read")?;
+    Ok(Some(Arc::new(plan)))
+}

@@ -13,10 +13,10 @@ pub use generate::{
     ShardBytes, TextTokens, TokenChoice, TokenLogprob,
 };
 pub use kv::{
-    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, GetBlocks, GetSummaries, Identity,
-    InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RUNS_MAX, RepairStats,
-    ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats, TileMessage, WatchInventory,
-    WireTileShape,
+    AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, ForeignBytes, GetBlocks, GetSummaries,
+    Identity, InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RUNS_MAX,
+    RepairStats, ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats, TileData,
+    TileMessage, WatchInventory, WireTileShape,
 };
 pub use work::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
 

@@ -63,11 +63,13 @@ impl Tile {
         Ok(Self { shape, body: SlabBuffer::copied(body) })
     }
 
-    /// A tile whose body `fill` writes, from a file for example; what it leaves is zero. `shape` must be valid.
-    pub fn filled<E>(shape: TileShape, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
+    /// A tile whose body `fill` writes, all of it; returns what `fill` returned too. Refuses an invalid shape. As with
+    /// [`Self::from_bytes`], whoever takes bodies from others checks their checksum, of the tile.
+    pub fn filled<T>(shape: TileShape, fill: impl FnOnce(&mut [u8]) -> T) -> Result<(Self, T), Error> {
+        shape.validate()?;
         let mut tile = Self::zeroed(shape);
-        fill(tile.bytes_mut())?;
-        Ok(tile)
+        let told = fill(tile.bytes_mut());
+        Ok((tile, told))
     }
 
     /// The body as it travels.

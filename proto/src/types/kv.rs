@@ -3,8 +3,11 @@
 use bytes::Bytes;
 use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace};
 
+pub use data::{ForeignBytes, TileData};
+
 mod attend;
 mod convert;
+mod data;
 mod inventory;
 mod store;
 mod summaries;
@@ -74,7 +77,7 @@ pub struct Lookup {
     pub peek: bool,
 }
 
-/// K and V of one block in one layer. The checksum was verified on receipt.
+/// K and V of one block in one layer. Lanes do not verify the checksum: whoever uses the bytes does, over its own copy of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TileMessage {
     /// Block.
@@ -82,8 +85,8 @@ pub struct TileMessage {
     /// Layer.
     pub layer: u32,
     /// Body.
-    pub data: Bytes,
-    /// CRC-32C of the body.
+    pub data: TileData,
+    /// CRC-32C of the body, as its sender tells it.
     pub crc32c: u32,
     /// What places the block; `None` where it does not matter or nobody knows.
     pub place: Option<BlockPlace>,

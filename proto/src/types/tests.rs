@@ -29,7 +29,13 @@ fn key(byte: u8) -> BlockKey {
 
 fn wire_tensor(shape: &[u64], values: usize) -> v1::Tensor {
     let data = Bytes::from(vec![0; values * 4]);
-    v1::Tensor { dtype: v1::Dtype::F32.into(), shape: shape.to_vec(), crc32c: crc32c(&data), data }
+    v1::Tensor {
+        dtype: v1::Dtype::F32.into(),
+        shape: shape.to_vec(),
+        crc32c: crc32c(&data),
+        data,
+        shared: None,
+    }
 }
 
 fn wire_tile() -> v1::Tile {

@@ -89,7 +89,7 @@ async fn send(
 
 fn message(block: &SealedBlock<Arc<Tile>>, layer: u32, tile: Arc<Tile>) -> TileMessage {
     let crc32c = block.checksums()[layer as usize];
-    TileMessage { key: block.key(), layer, data: Bytes::from_owner(Body(tile)), crc32c, place: None }
+    TileMessage { key: block.key(), layer, data: Bytes::from_owner(Body(tile)).into(), crc32c, place: None }
 }
 
 /// A tile's body, lent to a message without a copy.

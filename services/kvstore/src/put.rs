@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use longshore_attention::Tile;
 use longshore_blocks::{
-    BlockKey, Namespace, crc32c,
+    BlockKey, Namespace,
     pool::{Admission, Page, Put, WriterId},
 };
 use longshore_chassis::Tasks;
@@ -200,10 +200,17 @@ impl Session {
             Admission::Repeated { crc32c } => return repeated(message, crc32c),
             Admission::MakeRoom => unreachable!("asked until there is room or a refusal"),
         }
-        let tile = Tile::from_bytes(shape, &message.data)
-            .map_err(|error| Refusal::corrupt(format!("layer {}: {error}", message.layer)))?;
+        let bad =
+            |error: &dyn std::fmt::Display| Refusal::corrupt(format!("layer {}: {error}", message.layer));
+        if message.data.len() != shape.bytes() {
+            let problem =
+                format!("`body` has {} bytes, its shape needs {}", message.data.len(), shape.bytes());
+            return Err(bad(&problem));
+        }
+        let (tile, copied) =
+            Tile::filled(shape, |body| message.data.copy_to(body)).map_err(|error| bad(&error))?;
         // The copy is checked, not the message: what is stored is what the checksum stands for.
-        if crc32c(tile.as_bytes()) != message.crc32c {
+        if copied.map_err(|error| bad(&error))? != message.crc32c {
             return Err(Refusal::corrupt(format!("layer {} does not match its checksum", message.layer)));
         }
         // The executor passes over keys that are no numbers, which would be a wrong answer and not an error.

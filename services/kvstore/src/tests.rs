@@ -105,7 +105,7 @@ fn tile(name: u8, layer: u32) -> Tile {
 
 fn message(name: u8, layer: u32) -> TileMessage {
     let data = Bytes::copy_from_slice(tile(name, layer).as_bytes());
-    TileMessage { key: key(name), layer, crc32c: crc32c(&data), data, place: None }
+    TileMessage { key: key(name), layer, crc32c: crc32c(&data), data: data.into(), place: None }
 }
 
 fn block(name: u8) -> Vec<TileMessage> {

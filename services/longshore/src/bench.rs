@@ -7,9 +7,11 @@ mod prefill;
 mod runner;
 mod serve;
 mod statistics;
+mod store;
 mod trace;
 
 pub(crate) use compute::compute;
 pub(crate) use prefill::prefill;
 pub(crate) use serve::serve;
+pub(crate) use store::store;
 pub(crate) use trace::trace;

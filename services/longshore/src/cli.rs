@@ -11,7 +11,10 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use bench::{BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, ComputePart};
+pub(crate) use bench::{
+    BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, BenchStoreArgs, ComputePart, StoreEnd,
+    StoreLane,
+};
 pub(crate) use calibrate::{CalibrateArgs, Search};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
 pub(crate) use doctor::DoctorArgs;

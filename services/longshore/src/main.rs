@@ -63,6 +63,7 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Bench { command: BenchCommand::Compute(args) } => {
             role::blocking(move || bench::compute(&args)).await
         }
+        Command::Bench { command: BenchCommand::Store(args) } => bench::store(*args).await,
         Command::Bench { command: BenchCommand::Prefill(args) } => {
             role::blocking(move || bench::prefill(&args)).await
         }

@@ -91,6 +91,9 @@ impl TryFrom<v1::Tensor> for Tensor {
 
     fn try_from(wire: v1::Tensor) -> Result<Self, WireError> {
         let dtype = Dtype::from_wire(wire.dtype)?;
+        if wire.shared.is_some() {
+            return Err(WireError::invalid("shared", "is set, this connection shares no memory"));
+        }
         check::at_most(wire.shape.len(), AXES_MAX, "axes", "shape")?;
         if bytes_of(&wire.shape, dtype) != Some(wire.data.len() as u64) {
             let problem =
@@ -109,6 +112,7 @@ impl From<Tensor> for v1::Tensor {
             shape: tensor.shape,
             crc32c: crc32c(&tensor.data),
             data: tensor.data,
+            shared: None,
         }
     }
 }
@@ -172,7 +176,9 @@ impl TryFrom<v1::Tile> for TileMessage {
 
     fn try_from(wire: v1::Tile) -> Result<Self, WireError> {
         let key = BlockKey(check::exact(&wire.key, "key")?);
-        verify(&wire.data, wire.crc32c)?;
+        if wire.shared.is_some() {
+            return Err(WireError::invalid("shared", "is set, this connection shares no memory"));
+        }
         let place = match wire.stripe_seed.is_empty() {
             true => None,
             false => Some(BlockPlace {
@@ -180,7 +186,7 @@ impl TryFrom<v1::Tile> for TileMessage {
                 index: wire.block_index,
             }),
         };
-        Ok(Self { key, layer: wire.layer, data: wire.data, crc32c: wire.crc32c, place })
+        Ok(Self { key, layer: wire.layer, data: wire.data.into(), crc32c: wire.crc32c, place })
     }
 }
 
@@ -189,8 +195,9 @@ impl From<TileMessage> for v1::Tile {
         Self {
             key: Bytes::copy_from_slice(&tile.key.0),
             layer: tile.layer,
-            data: tile.data,
+            data: tile.data.into(),
             crc32c: tile.crc32c,
+            shared: None,
             stripe_seed: tile
                 .place
                 .map_or_else(Bytes::new, |place| Bytes::copy_from_slice(&place.stripe_seed)),

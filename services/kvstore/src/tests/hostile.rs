@@ -171,7 +171,7 @@ async fn values_that_are_no_numbers_are_not_stored_and_never_become_an_answer() 
     let shard = shard(2);
     let nan = (0..LAYERS).map(|layer| {
         let data = Bytes::from(vec![0x7e; shape().bytes()]);
-        TileMessage { key: key(1), layer, crc32c: crc32c(&data), data, place: None }
+        TileMessage { key: key(1), layer, crc32c: crc32c(&data), data: data.into(), place: None }
     });
     let acks = shard.put("", nan.collect()).await;
     assert_eq!(outcomes(&acks), [(1, PutOutcome::Corrupt)]);

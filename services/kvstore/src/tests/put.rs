@@ -52,10 +52,10 @@ async fn a_bad_tile_refuses_its_block_and_not_the_stream() {
     };
     for (what, tiles) in [
         ("checksum", damaged(|tile| tile.crc32c ^= 1)),
-        ("contents", damaged(|tile| tile.data = Bytes::from(vec![1; tile.data.len()]))),
-        ("short", damaged(|tile| tile.data = tile.data.slice(1..))),
-        ("empty", damaged(|tile| tile.data = Bytes::new())),
-        ("long", damaged(|tile| tile.data = Bytes::from(vec![0; tile.data.len() + 1]))),
+        ("contents", damaged(|tile| tile.data = vec![1; tile.data.len()].into())),
+        ("short", damaged(|tile| tile.data = tile.data[1..].to_vec().into())),
+        ("empty", damaged(|tile| tile.data = Vec::new().into())),
+        ("long", damaged(|tile| tile.data = vec![0; tile.data.len() + 1].into())),
         ("layer", damaged(|tile| tile.layer = LAYERS)),
         ("far layer", damaged(|tile| tile.layer = u32::MAX)),
     ] {

@@ -1,13 +1,40 @@
 //! The one checksum of tiles and tensors.
 
+/// Bytes that are copied before they are checked: small enough to be still in the first cache then.
+const STEP_BYTES: usize = 8 << 10;
+
 /// CRC-32C (Castagnoli) of `bytes`.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     ::crc32c::crc32c(bytes)
 }
 
+/// CRC-32C of what went before, which had `crc`, and `bytes` behind it. 0 is the checksum of nothing.
+pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
+    ::crc32c::crc32c_append(crc, bytes)
+}
+
+/// Fills `into` a step at a time through `copy` (offset, where to) and goes on with the checksum `crc` over what was written. Memory is
+/// read once and written once; the checksum is that of the copy, whatever becomes of the source meanwhile.
+pub fn fill_crc32c(mut crc: u32, into: &mut [u8], mut copy: impl FnMut(usize, &mut [u8])) -> u32 {
+    for (step, part) in into.chunks_mut(STEP_BYTES).enumerate() {
+        copy(step * STEP_BYTES, part);
+        crc = crc32c_append(crc, part);
+    }
+    crc
+}
+
+/// Copies `from` to `into`, which must be as long, and goes on with the checksum `crc`.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn copy_crc32c(crc: u32, into: &mut [u8], from: &[u8]) -> u32 {
+    assert_eq!(into.len(), from.len(), "a copy is as long as its source");
+    fill_crc32c(crc, into, |offset, part| part.copy_from_slice(&from[offset..offset + part.len()]))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::crc32c;
+    use super::{copy_crc32c, crc32c, crc32c_append};
 
     #[test]
     fn agrees_with_the_published_vectors() {
@@ -15,5 +42,19 @@ mod tests {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&std::array::from_fn::<u8, 32, _>(|i| i as u8)), 0x46dd_794e);
+    }
+
+    #[test]
+    fn a_copy_has_the_checksum_of_its_source_wherever_it_is_cut() {
+        let source: Vec<u8> = (0..40_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for length in [0, 1, 63, 8_191, 8_192, 8_193, 40_000] {
+            let mut copy = vec![0; length];
+            assert_eq!(copy_crc32c(0, &mut copy, &source[..length]), crc32c(&source[..length]), "{length}");
+            assert_eq!(copy, source[..length]);
+        }
+        let (head, tail) = source.split_at(12_345);
+        assert_eq!(crc32c_append(crc32c(head), tail), crc32c(&source));
+        let mut copy = vec![0; tail.len()];
+        assert_eq!(copy_crc32c(crc32c(head), &mut copy, tail), crc32c(&source));
     }
 }

@@ -169,7 +169,7 @@ impl Sequence {
         let data = Bytes::from_owner(TileBody(Arc::clone(tile)));
         let crc32c = crc32c(&data);
         let place = BlockPlace { stripe_seed: self.chain.stripe_seed(block), index: block };
-        Some(TileMessage { key, layer: layer as u32, data, crc32c, place: Some(place) })
+        Some(TileMessage { key, layer: layer as u32, data: data.into(), crc32c, place: Some(place) })
     }
 
     /// All tiles of a full local block; `None` when it is not here or not full.

@@ -167,11 +167,15 @@ fn verified(
             format!("block `{}` layer {} instead of `{key}` layer {layer}", message.key, message.layer);
         return Err(mismatch(link, problem));
     }
-    if longshore_blocks::crc32c(&message.data) != message.crc32c {
+    let bad =
+        |problem: &dyn std::fmt::Display| mismatch(link, format!("block `{key}` layer {layer}: {problem}"));
+    let (tile, copied) =
+        Tile::filled(engine.tile_shape(), |body| message.data.copy_to(body)).map_err(|error| bad(&error))?;
+    // The checksum of the copy counts: the message may lie in memory that its sender can still write to.
+    if copied.map_err(|error| bad(&error))? != message.crc32c {
         return Err(mismatch(link, format!("block `{key}` layer {layer} with a wrong checksum")));
     }
-    Tile::from_bytes(engine.tile_shape(), &message.data)
-        .map_err(|error| mismatch(link, format!("block `{key}` layer {layer}: {error}")))
+    Ok(tile)
 }
 
 fn mismatch(link: &ShardLink, problem: String) -> Error {

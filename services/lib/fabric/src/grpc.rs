@@ -2,11 +2,15 @@
 
 mod call;
 mod front;
+mod lanes;
 mod pool;
 mod shard;
+mod tiles;
 mod workers;
 
 use std::{sync::Arc, time::Duration};
+
+use tonic::transport::Channel;
 
 use crate::{Connector, Decoder, Describer, Error, Inference, Prefiller, Shard};
 
@@ -31,6 +35,10 @@ pub struct GrpcOptions {
     pub connection_window_bytes: u32,
     /// Largest HTTP/2 frame.
     pub frame_bytes_max: u32,
+    /// Memory of each connection of the `shm` lane for what it sends, a multiple of 2 MiB; 0 never uses that lane.
+    pub shm_arena_bytes: usize,
+    /// Connections to a peer that carry tiles, by turns.
+    pub tile_connections: usize,
 }
 
 impl Default for GrpcOptions {
@@ -41,9 +49,11 @@ impl Default for GrpcOptions {
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
             message_bytes_max: 16 << 20,
-            stream_window_bytes: 4 << 20,
+            stream_window_bytes: 8 << 20,
             connection_window_bytes: 16 << 20,
-            frame_bytes_max: 256 << 10,
+            frame_bytes_max: 1 << 20,
+            shm_arena_bytes: 32 << 20,
+            tile_connections: 2,
         }
     }
 }
@@ -62,13 +72,30 @@ impl GrpcConnector {
     pub fn new(options: GrpcOptions) -> Self {
         Self { pool: Arc::new(Pool::new(options)) }
     }
+
+    /// A client of a shard over the `shm` lane alone: `Unavailable` when that is not offered, and for good when it ends.
+    pub async fn shm_shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
+        lanes::shm_alone(address, &self.pool).await
+    }
+}
+
+/// The generated client alone, tiles too.
+pub(crate) fn stock(channel: Channel, message_bytes_max: usize) -> Arc<dyn Shard> {
+    Arc::new(shard::ShardClient::stock(channel, message_bytes_max))
 }
 
 impl Connector for GrpcConnector {
     fn shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
         let calls = self.pool.channel(address, Use::Calls)?;
-        let tiles = self.pool.channel(address, Use::Tiles)?;
-        Ok(Arc::new(shard::ShardClient::new(calls, tiles, self.pool.message_bytes_max())))
+        let channels =
+            (0..self.pool.tile_connections()).map(|index| self.pool.channel(address, Use::Tiles(index)));
+        let limit = self.pool.message_bytes_max();
+        let tiles = tiles::TileChannels::new(channels.collect::<Result<_, _>>()?, limit);
+        let grpc = Arc::new(shard::ShardClient::new(calls, tiles, limit));
+        if self.pool.options().shm_arena_bytes == 0 {
+            return Ok(grpc);
+        }
+        Ok(Arc::new(lanes::LaneShard::new(address, grpc, Arc::clone(&self.pool))))
     }
 
     fn prefiller(&self, address: &str) -> Result<Arc<dyn Prefiller>, Error> {

@@ -2,6 +2,7 @@
 //! (`grpc` lane); attention streams, channel pools, deadlines. Callers cannot tell the lanes apart.
 
 mod api;
+pub mod baseline;
 mod context;
 mod error;
 mod grpc;
@@ -9,7 +10,10 @@ mod lane;
 mod link;
 mod local;
 pub mod server;
+mod shm;
 pub mod status;
+mod tiles;
+pub mod transfer;
 
 pub use api::{BoxStream, Connector, Decoder, Describer, Inference, Prefiller, Shard};
 pub use context::CallContext;

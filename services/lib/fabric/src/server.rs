@@ -1,6 +1,7 @@
 //! gRPC servers: listeners with health, reflection, limits and graceful shutdown, and the adapters from the generated
 //! service traits to ours. A service crate hands over its trait object and never sees a status.
 
+mod budget;
 mod call;
 mod front;
 mod options;
@@ -9,6 +10,7 @@ mod refusal;
 mod run;
 mod shard;
 mod socket;
+mod tiles;
 mod workers;
 
 use std::{pin::Pin, sync::Arc};
@@ -16,7 +18,7 @@ use std::{pin::Pin, sync::Arc};
 use futures::{Stream, StreamExt};
 use longshore_proto::v1::{
     cluster_service_server::ClusterServiceServer, decode_service_server::DecodeServiceServer,
-    inference_service_server::InferenceServiceServer, kv_store_service_server::KvStoreServiceServer,
+    inference_service_server::InferenceServiceServer, kv_store_service_server::KvStoreService,
     prefill_service_server::PrefillServiceServer,
 };
 use tokio::sync::watch;
@@ -53,8 +55,9 @@ impl Services {
     /// Serves `KvStoreService`.
     pub fn shard(mut self, shard: Arc<dyn Shard>) -> Self {
         let limit = self.options.message_bytes_max;
-        let service = KvStoreServiceServer::new(shard::ShardService { shard, desk: self.desk.clone() });
-        self.add(service.max_decoding_message_size(limit).max_encoding_message_size(limit));
+        let service = shard::ShardService { shard, desk: self.desk.clone() };
+        let budget = budget::Budget::new(&self.options);
+        self.add(tiles::TileService::new(service, budget, limit));
         self
     }
 
@@ -126,6 +129,11 @@ impl Readiness {
     pub fn set(&self, ready: bool) {
         self.ready.send_replace(ready);
     }
+}
+
+/// The adapter that the generated server wants, apart from any listener of ours.
+pub(crate) fn stock(shard: Arc<dyn Shard>) -> impl KvStoreService {
+    shard::ShardService { shard, desk: call::Desk::default() }
 }
 
 /// A response stream as tonic wants it.

@@ -12,5 +12,7 @@ mod fake;
 mod house;
 #[path = "lanes/prompts.rs"]
 mod prompts;
+#[path = "lanes/tiles.rs"]
+mod tiles;
 #[path = "lanes/wire.rs"]
 mod wire;

@@ -61,7 +61,7 @@ impl Shard for NoiseShard {
             Ok(Some(TileMessage {
                 key: get.keys[index / layers],
                 layer: (index % layers) as u32,
-                data,
+                data: data.into(),
                 crc32c,
                 place: None,
             }))

@@ -15,8 +15,85 @@ pub(crate) enum BenchCommand {
     Compute(Box<BenchComputeArgs>),
     /// Prompts under prefill policies: time to first token, attention, selection, density.
     Prefill(Box<BenchPrefillArgs>),
+    /// Tiles into shards and out of them over every lane, beside memcpy, raw TCP and stock tonic.
+    Store(Box<BenchStoreArgs>),
     /// Recorded requests: which of their blocks would have been held, by eviction policy and capacity.
     Trace(Box<BenchTraceArgs>),
+}
+
+/// Ways to a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StoreLane {
+    /// Called in the same process.
+    Local,
+    /// Shared memory of one host.
+    Shm,
+    /// gRPC with our own bodies.
+    Grpc,
+    /// gRPC as tonic generates it, with its own settings: what to compare with.
+    Stock,
+}
+
+/// What lies behind a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StoreEnd {
+    /// Memory that is there already: verifies and copies tiles into it. Shows the lane.
+    Slab,
+    /// A shard as `longshore kvstore` runs it.
+    Store,
+}
+
+/// Flags of `longshore bench store`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  longshore bench store                                                every lane, one process and two; about two minutes
+  longshore bench store --lanes grpc,stock --tile-bytes 1048576 --json store.json
+  longshore bench store --lanes grpc --ends slab --processes 2 --unverified    what the checksums cost")]
+pub(crate) struct BenchStoreArgs {
+    /// Lanes.
+    #[arg(long, value_delimiter = ',', value_name = "LANES", default_value = "local,shm,grpc,stock")]
+    pub(crate) lanes: Vec<StoreLane>,
+    /// What lies behind them.
+    #[arg(long, value_delimiter = ',', value_name = "ENDS", default_value = "slab,store")]
+    pub(crate) ends: Vec<StoreEnd>,
+    /// Bytes of a tile (K and V of one block in one layer): multiples of 32,768.
+    #[arg(long, value_delimiter = ',', value_name = "BYTES", default_value = "262144,1048576", value_parser = clap::value_parser!(u64).range(8_192..=8 << 20))]
+    pub(crate) tile_bytes: Vec<u64>,
+    /// Layers, which is tiles of a block.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=128))]
+    pub(crate) layers: u32,
+    /// Streams at the same time.
+    #[arg(long, value_delimiter = ',', value_name = "STREAMS", default_value = "1,4", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) concurrency: Vec<u32>,
+    /// 1: client and shard in this process; 2: the shard in a process of its own.
+    #[arg(long, value_delimiter = ',', value_name = "COUNTS", default_value = "1,2", value_parser = clap::value_parser!(u32).range(1..=2))]
+    pub(crate) processes: Vec<u32>,
+    /// Seconds of each point.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) seconds: f64,
+    /// Connections of the grpc lane that carry tiles.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) connections: u32,
+    /// Largest HTTP/2 frame of the grpc lane.
+    #[arg(long, default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(16_384..=16_777_215))]
+    pub(crate) frame_bytes: u32,
+    /// HTTP/2 window of a stream of the grpc lane; that of a connection is twice as large.
+    #[arg(long, default_value_t = 8 << 20, value_parser = clap::value_parser!(u32).range(65_535..=1 << 29))]
+    pub(crate) window_bytes: u32,
+    /// Leave out the checksums of the slab end and of readers, to see what they cost. Nothing else can.
+    #[arg(long)]
+    pub(crate) unverified: bool,
+    /// Leave out lookups of a prefix of a million tokens over four shards.
+    #[arg(long)]
+    pub(crate) without_lookups: bool,
+    /// Write all figures as JSON; `-` is standard output, where the tables are left out then.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Be the process with the shard: print addresses, serve until standard input ends.
+    #[arg(long, hide = true)]
+    pub(crate) child: bool,
 }
 
 /// Parts of `longshore bench compute`.

@@ -331,7 +331,13 @@ impl Shard for MemoryShard {
             for (layer, tile) in tiles.iter().enumerate() {
                 let data = bytes::Bytes::copy_from_slice(tile.as_bytes());
                 let crc32c = crc32c(&data);
-                answers.push(Ok(Some(TileMessage { key, layer: layer as u32, data, crc32c, place: None })));
+                answers.push(Ok(Some(TileMessage {
+                    key,
+                    layer: layer as u32,
+                    data: data.into(),
+                    crc32c,
+                    place: None,
+                })));
             }
         }
         Ok(futures::stream::iter(answers).boxed())

@@ -62,7 +62,7 @@ where
 }
 
 /// The transport calls its own timer a cancellation; it is the deadline that we sent along.
-fn fault(context: &CallContext, status: &Status) -> Error {
+pub(super) fn fault(context: &CallContext, status: &Status) -> Error {
     let error = from_status(status);
     let late = context.time_left().is_some_and(|left| left.is_zero());
     let reset = matches!(error.code, Code::Cancelled | Code::Unavailable);

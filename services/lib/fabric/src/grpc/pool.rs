@@ -6,17 +6,18 @@ use std::{
 };
 
 use http::Uri;
+use hyper_util::rt::TokioIo;
 use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
-use super::GrpcOptions;
+use super::{GrpcOptions, lanes::Tracked};
 use crate::Error;
 
-/// What a connection carries. Tiles have one of their own, so that bulk never delays a query.
+/// What a connection carries. Tiles have their own ones, by number, so that bulk never delays a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Use {
     Calls,
-    Tiles,
+    Tiles(usize),
 }
 
 #[derive(Debug)]
@@ -46,6 +47,14 @@ impl Pool {
 
     pub(super) fn message_bytes_max(&self) -> usize {
         self.options.message_bytes_max
+    }
+
+    pub(super) fn options(&self) -> &GrpcOptions {
+        &self.options
+    }
+
+    pub(super) fn tile_connections(&self) -> usize {
+        self.options.tile_connections.max(1)
     }
 
     /// The connection to `address` for `purpose`. Clients keep a handle, so that one that is pushed out of the pool lives
@@ -78,8 +87,12 @@ impl Pool {
         if !plain || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(refuse());
         }
+        Ok(self.tuned(Endpoint::from(uri)))
+    }
+
+    fn tuned(&self, endpoint: Endpoint) -> Endpoint {
         let options = &self.options;
-        Ok(Endpoint::from(uri)
+        endpoint
             .connect_timeout(options.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(options.keepalive_interval)
@@ -87,7 +100,19 @@ impl Pool {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(options.stream_window_bytes)
             .initial_connection_window_size(options.connection_window_bytes)
-            .max_frame_size(options.frame_bytes_max))
+            .max_frame_size(options.frame_bytes_max)
+    }
+
+    /// A channel over one stream that is open already; it fails for good when the stream ends.
+    pub(super) fn channel_over(&self, stream: Tracked) -> Channel {
+        let endpoint = self.tuned(Endpoint::from_static("http://shm"));
+        let mut stream = Some(stream);
+        let _entered = self.runtime.enter();
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let stream = stream.take().map(TokioIo::new);
+            let ended = || std::io::Error::new(std::io::ErrorKind::NotConnected, "the connection ended");
+            std::future::ready(stream.ok_or_else(ended))
+        }))
     }
 }
 

@@ -1,5 +1,7 @@
 //! [`Shard`] over `KvStoreService`.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use longshore_proto::{
     types::{
@@ -11,25 +13,41 @@ use longshore_proto::{
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
-use super::call::{messages, request, streaming, unary};
-use crate::{BoxStream, CallContext, Error, Shard, lane::Hop};
+use super::{
+    call::{messages, request, streaming, unary},
+    tiles::TileChannels,
+};
+use crate::{BoxStream, CallContext, Error, Shard, lane::Hop, shm::Link};
 
 /// A shard behind an address.
 #[derive(Debug)]
 pub(super) struct ShardClient {
     calls: KvStoreServiceClient<Channel>,
-    tiles: KvStoreServiceClient<Channel>,
+    /// `None`: the generated client moves tiles too.
+    tiles: Option<TileChannels>,
 }
 
 impl ShardClient {
-    pub(super) fn new(calls: Channel, tiles: Channel, message_bytes_max: usize) -> Self {
-        let client = |channel| {
-            KvStoreServiceClient::new(channel)
-                .max_decoding_message_size(message_bytes_max)
-                .max_encoding_message_size(message_bytes_max)
-        };
-        Self { calls: client(calls), tiles: client(tiles) }
+    pub(super) fn new(calls: Channel, tiles: TileChannels, message_bytes_max: usize) -> Self {
+        Self { tiles: Some(tiles), ..Self::stock(calls, message_bytes_max) }
     }
+
+    /// Over one connection with shared memory.
+    pub(super) fn with_link(channel: Channel, link: Arc<Link>, message_bytes_max: usize) -> Self {
+        let tiles = TileChannels::with_link(channel.clone(), link, message_bytes_max);
+        Self { tiles: Some(tiles), ..Self::stock(channel, message_bytes_max) }
+    }
+
+    pub(super) fn stock(channel: Channel, message_bytes_max: usize) -> Self {
+        Self { calls: generated(channel, message_bytes_max), tiles: None }
+    }
+}
+
+/// The generated client with our limit.
+pub(super) fn generated(channel: Channel, message_bytes_max: usize) -> KvStoreServiceClient<Channel> {
+    KvStoreServiceClient::new(channel)
+        .max_decoding_message_size(message_bytes_max)
+        .max_encoding_message_size(message_bytes_max)
 }
 
 #[async_trait]
@@ -49,6 +67,9 @@ impl Shard for ShardClient {
         shape: WireTileShape,
         tiles: mpsc::Receiver<TileMessage>,
     ) -> Result<BoxStream<PutAck>, Error> {
+        if let Some(own) = &self.tiles {
+            return own.put_blocks(ctx, identity, shape, tiles).await;
+        }
         let hop = Hop::new(ctx);
         let start = v1::PutBlocksStart { identity: Some(identity.into()), shape: Some(shape.into()) };
         let part = |part| v1::PutBlocksRequest { part: Some(part) };
@@ -56,7 +77,7 @@ impl Shard for ShardClient {
             vec![part(Part::Tile(tile.into()))]
         });
         let request = request(&hop.context, tiles)?;
-        let mut client = self.tiles.clone();
+        let mut client = self.calls.clone();
         streaming(hop, client.put_blocks(request), PutAck::try_from).await
     }
 
@@ -65,9 +86,12 @@ impl Shard for ShardClient {
         ctx: &CallContext,
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        if let Some(own) = &self.tiles {
+            return own.get_blocks(ctx, get).await;
+        }
         let hop = Hop::new(ctx);
         let request = request(&hop.context, v1::GetBlocksRequest::from(get))?;
-        let mut client = self.tiles.clone();
+        let mut client = self.calls.clone();
         streaming(hop, client.get_blocks(request), Option::try_from).await
     }
 
@@ -85,7 +109,8 @@ impl Shard for ShardClient {
     ) -> Result<BoxStream<SummariesMessage>, Error> {
         let hop = Hop::new(ctx);
         let request = request(&hop.context, v1::GetSummariesRequest::from(get))?;
-        let mut client = self.tiles.clone();
+        // Summaries are bulk like tiles.
+        let mut client = self.tiles.as_ref().map_or_else(|| self.calls.clone(), TileChannels::generated);
         streaming(hop, client.get_summaries(request), SummariesMessage::try_from).await
     }
 
@@ -95,10 +120,22 @@ impl Shard for ShardClient {
         queries: mpsc::Receiver<AttendQuery>,
     ) -> Result<BoxStream<AttendAnswer>, Error> {
         let hop = Hop::new(ctx);
-        let queries = messages(&hop.context, None, queries, |query| vec![v1::AttendRequest::from(query)]);
+        let link = self.tiles.as_ref().and_then(TileChannels::link).cloned();
+        let lender = link.as_ref().map(Link::lender);
+        let queries = messages(&hop.context, None, queries, move |query| {
+            let mut query = v1::AttendRequest::from(query);
+            if let Some(lender) = &lender {
+                lender.place_queries(&mut query);
+            }
+            vec![query]
+        });
         let request = request(&hop.context, queries)?;
         let mut client = self.calls.clone();
-        streaming(hop, client.attend(request), AttendAnswer::try_from).await
+        streaming(hop, client.attend(request), move |mut answer| {
+            link.as_ref().map_or(Ok(()), |link| link.take_partials(&mut answer))?;
+            AttendAnswer::try_from(answer)
+        })
+        .await
     }
 
     async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error> {

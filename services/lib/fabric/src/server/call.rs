@@ -25,7 +25,12 @@ pub(super) struct Desk {
 impl Desk {
     /// Opens the call that `request` asks for.
     pub(super) fn enter<T>(&self, request: &Request<T>) -> Result<Hop, Error> {
-        let context = context(request.metadata())?;
+        self.enter_with(request.metadata())
+    }
+
+    /// Opens the call that came with `metadata`.
+    pub(super) fn enter_with(&self, metadata: &MetadataMap) -> Result<Hop, Error> {
+        let context = context(metadata)?;
         Ok(Hop::new(&context).holding(self.calls.token()))
     }
 }

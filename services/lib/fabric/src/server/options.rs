@@ -17,6 +17,12 @@ pub struct ServerOptions {
     pub stream_window_bytes: u32,
     /// HTTP/2 flow-control window of one connection.
     pub connection_window_bytes: u32,
+    /// Memory that each connection of the `shm` lane gets for what it sends, a multiple of 2 MiB; 0 offers no such lane.
+    pub shm_arena_bytes: usize,
+    /// Bytes of tiles that all streams of one tenant may have under way; further streams are refused. A stream has at most its window.
+    pub tenant_tile_bytes_max: usize,
+    /// The same for all streams of one connection.
+    pub peer_tile_bytes_max: usize,
     /// Largest HTTP/2 frame.
     pub frame_bytes_max: u32,
     /// Largest list of headers of one call.
@@ -32,7 +38,12 @@ pub struct ServerOptions {
 impl ServerOptions {
     /// For listeners that clients reach: small windows, because anybody may open many connections.
     pub fn front() -> Self {
-        Self { stream_window_bytes: 256 << 10, connection_window_bytes: 1 << 20, ..Self::default() }
+        Self {
+            stream_window_bytes: 256 << 10,
+            connection_window_bytes: 1 << 20,
+            shm_arena_bytes: 0,
+            ..Self::default()
+        }
     }
 }
 
@@ -44,9 +55,12 @@ impl Default for ServerOptions {
             inference_message_bytes_max: 4 << 20,
             connections_max: 1024,
             streams_max: 1024,
-            stream_window_bytes: 4 << 20,
+            stream_window_bytes: 8 << 20,
             connection_window_bytes: 16 << 20,
-            frame_bytes_max: 256 << 10,
+            shm_arena_bytes: 32 << 20,
+            tenant_tile_bytes_max: 2 << 30,
+            peer_tile_bytes_max: 1 << 30,
+            frame_bytes_max: 1 << 20,
             header_bytes_max: 16 << 10,
             keepalive_interval: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),

@@ -12,7 +12,7 @@ use std::{
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 use super::refusal::from_request;
 use crate::{
@@ -39,13 +39,14 @@ pub(super) enum Step<T, A> {
 
 /// Moves `incoming` into `sender` until either ends. Yields answers to messages that the service must not see; an error
 /// ends the call. With `draining`, ends when nothing comes for a while after that fired.
-pub(super) fn pump<M, T, A, F>(
-    incoming: Streaming<M>,
+pub(super) fn pump<I, M, T, A, F>(
+    incoming: I,
     sender: mpsc::Sender<T>,
     draining: Option<CancellationToken>,
     convert: F,
 ) -> BoxStream<A>
 where
+    I: Stream<Item = Result<M, Status>> + Send + Unpin + 'static,
     M: Send + 'static,
     T: Send + 'static,
     A: Send + 'static,
@@ -62,22 +63,23 @@ where
     }))
 }
 
-struct Pump<M, T, F> {
-    incoming: Streaming<M>,
+struct Pump<I, T, F> {
+    incoming: I,
     sender: mpsc::Sender<T>,
     draining: Option<CancellationToken>,
     convert: F,
 }
 
-impl<M, T, F> Pump<M, T, F> {
+impl<I, T, F> Pump<I, T, F> {
     /// Moves messages until one has to be answered here; `None` at the end.
-    async fn advance<A>(&mut self) -> Result<Option<A>, Error>
+    async fn advance<M, A>(&mut self) -> Result<Option<A>, Error>
     where
+        I: Stream<Item = Result<M, Status>> + Unpin,
         F: FnMut(M) -> Result<Step<T, A>, Error>,
     {
         loop {
             let message = tokio::select! {
-                message = self.incoming.message() => message.map_err(|status| from_request(&status))?,
+                message = self.incoming.next() => message.transpose().map_err(|status| from_request(&status))?,
                 () = idle_in_drain(self.draining.as_ref()) => None,
                 // A service that wants no more messages need not be fed; its answer is under way.
                 () = self.sender.closed() => None,

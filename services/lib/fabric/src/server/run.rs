@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use longshore_proto::v1;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use tonic_reflection::server::Builder as Reflection;
 use tower::util::MapResponseLayer;
 
 use super::{ServerOptions, Services, call::Desk, refusal, socket};
-use crate::{Code, Error};
+use crate::{Code, Error, shm};
 
 /// How long connections may take to flush the ends of their last calls.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -36,7 +37,16 @@ pub async fn serve(
     tell(&reporter, &names, "liveness", true).await;
 
     let sever = CancellationToken::new();
-    let sockets = socket::accept(listener, options.connections_max, sever.clone());
+    let beside = shm_listener(&listener, &options);
+    let sockets = socket::accept(listener, options.connections_max, sever.clone()).boxed();
+    let sockets = match beside {
+        Some(beside) => {
+            let (bytes, connections) = (options.shm_arena_bytes, options.connections_max);
+            let beside = socket::accept_shm(beside, bytes, connections, sever.clone());
+            futures::stream::select(sockets, beside).boxed()
+        }
+        None => sockets,
+    };
     let server = builder(&options)
         .layer(MapResponseLayer::new(refusal::reword))
         .add_routes(routes.routes())
@@ -51,6 +61,15 @@ pub async fn serve(
         served = server => served.map_err(internal),
         () = attendants => Ok(()),
     }
+}
+
+/// The socket of the `shm` lane. Without it everybody uses `grpc`.
+fn shm_listener(listener: &TcpListener, options: &ServerOptions) -> Option<tokio::net::UnixListener> {
+    if options.shm_arena_bytes == 0 {
+        return None;
+    }
+    let opened = listener.local_addr().and_then(shm::listen);
+    opened.inspect_err(|error| tracing::warn!(%error, "no shm lane beside this listener")).ok()
 }
 
 fn internal(error: impl std::error::Error) -> Error {

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use longshore_blocks::BlockKey;
+use futures::StreamExt;
 use longshore_proto::{
-    WireError,
     types::{
-        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, Lookup, OpenView, PutAck, PutOutcome,
-        TileMessage, WatchInventory, WireTileShape,
+        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, Lookup, OpenView, PutAck, TileMessage,
+        WatchInventory, WireTileShape,
     },
     v1::{self, kv_store_service_server::KvStoreService, put_blocks_request::Part},
 };
@@ -19,10 +18,14 @@ use super::{
     call::Desk,
     pump::{self, Step},
 };
-use crate::{Error, Shard, status::code_number};
+use crate::{
+    Error, Shard,
+    shm::{Connection, Link},
+    status::code_number,
+};
 
 /// Serves `shard`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ShardService {
     pub(super) shard: Arc<dyn Shard>,
     pub(super) desk: Desk,
@@ -100,9 +103,20 @@ impl KvStoreService for ShardService {
         let hop = self.desk.enter(&request)?;
         let (sender, queries) = mpsc::channel(pump::QUEUE);
         let draining = Some(self.desk.draining.clone());
-        let pump = pump::pump(request.into_inner(), sender, draining, |message| Ok(attend_step(message)));
+        let link = request.extensions().get::<Connection>().and_then(|connection| connection.link.clone());
+        let lender = link.as_ref().map(Link::lender);
+        let step = move |message| Ok(attend_step(message, link.as_ref()));
+        let pump = pump::pump(request.into_inner(), sender, draining, step);
         let context = hop.context.clone();
-        Ok(answer(pump::converse(hop, pump, self.shard.attend(&context, queries)).await?))
+        let answers = pump::converse(hop, pump, self.shard.attend(&context, queries)).await?;
+        let answers: Self::AttendStream = Box::pin(answers.map(move |answer| {
+            let mut answer = v1::AttendResponse::from(answer?);
+            if let Some(lender) = &lender {
+                lender.place_partials(&mut answer);
+            }
+            Ok(answer)
+        }));
+        Ok(Response::new(answers))
     }
 
     async fn close_view(
@@ -131,7 +145,7 @@ impl KvStoreService for ShardService {
     }
 }
 
-fn put_start(start: v1::PutBlocksStart) -> Result<(Identity, WireTileShape), Error> {
+pub(super) fn put_start(start: v1::PutBlocksStart) -> Result<(Identity, WireTileShape), Error> {
     let identity = start.identity.ok_or_else(|| Error::invalid("start.identity", "is missing"))?;
     let identity = Identity::try_from(identity).map_err(|fault| fault.within("start.identity"))?;
     let shape = start.shape.ok_or_else(|| Error::invalid("start.shape", "is missing"))?;
@@ -139,31 +153,22 @@ fn put_start(start: v1::PutBlocksStart) -> Result<(Identity, WireTileShape), Err
     Ok((identity, shape))
 }
 
-/// A tile for the service. One that does not match its checksum is answered here: the other blocks of the stream go on.
-fn put_step(message: v1::PutBlocksRequest) -> Result<Step<TileMessage, PutAck>, Error> {
+/// A tile for the service, which verifies it.
+pub(super) fn put_step(message: v1::PutBlocksRequest) -> Result<Step<TileMessage, PutAck>, Error> {
     let tile = match message.part {
         Some(Part::Tile(tile)) => tile,
         Some(Part::Start(_)) => return Err(pump::start_repeated()),
         None => return Err(Error::invalid("part", "is not set")),
     };
-    let (key, layer) = (tile.key.clone(), tile.layer);
-    match TileMessage::try_from(tile) {
-        Ok(tile) => Ok(Step::Forward(tile)),
-        Err(fault @ WireError::Invalid { .. }) => Err(fault.within("tile").into()),
-        Err(fault @ WireError::Checksum { .. }) => {
-            let Ok(key) = <[u8; 16]>::try_from(key.as_ref()) else {
-                return Err(fault.within("tile").into());
-            };
-            let message = format!("{} (layer {layer})", fault.within("tile"));
-            Ok(Step::Answer(PutAck { key: BlockKey(key), outcome: PutOutcome::Corrupt, message }))
-        }
-    }
+    let tile = TileMessage::try_from(tile).map_err(|fault| fault.within("tile"))?;
+    Ok(Step::Forward(tile))
 }
 
 /// A query for the service. A bad one fails alone: the stream belongs to many sequences.
-fn attend_step(message: v1::AttendRequest) -> Step<AttendQuery, AttendAnswer> {
+fn attend_step(mut message: v1::AttendRequest, link: Option<&Arc<Link>>) -> Step<AttendQuery, AttendAnswer> {
     let query_id = message.query_id;
-    match AttendQuery::try_from(message) {
+    let taken = link.map_or(Ok(()), |link| link.take_queries(&mut message));
+    match taken.and_then(|()| AttendQuery::try_from(message)) {
         Ok(query) => Step::Forward(query),
         Err(fault) => {
             let error = Error::from(fault);

@@ -7,14 +7,21 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
+
+use crate::shm::{self, Connection, Link};
+
+/// How long a peer may take to say who it is on the socket of the `shm` lane.
+const HELLO_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+/// Peers that may be saying so at the same time.
+const HELLOS_MAX: usize = 16;
 
 /// Accepts connections, at most `connections_max` at a time; further ones are closed at once, so that their clients see a
 /// refusal instead of a silence. Every socket fails once `sever` fires.
@@ -24,6 +31,51 @@ pub(super) fn accept(
     sever: CancellationToken,
 ) -> impl Stream<Item = io::Result<Socket>> {
     let slots = Arc::new(Semaphore::new(connections_max));
+    accept_tcp(listener, slots, sever)
+}
+
+/// The same for the socket of the `shm` lane beside a listener.
+pub(super) fn accept_shm(
+    listener: UnixListener,
+    arena_bytes: usize,
+    connections_max: usize,
+    sever: CancellationToken,
+) -> impl Stream<Item = io::Result<Socket>> {
+    let slots = Arc::new(Semaphore::new(connections_max));
+    let opened = futures::stream::unfold(listener, |listener| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((stream, listener)),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection with shared memory");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            }
+        }
+    });
+    let greeted = opened.map(move |stream| async move {
+        tokio::time::timeout(HELLO_PATIENCE, shm::accept(stream, arena_bytes)).await
+    });
+    greeted.buffer_unordered(HELLOS_MAX).filter_map(move |greeted| {
+        let socket = match (greeted, Arc::clone(&slots).try_acquire_owned()) {
+            (Ok(Ok((stream, link))), Ok(permit)) => {
+                Some(Ok(Socket::of(Bytestream::Unix(stream), Some(link), permit, &sever)))
+            }
+            (Ok(Err(error)), _) => {
+                tracing::warn!(%error, "a peer of the shm lane was refused");
+                None
+            }
+            _ => None,
+        };
+        std::future::ready(socket)
+    })
+}
+
+fn accept_tcp(
+    listener: TcpListener,
+    slots: Arc<Semaphore>,
+    sever: CancellationToken,
+) -> impl Stream<Item = io::Result<Socket>> {
     futures::stream::unfold((listener, slots, sever), |(listener, slots, sever)| async move {
         let socket = loop {
             match listener.accept().await {
@@ -42,9 +94,20 @@ pub(super) fn accept(
     })
 }
 
+/// Bytes in both directions.
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
+enum Bytestream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
 /// One accepted connection.
 pub(super) struct Socket {
-    stream: TcpStream,
+    stream: Bytestream,
+    connection: Connection,
     severed: Pin<Box<WaitForCancellationFutureOwned>>,
     _permit: OwnedSemaphorePermit,
 }
@@ -54,7 +117,24 @@ impl Socket {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        Self { stream, severed: Box::pin(sever.clone().cancelled_owned()), _permit: permit }
+        Self::of(Bytestream::Tcp(stream), None, permit, sever)
+    }
+
+    fn of(
+        stream: Bytestream,
+        link: Option<Arc<Link>>,
+        permit: OwnedSemaphorePermit,
+        sever: &CancellationToken,
+    ) -> Self {
+        let connection = Connection { link, ..Connection::default() };
+        Self { stream, connection, severed: Box::pin(sever.clone().cancelled_owned()), _permit: permit }
+    }
+
+    fn stream(&mut self) -> Pin<&mut (dyn Duplex + 'static)> {
+        match &mut self.stream {
+            Bytestream::Tcp(stream) => Pin::new(stream),
+            Bytestream::Unix(stream) => Pin::new(stream),
+        }
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -66,10 +146,10 @@ impl Socket {
 }
 
 impl Connected for Socket {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Connection;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Connection {
+        self.connection.clone()
     }
 }
 
@@ -80,14 +160,14 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        self.stream().poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        self.stream().poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -96,18 +176,18 @@ impl AsyncWrite for Socket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        self.stream().poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.stream().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.stream().poll_shutdown(cx)
     }
 }

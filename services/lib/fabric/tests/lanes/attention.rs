@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     fake::{FakeRouter, MISSHAPEN_VIEW, STUCK, identity, lookup, queries},
-    house::{House, LANES, Lane},
+    house::{House, Lane, SHARD_LANES},
 };
 
 fn query(view_id: u64, rows: u64) -> AttendQuery {
@@ -24,7 +24,7 @@ async fn ask(link: &AttendLink, query: AttendQuery) -> Result<Vec<StripePartial>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn links_work_over_every_lane() {
-    for lane in LANES {
+    for lane in SHARD_LANES {
         let house = House::new(lane).await;
         house.shard.views.lock().unwrap().insert(7, Vec::new());
         let tasks = TaskTracker::new();

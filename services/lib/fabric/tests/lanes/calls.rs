@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{
     fake::{FAULTY, LAYERS, PANICS, STUCK, identity, lookup, shape, tile},
-    house::{House, LANES, Lane},
+    house::{House, LANES, Lane, SHARD_LANES},
 };
 
 fn context() -> CallContext {
@@ -38,7 +38,7 @@ async fn put(house: &House) -> Vec<PutAck> {
 
 #[tokio::test]
 async fn blocks_go_round() {
-    for lane in LANES {
+    for lane in SHARD_LANES {
         let house = House::new(lane).await;
         let shard = house.client();
         let acks = put(&house).await;
@@ -76,7 +76,7 @@ async fn front_doors_answer() {
 
 #[tokio::test]
 async fn the_context_travels() {
-    for lane in LANES {
+    for lane in SHARD_LANES {
         let house = House::new(lane).await;
         let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let sent = CallContext { traceparent: Some(parent.to_owned()), ..context() };
@@ -90,7 +90,7 @@ async fn the_context_travels() {
 
 #[tokio::test]
 async fn error_details_survive() {
-    for lane in LANES {
+    for lane in SHARD_LANES {
         let house = House::new(lane).await;
         let error = house.client().lookup(&context(), lookup(&[FAULTY])).await.unwrap_err();
         assert_eq!(error.code, Code::ResourceExhausted, "{lane:?}");
@@ -102,7 +102,7 @@ async fn error_details_survive() {
 
 #[tokio::test]
 async fn a_panic_is_internal_and_harms_nobody_else() {
-    for lane in LANES {
+    for lane in SHARD_LANES {
         let house = House::new(lane).await;
         let error = house.client().lookup(&context(), lookup(&[PANICS])).await.unwrap_err();
         assert_eq!(error.code, Code::Internal, "{lane:?}");
@@ -112,7 +112,7 @@ async fn a_panic_is_internal_and_harms_nobody_else() {
 
 #[tokio::test]
 async fn deadlines_end_calls_and_streams() {
-    for lane in LANES {
+    for lane in SHARD_LANES {
         let house = House::new(lane).await;
         let hurried = || CallContext::new("hurried").with_timeout(Duration::from_millis(100));
         let error = house.client().lookup(&hurried(), lookup(&[STUCK])).await.unwrap_err();
@@ -129,7 +129,7 @@ async fn deadlines_end_calls_and_streams() {
 
 #[tokio::test]
 async fn cancellation_reaches_the_service() {
-    for lane in LANES {
+    for lane in SHARD_LANES {
         let house = House::new(lane).await;
         let context = CallContext::new("cancelled");
         let client = house.client();
@@ -146,7 +146,7 @@ async fn cancellation_reaches_the_service() {
 
 #[tokio::test]
 async fn dropping_a_call_or_its_stream_reaches_the_service() {
-    for lane in LANES {
+    for lane in SHARD_LANES {
         let house = House::new(lane).await;
         let client = house.client();
         let context = CallContext::new("dropped");

@@ -42,7 +42,7 @@ pub(crate) fn shape() -> WireTileShape {
 
 pub(crate) fn tile(key: BlockKey, layer: u32, bytes: usize) -> TileMessage {
     let data = bytes::Bytes::from(vec![key.0[0] ^ layer as u8; bytes]);
-    TileMessage { key, layer, crc32c: crc32c(&data), data, place: None }
+    TileMessage { key, layer, crc32c: crc32c(&data), data: data.into(), place: None }
 }
 
 pub(crate) fn lookup(keys: &[BlockKey]) -> Lookup {
@@ -94,7 +94,15 @@ impl FakeShard {
         std::future::pending()
     }
 
+    /// Verifies, as a shard must: lanes do not.
     fn store(&self, tile: TileMessage) -> Option<PutAck> {
+        if !tile.data.matches(tile.crc32c) {
+            self.blocks.lock().unwrap().remove(&tile.key);
+            let message = format!("layer {} does not match its checksum", tile.layer);
+            return Some(PutAck { key: tile.key, outcome: PutOutcome::Corrupt, message });
+        }
+        // A copy of its own, as a shard makes one: memory that is lent goes back.
+        let tile = TileMessage { data: bytes::Bytes::from(tile.data.clone()).into(), ..tile };
         let mut blocks = self.blocks.lock().unwrap();
         let tiles = blocks.entry(tile.key).or_default();
         let key = tile.key;
@@ -165,8 +173,10 @@ impl Shard for Served<FakeShard> {
             return Ok(Box::pin(first.chain(futures::stream::once(self.0.stuck(ctx)))));
         }
         let blocks = self.blocks.lock().unwrap();
+        let end = get.layers.map_or(LAYERS, |layers| get.first_layer + layers);
+        let asked = |tile: &&TileMessage| (get.first_layer..end).contains(&tile.layer);
         let read = |key: &BlockKey| match blocks.get(key) {
-            Some(tiles) => tiles.iter().cloned().map(Some).collect(),
+            Some(tiles) => tiles.iter().filter(asked).cloned().map(Some).collect(),
             None => vec![None],
         };
         let tiles: Vec<_> = get.keys.iter().flat_map(read).map(Ok).collect();

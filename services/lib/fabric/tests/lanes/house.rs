@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use longshore_fabric::{
-    AnyConnector, Connector, Error, GrpcConnector, GrpcOptions, Inference, LocalConnector, Shard,
+    AnyConnector, Connector, Error, GrpcConnector, GrpcOptions, Inference, LocalConnector, Shard, baseline,
     server::{Readiness, ServerOptions, Services, serve},
 };
 use tokio::{net::TcpListener, task::JoinSet};
@@ -14,16 +14,27 @@ use super::fake::{FakeRouter, FakeShard, Served};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     Local,
+    Shm,
     Grpc,
+    /// The generated client against our server.
+    StockClient,
+    /// Our client against the generated server.
+    StockServer,
 }
 
+/// Lanes to services that clients reach.
 pub(crate) const LANES: [Lane; 2] = [Lane::Local, Lane::Grpc];
+/// Lanes to shards.
+pub(crate) const SHARD_LANES: [Lane; 5] =
+    [Lane::Local, Lane::Shm, Lane::Grpc, Lane::StockClient, Lane::StockServer];
 
 /// The fakes, served over one lane.
 pub(crate) struct House {
     pub(crate) shard: Arc<FakeShard>,
     pub(crate) router: Arc<FakeRouter>,
     pub(crate) connector: AnyConnector,
+    /// The client where the connector would choose another lane.
+    client: Option<Arc<dyn Shard>>,
     pub(crate) address: String,
     pub(crate) shutdown: CancellationToken,
     pub(crate) readiness: Option<Readiness>,
@@ -38,7 +49,8 @@ impl House {
     pub(crate) async fn with(lane: Lane, router: FakeRouter, options: ServerOptions) -> Self {
         let (shard, router) = (Arc::new(FakeShard::default()), Arc::new(router));
         let local = LocalConnector::new();
-        let connector = AnyConnector::new(local.clone(), GrpcConnector::new(GrpcOptions::default()));
+        let grpc = GrpcConnector::new(GrpcOptions { shm_arena_bytes: 0, ..GrpcOptions::default() });
+        let connector = AnyConnector::new(local.clone(), grpc);
         let shutdown = CancellationToken::new();
         let mut served = JoinSet::new();
         let (address, readiness) = match lane {
@@ -48,7 +60,14 @@ impl House {
                 local.add_describer("fake", Arc::new(Served(Arc::clone(&router))));
                 ("local:fake".to_owned(), None)
             }
-            Lane::Grpc => {
+            Lane::StockServer => {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let address = format!("http://{}", listener.local_addr().unwrap());
+                let shard = Arc::new(Served(Arc::clone(&shard)));
+                served.spawn(baseline::serve(listener, shard, shutdown.clone()));
+                (address, None)
+            }
+            Lane::Shm | Lane::Grpc | Lane::StockClient => {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let address = format!("http://{}", listener.local_addr().unwrap());
                 let services = Services::new(options)
@@ -60,11 +79,19 @@ impl House {
                 (address, Some(readiness))
             }
         };
-        Self { shard, router, connector, address, shutdown, readiness, served }
+        let client = match lane {
+            Lane::Shm => {
+                let shm = GrpcConnector::new(GrpcOptions::default());
+                Some(shm.shm_shard(&address).await.unwrap())
+            }
+            Lane::StockClient => Some(baseline::shard(&address).unwrap()),
+            Lane::Local | Lane::Grpc | Lane::StockServer => None,
+        };
+        Self { shard, router, connector, client, address, shutdown, readiness, served }
     }
 
     pub(crate) fn client(&self) -> Arc<dyn Shard> {
-        self.connector.shard(&self.address).unwrap()
+        self.client.clone().unwrap_or_else(|| self.connector.shard(&self.address).unwrap())
     }
 
     pub(crate) fn front(&self) -> Arc<dyn Inference> {

@@ -70,7 +70,7 @@ async fn a_corrupt_tile_harms_only_its_block() {
     acks.sort_by(|a, b| a.key.cmp(&b.key));
     let outcomes: Vec<_> = acks.iter().map(|ack| (ack.key[0], ack.outcome())).collect();
     assert_eq!(outcomes, [(1, v1::PutOutcome::Corrupt), (2, v1::PutOutcome::Stored)]);
-    assert_eq!(acks[0].message, "`tile.data` does not match its checksum (layer 1)");
+    assert_eq!(acks[0].message, "layer 1 does not match its checksum");
 }
 
 #[tokio::test]

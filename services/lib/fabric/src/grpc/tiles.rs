@@ -1,0 +1,210 @@
+//! The client's side of the two methods that move tiles, over several connections by turns.
+
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use futures::{Stream, StreamExt};
+use http::{HeaderValue, Method, Request, Response, Version, header};
+use longshore_proto::{
+    types::{GetBlocks, Identity, PutAck, TileMessage, WireTileShape},
+    v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
+};
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, body::Body, transport::Channel};
+use tower::Service;
+
+use super::{
+    call::{self, fault},
+    shard::generated,
+};
+use crate::{
+    BoxStream, CallContext, Error,
+    lane::{self, Hop},
+    shm::{self, Lender, Link},
+    tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS, Rope},
+};
+
+/// Connections that carry tiles to one peer.
+#[derive(Debug)]
+pub(super) struct TileChannels {
+    channels: Vec<Channel>,
+    link: Option<Arc<Link>>,
+    turn: AtomicUsize,
+    message_bytes_max: usize,
+}
+
+impl TileChannels {
+    /// Takes turns among `channels`, of which there is at least one.
+    pub(super) fn new(channels: Vec<Channel>, message_bytes_max: usize) -> Self {
+        assert!(!channels.is_empty(), "tiles need a connection");
+        Self { channels, link: None, turn: AtomicUsize::new(0), message_bytes_max }
+    }
+
+    /// One connection with shared memory.
+    pub(super) fn with_link(channel: Channel, link: Arc<Link>, message_bytes_max: usize) -> Self {
+        Self { link: Some(link), ..Self::new(vec![channel], message_bytes_max) }
+    }
+
+    /// The memory that it shares.
+    pub(super) fn link(&self) -> Option<&Arc<Link>> {
+        self.link.as_ref()
+    }
+
+    /// The generated client over one of them.
+    pub(super) fn generated(&self) -> KvStoreServiceClient<Channel> {
+        generated(self.channel(), self.message_bytes_max)
+    }
+
+    fn channel(&self) -> Channel {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        self.channels[turn % self.channels.len()].clone()
+    }
+
+    /// A store stream.
+    pub(super) async fn put_blocks(
+        &self,
+        ctx: &CallContext,
+        identity: Identity,
+        shape: WireTileShape,
+        tiles: mpsc::Receiver<TileMessage>,
+    ) -> Result<BoxStream<PutAck>, Error> {
+        let hop = Hop::new(ctx);
+        let start = v1::PutBlocksStart { identity: Some(identity.into()), shape: Some(shape.into()) };
+        let start = tiles::encoded(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
+        let lender = self.link.as_ref().map(|link| Arc::new(link.lender()));
+        let sending = lender.clone();
+        let tiles = ReceiverStream::new(tiles).then(move |tile| outgoing(sending.clone(), tile));
+        let messages = futures::stream::iter([Outgoing::Encoded(start)])
+            .chain(tiles)
+            .take_until(hop.context.cancel.clone().cancelled_owned());
+        let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await?;
+        self.answers(hop, response, move |message| {
+            // What the call lends comes back when the call is over.
+            let _held = &lender;
+            let answer: v1::PutBlocksResponse = decoded(message)?;
+            PutAck::try_from(answer).map_err(|fault| Error::bad_answer(&fault))
+        })
+    }
+
+    /// A read stream.
+    pub(super) async fn get_blocks(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        let hop = Hop::new(ctx);
+        let request = tiles::encoded(&v1::GetBlocksRequest::from(get));
+        let messages = futures::stream::iter([Outgoing::Encoded(request)]);
+        let response = self.call(&hop.context, GET_BLOCKS, OutgoingBody::request(messages)).await?;
+        let link = self.link.clone();
+        self.answers(hop, response, move |message| match tiles::tile_answer(message) {
+            Ok(Ok(tile)) => Ok(Some(tile)),
+            Ok(Err(v1::GetBlocksResponse { tile: Some(tile), missing: false })) => {
+                shm::receive(link.as_ref(), tile).map(Some).map_err(|fault| Error::bad_answer(&fault))
+            }
+            Ok(Err(other)) => Option::try_from(other).map_err(|fault| Error::bad_answer(&fault)),
+            Err(status) => Err(undecodable(&status)),
+        })
+    }
+
+    async fn call(
+        &self,
+        context: &CallContext,
+        path: &'static str,
+        body: OutgoingBody,
+    ) -> Result<Response<Body>, Error> {
+        let request = request(context, path, body)?;
+        let mut channel = self.channel();
+        let call = async {
+            let ready = poll_fn(|cx| channel.poll_ready(cx)).await;
+            let response = match ready {
+                Ok(()) => channel.call(request).await,
+                Err(error) => Err(error),
+            };
+            response.map_err(|error| fault(context, &Status::from_error(error.into())))
+        };
+        let response = lane::within(context, call).await?;
+        // A call that failed at once has its status among the headers.
+        match Status::from_header_map(response.headers()) {
+            Some(status) if status.code() != tonic::Code::Ok => Err(fault(context, &status)),
+            _ if response.status() != http::StatusCode::OK => {
+                let problem = format!("the peer answered with HTTP status {}", response.status().as_u16());
+                Err(fault(context, &Status::unavailable(problem)))
+            }
+            _ => Ok(response),
+        }
+    }
+
+    /// The messages of a response, then its status.
+    fn answers<T: Send + 'static>(
+        &self,
+        hop: Hop,
+        response: Response<Body>,
+        convert: impl Fn(Rope) -> Result<T, Error> + Send + 'static,
+    ) -> Result<BoxStream<T>, Error> {
+        let messages = Messages::of_response(response, self.message_bytes_max);
+        let context = hop.context.clone();
+        Ok(hop.bound(Box::pin(answers(context, messages, convert))))
+    }
+}
+
+fn answers<T: Send + 'static>(
+    context: CallContext,
+    messages: Messages,
+    convert: impl Fn(Rope) -> Result<T, Error> + Send + 'static,
+) -> impl Stream<Item = Result<T, Error>> + Send + 'static {
+    futures::stream::unfold(Some((context, messages, convert)), |state| async move {
+        let (context, mut messages, convert) = state?;
+        let item = match messages.next().await {
+            Ok(Some(message)) => convert(message),
+            Ok(None) => match messages.trailers().map(Status::from_header_map) {
+                Some(Some(status)) if status.code() == tonic::Code::Ok => return None,
+                Some(Some(status)) => Err(fault(&context, &status)),
+                _ => Err(fault(&context, &Status::unavailable("the answer ended without a status"))),
+            },
+            Err(status) => Err(fault(&context, &status)),
+        };
+        let rest = item.is_ok().then_some((context, messages, convert));
+        Some((item, rest))
+    })
+}
+
+/// A tile in shared memory where there is some, on the connection otherwise.
+async fn outgoing(lender: Option<Arc<Lender>>, tile: TileMessage) -> Outgoing {
+    let Some(lender) = lender else { return Outgoing::Put(tile) };
+    match lender.place(&tile).await {
+        Some(wire) => {
+            Outgoing::Encoded(tiles::encoded(&v1::PutBlocksRequest { part: Some(Part::Tile(wire)) }))
+        }
+        None => Outgoing::Put(tile),
+    }
+}
+
+fn decoded<M: Message + Default>(message: Rope) -> Result<M, Error> {
+    tiles::decoded(message).map_err(|status| undecodable(&status))
+}
+
+/// What the peer sent is not used.
+fn undecodable(status: &Status) -> Error {
+    Error::new(crate::Code::DataLoss, format!("the answer of the peer makes no sense: {}", status.message()))
+}
+
+fn request(context: &CallContext, path: &'static str, body: OutgoingBody) -> Result<Request<Body>, Error> {
+    let metadata = call::request(context, ())?.into_parts().0;
+    let mut request = Request::new(Body::new(body));
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = http::Uri::from_static(path);
+    *request.headers_mut() = metadata.into_headers();
+    let headers = request.headers_mut();
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    Ok(request)
+}

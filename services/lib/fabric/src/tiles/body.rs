@@ -1,0 +1,83 @@
+//! The sending side: an HTTP/2 body of messages, the tiles among them lent.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use futures::Stream;
+use http::HeaderMap;
+use http_body::Frame;
+use longshore_proto::types::TileMessage;
+use tonic::Status;
+
+use super::encode::{get_tile, put_tile};
+
+/// One message to send.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    /// With its prefix.
+    Encoded(Bytes),
+    /// A `PutBlocksRequest`.
+    Put(TileMessage),
+    /// A `GetBlocksResponse`.
+    Got(TileMessage),
+}
+
+type Source = Pin<Box<dyn Stream<Item = Result<Outgoing, Status>> + Send>>;
+
+/// Messages as a body. On the server's side a status follows them.
+pub(crate) struct OutgoingBody {
+    source: Option<Source>,
+    frames: VecDeque<Bytes>,
+    status: bool,
+}
+
+impl OutgoingBody {
+    /// The messages of a client. An error resets the call.
+    pub(crate) fn request(messages: impl Stream<Item = Outgoing> + Send + 'static) -> Self {
+        let source = futures::StreamExt::map(messages, Ok);
+        Self { source: Some(Box::pin(source)), frames: VecDeque::new(), status: false }
+    }
+
+    /// The answers of a server; the first error is the status of the call.
+    pub(crate) fn response(messages: impl Stream<Item = Result<Outgoing, Status>> + Send + 'static) -> Self {
+        Self { source: Some(Box::pin(messages)), frames: VecDeque::new(), status: true }
+    }
+
+    fn end(&mut self, status: &Status) -> Option<Result<Frame<Bytes>, Status>> {
+        self.source = None;
+        if !self.status {
+            return None;
+        }
+        let mut trailers = HeaderMap::new();
+        Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers)))
+    }
+}
+
+impl http_body::Body for OutgoingBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        loop {
+            if let Some(frame) = this.frames.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(frame))));
+            }
+            let Some(source) = this.source.as_mut() else { return Poll::Ready(None) };
+            match ready!(source.as_mut().poll_next(cx)) {
+                Some(Ok(Outgoing::Encoded(message))) => this.frames.push_back(message),
+                Some(Ok(Outgoing::Put(tile))) => put_tile(&tile, &mut this.frames),
+                Some(Ok(Outgoing::Got(tile))) => get_tile(&tile, &mut this.frames),
+                Some(Err(status)) => return Poll::Ready(this.end(&status)),
+                None => return Poll::Ready(this.end(&Status::ok(""))),
+            }
+        }
+    }
+}

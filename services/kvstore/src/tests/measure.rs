@@ -64,7 +64,13 @@ async fn put(shard: &KvStore) -> f64 {
     let feed = async move {
         for block in 0..BLOCKS {
             for layer in 0..LAYERS {
-                let tile = TileMessage { key: name(block), layer, crc32c: crc, data: body.clone() };
+                let tile = TileMessage {
+                    key: name(block),
+                    layer,
+                    crc32c: crc,
+                    data: body.clone().into(),
+                    place: None,
+                };
                 sender.send(tile).await.unwrap();
             }
         }
@@ -96,7 +102,13 @@ async fn get(shard: &KvStore) -> f64 {
 /// Milliseconds and GB/s of one decode row's attention over the view, layer after layer.
 fn attend(shard: &KvStore, view: u64, what: &str) {
     let queries = Tensor::from_f32(&[1, 9, 64], &noise(3, 9 * 64));
-    let item = AttendItem { view_id: view, first_position: u64::from(VIEW) * 64, queries, scale: 0.125 };
+    let item = AttendItem {
+        view_id: view,
+        first_position: u64::from(VIEW) * 64,
+        queries,
+        scale: 0.125,
+        sparse: None,
+    };
     let layers = 10;
     let started = Instant::now();
     for layer in 0..layers {

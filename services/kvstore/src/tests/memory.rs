@@ -52,7 +52,13 @@ async fn churn(shard: &KvStore, blocks: u16, body: &Bytes) -> u64 {
             let mut key = [0; 16];
             key[..2].copy_from_slice(&name.to_le_bytes());
             for layer in 0..LARGE_LAYERS {
-                let tile = TileMessage { key: BlockKey(key), layer, crc32c: crc, data: body.clone() };
+                let tile = TileMessage {
+                    key: BlockKey(key),
+                    layer,
+                    crc32c: crc,
+                    data: body.clone().into(),
+                    place: None,
+                };
                 sender.send(tile).await.expect("the shard reads to the end");
             }
             most = most.max(resident());

@@ -71,6 +71,7 @@ impl Link {
     }
 
     /// Slots that the peer has not released.
+    #[cfg(test)]
     pub(crate) fn slots_lent(&self) -> usize {
         let _gone = self.take_releases();
         self.slots().lent()

@@ -75,6 +75,7 @@ impl Slots {
     }
 
     /// Slots that are lent.
+    #[cfg(test)]
     pub(super) fn lent(&self) -> usize {
         self.states.len() - self.free.len()
     }

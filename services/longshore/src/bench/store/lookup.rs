@@ -69,7 +69,7 @@ pub(super) async fn measure(args: &BenchStoreArgs, processes: u32) -> Result<Loo
 
 /// Keys of the prefix by the shard that owns them.
 fn parts() -> Result<Vec<Vec<BlockKey>>> {
-    let entries = (0..SHARDS).map(|index| ShardEntry { id: ShardId(format!("kv-{index}")), weight: 1 });
+    let entries = (0..SHARDS).map(|index| ShardEntry::new(ShardId(format!("kv-{index}")), 1));
     let map = ShardMap::new(0, entries.collect())?;
     let geometry = longshore_blocks::Geometry::new(BLOCK_TOKENS as u32, 32)?;
     let mut chain = KeyChain::new(identity().namespace, geometry);

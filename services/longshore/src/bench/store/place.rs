@@ -164,7 +164,8 @@ pub(super) async fn serve_child(args: &BenchStoreArgs) -> Result<()> {
     let shards = args.concurrency.first().map_or(1, |&count| count as usize);
     let hosts = Hosts::start(&Plan { shards, ..Plan::new(args, shape, end) }).await?;
     console::say(serde_json::to_string(&hosts.addresses).context("addresses are JSON")?);
-    tokio::io::stdin().read_to_end(&mut Vec::new()).await.context("cannot wait for standard input")?;
+    let ended = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
+    ended.await?.context("cannot wait for standard input")?;
     hosts.tasks.drain(Duration::from_secs(5)).await;
     Ok(())
 }

@@ -189,7 +189,7 @@ impl PagedKv for Elsewhere {
 fn policies_read_no_more_than_they_say() {
     let case = Shape::default().case(&mut generator(9));
     let kv = Elsewhere(case.kv.shape, case.kv.tiles.len());
-    let nothing = Tiles { tiles: Vec::new(), ..case.summaries.clone() };
+    let nothing = Tiles { tiles: Vec::new(), ..case.summaries };
     let cosines = |block: u64, kv_head: usize| ((block * 7 + kv_head as u64) % 10) as f32 / 10.0;
     let mut read = Vec::new();
     let mut texts: Vec<PrefillPolicy> = policies();

@@ -277,10 +277,8 @@ impl<T> BlockPool<T> {
         match (held.stage, held.pins > 0) {
             _ if held.condemned => {}
             (Stage::Memory, true) => _ = self.pinned.remove(&(held.uses.last, generation)),
-            (Stage::Memory, false) => {
-                if !self.leases.remove(&lease) {
-                    self.policy.remove(generation);
-                }
+            (Stage::Memory, false) if !self.leases.remove(&lease) => {
+                self.policy.remove(generation);
             }
             (Stage::Disk, false) => {
                 let disk = self.disk.as_mut().expect("blocks on disk have one");

@@ -19,7 +19,7 @@ use super::{
 
 fn tile(key: [u8; 16], layer: u32, data: Vec<u8>) -> TileMessage {
     let index = u64::from(layer) * u64::from(layer);
-    let place = (key[0] % 2 == 0).then_some(BlockPlace { stripe_seed: [key[1]; 32], index });
+    let place = key[0].is_multiple_of(2).then_some(BlockPlace { stripe_seed: [key[1]; 32], index });
     TileMessage { key: BlockKey(key), layer, crc32c: crc32c(&data), data: data.into(), place }
 }
 
@@ -75,7 +75,7 @@ proptest! {
         let TileRequest::Tile(read) = tile_request(rope(&message.encode_to_vec(), &cuts)).unwrap() else {
             panic!("a usual tile is parsed by hand")
         };
-        prop_assert_eq!(read, sent.clone());
+        prop_assert_eq!(&read, &sent);
         let message = v1::GetBlocksResponse::from(Some(sent.clone()));
         let read = tile_answer(rope(&message.encode_to_vec(), &cuts)).unwrap();
         prop_assert_eq!(read.unwrap(), sent);

@@ -14,7 +14,7 @@ use longshore_fabric::{
 use longshore_kvstore::{Config, KvStore, ShardIdentity};
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    io::{AsyncBufReadExt, BufReader},
     net::TcpListener,
     process::{Child, Command},
     sync::watch,

@@ -156,12 +156,7 @@ mod tests {
         let sampled = [1, 3];
         let logits = vec![vec![1.0, 0.0], vec![0.0, 1.0]];
         let hidden = vec![vec![1.0, 0.0], vec![3.0, 4.0]];
-        let exact = LogitRows {
-            sampled: &sampled,
-            logits: logits.clone(),
-            hidden: hidden.clone(),
-            top: vec![0, 1, 0, 1],
-        };
+        let exact = LogitRows { sampled: &sampled, logits: logits.clone(), hidden, top: vec![0, 1, 0, 1] };
         let moved = vec![vec![9.0, 9.0], vec![3.0, 3.0]];
         let ours = LogitRows { sampled: &sampled, logits, hidden: moved, top: vec![1, 1, 1, 1] };
         let drift = ours.drift(&exact, Some(2));

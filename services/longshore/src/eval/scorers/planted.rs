@@ -200,7 +200,8 @@ impl Head {
     /// Appends the queries of the group's heads in a row of the tile at `first`; puts the needle that they look for.
     fn queries(&mut self, first: usize, row: usize, data: &mut Vec<f32>) {
         let (recipe, at) = (self.recipe, first + row);
-        let needle = (recipe.needle > 0.0 && row % recipe.every == 0).then(|| self.put_needle(first));
+        let needle =
+            (recipe.needle > 0.0 && row.is_multiple_of(recipe.every)).then(|| self.put_needle(first));
         for _ in 0..HEADS.group {
             let mut query: Vec<f32> = (0..DIM).map(|_| self.random.normal()).collect();
             // A tile looks for one topic: that of its first row.

@@ -231,7 +231,7 @@ fn a_start_takes_in_what_it_found_and_the_younger_of_two() {
     assert!(pool.restore(tenant(0), key(1), 9, crcs.clone(), 0), "the younger one");
     assert!(!pool.restore(tenant(0), key(1), 7, crcs.clone(), 1), "an older one");
     assert!(!pool.restore(tenant(0), key(2), 10, crcs.clone(), 0), "a place that is taken");
-    assert!(!pool.restore(tenant(0), key(2), 10, crcs.clone(), 3), "beyond the capacity");
+    assert!(!pool.restore(tenant(0), key(2), 10, crcs, 3), "beyond the capacity");
     assert!(!pool.restore(tenant(0), key(2), 10, [1].into(), 1), "another number of layers");
     assert_eq!((place(&pool, 1), pool.stats().disk.restored_total), (Some(0), 2));
     let Ok(Put::Sealed(fresh)) = store(&mut pool, tenant(0), 2, 0) else { panic!("there is room") };

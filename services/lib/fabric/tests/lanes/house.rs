@@ -82,7 +82,7 @@ impl House {
         let client = match lane {
             Lane::Shm => {
                 let shm = GrpcConnector::new(GrpcOptions::default());
-                Some(shm.shm_shard(&address).await.unwrap())
+                Some(connected(&shm, &address).await)
             }
             Lane::StockClient => Some(baseline::shard(&address).unwrap()),
             Lane::Local | Lane::Grpc | Lane::StockServer => None,
@@ -104,4 +104,15 @@ impl House {
             .await
             .expect("the service noticed");
     }
+}
+
+/// The server's task opens its sockets some time after it was spawned.
+async fn connected(connector: &GrpcConnector, address: &str) -> Arc<dyn Shard> {
+    for _ in 0..500 {
+        if let Ok(shard) = connector.shm_shard(address).await {
+            return shard;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    connector.shm_shard(address).await.expect("the server listens within five seconds")
 }

@@ -80,10 +80,7 @@ impl House {
             }
         };
         let client = match lane {
-            Lane::Shm => {
-                let shm = GrpcConnector::new(GrpcOptions::default());
-                Some(shm.shm_shard(&address).await.unwrap())
-            }
+            Lane::Shm => Some(shm_client(&address).await),
             Lane::StockClient => Some(baseline::shard(&address).unwrap()),
             Lane::Local | Lane::Grpc | Lane::StockServer => None,
         };
@@ -104,4 +101,18 @@ impl House {
             .await
             .expect("the service noticed");
     }
+}
+
+/// The listener of the lane opens when its server first runs.
+async fn shm_client(address: &str) -> Arc<dyn Shard> {
+    let connector = GrpcConnector::new(GrpcOptions::default());
+    let connecting = async {
+        loop {
+            match connector.shm_shard(address).await {
+                Ok(client) => return client,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), connecting).await.expect("the server offers the lane")
 }

@@ -35,6 +35,7 @@ fn eval(what: &str, model: &str, folder: &Path, flags: &[&str]) -> (String, Valu
 fn pictures(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder.join("pictures")).unwrap().flatten();
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.retain(|name| name.ends_with(".svg"));
     names.sort();
     for name in &names {
         let svg = fs::read_to_string(folder.join("pictures").join(name)).unwrap();

@@ -61,7 +61,7 @@ const OWNERS: &[(&str, &[&str])] = &[
             "longshore-kvstore",
         ],
     ),
-    ("prost", &["longshore-proto"]),
+    ("prost", &["longshore-proto", "longshore-fabric"]),
     ("clap", &["longshore"]),
     ("anyhow", &["longshore"]),
     ("tracing-subscriber", &["longshore-chassis"]),

@@ -9,7 +9,8 @@ pub(super) fn tiers(folder: &Path, memory: u64, disk: u64) -> Config {
     let path = folder.display().to_string();
     // Tiles of these tests are whole sectors.
     let disk = DiskConfig { path, capacity_bytes: disk * block_bytes(), ..DiskConfig::default() };
-    Config { disk, scrub_bytes_per_s: 0, ..config(memory) }
+    // These tests know which block makes way.
+    Config { disk, eviction: "lru".to_owned(), scrub_bytes_per_s: 0, ..config(memory) }
 }
 
 pub(super) fn folder() -> tempfile::TempDir {

@@ -80,7 +80,10 @@ impl House {
             }
         };
         let client = match lane {
-            Lane::Shm => Some(shm_client(&address).await),
+            Lane::Shm => {
+                let shm = GrpcConnector::new(GrpcOptions::default());
+                Some(connected(&shm, &address).await)
+            }
             Lane::StockClient => Some(baseline::shard(&address).unwrap()),
             Lane::Local | Lane::Grpc | Lane::StockServer => None,
         };
@@ -103,16 +106,13 @@ impl House {
     }
 }
 
-/// The listener of the lane opens when its server first runs.
-async fn shm_client(address: &str) -> Arc<dyn Shard> {
-    let connector = GrpcConnector::new(GrpcOptions::default());
-    let connecting = async {
-        loop {
-            match connector.shm_shard(address).await {
-                Ok(client) => return client,
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
+/// The server's task opens its sockets some time after it was spawned.
+async fn connected(connector: &GrpcConnector, address: &str) -> Arc<dyn Shard> {
+    for _ in 0..500 {
+        if let Ok(shard) = connector.shm_shard(address).await {
+            return shard;
         }
-    };
-    tokio::time::timeout(Duration::from_secs(5), connecting).await.expect("the server offers the lane")
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    connector.shm_shard(address).await.expect("the server listens within five seconds")
 }

@@ -64,7 +64,7 @@ fn exact_attention_and_the_default_policy_recall_every_key() {
     let density = |index: usize| points[index]["density"].as_f64().unwrap();
     assert_eq!((density(0), density(1)), (1.0, 1.0), "{report}");
     assert!(density(2) == 1.0 && density(3) < 0.9, "{report}");
-    assert_eq!(pictures(folder.path()), ["recall--balanced.svg", "recall--exact.svg"]);
+    assert_eq!(pictures(folder.path()), ["recall-balanced.svg", "recall-exact.svg"]);
 }
 
 #[test]

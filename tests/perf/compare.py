@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORKER = pathlib.Path(__file__).resolve().with_name("llama_point.py")
 POINTS = "pp512,pp2048,pp8192,pp16384,pp32768,tg0,tg8192,tg16384,tg32768,first"
 FIRST_TOKENS = 2032
+# Some virtual machines announce AMX and refuse it.
+REFUSED = """: an instruction that this machine refuses; hint: delete the virtual environment, set
+CMAKE_ARGS="-DCMAKE_C_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16' -DCMAKE_CXX_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'"
+and run this again"""
 WEIGHTS = ["own", "F16", "Q4_0"]
 # Parts of a report of `longshore bench compute` that hold figures.
 CONTENTS = ["attention", "linear", "model", "first_token"]
@@ -121,7 +126,8 @@ def run(command):
     """Standard output of a command that works."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(f"compare: `{' '.join(command)}` failed with {done.returncode}")
+        hint = REFUSED if done.returncode == -signal.SIGILL else ""
+        sys.exit(f"compare: `{' '.join(command)}` failed with {done.returncode}{hint}")
     return done.stdout
 
 

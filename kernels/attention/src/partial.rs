@@ -1,6 +1,6 @@
 //! Partial results of attention and their merge: the one place where two partials become one.
 
-use longshore_compute::InstructionSet;
+use longshore_compute::{ComputePool, InstructionSet};
 
 use crate::Error;
 use crate::exp2::exp2;
@@ -87,16 +87,47 @@ impl Partials {
     /// Merges `other` (keys that come later) into self: both are rescaled to the larger maximum. Bit for bit, merging
     /// the identity changes nothing. Errors when the shapes differ.
     pub fn merge(&mut self, other: &Self) -> Result<(), Error> {
-        if self.shape() != other.shape() {
-            let problem = format!(
-                "has shape {:?}, must be {:?} (rows, query heads, head size)",
-                other.shape(),
-                self.shape()
-            );
-            return Err(Error::Invalid { field: "partials", problem });
-        }
-        dispatch(InstructionSet::detect(), Merge { earlier: self, later: other });
+        self.check_same_shape(other)?;
+        let head_dim = self.head_dim;
+        dispatch(
+            InstructionSet::detect(),
+            Merge { head_dim, earlier: self.parts_mut(), later: other, first: 0 },
+        );
         Ok(())
+    }
+
+    fn check_same_shape(&self, other: &Self) -> Result<(), Error> {
+        if self.shape() == other.shape() {
+            return Ok(());
+        }
+        let problem = format!(
+            "has shape {:?}, must be {:?} (rows, query heads, head size)",
+            other.shape(),
+            self.shape()
+        );
+        Err(Error::Invalid { field: "partials", problem })
+    }
+
+    /// Merges `later`, in order, and finishes, rows shared out over `pool`: the same bits as [`Self::merge`] one after the other
+    /// and [`Self::finish`]. Errors when the shapes differ.
+    pub fn merge_and_finish(mut self, later: &[Self], pool: &ComputePool) -> Result<Vec<f32>, Error> {
+        later.iter().try_for_each(|part| self.check_same_shape(part))?;
+        let mut output = std::mem::take(&mut self.o);
+        if output.is_empty() {
+            return Ok(output);
+        }
+        let (head_dim, set) = (self.head_dim, InstructionSet::detect());
+        pool.run_chunks(&mut output, TASK_ROWS * head_dim, |task, o| {
+            let first = task * TASK_ROWS;
+            let rows = first..first + o.len() / head_dim;
+            let (mut m, mut l) = (self.m[rows.clone()].to_vec(), self.l[rows].to_vec());
+            for later in later {
+                let earlier = Parts { m: &mut m, l: &mut l, o: &mut *o };
+                dispatch(set, Merge { head_dim, earlier, later, first });
+            }
+            finish(o, &l, head_dim);
+        });
+        Ok(output)
     }
 
     /// Puts a partial of fewer rows and heads in place of what was there, from row `first_row` and head `first_head` on. Errors
@@ -129,13 +160,7 @@ impl Partials {
         if self.head_dim == 0 {
             return output;
         }
-        for (row, &l) in output.chunks_exact_mut(self.head_dim).zip(&self.l) {
-            if l == 0.0 {
-                row.fill(0.0);
-            } else {
-                row.iter_mut().for_each(|o| *o /= l);
-            }
-        }
+        finish(&mut output, &self.l, self.head_dim);
         output
     }
 
@@ -204,10 +229,27 @@ pub(crate) struct Parts<'a> {
     pub(crate) o: &'a mut [f32],
 }
 
-/// The merge of all rows, compiled once per instruction set.
+/// Rows and heads that are merged by one task: what the second-level cache holds of some partials.
+const TASK_ROWS: usize = 256;
+
+/// Divides outputs by their sums.
+fn finish(o: &mut [f32], l: &[f32], head_dim: usize) {
+    for (row, &l) in o.chunks_exact_mut(head_dim).zip(l) {
+        if l == 0.0 {
+            row.fill(0.0);
+        } else {
+            row.iter_mut().for_each(|o| *o /= l);
+        }
+    }
+}
+
+/// The merge of some rows and heads, compiled once per instruction set.
 struct Merge<'a> {
-    earlier: &'a mut Partials,
+    head_dim: usize,
+    earlier: Parts<'a>,
     later: &'a Partials,
+    /// Where those of `earlier` begin in `later`.
+    first: usize,
 }
 
 impl Kernel for Merge<'_> {
@@ -215,11 +257,11 @@ impl Kernel for Merge<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Self { earlier, later } = self;
-        let dim = earlier.head_dim;
+        let Self { head_dim: dim, earlier, later, first } = self;
         for row in 0..earlier.m.len() {
-            let fold = Fold::begin(&mut earlier.m[row], &mut earlier.l[row], later.m[row], later.l[row]);
-            fold.output(&mut earlier.o[row * dim..][..dim], &later.o[row * dim..][..dim]);
+            let of = first + row;
+            let fold = Fold::begin(&mut earlier.m[row], &mut earlier.l[row], later.m[of], later.l[of]);
+            fold.output(&mut earlier.o[row * dim..][..dim], &later.o[of * dim..][..dim]);
         }
     }
 }

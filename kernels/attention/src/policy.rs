@@ -205,7 +205,7 @@ impl PrefillPolicy {
         }
     }
 
-    /// Reads `name` or `name:key=value,key=value`, for example `balanced`, `balanced:alpha=0.05,correction=off` or
+    /// Reads `name` or `name:key=value,key=value`, for example `balanced`, `balanced:gamma=0.95,correction=off` or
     /// `blocks:scorer=antidiagonal,stride=16,selector=mass,gamma=0.9`. `plan` is the deployment's head plan: `heads` needs
     /// one, and `minference` without patterns gives every head MInference's default (1000, 6096). A preset whose name is a level of
     /// the plan's budgets means that level, unless `plan=off` or a key of the skeleton (`gamma`, …) is given. Refuses unknown
@@ -247,18 +247,6 @@ impl PrefillPolicy {
         if slashes { vertical_slash::SPAN } else { 64 }
     }
 
-    /// Rows of this layer at positions before this one are exact, whatever the call: 0 is none, `u64::MAX` all.
-    pub fn exact_below(&self, layer: usize) -> u64 {
-        let dense = match &self.method {
-            Method::Exact => true,
-            Method::Budgets(level) => {
-                level.layer(layer).is_some_and(|heads| heads.iter().all(Option::is_none))
-            }
-            Method::Blocks(_) | Method::Heads(_) | Method::Flex(_) => false,
-        };
-        if dense || layer < self.guards.dense_layers { u64::MAX } else { self.guards.min_positions }
-    }
-
     /// Margin of skip-softmax, base 2, for [`crate::SparseItem::skip_below`].
     pub fn skip_below(&self) -> Option<f32> {
         self.guards.skip
@@ -288,7 +276,7 @@ impl PrefillPolicy {
 
     /// Lists for all rows of `input.queries`. Rows that the policy leaves exact (of its first layers, before `min_positions`,
     /// from `dense_from` on, of tiles that are not whole, of unfinished spans of vertical-slash heads) visit everything up
-    /// to themselves. Tiles are planned side by side on the executor's pool.
+    /// to themselves; with skip-softmax even they leave out blocks without weight. Tiles are planned side by side on the executor's pool.
     pub fn plan(&self, executor: &CpuExecutor, input: &PlanInput<'_>) -> Result<SparseWork, Error> {
         plan::plan(self, executor, input)
     }
@@ -316,4 +304,10 @@ fn shown(text: &str) -> String {
         Some((end, _)) => format!("`{}…`", text[..end].escape_debug()),
         None => format!("`{}`", text.escape_debug()),
     }
+}
+
+/// An error of a reader of JSON, which may quote all that it read.
+fn shown_error(error: &str) -> String {
+    const MOST: usize = 200;
+    error.char_indices().nth(MOST).map_or_else(|| error.to_owned(), |(end, _)| format!("{}…", &error[..end]))
 }

@@ -93,6 +93,7 @@ pub(crate) trait Kernel {
 /// Runs a kernel with the instructions of `set`, which the machine must have.
 #[allow(unsafe_code, reason = "only who looked at the machine may claim its instructions")]
 pub(crate) fn dispatch<K: Kernel>(set: InstructionSet, kernel: K) -> K::Output {
+    debug_assert!(InstructionSet::available().contains(&set), "this machine does not have {set}");
     match set {
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512 => {

@@ -1,5 +1,5 @@
-//! The compute pool of a process: fork and join with about a microsecond of overhead, so that a decode step can afford five
-//! regions in each layer.
+//! The compute pool of a process: fork and join with about a microsecond of overhead, so that a decode step can afford its
+//! regions, six with several tasks and some with one in each layer.
 //!
 //! The calling thread takes part, so N threads are one caller and N − 1 workers. Concurrent callers take turns in the order in
 //! which they came: never more than N threads of a process compute, and each region has all of them. Workers look for the
@@ -127,30 +127,39 @@ impl ComputePool {
 
     /// Waits for a turn and keeps it until the answer is dropped: regions of this thread then run one after the other with no
     /// other caller's between them. Keep it for some milliseconds; a thread that waits for others meanwhile uses
-    /// [`Self::while_waiting`].
+    /// [`Self::while_waiting`]. A thread that holds turns of two pools must give them back in the opposite order.
     pub fn hold(&self) -> Held<'_> {
         let before = (!self.is_held()).then(|| self.enter());
         Held { pool: self, before, here: PhantomData }
     }
 
     /// Runs `wait` without the turn that this thread may hold, and takes one again: what it waits for may need the pool.
+    ///
+    /// A task of a region has no turn to give: its region goes on. A turn that ends within `wait`, because that drops what
+    /// [`Self::hold`] gave, is not taken again.
     pub fn while_waiting<R>(&self, wait: impl FnOnce() -> R) -> R {
-        if !self.is_held() {
+        if region::inside() || HELD.get() != self.address() {
             return wait();
         }
+        let outer = ENDED.replace(false);
         self.leave(0);
-        let _again = Again(self);
+        let _again = Again { pool: self, outer };
         wait()
     }
 
     fn is_held(&self) -> bool {
-        HELD.get() == std::ptr::from_ref(self).addr() || region::inside()
+        HELD.get() == self.address() || region::inside()
+    }
+
+    /// What tells pools apart.
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
     /// Takes a turn; gives what the thread held before, a turn of another pool.
     fn enter(&self) -> usize {
         self.turns.take();
-        HELD.replace(std::ptr::from_ref(self).addr())
+        HELD.replace(self.address())
     }
 
     fn leave(&self, before: usize) {
@@ -182,6 +191,8 @@ impl ComputePool {
 thread_local! {
     /// Address of the pool whose turn this thread holds; 0: none.
     static HELD: Cell<usize> = const { Cell::new(0) };
+    /// Whether the turn ended while this thread waited without it.
+    static ENDED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A turn that lasts until this is dropped, by the thread that took it.
@@ -197,18 +208,27 @@ pub struct Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Some(before) = self.before {
-            self.pool.leave(before);
+        match self.before {
+            Some(before) if HELD.get() == self.pool.address() => self.pool.leave(before),
+            // Given back already: this thread is within [`ComputePool::while_waiting`].
+            Some(_) => ENDED.set(true),
+            None => {}
         }
     }
 }
 
 /// Takes the turn again, however a wait ends.
-struct Again<'a>(&'a ComputePool);
+struct Again<'a> {
+    pool: &'a ComputePool,
+    /// [`ENDED`] of a wait around this one.
+    outer: bool,
+}
 
 impl Drop for Again<'_> {
     fn drop(&mut self) {
-        self.0.enter();
+        if !ENDED.replace(self.outer) {
+            self.pool.enter();
+        }
     }
 }
 

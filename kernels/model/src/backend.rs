@@ -60,6 +60,8 @@ pub struct Qkv {
 pub trait Backend: Send + Sync + std::fmt::Debug {
     /// What the model says of itself.
     fn config(&self) -> &ModelConfig;
+    /// Bytes of its weights as they lie in memory.
+    fn memory_bytes(&self) -> u64;
     /// Looks tokens up; refuses ids outside the vocabulary.
     fn embed(&self, tokens: &[u32]) -> Result<Activations, Error>;
     /// Norm, projections, biases, q/k norms, rotation at absolute `positions` (one per row).

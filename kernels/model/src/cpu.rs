@@ -117,9 +117,9 @@ impl CpuBackend {
         }
     }
 
-    /// Bytes of the packed matrices.
-    pub fn memory_bytes(&self) -> u64 {
-        self.matrices().map(PackedMatrix::bytes).sum()
+    /// [`Backend::memory_bytes`] of what [`Self::new`] would make of `weights`.
+    pub fn expected_bytes(config: &ModelConfig, weights: &Weights, linear: Linear) -> Result<u64, Error> {
+        load::expected_bytes(config, weights, linear)
     }
 
     /// What products are computed in, by the type of the weights in the file, for example
@@ -226,6 +226,10 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.matrices().map(PackedMatrix::bytes).sum()
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Activations, Error> {

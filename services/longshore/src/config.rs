@@ -185,7 +185,9 @@ impl Config {
     /// A head plan is read when the model's shape is known, and the default policy is checked with it then.
     fn policy_faults(&self, path: &str, faults: &mut Vec<Fault>) {
         let default = &self.router.prefill_policy;
+        // `heads` may mean the plan that is shipped for the model.
         if self.model.head_plan.is_empty()
+            && !default.starts_with("heads")
             && let Err(longshore_router::Error::Invalid { problem, .. }) = Policies::new(default, None)
         {
             faults.push(Fault::new(path, "prefill_policy", problem));

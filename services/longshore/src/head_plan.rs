@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use longshore_attention::{GatesCut, HeadBudgets, HeadPlan};
 use longshore_model::ModelInfo;
 
-use crate::config::Config;
+use crate::config::{Config, ModelConfig};
 
 /// How DuoAttention deploys its gates: share of streaming heads among grouped ones, and where each query head has its own
 /// KV head.
@@ -17,13 +17,16 @@ const DUO_SINK: u64 = 64;
 const DUO_RECENT: u64 = 256;
 
 /// Plans of budgets that `longshore calibrate` found, by the digest of the model's files.
-const SHIPPED: &[(&str, &str)] = &[];
+const SHIPPED: &[(&str, &str)] = &[(
+    "0a0c51db50b2b7713ee8b49a2adf2614527f7f406e84ce3f587d0bc553f609e0",
+    include_str!("../plans/smollm2-135m-instruct.json"),
+)];
 
 /// The plan that the configuration names; without one, that of the model, if there is one.
 pub(crate) fn of(config: &Config, info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
     let path = &config.model.head_plan;
     if path.is_empty() {
-        return shipped(info);
+        return if is_as_calibrated(&config.model) { shipped(info) } else { Ok(None) };
     }
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("`model.head_plan` is `{path}`, which cannot be read as UTF-8"))?;
@@ -45,6 +48,12 @@ fn read(text: &str, info: &ModelInfo) -> Result<HeadPlan, longshore_attention::E
     }
 }
 
+/// Whether a deployment is what the shipped plans were searched for: blocks of 64 tokens, positions as the model has them. A plan
+/// says nothing of others.
+fn is_as_calibrated(model: &ModelConfig) -> bool {
+    model.block_tokens == 64 && matches!(model.rope_scaling.as_str(), "" | "none")
+}
+
 fn shipped(info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
     let digest = info.digest.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").expect("strings take everything");
@@ -53,4 +62,29 @@ fn shipped(info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
     let Some((_, text)) = SHIPPED.iter().find(|(of, _)| *of == digest) else { return Ok(None) };
     let plan = read(text, info).context("the plan that is shipped for this model cannot be read")?;
     Ok(Some(Arc::new(plan)))
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_attention::PrefillPolicy;
+
+    use super::*;
+
+    /// SmolLM2-135M has 30 layers of 3 KV heads.
+    #[test]
+    fn shipped_plans_say_what_presets_mean() {
+        for (_, text) in SHIPPED {
+            let plan: HeadPlan = HeadBudgets::from_json(text, 30, 3).unwrap().into();
+            for name in ["balanced", "faithful"] {
+                let policy = PrefillPolicy::parse(name, Some(&plan)).unwrap();
+                assert!(policy.fingerprint().starts_with("heads:plan="), "{name} is {policy}");
+            }
+            for name in ["balanced", "faithful"] {
+                let reads = PrefillPolicy::parse(name, Some(&plan)).unwrap().reads();
+                assert!(!reads.all_keys, "{name} would make whole prefixes travel to the worker");
+            }
+            let fast = PrefillPolicy::parse("fast", Some(&plan)).unwrap();
+            assert!(fast.fingerprint().starts_with("blocks:"), "no level has this name: {fast}");
+        }
+    }
 }

@@ -13,8 +13,10 @@ use longshore_chassis::{
 };
 use longshore_cluster::{ClusterView, Member, Role};
 use longshore_compute::ComputePool;
+use longshore_engine::Engine;
 use longshore_fabric::{CallContext, Describer, Error};
 use longshore_proto::types::{self, Describe, ModelDescription};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
 use crate::{cli::ServeArgs, config::Config, console};
@@ -51,6 +53,14 @@ pub(crate) fn prepare(config: &Config) -> Result<(Metrics, Arc<ComputePool>)> {
     counters.register(&metrics);
     metrics.register_build(env!("CARGO_PKG_VERSION"), "");
     Ok((metrics, compute_pool(config)?))
+}
+
+/// Tells what the weights take in memory.
+pub(crate) fn report_weights(metrics: &Metrics, engine: &Engine) {
+    let gauge: Gauge = Gauge::default();
+    gauge.set(i64::try_from(engine.backend().memory_bytes()).unwrap_or(i64::MAX));
+    let help = "Bytes of the model's weights as they lie in memory";
+    metrics.sub("longshore_model").register("packed_bytes", help, gauge);
 }
 
 /// The one compute pool of this process.

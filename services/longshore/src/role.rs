@@ -42,6 +42,9 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
         Role::Router | Role::KvStore => Node::open(&for_node).map(|node| (node, None)),
     })
     .await?;
+    if let Some(engine) = &engine {
+        process::report_weights(&metrics, engine);
+    }
     let connector = Arc::new(GrpcConnector::new(GrpcOptions::default()));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
     let parts = Parts { config, node, views, connector, metrics, pool };

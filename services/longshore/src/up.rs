@@ -32,6 +32,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let readiness = process::admin(&config, &metrics, &root, &outer).await?;
     let (for_node, for_engine) = (config.clone(), Arc::clone(&pool));
     let (node, engine) = blocking(move || Node::load(&for_node, &for_engine)).await?;
+    process::report_weights(&metrics, &engine);
     let membership = MemoryMembership::new();
     let local = LocalConnector::new();
     let connector = Arc::new(AnyConnector::new(local.clone(), GrpcConnector::new(GrpcOptions::default())));

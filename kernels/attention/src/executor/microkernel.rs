@@ -27,8 +27,9 @@ pub(crate) const fn panels_at_once<S: Simd>(rows: usize) -> usize {
     }
 }
 
-/// Parts of a head that are asked for in turn. Each lies in a page of its own, where the processor's own prefetcher goes on by
-/// itself: several pages at once keep more lines on their way than one after the other.
+/// Parts of a head that are asked for in turn. In heads of 16 KiB and more each lies in a page of its own, where the processor's
+/// own prefetcher goes on by itself: several pages at once keep more lines on their way than one after the other. When a head's
+/// lines are no multiple of this, up to three are left to the processor.
 const STREAMS: usize = 4;
 
 /// The head that comes next, asked for line by line while this one is computed.

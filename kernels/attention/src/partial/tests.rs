@@ -3,6 +3,8 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use longshore_compute::{ComputePool, PoolOptions};
+
 use super::Partials;
 
 /// Partials of `rows` rows of 2 heads of 5 elements, some of them without keys.
@@ -185,4 +187,24 @@ fn parts_are_placed_where_they_belong() {
         assert!(whole.place(row, head, &part).is_err(), "row {row}, head {head}");
     }
     assert!(whole.place(0, 0, &Partials::identity(1, 1, 4)).is_err());
+}
+
+#[test]
+fn merging_at_once_is_merging_one_by_one() {
+    let mut rng = generator(41);
+    for threads in [1, 3] {
+        let pool = ComputePool::new(&PoolOptions { threads, pin: Vec::new() }).unwrap();
+        for rows in [0, 1, 127, 128, 129, 700] {
+            for count in 0..5 {
+                let first = random(&mut rng, rows, 20.0);
+                let later: Vec<Partials> = (0..count).map(|_| random(&mut rng, rows, 20.0)).collect();
+                let one_by_one = later.iter().fold(first.clone(), merged).finish();
+                let at_once = first.merge_and_finish(&later, &pool).unwrap();
+                let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&at_once), bits(&one_by_one), "{rows} rows, {count} more");
+            }
+        }
+    }
+    let (pool, other) = (ComputePool::serial(), Partials::identity(2, 2, 5));
+    assert!(Partials::identity(3, 2, 5).merge_and_finish(&[other], &pool).is_err());
 }

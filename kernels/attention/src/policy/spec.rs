@@ -22,7 +22,7 @@ const SLASHES: u64 = 6096;
 pub(super) const NAMES: &[(&str, &str)] = &[
     ("exact", "visits everything"),
     ("faithful", "mean-corrected blocks, generous: for answers that must not change"),
-    ("balanced", "mean-corrected blocks: the default beyond a length threshold"),
+    ("balanced", "mean-corrected blocks; or what a level of the head plan with this name says"),
     ("fast", "mean-corrected blocks, sparing, with skip-softmax"),
     (
         "blocks",

@@ -1,30 +1,42 @@
 //! Results against the f64 reference.
 
-use longshore_attention::{HeadShape, KvDtype, Partials, WorkList};
+use longshore_attention::{CpuExecutor, Executor, HeadShape, KvDtype, Partials, WorkList};
+use longshore_compute::InstructionSet;
 use rand::RngExt;
 
-use crate::case::{Case, Plan, attend, generator, relative_l2};
+use crate::case::{Case, Plan, attend, bits, generator, relative_l2};
 
+/// Every instruction set of the machine is near the reference, and all give the same bits.
 fn check(what: &str, case: &Case, limit: f64) {
-    let error = relative_l2(&case.attend().finish(), &case.reference());
+    let (reference, portable) = (case.reference(), case.attend_with(&with(InstructionSet::Portable)));
+    let error = relative_l2(&portable.clone().finish(), &reference);
     assert!(error <= limit, "{what}: relative L2 error {error:e}, limit {limit:e}");
+    for set in InstructionSet::available() {
+        assert_eq!(bits(&case.attend_with(&with(set))), bits(&portable), "{what} with {set}");
+    }
 }
 
-/// Head sizes and groups of real models, and odd ones.
+fn with(set: InstructionSet) -> CpuExecutor {
+    CpuExecutor::serial().with_instruction_set(set)
+}
+
+/// Head sizes and groups of real models, and odd ones, with every KV type; up to a full row tile of 96 packed rows and more.
 #[test]
 fn dense_causal_matches_on_random_shapes() {
     let mut rng = generator(11);
     for head_dim in [1, 5, 16, 17, 33, 64, 80, 96, 128, 200, 256] {
         for group in [1, 2, 3, 4, 5, 7, 8] {
-            let plan = Plan {
-                heads: HeadShape { kv_heads: rng.random_range(1..4), group, head_dim },
-                block_tokens: [16, 32, 64, 128, 256][rng.random_range(0..5)],
-                dtype: KvDtype::ALL[rng.random_range(0..4)],
-                prefix: rng.random_range(0..150),
-                rows: rng.random_range(1..70),
-                size: 1.0,
-            };
-            check(&format!("{plan:?}"), &plan.dense(&mut rng), 2e-6);
+            for dtype in KvDtype::ALL {
+                let plan = Plan {
+                    heads: HeadShape { kv_heads: rng.random_range(1..3), group, head_dim },
+                    block_tokens: [16, 32, 64, 128, 256][rng.random_range(0..5)],
+                    dtype,
+                    prefix: rng.random_range(0..150),
+                    rows: rng.random_range(1..40),
+                    size: 1.0,
+                };
+                check(&format!("{plan:?}"), &plan.dense(&mut rng), 2e-6);
+            }
         }
     }
 }
@@ -85,22 +97,26 @@ fn small(rows: usize, size: f32) -> Plan {
 #[test]
 fn huge_logits_stay_finite() {
     let mut rng = generator(13);
-    let case = small(40, 1e4).dense(&mut rng);
-    let output = case.attend().finish();
-    assert!(output.iter().all(|x| x.is_finite()));
-    check("logits of 1e4", &case, 2e-2);
+    for dtype in KvDtype::ALL {
+        let case = Plan { dtype, ..small(40, 1e4) }.dense(&mut rng);
+        let output = case.attend().finish();
+        assert!(output.iter().all(|x| x.is_finite()), "{dtype:?}");
+        check(&format!("logits of 1e4, {dtype:?}"), &case, 2e-2);
+    }
 }
 
 #[test]
 fn equal_logits_average_the_values() {
     let mut rng = generator(14);
-    let mut case = small(40, 1.0).dense(&mut rng);
-    case.q.fill(0.0);
-    check("logits of 0", &case, 1e-6);
-    let partials = case.attend();
-    for row in 0..case.rows() {
-        let (m, l, _) = partials.row(row, 0);
-        assert_eq!((m.to_bits(), l), (0, (101 + row) as f32), "row {row}");
+    for dtype in KvDtype::ALL {
+        let mut case = Plan { dtype, ..small(40, 1.0) }.dense(&mut rng);
+        case.q.fill(0.0);
+        check(&format!("logits of 0, {dtype:?}"), &case, 1e-6);
+        let partials = case.attend();
+        for row in 0..case.rows() {
+            let (m, l, _) = partials.row(row, 0);
+            assert_eq!((m.to_bits(), l), (0, (101 + row) as f32), "row {row}, {dtype:?}");
+        }
     }
 }
 
@@ -130,6 +146,11 @@ fn empty_calls_give_the_identity() {
     let identity = Partials::identity(7, 6, 64);
     assert_eq!(attend(case.item(&empty, 0, 7, None)), identity);
     assert!(identity.finish().iter().all(|&x| x == 0.0));
+
+    for set in InstructionSet::available() {
+        let found = with(set).attend(&[case.item(&empty, 0, 7, None)]).unwrap().remove(0);
+        assert_eq!(bits(&found), bits(&Partials::identity(7, 6, 64)), "{set}");
+    }
 
     let none = attend(case.item(&case.work, 0, 0, None));
     assert_eq!(none.shape(), (0, 6, 64));

@@ -65,6 +65,8 @@ pub(super) struct Regions {
     next_task: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     workers: usize,
+    /// Whether a region runs.
+    busy: AtomicBool,
     asleep: AtomicUsize,
     /// Guards sleeping: held while a worker decides to, and while a caller wakes them.
     sleep: Mutex<()>,
@@ -72,7 +74,7 @@ pub(super) struct Regions {
     stopped: AtomicBool,
 }
 
-// SAFETY: `job` is written only by the one caller that has the turn, while the region is closed and after the former one's
+// SAFETY: `job` is written only by the one caller that made `busy` true, while the region is closed and after the former one's
 // workers left, and read only by workers that joined an open region. Its pointers are valid until the region is closed and
 // empty, and lead to a `Sync` closure.
 unsafe impl Send for Regions {}
@@ -106,6 +108,7 @@ impl Regions {
             next_task: AtomicUsize::new(0),
             panic: Mutex::new(None),
             workers,
+            busy: AtomicBool::new(false),
             asleep: AtomicUsize::new(0),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -116,7 +119,8 @@ impl Regions {
     /// Runs a region. The caller must have the turn.
     pub(super) fn run<F: Fn(usize) + Sync>(&self, tasks: usize, f: &F) {
         let job = Job { f: std::ptr::from_ref(f).cast(), call: call::<F>, tasks };
-        // SAFETY: this caller has the turn, the former region is closed and empty, so nobody reads or writes the job.
+        assert!(!self.busy.swap(true, SeqCst), "a region runs already: somebody gave a turn away");
+        // SAFETY: no other caller is between here and the end of this function, the former region is closed and empty, so nobody reads or writes the job.
         unsafe { *self.job.get() = job };
         self.next_task.store(0, SeqCst);
         self.open.store(true, SeqCst);
@@ -128,6 +132,7 @@ impl Regions {
         self.take_part(job);
         self.open.store(false, SeqCst);
         wait_until(|| self.active.load(SeqCst) == 0);
+        self.busy.store(false, SeqCst);
         let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
             resume_unwind(panic);

@@ -171,3 +171,41 @@ fn workers_are_bound_to_their_cores() {
     let (_, cores) = counts.into_iter().find(|(thread, _)| *thread != caller).unwrap();
     assert_eq!(cores, 1);
 }
+
+/// A task must not give away the turn of the region that it belongs to.
+#[test]
+fn tasks_that_wait_keep_their_region() {
+    let pool = pool(3);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let sum = AtomicUsize::new(0);
+                    pool.run(8, |task| {
+                        pool.while_waiting(std::thread::yield_now);
+                        sum.fetch_add(task, SeqCst);
+                    });
+                    assert_eq!(sum.load(SeqCst), 28);
+                }
+            });
+        }
+    });
+}
+
+/// A turn that ends while its thread waits is neither given back twice nor taken again.
+#[test]
+fn turns_may_end_in_a_wait() {
+    let pool = pool(2);
+    for _ in 0..3 {
+        let held = pool.hold();
+        pool.while_waiting(|| drop(held));
+        assert!(!pool.is_held());
+        // Another thread gets its turn, and only one at a time.
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert_eq!(pool.map(20, |task| task), (0..20).collect::<Vec<_>>()));
+            }
+        });
+        assert_eq!(pool.map(3, |task| task), [0, 1, 2]);
+    }
+}

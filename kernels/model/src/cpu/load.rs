@@ -1,7 +1,7 @@
 //! Builds the backend out of a model's weights, packed one at a time straight from the bytes of the file.
 
 use super::linear::PackedMatrix;
-use super::{CpuBackend, CpuOptions, Layer, invalid};
+use super::{CpuBackend, CpuOptions, Layer, Linear, invalid};
 use crate::files::{StoredMatrix, dequantize};
 use crate::rope::Rope;
 use crate::{Error, LayerWeight, LoadProgress, ModelConfig, WeightName, Weights};
@@ -56,6 +56,20 @@ pub(super) fn load(
         false => Some(loader.matrix(WeightName::Output, config.vocabulary, config.hidden)?),
     };
     Ok(CpuBackend::new_from(config, rope, options, (embedding, output, output_norm), layers))
+}
+
+/// Bytes that the packed matrices are going to need.
+pub(super) fn expected_bytes(
+    config: &ModelConfig,
+    source: &dyn Source,
+    linear: Linear,
+) -> Result<u64, Error> {
+    let mut bytes = 0;
+    for name in names(config).filter(WeightName::is_matrix) {
+        let stored = source.stored(name)?;
+        bytes += PackedMatrix::expected_bytes(linear, stored.kind, [stored.rows, stored.cols]);
+    }
+    Ok(bytes)
 }
 
 fn check(config: &ModelConfig) -> Result<(), Error> {

@@ -24,6 +24,18 @@ pub enum WeightName {
     Layer(usize, LayerWeight),
 }
 
+impl WeightName {
+    /// Whether rows of activations are multiplied with it.
+    pub fn is_matrix(&self) -> bool {
+        use LayerWeight::{AttnOut, Down, Gate, K, Q, Up, V};
+        match self {
+            Self::Embedding | Self::Output => true,
+            Self::OutputNorm | Self::RopeFreqs => false,
+            Self::Layer(_, weight) => matches!(weight, Q | K | V | AttnOut | Gate | Up | Down),
+        }
+    }
+}
+
 /// A weight of one layer. With `q = query_heads * head_dim` and `kv = kv_heads * head_dim`:
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LayerWeight {

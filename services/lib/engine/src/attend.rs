@@ -11,6 +11,7 @@ use std::{
 };
 
 use longshore_attention::{AttendItem, ExactBlock, Partials, Queries, WorkList};
+use longshore_compute::ComputePool;
 use longshore_fabric::CallContext;
 
 use crate::{Engine, Error, Sequence, StepInput, StepObserver};
@@ -104,8 +105,8 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
             let partials = self.attend(&wave, q)?;
             let started = Instant::now();
             for (part, partials) in wave.iter().zip(partials) {
-                let Some(merged) = fold(partials)? else { continue };
-                output[part.rows.start * width..part.rows.end * width].copy_from_slice(&merged.finish());
+                let Some(merged) = fold(partials, &self.engine.pool)? else { continue };
+                output[part.rows.start * width..part.rows.end * width].copy_from_slice(&merged);
             }
             self.times.merge += started.elapsed();
         }
@@ -286,13 +287,11 @@ impl StripeWork {
     }
 }
 
-/// Merges the partials of all stripes, ascending; `None` when there are none.
-fn fold(mut partials: StripePartials) -> Result<Option<Partials>, Error> {
+/// Attention out of the partials of all stripes, merged in ascending order; `None` when there are none.
+fn fold(mut partials: StripePartials, pool: &ComputePool) -> Result<Option<Vec<f32>>, Error> {
     partials.sort_by_key(|(stripe, _)| *stripe);
     let mut partials = partials.into_iter().map(|(_, partial)| partial);
-    let Some(mut merged) = partials.next() else { return Ok(None) };
-    for partial in partials {
-        merged.merge(&partial)?;
-    }
-    Ok(Some(merged))
+    let Some(first) = partials.next() else { return Ok(None) };
+    let later: Vec<Partials> = partials.collect();
+    Ok(Some(first.merge_and_finish(&later, pool)?))
 }

@@ -40,7 +40,7 @@ const HOLD_ROWS: usize = 16;
 pub struct Engine {
     backend: Arc<dyn Backend>,
     executor: Arc<dyn Executor>,
-    pool: Arc<ComputePool>,
+    pub(crate) pool: Arc<ComputePool>,
     geometry: Geometry,
     tile_shape: TileShape,
     options: EngineOptions,

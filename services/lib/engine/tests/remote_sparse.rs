@@ -6,7 +6,7 @@ mod support;
 
 use std::sync::{Arc, atomic::Ordering};
 
-use longshore_attention::{KvDtype, PrefillPolicy};
+use longshore_attention::{HeadBudgets, HeadPlan, KvDtype, PrefillPolicy};
 use longshore_engine::{
     EngineOptions, Error, Logits, RemoteVisits, Sequence, StepInput, StepObserver,
     testing::{Bodies, tokens},
@@ -18,7 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use support::{BLOCK, World, bits};
 
 /// Policies that read only summaries, or none.
-const POLICIES: [&str; 9] = [
+const POLICIES: [&str; 10] = [
     "blocks:scorer=row-normalised,selector=top-k,k=1,sink=0,local=0,dense_layers=1,min_positions=64",
     "blocks:scorer=pooled,selector=alpha,alpha=0.6,sink=1,local=1,dense_layers=0,min_positions=0",
     "blocks:scorer=pooled,selector=alpha,alpha=0.9,sink=0,local=0,dense_layers=0,min_positions=0,correction=off",
@@ -28,7 +28,18 @@ const POLICIES: [&str; 9] = [
     "balanced:min_positions=0,sink=0,local=0",
     "fast:min_positions=32",
     "streaming:sink=16,recent=40,dense_layers=1,min_positions=0",
+    "heads:level=mixed,min_positions=0",
 ];
+
+/// Two KV heads in each of three layers: dense ones beside different rules.
+const PLAN: &str = r#"{
+ "format": "longshore-head-budgets", "version": 1, "model": "tiny",
+ "levels": [{"name": "mixed", "note": "", "blocks": "selector=mass,sink=0,local=0", "heads": [
+  ["dense", "scorer=row-normalised,gamma=0.5"],
+  ["scorer=second-order,gamma=0.7", "scorer=pooled,selector=alpha,alpha=0.6"],
+  ["scorer=row-normalised,gamma=0.9,peak=0.3", "dense"]
+ ]}]
+}"#;
 
 #[derive(Default)]
 struct Watch {
@@ -49,7 +60,8 @@ impl StepObserver for Watch {
 }
 
 fn policy(text: &str) -> Arc<PrefillPolicy> {
-    Arc::new(PrefillPolicy::parse(text, None).expect("the text is a policy"))
+    let plan: HeadPlan = HeadBudgets::from_json(PLAN, 3, 2).expect("the text is a plan").into();
+    Arc::new(PrefillPolicy::parse(text, Some(&plan)).expect("the text is a policy"))
 }
 
 /// Computes `tokens` in chunks; the logits of all rows of the last chunk, and what shards did.

@@ -155,7 +155,7 @@ pub(crate) struct BenchComputeArgs {
 #[command(after_help = "Examples:
   longshore bench prefill --lengths 4096,8192                                     exact and balanced, random tokens
   longshore bench prefill --lengths 32768 --policy balanced --file book.txt       a text, over and over to that length
-  longshore bench prefill --policy balanced:alpha=0.05 --json out.json --plot out.svg")]
+  longshore bench prefill --policy balanced:gamma=0.95 --json out.json --plot out.svg")]
 pub(crate) struct BenchPrefillArgs {
     /// Model and threads, as every server takes them.
     #[command(flatten)]

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::Error;
 
 use super::super::digest::digest;
-use super::super::{Blocks, invalid, shown, spec};
+use super::super::{Blocks, invalid, shown, shown_error, spec};
 
 /// What a file says that it is.
 const FORMAT: &str = "longshore-head-budgets";
@@ -263,10 +263,4 @@ fn rule(shared: &str, text: &str) -> Result<Option<Blocks>, Error> {
 
 fn quoted(text: &str) -> String {
     serde_json::to_string(text).expect("a text is JSON")
-}
-
-/// An error of the reader may quote what it read.
-fn shown_error(text: &str) -> String {
-    const MOST: usize = 200;
-    text.char_indices().nth(MOST).map_or_else(|| text.to_owned(), |(end, _)| format!("{}…", &text[..end]))
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::Error;
 
-use super::super::{invalid, shown};
+use super::super::{invalid, shown, shown_error};
 use super::HeadPattern;
 
 /// What MInference gives a head that its file does not name.
@@ -52,7 +52,10 @@ pub(super) fn read(text: &str, layers: usize, heads: usize) -> Result<Vec<Vec<He
     let found = match read {
         Ok(found) => found,
         Err(error) => {
-            return invalid("plan", format!("is no list of layers, each an object of heads: {error}"));
+            return invalid(
+                "plan",
+                format!("is no list of layers, each an object of heads: {}", shown_error(&error.to_string())),
+            );
         }
     };
     if found.len() != layers {

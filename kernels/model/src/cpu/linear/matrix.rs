@@ -86,6 +86,24 @@ impl PackedMatrix {
         Some(Self { stored, panels })
     }
 
+    /// Bytes in memory that [`Self::pack`] is going to need.
+    pub(in crate::cpu) fn expected_bytes(
+        linear: Linear,
+        stored: TensorType,
+        [outputs, inputs]: [usize; 2],
+    ) -> u64 {
+        let padded = outputs.next_multiple_of(PANEL) as u64 * inputs as u64;
+        match (linear, stored) {
+            (Linear::F32, _) => padded * 4,
+            (_, kind) if is_quantised(kind) => QuantPanels::expected_bytes(kind, outputs, inputs),
+            (Linear::Int8, _) if inputs.is_multiple_of(GROUP) => {
+                QuantPanels::expected_bytes(TensorType::Q8_0, outputs, inputs)
+            }
+            (_, TensorType::F16 | TensorType::Bf16) => padded * 2,
+            _ => padded * 4,
+        }
+    }
+
     pub(in crate::cpu) fn outputs(&self) -> usize {
         any_panels!(self, panels => panels.outputs)
     }

@@ -92,6 +92,15 @@ impl QuantPanels {
         finite.into_iter().all(|finite| finite).then_some(Self { kind, outputs, inputs, quants, scales })
     }
 
+    /// [`Self::bytes`] of a matrix of this size.
+    pub(super) fn expected_bytes(kind: TensorType, outputs: usize, inputs: usize) -> u64 {
+        let groups = (outputs.div_ceil(PANEL) * (inputs / GROUP)) as u64;
+        let group = with_format!(kind, F => {
+            F::LANES * size_of::<Lane>() + F::NUMBERS * size_of::<[<F as Format>::Element; PANEL]>()
+        });
+        groups * group as u64
+    }
+
     /// The panel with this index, which has format `F`.
     pub(super) fn panel<F: Format>(&self, panel: usize) -> Panel<'_, F> {
         let groups = self.inputs / GROUP;

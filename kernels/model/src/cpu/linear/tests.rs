@@ -113,6 +113,8 @@ fn products_agree_with_f64() {
             let x = random(5 * inputs, &mut rng);
             for linear in [Linear::Auto, Linear::Int8, Linear::F32] {
                 let matrix = case.pack(linear);
+                let expected = PackedMatrix::expected_bytes(linear, kind, [outputs, inputs]);
+                assert_eq!(matrix.bytes(), expected, "{kind} {linear} [{outputs}, {inputs}]");
                 let int8 = matrix.forms().int8;
                 assert_eq!(
                     int8,

@@ -95,6 +95,10 @@ impl Backend for TinyModel {
         &self.config
     }
 
+    fn memory_bytes(&self) -> u64 {
+        (self.embedding.len() * size_of::<f32>()) as u64
+    }
+
     fn embed(&self, tokens: &[u32]) -> Result<Activations, Error> {
         let hidden = self.config.hidden;
         let row = |&token: &u32| &self.embedding[token as usize * hidden..][..hidden];

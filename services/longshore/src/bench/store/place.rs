@@ -1,6 +1,10 @@
 //! Where the shard of a measurement runs: in this process, or in one of its own.
 
-use std::{process::Stdio, sync::Arc, time::Duration};
+use std::{
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use longshore_attention::TileShape;
@@ -37,6 +41,9 @@ const CAPACITY_BYTES: u64 = 512 << 20;
 const SLAB_SOURCE_BYTES: usize = 64 << 20;
 /// How long a child may take to start or to end.
 const CHILD_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a shard may take to listen on its socket, and how often that is tried.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
+const LISTEN_PAUSE: Duration = Duration::from_millis(10);
 
 /// What to serve and how to reach it.
 #[derive(Debug, Clone)]
@@ -223,7 +230,18 @@ impl Place {
             StoreLane::Local => Ok(Some(self.local.shard("local:0")?)),
             StoreLane::Grpc => Ok(Some(self.grpc.shard(&addresses.grpc)?)),
             StoreLane::Stock => Ok(Some(baseline::shard(&addresses.stock)?)),
-            StoreLane::Shm => Ok(Some(self.shm.shm_shard(&addresses.grpc).await?)),
+            StoreLane::Shm => self.shm_shard(&addresses.grpc).await.map(Some),
+        }
+    }
+
+    /// The shard's task opens its sockets some time after it was spawned.
+    async fn shm_shard(&self, address: &str) -> Result<Arc<dyn Shard>> {
+        let started = Instant::now();
+        loop {
+            match self.shm.shm_shard(address).await {
+                Err(_) if started.elapsed() < LISTEN_PATIENCE => tokio::time::sleep(LISTEN_PAUSE).await,
+                found => return Ok(found?),
+            }
         }
     }
 

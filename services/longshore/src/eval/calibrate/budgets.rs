@@ -24,7 +24,8 @@ use crate::{
 const SHARED: &str = "selector=mass,peak=0.25";
 
 /// What a head may have, with what choosing costs it: keys whose scores are taken, as a share of all, at half the price of a
-/// visit (no values are read).
+/// visit (no values are read). None scores keys (`antidiagonal`): one such head, and prefixes on shards would have to travel to
+/// the worker, for every head.
 const CANDIDATES: &[(&str, f64)] = &[
     ("scorer=row-normalised,gamma=0,peak=off", MEANS),
     ("scorer=row-normalised,gamma=0.3", MEANS),
@@ -44,19 +45,12 @@ const CANDIDATES: &[(&str, f64)] = &[
     ("scorer=second-order,gamma=0.9", 2.0 * MEANS),
     ("scorer=second-order,gamma=0.97", 2.0 * MEANS),
     ("scorer=second-order,gamma=0.99", 2.0 * MEANS),
-    ("scorer=antidiagonal,gamma=0.7", CELLS),
-    ("scorer=antidiagonal,gamma=0.85", CELLS),
-    ("scorer=antidiagonal,gamma=0.93", CELLS),
-    ("scorer=antidiagonal,gamma=0.97", CELLS),
-    ("scorer=antidiagonal,gamma=0.99", CELLS),
     ("scorer=pooled,selector=alpha,alpha=0.1", MEANS),
     ("scorer=pooled,selector=alpha,alpha=0.01", MEANS),
     ("scorer=pooled,selector=alpha,alpha=0.001", MEANS),
 ];
 /// A mean of 64 keys each.
 const MEANS: f64 = 0.5 / 64.0;
-/// Cells of 16 keys for cells of 16 queries, each with all of its keys: a key of a cell is multiplied once.
-const CELLS: f64 = 0.5 / 16.0;
 /// A head that would visit more than this is dense: choosing costs as well.
 const DENSE_FROM: f64 = 0.9;
 /// The median may be so much of the 95th percentile.

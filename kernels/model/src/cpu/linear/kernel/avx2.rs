@@ -1,5 +1,6 @@
 //! AVX2: eight outputs in a vector, up to four rows in registers. `vpmaddubsw` adds two products in 16 bits, which must not
-//! saturate: eight products with four-bit weights (8 · 15 · 127) fit, two with weights under 64 do, and weights of eight bits
+//! saturate: 16 products with four-bit weights (16 · 15 · 127 = 30,480, eight instructions' sums added up) fit just below
+//! 32,768, two with weights under 64 do, and weights of eight bits
 //! are made signed, so that two fit (2 · 128 · 127) with the sign moved to the activations.
 #![allow(unsafe_code, reason = "vector loads and stores go through pointers")]
 

@@ -157,13 +157,13 @@ impl Store {
         }
     }
 
-    fn spills_ended(&self) -> u64 {
+    pub(crate) fn spills_ended(&self) -> u64 {
         self.disk().map_or(0, |disk| *disk.ended.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Writes one block out, or waits until somebody else did. When that takes too long since `started`, nothing is written for
     /// a while: blocks that make way are lost, and nobody waits.
-    fn make_room(&self, ended_before: u64, started: Instant) {
+    pub(crate) fn make_room(&self, ended_before: u64, started: Instant) {
         let Some(disk) = self.disk() else { return };
         if let Some(spill) = self.with_pool(|pool, _| pool.next_spill()) {
             return self.spill(disk, spill);

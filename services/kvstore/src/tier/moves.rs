@@ -42,6 +42,8 @@ pub(crate) struct Disk {
     promotions: mpsc::Sender<Generation>,
     /// Queries that may read at a time: fewer than all, so that a slow disk holds up nobody who does not need it.
     pub(crate) permits: Arc<Semaphore>,
+    /// Reads of get streams at a time.
+    pub(crate) get_permits: Arc<Semaphore>,
 }
 
 /// What `open` makes.
@@ -96,6 +98,7 @@ pub(crate) fn open(
         ended: (Mutex::new(0), Condvar::new()),
         promotions,
         permits: Arc::new(Semaphore::new((config.attend_concurrency / 4).max(1))),
+        get_permits: Arc::new(Semaphore::new(config.disk.readers)),
     };
     Ok(Opened { disk, promotions: queue, pool, placed })
 }

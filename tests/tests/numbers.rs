@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, ExactBlock, Executor as _, KvDtype, PagedKv, Partials, Queries, Tile, TileShape,
+    AttendItem, CpuExecutor, ExactBlock, Executor as _, KvDtype, Partials, Queries, Tile, TileShape, Tiles,
     WorkList,
 };
 use longshore_compute::{ComputePool, PoolOptions};
@@ -26,31 +26,11 @@ const BLOCK_TOKENS: usize = 64;
 /// Smaller than the real one, so that 600 tokens already need merges.
 const STRIPE_BLOCKS: usize = 4;
 
-/// The KV of one sequence in one layer.
-struct LayerKv {
-    shape: TileShape,
-    tiles: Vec<Tile>,
-}
-
-impl PagedKv for LayerKv {
-    fn shape(&self) -> TileShape {
-        self.shape
-    }
-
-    fn len(&self) -> usize {
-        self.tiles.len()
-    }
-
-    fn tile(&self, index: usize) -> &Tile {
-        &self.tiles[index]
-    }
-}
-
 /// One sequence, computed by a plain loop.
 struct Sequence<'a> {
     backend: &'a CpuBackend,
     tokens: usize,
-    layers: Vec<LayerKv>,
+    layers: Vec<Tiles>,
 }
 
 impl<'a> Sequence<'a> {
@@ -58,7 +38,7 @@ impl<'a> Sequence<'a> {
         let config = backend.config();
         let (kv_heads, head_dim) = (config.heads.kv_heads, config.heads.head_dim);
         let shape = TileShape { block_tokens: BLOCK_TOKENS, kv_heads, head_dim, dtype };
-        let layers = (0..config.layers).map(|_| LayerKv { shape, tiles: Vec::new() }).collect();
+        let layers = (0..config.layers).map(|_| Tiles { shape, tiles: Vec::new() }).collect();
         Self { backend, tokens: 0, layers }
     }
 
@@ -70,7 +50,7 @@ impl<'a> Sequence<'a> {
         let mut x = self.backend.embed(tokens).unwrap();
         for layer in 0..self.layers.len() {
             let qkv = self.backend.qkv(layer, &x, &positions).unwrap();
-            self.layers[layer].write(first, &qkv.k, &qkv.v);
+            write_rows(&mut self.layers[layer], first, &qkv.k, &qkv.v);
             let attention = self.attend(layer, first, &qkv.q);
             x = self.backend.finish(layer, x, &attention).unwrap();
         }
@@ -104,21 +84,19 @@ impl<'a> Sequence<'a> {
     }
 }
 
-impl LayerKv {
-    /// Writes rows from position `first` on into their tiles.
-    fn write(&mut self, mut first: usize, k: &[f32], v: &[f32]) {
-        let width = self.shape.kv_heads * self.shape.head_dim;
-        let (mut k, mut v) = (k, v);
-        while !k.is_empty() {
-            let offset = first % BLOCK_TOKENS;
-            if offset == 0 {
-                self.tiles.push(Tile::zeroed(self.shape));
-            }
-            let elements = ((BLOCK_TOKENS - offset) * width).min(k.len());
-            self.tiles[first / BLOCK_TOKENS].write(offset, &k[..elements], &v[..elements]).unwrap();
-            (k, v) = (&k[elements..], &v[elements..]);
-            first += elements / width;
+/// Writes rows from position `first` on into their tiles.
+fn write_rows(kv: &mut Tiles, mut first: usize, k: &[f32], v: &[f32]) {
+    let width = kv.shape.kv_heads * kv.shape.head_dim;
+    let (mut k, mut v) = (k, v);
+    while !k.is_empty() {
+        let offset = first % BLOCK_TOKENS;
+        if offset == 0 {
+            kv.tiles.push(Tile::zeroed(kv.shape));
         }
+        let elements = ((BLOCK_TOKENS - offset) * width).min(k.len());
+        kv.tiles[first / BLOCK_TOKENS].write(offset, &k[..elements], &v[..elements]).unwrap();
+        (k, v) = (&k[elements..], &v[elements..]);
+        first += elements / width;
     }
 }
 

@@ -11,6 +11,7 @@ mod simd;
 mod sparse;
 mod summaries;
 mod tile;
+mod tiles;
 mod work;
 
 pub use error::{Error, Kind};
@@ -23,4 +24,5 @@ pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, TileShape};
 pub use sparse::{Pairs, QUERY_TILE, SparseItem, SparseWork, Visit};
 pub use summaries::{Mean, Spreads, Summaries};
 pub use tile::Tile;
+pub use tiles::Tiles;
 pub use work::{Column, ExactBlock, Queries, SummaryKey, WorkList};

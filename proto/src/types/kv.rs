@@ -269,9 +269,9 @@ pub struct AttendPartial {
 pub struct ShardStats {
     /// Shard id.
     pub shard_id: String,
-    /// Bytes that tiles may occupy.
+    /// Bytes that tiles and summaries may occupy.
     pub capacity_bytes: u64,
-    /// Bytes that tiles occupy, incomplete blocks included.
+    /// Bytes that tiles and summaries occupy, incomplete blocks included.
     pub used_bytes: u64,
     /// Complete blocks.
     pub blocks: u64,
@@ -303,6 +303,10 @@ pub struct ShardStats {
     pub shard_map_epoch: u64,
     /// How it keeps up the copies of its blocks.
     pub repair: RepairStats,
+    /// Bytes of blocks that it could take without losing any.
+    pub room_bytes: u64,
+    /// Bytes of summaries beside its blocks; part of `used_bytes`.
+    pub summary_bytes: u64,
 }
 
 /// Occupancy and counters of one tier of a shard.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Bytes of memory that tiles may occupy, incomplete blocks included.
+    /// Bytes of memory that tiles, those of incomplete blocks included, and summaries may occupy.
     pub capacity_bytes: u64,
     /// How long a block is kept from eviction after it was stored or reported as held: the time that a worker has to open
     /// its view.
@@ -60,7 +60,7 @@ pub struct DiskConfig {
     pub write_wait_ms: u64,
     /// How long nothing is written after a write failed or took too long.
     pub pause_ms: u64,
-    /// Threads that read tiles for attention.
+    /// Threads that read tiles for attention, and as many that read blocks for gets.
     pub readers: usize,
     /// How long attention waits for tiles.
     pub read_timeout_ms: u64,

@@ -227,10 +227,11 @@ impl Collector for Occupancy {
     }
 }
 
-fn gauges(stats: &PoolStats) -> [(&'static str, &'static str, u64); 8] {
+fn gauges(stats: &PoolStats) -> [(&'static str, &'static str, u64); 9] {
     [
-        ("capacity_bytes", "Bytes that tiles may occupy", stats.budget_bytes),
-        ("used_bytes", "Bytes that tiles occupy", stats.used_bytes),
+        ("capacity_bytes", "Bytes that tiles and summaries may occupy", stats.budget_bytes),
+        ("used_bytes", "Bytes that tiles and summaries occupy", stats.used_bytes),
+        ("kept_summary_bytes", "Bytes of summaries beside blocks, of those used", stats.note_bytes),
         ("blocks", "Complete blocks", stats.blocks),
         ("pinned_blocks", "Complete blocks that a view keeps", stats.pinned_blocks),
         ("open_blocks", "Blocks being written", stats.open_blocks),

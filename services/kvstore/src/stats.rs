@@ -7,8 +7,8 @@ use crate::store::Store;
 
 /// Occupancy and counters of a shard.
 pub(crate) fn of(store: &Store) -> ShardStats {
-    let (pool, incarnation) =
-        store.with_inventory(|pool, inventory, _| (pool.stats(), inventory.incarnation()));
+    let (pool, incarnation, room_bytes) = store
+        .with_inventory(|pool, inventory, now| (pool.stats(), inventory.incarnation(), pool.room_bytes(now)));
     ShardStats {
         shard_id: store.identity().shard_id.0.clone(),
         capacity_bytes: pool.budget_bytes,
@@ -28,6 +28,8 @@ pub(crate) fn of(store: &Store) -> ShardStats {
         incarnation,
         shard_map_epoch: *store.identity().epoch.borrow(),
         repair: store.repair.stats(),
+        room_bytes,
+        summary_bytes: pool.note_bytes,
     }
 }
 

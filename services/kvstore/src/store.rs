@@ -109,14 +109,20 @@ impl Store {
         };
         let mut pool = BlockPool::with_policy(pool_config, config.eviction.parse::<Eviction>()?.policy())?;
         pool.keep_journal();
-        let (mut disk, mut wishes) = (None, None);
+        let (mut disk, mut wishes, mut placed) = (None, None, Vec::new());
         if config.disk.is_on() {
             let shape = identity.tile_shape;
             let reader = |tier| Reader { tier: around(tier), shape };
             let opened = open_disk(&config, &identity, pool, fresh_incarnation(), reader, tasks)?;
-            (disk, wishes, pool) = (Some(opened.disk), Some(opened.promotions), opened.pool);
+            (disk, wishes) = (Some(opened.disk), Some(opened.promotions));
+            (pool, placed) = (opened.pool, opened.placed);
         }
-        let inventory = Inventory::new(fresh_incarnation());
+        let mut inventory = Inventory::new(fresh_incarnation());
+        // What was found is told first: a block that a younger one replaced takes its place with it.
+        inventory.apply(pool.take_events());
+        for (namespace, key, place) in placed.into_iter().rev() {
+            inventory.place(namespace, key, Some(place));
+        }
         let store = Self {
             attend_permits: Arc::new(Semaphore::new(config.attend_concurrency)),
             config,

@@ -1,12 +1,12 @@
-//! Summaries of a view's blocks: made once per block and layer from the stored tile, which is verified for it, and kept beside the
-//! block from then on.
+//! Summaries of a view's blocks: made per block and layer from the stored tile, which is verified for it, and kept beside the block
+//! within the shard's budget as long as there is room.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use longshore_attention::{Mean, Tile};
 use longshore_blocks::{
     BlockKey,
-    pool::{Payload, SealedBlock, ViewId},
+    pool::{Noted, Payload, SealedBlock, ViewBlock, ViewId},
 };
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext};
@@ -20,6 +20,8 @@ use crate::{Error, attend::Blocks, get, lifetime, store::Store};
 const UNREAD_MAX: usize = 4;
 /// Blocks of one message and of one turn on the compute pool, at most.
 const STEP_BLOCKS: usize = 256;
+/// Bytes that a kept summary takes besides itself: reference counts, its slot, and what the allocator rounds up.
+const KEPT_BYTES: usize = 96;
 
 /// Starts a stream of summaries.
 pub(crate) fn start(
@@ -88,10 +90,12 @@ fn step_blocks(store: &Store, asked: &GetSummaries) -> usize {
 /// Summaries of some blocks in one layer; blocks in parallel. A block whose tile does not match its checksum is dropped.
 fn means(store: &Store, blocks: &Blocks, range: Range<usize>, layer: u32) -> Result<Vec<Arc<Mean>>, Error> {
     let blocks = &blocks[range];
+    // Each with whether it is new.
     let made = store.compute_pool().map(blocks.len(), |index| {
         let block = &blocks[index].block;
-        let known = block.note::<Mean>(layer as usize);
-        known.or_else(|| make(store, block, layer)).ok_or_else(|| block.key())
+        let known = block.note::<Mean>(layer as usize).map(|mean| (mean, false));
+        let made = || make(store, block, layer).map(|mean| (mean, true));
+        known.or_else(made).ok_or_else(|| block.key())
     });
     let corrupt = |key: BlockKey| {
         blocks.iter().filter(|entry| entry.block.key() == key).for_each(|entry| store.condemn(&entry.block));
@@ -100,7 +104,14 @@ fn means(store: &Store, blocks: &Blocks, range: Range<usize>, layer: u32) -> Res
             problem: format!("the tile of layer {layer} does not match its checksum"),
         })
     };
-    made.into_iter().collect::<Result<_, _>>().map_err(corrupt)
+    let made = made.into_iter().collect::<Result<Vec<_>, _>>().map_err(corrupt)?;
+    let keep = |(entry, (mean, fresh)): (&ViewBlock<Arc<Tile>>, (Arc<Mean>, bool))| {
+        if fresh {
+            store.keep_summary(&entry.block, layer, &mean);
+        }
+        mean
+    };
+    Ok(blocks.iter().zip(made).map(keep).collect())
 }
 
 /// `None` when the tile does not match its checksum.
@@ -114,10 +125,25 @@ fn make(store: &Store, block: &SealedBlock<Arc<Tile>>, layer: u32) -> Option<Arc
             Mean::of(tiles.first()?)
         }
     };
-    let mean = Arc::new(mean);
-    block.take_note(layer as usize, mean.clone());
     store.metrics.summaries_made.inc();
-    Some(mean)
+    Some(Arc::new(mean))
+}
+
+impl Store {
+    /// Keeps a summary beside its block if there is room, which may take the time of a write to disk.
+    fn keep_summary(&self, block: &SealedBlock<Arc<Tile>>, layer: u32, mean: &Arc<Mean>) {
+        let (started, bytes) = (Instant::now(), (mean.memory_bytes() + KEPT_BYTES) as u64);
+        loop {
+            let before = self.spills_ended();
+            let noted = self.with_pool(|pool, now| {
+                pool.take_note(block.generation(), layer as usize, mean.clone(), bytes, now)
+            });
+            match noted {
+                Noted::MakeRoom => self.make_room(before, started),
+                Noted::Kept | Noted::No => return,
+            }
+        }
+    }
 }
 
 fn message(

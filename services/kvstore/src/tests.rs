@@ -9,6 +9,7 @@ mod lifecycle;
 mod measure;
 mod memory;
 mod put;
+mod repair;
 mod sparse;
 mod summaries;
 mod views;
@@ -136,9 +137,14 @@ fn with_config(config: Config) -> Fixture {
 
 /// A shard with something around its disk tier.
 fn with_tier(config: Config, around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier>) -> Fixture {
+    named("kv-0", config, around)
+}
+
+/// The same with a name of its own.
+fn named(id: &str, config: Config, around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier>) -> Fixture {
     let (epoch, epochs) = watch::channel(EPOCH);
     let identity = ShardIdentity {
-        shard_id: ShardId("kv-0".to_owned()),
+        shard_id: ShardId(id.to_owned()),
         deployment: deployment(),
         epoch: epochs,
         geometry: geometry(),

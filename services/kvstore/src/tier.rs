@@ -11,7 +11,7 @@ mod restart;
 use std::{io, ops::Range, sync::Arc};
 
 use longshore_attention::Tile;
-use longshore_blocks::{BlockKey, Namespace, pool::Page};
+use longshore_blocks::{BlockKey, BlockPlace, Namespace, pool::Page};
 
 pub(crate) use disk::DiskTier;
 pub use error::DiskError;
@@ -27,6 +27,8 @@ pub(crate) struct Record<'a> {
     pub(crate) key: BlockKey,
     /// Number of its generation.
     pub(crate) generation: u64,
+    /// Where its copies belong, when that is known: a restart has it from here.
+    pub(crate) belongs: Option<BlockPlace>,
     /// Tiles by layer.
     pub(crate) pages: &'a [Page<Arc<Tile>>],
 }

@@ -70,6 +70,12 @@ impl Mean {
         all.into_iter().flatten().all(|x| x.is_finite())
     }
 
+    /// Bytes of memory that it takes.
+    pub fn memory_bytes(&self) -> usize {
+        let parts = [&self.key, &self.value, &self.spread, &self.cosines];
+        size_of::<Self>() + parts.into_iter().map(|part| part.capacity() * size_of::<f32>()).sum::<usize>()
+    }
+
     /// KV heads and head size.
     pub fn shape(&self) -> (usize, usize) {
         (self.heads, self.head_dim)

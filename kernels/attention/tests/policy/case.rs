@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use longshore_attention::{
-    CpuExecutor, HeadShape, KvDtype, PagedKv, PlanInput, PrefillPolicy, Queries, SparseWork, Tile, TileShape,
+    CpuExecutor, HeadShape, KvDtype, PlanInput, PrefillPolicy, Queries, SparseWork, Tile, TileShape, Tiles,
     Visit,
 };
 use rand::{RngExt, SeedableRng};
@@ -13,25 +13,6 @@ use rand_chacha::ChaCha8Rng;
 pub(crate) fn generator(seed: u64) -> ChaCha8Rng {
     println!("seed {seed}");
     ChaCha8Rng::seed_from_u64(seed)
-}
-
-/// Tiles in memory.
-#[derive(Debug, Clone)]
-pub(crate) struct Tiles {
-    pub(crate) shape: TileShape,
-    pub(crate) tiles: Vec<Tile>,
-}
-
-impl PagedKv for Tiles {
-    fn shape(&self) -> TileShape {
-        self.shape
-    }
-    fn len(&self) -> usize {
-        self.tiles.len()
-    }
-    fn tile(&self, index: usize) -> &Tile {
-        &self.tiles[index]
-    }
 }
 
 /// What varies between cases.

@@ -2,11 +2,11 @@
 
 use longshore_attention::{
     BudgetLevel, Column, CpuExecutor, ExactBlock, HeadBudgets, HeadPattern, HeadPlan, PagedKv, PolicyReads,
-    PrefillPolicy, SparseWork, Tile, TileShape, Visit,
+    PrefillPolicy, SparseWork, Tile, TileShape, Tiles, Visit,
 };
 use longshore_compute::{ComputePool, InstructionSet, PoolOptions};
 
-use crate::case::{Case, Shape, Tiles, generator, policy};
+use crate::case::{Case, Shape, generator, policy};
 
 /// Policies of every kind, that visit some blocks and not others.
 pub(crate) fn policies() -> Vec<PrefillPolicy> {

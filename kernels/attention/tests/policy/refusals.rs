@@ -1,10 +1,10 @@
 //! Calls that cannot be planned.
 
 use longshore_attention::{
-    CpuExecutor, Error, HeadPattern, HeadPlan, KvDtype, PagedKv, PlanInput, PrefillPolicy, TileShape,
+    CpuExecutor, Error, HeadPattern, HeadPlan, KvDtype, PagedKv, PlanInput, PrefillPolicy, TileShape, Tiles,
 };
 
-use crate::case::{Shape, Tiles, generator, policy};
+use crate::case::{Shape, generator, policy};
 use crate::cuts::policies;
 
 #[track_caller]

@@ -1,8 +1,8 @@
 //! Random attention calls, and the slow obvious reference in f64.
 
 use longshore_attention::{
-    AttendItem, Column, CpuExecutor, ExactBlock, Executor, HeadShape, KvDtype, PagedKv, Partials, Queries,
-    SummaryKey, Tile, TileShape, WorkList,
+    AttendItem, Column, CpuExecutor, ExactBlock, Executor, HeadShape, KvDtype, Partials, Queries, SummaryKey,
+    Tile, TileShape, Tiles, WorkList,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,36 +18,15 @@ pub(crate) fn numbers(rng: &mut ChaCha8Rng, count: usize, size: f32) -> Vec<f32>
     (0..count).map(|_| (0..4).map(|_| rng.random_range(-1.0..1.0_f32)).sum::<f32>() * 0.866 * size).collect()
 }
 
-/// Tiles in memory.
-#[derive(Debug, Clone)]
-pub(crate) struct Tiles {
-    pub(crate) shape: TileShape,
-    pub(crate) tiles: Vec<Tile>,
-}
-
-impl PagedKv for Tiles {
-    fn shape(&self) -> TileShape {
-        self.shape
-    }
-    fn len(&self) -> usize {
-        self.tiles.len()
-    }
-    fn tile(&self, index: usize) -> &Tile {
-        &self.tiles[index]
-    }
-}
-
-impl Tiles {
-    /// The tiles of a sequence with these keys and values, f32 `[tokens, kv_heads, head_dim]`.
-    pub(crate) fn new(shape: TileShape, keys: &[f32], values: &[f32]) -> Self {
-        let block = shape.block_tokens * shape.kv_heads * shape.head_dim;
-        let tiles = keys.chunks(block).zip(values.chunks(block)).map(|(keys, values)| {
-            let mut tile = Tile::zeroed(shape);
-            tile.write(0, keys, values).unwrap();
-            tile
-        });
-        Self { shape, tiles: tiles.collect() }
-    }
+/// The tiles of a sequence with these keys and values, f32 `[tokens, kv_heads, head_dim]`.
+pub(crate) fn tiles_of(shape: TileShape, keys: &[f32], values: &[f32]) -> Tiles {
+    let block = shape.block_tokens * shape.kv_heads * shape.head_dim;
+    let tiles = keys.chunks(block).zip(values.chunks(block)).map(|(keys, values)| {
+        let mut tile = Tile::zeroed(shape);
+        tile.write(0, keys, values).unwrap();
+        tile
+    });
+    Tiles { shape, tiles: tiles.collect() }
 }
 
 /// One attention call with everything that it needs.
@@ -90,7 +69,7 @@ impl Plan {
         });
         Case {
             heads,
-            kv: Tiles::new(shape, &keys, &values),
+            kv: tiles_of(shape, &keys, &values),
             work: WorkList { exact: exact.collect(), ..WorkList::default() },
             q: numbers(rng, rows * heads.query_heads() * heads.head_dim, size),
             first_position: prefix as u64,

@@ -213,6 +213,8 @@ impl From<v1::StatsResponse> for ShardStats {
                 passes_total: wire.repair_passes_total,
                 peers_down: wire.peers_down,
             },
+            room_bytes: wire.room_bytes,
+            summary_bytes: wire.summary_bytes,
         }
     }
 }
@@ -245,6 +247,8 @@ impl From<ShardStats> for v1::StatsResponse {
             repair_dropped_total: stats.repair.dropped_total,
             repair_passes_total: stats.repair.passes_total,
             peers_down: stats.repair.peers_down,
+            room_bytes: stats.room_bytes,
+            summary_bytes: stats.summary_bytes,
         }
     }
 }

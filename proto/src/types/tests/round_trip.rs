@@ -271,6 +271,8 @@ fn stats() {
             passes_total: 7,
             peers_down: 8,
         },
+        room_bytes: 10,
+        summary_bytes: 11,
         ..Default::default()
     };
     assert_eq!(ShardStats::from(v1::StatsResponse::from(stats.clone())), stats);

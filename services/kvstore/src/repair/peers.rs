@@ -40,7 +40,7 @@ struct Peer {
     incarnation: Option<u64>,
     last_answer: Instant,
     down: bool,
-    /// Bytes that it could take without evicting anything, at its last answer.
+    /// Bytes that it could take without losing a block, on any tier, at its last answer.
     room_bytes: u64,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Site {
     pub(super) me: Option<usize>,
     /// Clients of the others, by position; `None` for this shard and for those that are down.
     pub(super) alive: Vec<Option<Arc<dyn Shard>>>,
-    /// Bytes that each could take without evicting anything, by position.
+    /// Bytes that each could take without losing a block, by position.
     pub(super) room_bytes: Vec<u64>,
 }
 
@@ -125,10 +125,10 @@ impl Peers {
         let asked = shards.into_iter().map(|(id, shard)| async move {
             let ctx = CallContext::new("peers").with_timeout(PING_TIMEOUT);
             let answer = tokio::time::timeout(PING_TIMEOUT, shard.stats(&ctx)).await;
-            let answer = answer.ok().and_then(Result::ok).map(|stats| Answer {
-                incarnation: stats.incarnation,
-                room_bytes: stats.capacity_bytes.saturating_sub(stats.used_bytes),
-            });
+            let answer = answer
+                .ok()
+                .and_then(Result::ok)
+                .map(|stats| Answer { incarnation: stats.incarnation, room_bytes: stats.room_bytes });
             (id, answer)
         });
         let answers = join_all(asked).await;

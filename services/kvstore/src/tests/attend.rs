@@ -1,33 +1,17 @@
 //! Attention over views, against direct runs of the executor.
 
 use longshore_attention::{
-    AttendItem as ExecutorItem, CpuExecutor, ExactBlock, Executor as _, HeadShape, PagedKv, Queries, WorkList,
+    AttendItem as ExecutorItem, CpuExecutor, ExactBlock, Executor as _, HeadShape, Queries, Tiles, WorkList,
 };
 use longshore_blocks::{KeyChain, ShardEntry, ShardMap};
 use longshore_fabric::Code;
 
 use super::*;
 
-/// Tiles of some blocks in one layer.
-struct Source(Vec<Tile>);
-
-impl PagedKv for Source {
-    fn shape(&self) -> TileShape {
-        shape()
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn tile(&self, index: usize) -> &Tile {
-        &self.0[index]
-    }
-}
-
 /// What attention of `item` over (index, name) blocks must give, straight from the executor.
 fn direct(item: &AttendItem, layer: u32, blocks: &[(u64, u8)]) -> Vec<f32> {
-    let source = Source(blocks.iter().map(|(_, name)| tile(*name, layer)).collect());
+    let tiles = blocks.iter().map(|(_, name)| tile(*name, layer)).collect();
+    let source = Tiles { shape: shape(), tiles };
     let exact = blocks.iter().enumerate().map(|(at, (index, _))| ExactBlock {
         tile: at as u32,
         first_position: index * BLOCK_TOKENS as u64,

@@ -10,7 +10,7 @@ use super::*;
 
 /// What a watcher knows: the model that every message is applied to.
 #[derive(Default)]
-struct Watcher {
+pub(super) struct Watcher {
     held: BTreeSet<BlockKey>,
     after: Option<(u64, u64)>,
     resets: usize,
@@ -33,7 +33,7 @@ impl Watcher {
     }
 
     /// Reads until it knows `names`.
-    async fn reads(&mut self, shard: &Fixture, salt: &str, names: &[u8]) {
+    pub(super) async fn reads(&mut self, shard: &Fixture, salt: &str, names: &[u8]) {
         let watch = WatchInventory { identity: identity(salt), after: self.after };
         let mut news = shard.shard.watch_inventory(&shard.ctx, watch).await.expect("the watch is valid");
         let wanted: BTreeSet<BlockKey> = names.iter().map(|name| key(*name)).collect();

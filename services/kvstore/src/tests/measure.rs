@@ -175,3 +175,37 @@ async fn measure_disk_tier() {
     let blocks = shard.stats(&CallContext::new("measure")).await.unwrap().blocks;
     println!("restart with {blocks} blocks: {:.1} ms (cold: {cold})", started.elapsed().as_secs_f64() * 1e3);
 }
+
+/// Blocks read cold from the disk tier beside a loop of reads of a plain file with the same bytes, in turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn measure_cold_gets() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut block = vec![7u8; BLOCK_BYTES];
+    let raw =
+        File::options().read(true).write(true).create_new(true).open(folder.path().join("raw")).unwrap();
+    let places = || (0..u64::from(VIEW)).map(|at| at * BLOCK_BYTES as u64);
+    places().for_each(|at| raw.write_all_at(&block, at).unwrap());
+    let options = longshore_compute::PoolOptions { threads: 2, ..Default::default() };
+    let pool = ComputePool::new(&options).expect("two threads can be had");
+    let path = folder.path().display().to_string();
+    let disk = DiskConfig { path, capacity_bytes: 2 << 30, ..DiskConfig::default() };
+    let capacity_bytes = 32 * BLOCK_BYTES as u64;
+    let config = Config { capacity_bytes, retention_ms: 0, scrub_bytes_per_s: 0, disk, ..Config::default() };
+    let (shard, tasks) = large_shard(config, LAYERS, 32, &pool);
+    put(&shard).await;
+    if !empty_page_cache() {
+        println!("the page cache cannot be emptied here: no cold reads");
+    }
+    for round in 1..=4 {
+        empty_page_cache();
+        let started = Instant::now();
+        places().for_each(|at| raw.read_exact_at(&mut block, at).unwrap());
+        let plain = rate(usize::from(VIEW) * BLOCK_BYTES, started);
+        empty_page_cache();
+        let tier = get(&shard).await;
+        println!("round {round}: raw file {plain:.2} GB/s, get {tier:.2} GB/s, {:.2} of raw", tier / plain);
+    }
+    println!("cached: get {:.2} GB/s", get(&shard).await);
+    tasks.drain(PATIENCE).await;
+}

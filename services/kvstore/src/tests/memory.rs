@@ -1,5 +1,7 @@
 //! Memory: what a shard takes is its budget, and it gives back what it no longer needs.
 
+use longshore_proto::types::GetSummaries;
+
 use super::{
     disk::{folder, tiers},
     *,
@@ -90,4 +92,47 @@ async fn churn_stays_within_the_budget_and_memory_goes_back() {
     drop(shard);
     let left = resident();
     assert!(left <= idle + 6 * MIB, "{} MiB stay resident, {} idle", left / MIB, idle / MIB);
+}
+
+fn wide_name(at: u16) -> BlockKey {
+    let mut key = [0; 16];
+    key[..2].copy_from_slice(&at.to_le_bytes());
+    BlockKey(key)
+}
+
+/// Summaries stay in memory when their blocks go to disk, of which there is twelve times as much here.
+#[tokio::test]
+async fn summaries_of_blocks_on_disk_stay_within_the_budget() {
+    const BUDGET: u64 = 16 * MIB;
+    const BLOCKS: u16 = 240;
+    let folder = folder();
+    let config =
+        Config { capacity_bytes: BUDGET, attend_message_bytes: 1 << 16, ..tiers(folder.path(), 1, 1) };
+    let disk = DiskConfig { capacity_bytes: 12 * BUDGET, ..config.disk };
+    let (shard, tasks) = large_shard(Config { disk, ..config }, LARGE_LAYERS, 2, &ComputePool::serial());
+    let body = Bytes::from(vec![0; LARGE.bytes()]);
+    churn(&shard, 8, &body).await;
+    let idle = resident() - 6 * MIB;
+    churn(&shard, BLOCKS, &body).await;
+    let ctx = CallContext::new("test");
+    let blocks = (0..BLOCKS).map(|at| (u64::from(at), wide_name(at))).collect();
+    let open = OpenView { identity: identity(""), blocks, append_to: None, lease_ms: 600_000 };
+    let opened = shard.open_view(&ctx, open).await.expect("the view is valid");
+    let OpenedView::Open { view_id } = opened else { panic!("memory and disk hold all of them: {opened:?}") };
+    let (identity, first_layer, layers) = (identity(""), 0, None);
+    let (values, spreads, cosines) = (true, true, true);
+    let get = GetSummaries { identity, view_id, first_layer, layers, values, spreads, cosines };
+    let mut summaries = shard.get_summaries(&ctx, get).await.expect("the request is sound");
+    let (mut most, mut bytes) = (0, 0);
+    while let Some(message) = summaries.next().await {
+        bytes += message.expect("the stream goes on").keys.data.len();
+        most = most.max(resident());
+    }
+    assert_eq!(bytes, usize::from(BLOCKS) * LARGE_LAYERS as usize * 3 * 64 * 4, "all of them came");
+    let stats = shard.stats(&ctx).await.expect("a shard tells its state");
+    assert!((1..=BUDGET / 4).contains(&stats.summary_bytes), "{stats:?}");
+    assert!(stats.used_bytes <= BUDGET, "{stats:?}");
+    let limit = idle + BUDGET + BUDGET / 10 + 4 * MIB;
+    assert!(most <= limit, "{} MiB resident, {} idle, budget {}", most / MIB, idle / MIB, BUDGET / MIB);
+    tasks.drain(PATIENCE).await;
 }

@@ -4,30 +4,13 @@
 use std::ops::Range;
 
 use longshore_attention::{
-    CpuExecutor, ExactBlock, Executor as _, HeadShape, PagedKv, Queries, SparseItem, SparseWork, Visit,
+    CpuExecutor, ExactBlock, Executor as _, HeadShape, Queries, SparseItem, SparseWork, Tiles, Visit,
 };
 use longshore_proto::types::{RUNS_MAX, SparseVisits};
 
 use super::*;
 
 const GROUP: usize = HEADS / KV_HEADS;
-
-/// Tiles of a view in one layer; block `i` of the sequence has name `i + 1`.
-struct Source(Vec<Tile>);
-
-impl PagedKv for Source {
-    fn shape(&self) -> TileShape {
-        shape()
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn tile(&self, index: usize) -> &Tile {
-        &self.0[index]
-    }
-}
 
 fn visits(kv_head: usize, runs: &[Range<u64>], skip_below: Option<f32>) -> Option<SparseVisits> {
     Some(SparseVisits { kv_head: kv_head as u32, runs: runs.to_vec(), skip_below })
@@ -51,7 +34,8 @@ fn direct(item: &AttendItem, layer: u32, blocks: u8, visited: &[u64]) -> Vec<u32
     let heads = HeadShape { kv_heads: KV_HEADS, group: GROUP, head_dim: HEAD_DIM };
     let queries =
         Queries { shape: heads, first_position: item.first_position, scale: item.scale, data: &data };
-    let source = Source((1..=blocks).map(|name| tile(name, layer)).collect());
+    let tiles = (1..=blocks).map(|name| tile(name, layer)).collect();
+    let source = Tiles { shape: shape(), tiles };
     let len = BLOCK_TOKENS as u32;
     let block =
         |&at: &u64| Visit::Block(ExactBlock { tile: at as u32, first_position: at * u64::from(len), len });

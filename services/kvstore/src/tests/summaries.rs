@@ -30,7 +30,8 @@ fn floats(tensor: Option<&Tensor>) -> Vec<f32> {
 #[tokio::test]
 async fn summaries_are_those_of_the_stored_tiles() {
     // 2 KV heads of 8 elements: 3 × 64 bytes and 8 of cosines a block, so five to a message of 1,024.
-    for (config, per_message) in [(config(8), 7), (Config { attend_message_bytes: 1 << 10, ..config(8) }, 5)]
+    for (config, per_message) in
+        [(config(16), 7), (Config { attend_message_bytes: 1 << 10, ..config(16) }, 5)]
     {
         let shard = with_config(config);
         shard.store(&[1, 2, 3, 4, 5, 6, 7]).await;
@@ -95,4 +96,50 @@ async fn requests_for_summaries_that_make_no_sense_are_refused() {
         let error = shard.shard.get_summaries(&shard.ctx, wrong).await.err().expect("the request is refused");
         assert_eq!(error.code, code, "{error}");
     }
+}
+
+#[tokio::test]
+async fn summaries_are_part_of_the_budget_and_go_with_their_blocks() {
+    let shard = with_config(Config { eviction: "lru".to_owned(), ..config(8) });
+    shard.store(&[1, 2, 3, 4]).await;
+    let view = shard.view(&[(0, 1), (1, 2), (2, 3), (3, 4)]).await;
+    read(&shard, ask(view)).await;
+    let stats = shard.stats().await;
+    assert!(stats.summary_bytes > 0);
+    assert_eq!(stats.used_bytes, 4 * block_bytes() + stats.summary_bytes);
+    let line = format!("longshore_kvstore_kept_summary_bytes {}", stats.summary_bytes);
+    assert!(shard.metrics.encode().lines().any(|have| have == line), "{line}");
+
+    // Four more would fit beside the blocks, but not beside their summaries.
+    let free = (stats.capacity_bytes - stats.used_bytes) / block_bytes();
+    assert!(free < 4, "{stats:?}");
+    shard.store(&[5, 6, 7, 8]).await;
+    assert_eq!(shard.stats().await.evicted_total, 4 - free);
+    let all: Vec<u8> = (5..=8).collect();
+    let kept = shard.lookup("", &all).await;
+    let rest: Vec<_> = all.iter().zip(&kept).filter(|(_, kept)| **kept).map(|(name, _)| *name).collect();
+    let blocks: Vec<_> = rest.iter().map(|name| (u64::from(*name), *name)).collect();
+    let rest = shard.view(&blocks).await;
+    assert_eq!(outcomes(&shard.put("", block(9)).await), [(9, PutOutcome::NoSpace)]);
+    let stats = shard.stats().await;
+    assert!(stats.summary_bytes > 0 && stats.used_bytes <= stats.capacity_bytes, "{stats:?}");
+
+    for view in [view, rest] {
+        shard.shard.close_view(&shard.ctx, view).await.expect("views can be closed");
+    }
+    shard.store(&[11, 12, 13, 14, 15, 16, 17, 18]).await;
+    let stats = shard.stats().await;
+    assert_eq!((stats.summary_bytes, stats.used_bytes), (0, 8 * block_bytes()));
+}
+
+#[tokio::test]
+async fn summaries_of_damaged_blocks_go_too() {
+    let shard = shard(8);
+    shard.store(&[1]).await;
+    let view = shard.view(&[(0, 1)]).await;
+    read(&shard, ask(view)).await;
+    assert!(shard.stats().await.summary_bytes > 0);
+    assert!(shard.shard.corrupt_for_test(key(1), 0));
+    assert_eq!(shard.get(&[1]).await, [None]);
+    assert_eq!(shard.stats().await.summary_bytes, 0);
 }

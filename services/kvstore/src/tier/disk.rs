@@ -86,6 +86,7 @@ impl Tier for DiskTier {
             namespace: record.namespace,
             key: record.key,
             generation: record.generation,
+            belongs: record.belongs,
             checksums: record.pages.iter().map(|page| page.crc32c).collect(),
         };
         // The entry of the block that was here goes first and the new one comes last: a place that is half written has none.

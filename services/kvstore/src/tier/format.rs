@@ -1,15 +1,16 @@
 //! The bytes of the disk tier. A segment file is a header, a table with one entry per place, and the places. All numbers are
-//! little-endian. An entry names the block in its place and the checksum of each of its tiles; it says itself where it lies,
-//! so that a misplaced copy of it is no entry. Header and entries end with the CRC-32C of what is before it.
+//! little-endian. An entry names the block in its place, where its copies belong and the checksum of each of its tiles; it says
+//! itself where it lies, so that a misplaced copy of it is no entry. Header and entries end with the CRC-32C of what is before it.
 
-use longshore_blocks::{BlockKey, Deployment, Namespace, crc32c};
+use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace, crc32c};
 
 /// First bytes of a segment file.
 const MAGIC: [u8; 8] = *b"LSHKVSEG";
 /// First bytes of an entry in use.
 const ENTRY_MAGIC: [u8; 4] = *b"LSBK";
-/// Version of everything in this file.
-pub(super) const VERSION: u32 = 1;
+/// Version of everything in this file. Entries of version 1 did not say where copies belong and were shorter: its files are refused,
+/// since what they hold can be computed again.
+pub(super) const VERSION: u32 = 2;
 /// Bytes that the header takes, most of them zero.
 pub(super) const HEADER_BYTES: u64 = 4096;
 /// Bytes of the header that say something.
@@ -17,7 +18,7 @@ const HEADER_USED: usize = 72;
 /// Tiles and entries begin on multiples of this: a sector.
 const SECTOR: u64 = 512;
 /// Bytes of an entry without its tiles' checksums.
-const ENTRY_FIXED: usize = 76;
+const ENTRY_FIXED: usize = 120;
 
 /// Sizes of everything in the files of one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub(super) struct Entry {
     pub(super) namespace: Namespace,
     pub(super) key: BlockKey,
     pub(super) generation: u64,
+    /// Where its copies belong, when its writer said so.
+    pub(super) belongs: Option<BlockPlace>,
     pub(super) checksums: Box<[u32]>,
 }
 
@@ -112,7 +115,7 @@ impl Format {
         // The version comes first: another one may have its checksum elsewhere.
         let version = u32_at(header, 8);
         let damaged = u32_at(header, HEADER_USED - 4) != crc32c(&header[..HEADER_USED - 4]);
-        if version != VERSION && (damaged || version > VERSION) {
+        if version != VERSION {
             return Err(Unfit::Foreign(format!("is of version {version}, this program reads {VERSION}")));
         }
         if damaged || u64_at(header, 16) != segment || u32_at(header, 12) == 0 {
@@ -137,6 +140,11 @@ impl Format {
         bytes.extend(entry.namespace.as_bytes());
         bytes.extend(entry.key.0);
         bytes.extend(entry.generation.to_le_bytes());
+        bytes.extend(u32::from(entry.belongs.is_some()).to_le_bytes());
+        let BlockPlace { stripe_seed, index } =
+            entry.belongs.unwrap_or(BlockPlace { stripe_seed: [0; 32], index: 0 });
+        bytes.extend(stripe_seed);
+        bytes.extend(index.to_le_bytes());
         bytes.extend(entry.checksums.iter().flat_map(|crc| crc.to_le_bytes()));
         let crc = crc32c(&bytes);
         bytes.extend(crc.to_le_bytes());
@@ -152,12 +160,18 @@ impl Format {
         if !fits || u32_at(crc, 0) != crc32c(body) {
             return None;
         }
+        let belongs = match u32_at(body, 72) {
+            0 => None,
+            1 => Some(BlockPlace { stripe_seed: body[76..108].try_into().ok()?, index: u64_at(body, 108) }),
+            _ => return None,
+        };
         Some(Entry {
             place,
             namespace: Namespace::from_bytes(body[16..48].try_into().ok()?),
             key: BlockKey(body[48..64].try_into().ok()?),
             generation: u64_at(body, 64),
-            checksums: body[72..].chunks_exact(4).map(|word| u32_at(word, 0)).collect(),
+            belongs,
+            checksums: body[ENTRY_FIXED - 4..].chunks_exact(4).map(|word| u32_at(word, 0)).collect(),
         })
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use longshore_attention::Tile;
 use longshore_blocks::{
-    AdmissionFilter, AdmissionRule, BlockKey,
+    AdmissionFilter, AdmissionRule, BlockKey, BlockPlace, Namespace,
     pool::{
         Admission, DiskConfig as PoolDisk, Eviction, Generation, Page, Promote, Promotion, Spill, WriterId,
     },
@@ -42,6 +42,8 @@ pub(crate) struct Disk {
     promotions: mpsc::Sender<Generation>,
     /// Queries that may read at a time: fewer than all, so that a slow disk holds up nobody who does not need it.
     pub(crate) permits: Arc<Semaphore>,
+    /// Reads of get streams at a time.
+    pub(crate) get_permits: Arc<Semaphore>,
 }
 
 /// What `open` makes.
@@ -49,6 +51,8 @@ pub(crate) struct Opened {
     pub(crate) disk: Disk,
     pub(crate) promotions: mpsc::Receiver<Generation>,
     pub(crate) pool: Pool,
+    /// Where copies of the blocks that it found belong, the oldest first.
+    pub(crate) placed: Vec<(Namespace, BlockKey, BlockPlace)>,
 }
 
 /// Opens the configured disk tier and puts it below `pool`. `seed` is nothing that clients know.
@@ -78,9 +82,9 @@ pub(crate) fn open(
     let rule = config.disk.admission.parse::<AdmissionRule>()?;
     let filter = AdmissionFilter::new(rule, usize::try_from(blocks).unwrap_or(usize::MAX), seed);
     let mut pool = pool.with_disk(sizes, config.eviction.parse::<Eviction>()?.policy(), filter);
-    let restored = restore(&mut pool, &found);
+    let (restored, placed) = restore(&mut pool, &found);
     tracing::info!(
-        shard = %identity.shard_id, folder = %setting.folder.display(), blocks, restored,
+        shard = %identity.shard_id, folder = %setting.folder.display(), blocks, restored, placed = placed.len(),
         torn = found.torn, damaged_segments = found.damaged, block_bytes = tier.block_bytes(),
         seconds = started.elapsed().as_secs_f64(), "disk tier opened"
     );
@@ -94,15 +98,22 @@ pub(crate) fn open(
         ended: (Mutex::new(0), Condvar::new()),
         promotions,
         permits: Arc::new(Semaphore::new((config.attend_concurrency / 4).max(1))),
+        get_permits: Arc::new(Semaphore::new(config.disk.readers)),
     };
-    Ok(Opened { disk, promotions: queue, pool })
+    Ok(Opened { disk, promotions: queue, pool, placed })
 }
 
-fn restore(pool: &mut Pool, found: &Found) -> usize {
-    let taken = found.entries.iter().filter(|entry| {
-        pool.restore(entry.namespace, entry.key, entry.generation, entry.checksums.clone(), entry.place)
-    });
-    taken.count()
+/// Takes the blocks in; tells how many were taken, and where those of them belong of which it is known.
+fn restore(pool: &mut Pool, found: &Found) -> (usize, Vec<(Namespace, BlockKey, BlockPlace)>) {
+    let (mut restored, mut placed) = (0, Vec::new());
+    for entry in &found.entries {
+        let checksums = entry.checksums.clone();
+        if pool.restore(entry.namespace, entry.key, entry.generation, checksums, entry.place) {
+            restored += 1;
+            placed.extend(entry.belongs.map(|belongs| (entry.namespace, entry.key, belongs)));
+        }
+    }
+    (restored, placed)
 }
 
 /// A spill under way: told to the pool as failed unless it is told as written.
@@ -157,13 +168,13 @@ impl Store {
         }
     }
 
-    fn spills_ended(&self) -> u64 {
+    pub(crate) fn spills_ended(&self) -> u64 {
         self.disk().map_or(0, |disk| *disk.ended.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Writes one block out, or waits until somebody else did. When that takes too long since `started`, nothing is written for
     /// a while: blocks that make way are lost, and nobody waits.
-    fn make_room(&self, ended_before: u64, started: Instant) {
+    pub(crate) fn make_room(&self, ended_before: u64, started: Instant) {
         let Some(disk) = self.disk() else { return };
         if let Some(spill) = self.with_pool(|pool, _| pool.next_spill()) {
             return self.spill(disk, spill);
@@ -182,10 +193,12 @@ impl Store {
     fn spill(&self, disk: &Disk, spill: Spill<Arc<Tile>>) {
         let (block, pages, place) = (spill.block.clone(), spill.pages.clone(), spill.extent.index());
         let mut under_way = Spilling { store: self, disk, spill: Some(spill), written: false };
+        let (namespace, key) = (block.namespace(), block.key());
         let record = Record {
-            namespace: block.namespace(),
-            key: block.key(),
+            namespace,
+            key,
             generation: block.generation().number(),
+            belongs: self.with_inventory(|_, inventory, _| inventory.place_of(namespace, key)),
             pages: &pages,
         };
         match disk.reader.tier.write(place, &record) {

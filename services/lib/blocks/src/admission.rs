@@ -62,6 +62,11 @@ impl AdmissionFilter {
         Self { rule, uses: Sketch::new(blocks, seed) }
     }
 
+    /// Whether every block may enter, whatever is known of it.
+    pub fn admits_all(&self) -> bool {
+        self.rule == AdmissionRule::All
+    }
+
     /// A block was needed: stored, found or missed. Once for each request.
     pub fn touch(&mut self, key: &BlockKey) {
         if self.rule != AdmissionRule::All {

@@ -3,6 +3,7 @@
 
 mod evict;
 mod journal;
+mod notes;
 mod sealed;
 mod stats;
 #[cfg(test)]
@@ -22,7 +23,8 @@ use evict::{Ghosts, Uses};
 
 pub use evict::{Candidate, Eviction, EvictionPolicy, Fifo, Lfu, Lru, Lru2, Reuse, S3Fifo, UsedAgain};
 pub use journal::{Departure, PoolEvent};
-pub use sealed::{Generation, Page, Pages, Payload, SealedBlock};
+pub use notes::Noted;
+pub use sealed::{Generation, Note, Page, Pages, Payload, SealedBlock};
 pub use stats::{DiskStats, PoolStats};
 pub use tiers::{DiskConfig, Promote, Promotion, Spill};
 pub use view::{Opened, ViewBlock, ViewId};
@@ -35,7 +37,7 @@ const GHOSTS_PER_BLOCK: usize = 16;
 /// Sizes and limits of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// Bytes that pages may occupy, those of open blocks included.
+    /// Bytes that pages, those of open blocks included, and notes may occupy.
     pub budget_bytes: u64,
     /// Bytes of one page: the body of one tile.
     pub tile_bytes: u64,
@@ -71,6 +73,9 @@ pub struct BlockPool<T> {
     ghosts: Ghosts,
     /// Pinned blocks in memory, by last use: they go to the tier below when there is one and nothing else can make way.
     pinned: BTreeSet<(u64, Generation)>,
+    /// Blocks with notes that no view holds, by last use; without some of those on their way between the tiers.
+    noted: BTreeSet<(u64, Generation)>,
+    note_bytes: u64,
     disk: Option<tiers::Disk<T>>,
     writers: HashMap<WriterId, write::Writer<T>>,
     views: HashMap<ViewId, view::View<T>>,
@@ -94,6 +99,8 @@ struct Held<T> {
     pins: u64,
     uses: Uses,
     lease_until_ms: u64,
+    /// Bytes of its notes.
+    note_bytes: u64,
     /// A check of its bytes failed: nobody finds it any more, and it goes with its last pin.
     condemned: bool,
     stage: Stage,
@@ -138,6 +145,8 @@ impl<T> BlockPool<T> {
             leases: BTreeSet::new(),
             policy,
             pinned: BTreeSet::new(),
+            noted: BTreeSet::new(),
+            note_bytes: 0,
             disk: None,
             writers: HashMap::new(),
             views: HashMap::new(),
@@ -181,6 +190,7 @@ impl<T> BlockPool<T> {
         }
         self.unqueue(generation);
         self.forget(generation);
+        self.drop_notes(generation);
         let held = self.held.get_mut(&generation).expect("it was found");
         held.condemned = true;
         let name = (held.block.namespace(), held.block.key());
@@ -220,8 +230,8 @@ impl<T> BlockPool<T> {
         found
     }
 
-    fn fits(&self) -> bool {
-        self.used_bytes().saturating_add(self.config.block_bytes()) <= self.config.budget_bytes
+    fn fits(&self, bytes: u64) -> bool {
+        self.used_bytes().saturating_add(bytes) <= self.config.budget_bytes
     }
 
     /// Drops a block that is in no queue and nothing keeps, and remembers that it was here.
@@ -252,6 +262,7 @@ impl<T> BlockPool<T> {
 
     /// Takes an unpinned block that is in no queue out of everything else.
     fn take_out(&mut self, generation: Generation) {
+        self.drop_notes(generation);
         let held = self.held.remove(&generation).expect("only held blocks are removed");
         debug_assert_eq!(held.pins, 0, "pinned blocks stay");
         debug_assert!(!held.stage.is_moving(), "blocks on their way stay");
@@ -274,6 +285,7 @@ impl<T> BlockPool<T> {
     fn unqueue(&mut self, generation: Generation) {
         let held = self.held.get(&generation).expect("only held blocks are queued");
         let lease = (held.lease_until_ms, generation);
+        self.noted.remove(&(held.uses.last, generation));
         match (held.stage, held.pins > 0) {
             _ if held.condemned => {}
             (Stage::Memory, true) => _ = self.pinned.remove(&(held.uses.last, generation)),
@@ -294,6 +306,9 @@ impl<T> BlockPool<T> {
     fn queue(&mut self, generation: Generation) {
         let held = self.held.get(&generation).expect("only held blocks are queued");
         let lease = (held.lease_until_ms, generation);
+        if held.pins == 0 && held.note_bytes > 0 {
+            self.noted.insert((held.uses.last, generation));
+        }
         match (held.stage, held.pins > 0, &mut self.disk) {
             _ if held.condemned => {}
             (Stage::Memory, true, _) => _ = self.pinned.insert((held.uses.last, generation)),

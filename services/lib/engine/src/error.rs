@@ -84,6 +84,16 @@ impl Error {
         }
     }
 
+    /// The shard that failed, answered nonsense or was late.
+    pub(crate) fn failed_shard(&self) -> Option<&ShardId> {
+        match self {
+            Self::Shard { shard, .. } | Self::Mismatch { shard, .. } | Self::Late { shard, .. } => {
+                Some(shard)
+            }
+            _ => None,
+        }
+    }
+
     /// The sort of fault, as the code that callers see.
     pub fn kind(&self) -> Code {
         match self {

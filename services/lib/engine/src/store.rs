@@ -117,21 +117,35 @@ pub async fn store_copies(
     Ok(PutOutcome::Stored)
 }
 
-/// Reads whole blocks of one shard, in the order of `keys`. What does not verify is an error, never a tile.
+/// Reads whole blocks of one shard: those that came and verified, each with its position in `keys`, and why the others did not. What
+/// does not verify is an error, never a tile; what came before it can be used.
 pub async fn fetch_blocks(
     engine: &Engine,
     ctx: &CallContext,
     link: &ShardLink,
     identity: Identity,
     keys: &[BlockKey],
-) -> Result<Vec<LocalBlock>, Error> {
+) -> (Vec<(usize, LocalBlock)>, Result<(), Error>) {
+    let mut blocks = Vec::with_capacity(keys.len());
+    let ended = fetch_into(engine, ctx, link, identity, keys, &mut blocks).await;
+    (blocks, ended)
+}
+
+async fn fetch_into(
+    engine: &Engine,
+    ctx: &CallContext,
+    link: &ShardLink,
+    identity: Identity,
+    keys: &[BlockKey],
+    blocks: &mut Vec<(usize, LocalBlock)>,
+) -> Result<(), Error> {
     let get = GetBlocks { identity, keys: keys.to_vec(), first_layer: 0, layers: None };
     let of_shard = |source| Error::of_shard(ctx, &link.id, source);
     let call = within(ctx, link.shard.get_blocks(ctx, get)).await.and_then(|answer| answer);
     let mut answers = call.map_err(of_shard)?;
     let layers = engine.backend().config().layers;
-    let (mut blocks, mut missing) = (Vec::with_capacity(keys.len()), Vec::new());
-    for &key in keys {
+    let mut missing = Vec::new();
+    for (at, &key) in keys.iter().enumerate() {
         let mut tiles = Vec::with_capacity(layers);
         for layer in 0..layers {
             let answer =
@@ -147,10 +161,12 @@ pub async fn fetch_blocks(
                 }
             }
         }
-        blocks.push(LocalBlock::from_tiles(tiles));
+        if tiles.len() == layers {
+            blocks.push((at, LocalBlock::from_tiles(tiles)));
+        }
     }
     match missing.is_empty() {
-        true => Ok(blocks),
+        true => Ok(()),
         false => Err(Error::Missing { shard: link.id.clone(), keys: missing }),
     }
 }

@@ -66,6 +66,24 @@ fn any_one_shard_may_be_away_when_a_sequence_is_opened_or_fetched() {
 }
 
 #[test]
+fn what_came_before_a_shard_broke_off_does_not_come_again() {
+    let prompt = tokens(12, 20 * BLOCK);
+    for victim in 0..4 {
+        let world = World::with_copies(4, 2, 2);
+        world.store(&prompt);
+        let tiles = world.full_tiles(&world.fetch(&prompt).expect("all is well"));
+        let sent = |world: &World| world.cluster.shards.iter().map(|shard| shard.tiles_sent()).sum::<u64>();
+        assert_eq!(sent(&world), tiles.len() as u64);
+        world.cluster.shards[victim].faults.broken_gets.store(1, Ordering::SeqCst);
+        let again = world.fetch(&prompt).expect("the other copies are read");
+        assert!(world.full_tiles(&again) == tiles, "without shard {victim}");
+        let layers = (tiles.len() / 20) as u64;
+        let more = sent(&world) - 2 * tiles.len() as u64;
+        assert!(more < layers, "{more} tiles of at most one block came twice");
+    }
+}
+
+#[test]
 fn two_shards_away_are_one_too_many_and_said_so() {
     let world = World::with_copies(3, 2, 2);
     let prompt = tokens(3, 30 * BLOCK);

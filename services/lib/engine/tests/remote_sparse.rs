@@ -246,3 +246,50 @@ fn a_shard_that_dies_or_lies_changes_no_bit_of_a_sparse_step() {
         }
     }
 }
+
+/// The first owner is gone, breaks off or lies when its summaries are asked for: those of another copy give the same bits.
+#[test]
+fn summaries_come_from_another_copy_when_a_shard_fails() {
+    let prompt = tokens(47, 20 * BLOCK);
+    let (prefix, suffix) = prompt.split_at(12 * BLOCK);
+    for fault in ["dies", "breaks off", "lies", "answers nonsense"] {
+        for victim in 0..3 {
+            let world = World::with_copies(3, 2, 2);
+            world.store(prefix);
+            let mut here = world.fetch(prefix).expect("the blocks are there");
+            here.set_prefill(policy(POLICIES[1]), u64::MAX).expect("stripes are small");
+            let (expected, _) = compute(&world, &mut here, suffix, 64);
+            let mut there = world.open(prefix);
+            there.set_prefill(policy(POLICIES[1]), u64::MAX).expect("stripes are small");
+            assert!(world.cluster.shards[victim].views() > 0, "every shard has a part");
+            let faults = &world.cluster.shards[victim].faults;
+            match fault {
+                "dies" => faults.away.store(true, Ordering::SeqCst),
+                "breaks off" => faults.broken_summaries.store(2, Ordering::SeqCst),
+                "lies" => faults.misplaced_summaries.store(2, Ordering::SeqCst),
+                _ => faults.infinite_summaries.store(2, Ordering::SeqCst),
+            }
+            let loaded = world.runtime.block_on(there.load_summaries(&CallContext::new("test")));
+            assert!(loaded.expect("another copy has them") > 0, "shard {victim} {fault}");
+            let (found, visits) = compute(&world, &mut there, suffix, 64);
+            assert_eq!(found, expected, "shard {victim} {fault}");
+            assert!(visits.blocks > 0, "shards visited nothing");
+        }
+    }
+}
+
+/// Two of three are gone: some stripes have no copy left.
+#[test]
+fn summaries_that_no_copy_can_give_are_an_error() {
+    let world = World::with_copies(3, 2, 2);
+    let prompt = tokens(3, 30 * BLOCK);
+    world.store(&prompt);
+    let mut sequence = world.open(&prompt);
+    sequence.set_prefill(policy(POLICIES[1]), u64::MAX).expect("stripes are small");
+    for shard in &world.cluster.shards[..2] {
+        shard.faults.away.store(true, Ordering::SeqCst);
+    }
+    let loaded = world.runtime.block_on(sequence.load_summaries(&CallContext::new("test")));
+    let kind = loaded.expect_err("nobody has some of them").kind();
+    assert!(matches!(kind, Code::Unavailable | Code::NotFound), "{kind:?}");
+}

@@ -13,7 +13,6 @@ pub mod server;
 mod shm;
 pub mod status;
 mod tiles;
-pub mod transfer;
 
 pub use api::{BoxStream, Connector, Decoder, Describer, Inference, Prefiller, Shard};
 pub use context::CallContext;

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use longshore_attention::{
     Column, CpuExecutor, ExactBlock, Executor, KvDtype, Partials, QUERY_TILE, Queries, SparseItem,
-    SparseWork, TileShape, Visit,
+    SparseWork, TileShape, Tiles, Visit,
 };
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::case::{Case, Plan, Tiles, numbers};
+use crate::case::{Case, Plan, numbers, tiles_of};
 
 /// What a list visits, and its columns.
 pub(super) type List = (Vec<Visit>, Vec<Column>);
@@ -77,7 +77,7 @@ impl SparseCase {
         let stripes = case.kv.tiles.len().div_ceil(stripe_blocks);
         let shape = TileShape { block_tokens: tokens, dtype: KvDtype::F32, ..case.kv.shape };
         let means = numbers(rng, stripes * tokens * width, 1.0);
-        let summaries = Tiles::new(shape, &means, &numbers(rng, means.len(), 1.0));
+        let summaries = tiles_of(shape, &means, &numbers(rng, means.len(), 1.0));
         let ends = row_ends(plan.prefix, plan.rows);
         let mut lists = Vec::new();
         for kv_head in 0..plan.heads.kv_heads {

@@ -13,6 +13,7 @@ fn entry(place: u64) -> Entry {
         namespace: format().deployment.namespace(EXACT_PREFILL, b"tenant"),
         key: BlockKey([7; 16]),
         generation: 42,
+        belongs: Some(BlockPlace { stripe_seed: [9; 32], index: 1 << 40 }),
         checksums: [1, 2, 3].into(),
     }
 }
@@ -24,6 +25,8 @@ fn headers_and_entries_come_back_and_nothing_overlaps() {
     assert_eq!(header.len() as u64, HEADER_BYTES);
     assert_eq!(format.check_header(&header, 5), Ok(format));
     assert_eq!(format.parse_entry(&format.entry(&entry(9)), 9), Some(entry(9)));
+    let nowhere = Entry { belongs: None, ..entry(9) };
+    assert_eq!(format.parse_entry(&format.entry(&nowhere), 9), Some(nowhere));
     assert_eq!(format.segment_of(9), (2, 1));
     let mut end = HEADER_BYTES;
     for slot in 0..4 {
@@ -55,8 +58,14 @@ fn other_versions_deployments_and_shapes_are_told_apart_from_damage() {
         other => panic!("{other:?}"),
     };
     let mut later = format.header(0);
-    later[8..12].copy_from_slice(&2u32.to_le_bytes());
-    assert_eq!(foreign(&later), "is of version 2, this program reads 1");
+    later[8..12].copy_from_slice(&3u32.to_le_bytes());
+    assert_eq!(foreign(&later), "is of version 3, this program reads 2");
+    // As version 1 wrote it, with a checksum that is right.
+    let mut earlier = format.header(0);
+    earlier[8..12].copy_from_slice(&1u32.to_le_bytes());
+    let crc = crc32c(&earlier[..HEADER_USED - 4]);
+    earlier[HEADER_USED - 4..HEADER_USED].copy_from_slice(&crc.to_le_bytes());
+    assert_eq!(foreign(&earlier), "is of version 1, this program reads 2");
     let other = Format { deployment: Deployment::from_bytes([4; 32]), ..format };
     assert!(foreign(&other.header(0)).contains("another deployment"));
     let other = Format { layers: 4, ..format };
@@ -67,7 +76,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(20_000))]
 
     #[test]
-    fn a_changed_entry_is_none(at in 0usize..88, bit in 0u8..8) {
+    fn a_changed_entry_is_none(at in 0usize..132, bit in 0u8..8) {
         let format = format();
         let mut bytes = format.entry(&entry(9));
         bytes[at] ^= 1 << bit;

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use longshore_attention::{KvDtype, Tile, TileShape};
-use longshore_blocks::{BlockKey, Deployment, EXACT_PREFILL, crc32c, pool::Page};
+use longshore_blocks::{BlockKey, BlockPlace, Deployment, EXACT_PREFILL, crc32c, pool::Page};
 
 use super::*;
 use crate::tier::{Record, Tier};
@@ -36,6 +36,10 @@ fn body(name: u8, layer: u32) -> Vec<u8> {
         .collect()
 }
 
+fn belongs(name: u8) -> BlockPlace {
+    BlockPlace { stripe_seed: [name ^ 0x55; 32], index: u64::from(name) << 33 }
+}
+
 fn write(tier: &DiskTier, place: u64, name: u8, generation: u64) -> io::Result<()> {
     let pages: Vec<_> = (0..LAYERS)
         .map(|layer| {
@@ -44,7 +48,8 @@ fn write(tier: &DiskTier, place: u64, name: u8, generation: u64) -> io::Result<(
         })
         .collect();
     let namespace = format().deployment.namespace(EXACT_PREFILL, b"");
-    tier.write(place, &Record { namespace, key: BlockKey([name; 16]), generation, pages: &pages })
+    let belongs = Some(belongs(name));
+    tier.write(place, &Record { namespace, key: BlockKey([name; 16]), generation, belongs, pages: &pages })
 }
 
 /// Names of the blocks that were found and whose tiles match their checksums. A tile that matches is the one that was written.
@@ -52,6 +57,7 @@ fn served(tier: &DiskTier, found: &Found) -> Vec<u8> {
     let mut names = Vec::new();
     for entry in &found.entries {
         let name = entry.key.0[0];
+        assert_eq!(entry.belongs, Some(belongs(name)), "an entry says of another block where it belongs");
         let mut sound = true;
         for layer in 0..LAYERS {
             let mut tile = vec![0; shape().bytes()];
@@ -197,10 +203,10 @@ fn segments_in_each_others_place_and_older_generations_are_not_served_as_others(
 fn files_of_others_are_left_alone() {
     let (_folder, files) = log();
     let mut later = files[0].1.clone();
-    later[8] = 2;
+    later[8] = 3;
     let (folder, opened) = reopen(&[(files[0].0.clone(), &later)]);
     let error = opened.unwrap_err().to_string();
-    assert!(error.contains("is of version 2") && error.contains("hint:"), "{error}");
+    assert!(error.contains("is of version 3") && error.contains("hint:"), "{error}");
     assert_eq!(fs::read(folder.path().join(&files[0].0)).unwrap(), later, "it is not touched");
 
     let (folder, opened) = reopen(&[("segment-1".to_owned(), b"x"), ("notes.txt".to_owned(), b"mine")]);
@@ -256,7 +262,8 @@ fn measure_restart() {
     for place in 0..10_000u64 {
         let mut key = [0; 16];
         key[..8].copy_from_slice(&place.to_le_bytes());
-        let record = Record { namespace, key: BlockKey(key), generation: place, pages: &pages };
+        let record =
+            Record { namespace, key: BlockKey(key), generation: place, belongs: None, pages: &pages };
         tier.write(place, &record).unwrap();
     }
     drop(tier);

@@ -2,8 +2,7 @@
 
 use std::{
     any::Any,
-    fmt,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use crate::{
@@ -52,18 +51,12 @@ pub struct SealedBlock<T> {
     /// CRC-32C by layer; stays when the tiles leave memory.
     checksums: Box<[u32]>,
     place: RwLock<Place<T>>,
-    notes: Vec<Note>,
+    /// By layer; empty while there is none.
+    notes: RwLock<Vec<Option<Note>>>,
 }
 
-/// What the holder made of a page, once.
-#[derive(Default)]
-struct Note(OnceLock<Arc<dyn Any + Send + Sync>>);
-
-impl fmt::Debug for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Note({})", if self.0.get().is_some() { "made" } else { "none" })
-    }
-}
+/// What the holder made of a page.
+pub type Note = Arc<dyn Any + Send + Sync>;
 
 #[derive(Debug)]
 enum Place<T> {
@@ -101,22 +94,37 @@ impl<T> SealedBlock<T> {
         checksums: Box<[u32]>,
         place: Place<T>,
     ) -> Self {
-        let notes = checksums.iter().map(|_| Note::default()).collect();
-        Self { namespace, key, generation, checksums, place: RwLock::new(place), notes }
+        Self { namespace, key, generation, checksums, place: RwLock::new(place), notes: RwLock::default() }
     }
 
-    /// What the holder noted of the page of `layer`, if it did: a summary, say. It lives as long as this handle, wherever the
-    /// page itself lies. Not counted against the budget of the pool.
+    /// What the holder noted of the page of `layer` ([`super::BlockPool::take_note`]), while it is kept, wherever the page lies.
     pub fn note<N: Any + Send + Sync>(&self, layer: usize) -> Option<Arc<N>> {
-        Arc::clone(self.notes.get(layer)?.0.get()?).downcast().ok()
+        let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
+        notes.get(layer)?.clone()?.downcast().ok()
     }
 
-    /// Notes something of the page of `layer`. Of several notes the first stays.
-    pub fn take_note<N: Any + Send + Sync>(&self, layer: usize, note: Arc<N>) {
-        if let Some(place) = self.notes.get(layer) {
-            // Whoever came first made the same: blocks are immutable.
-            let _same = place.0.set(note);
+    pub(super) fn has_note(&self, layer: usize) -> bool {
+        let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
+        notes.get(layer).is_some_and(Option::is_some)
+    }
+
+    /// False when there is a note, which is the same (blocks are immutable), or no such layer.
+    pub(super) fn put_note(&self, layer: usize, note: Note) -> bool {
+        let mut notes = self.notes.write().unwrap_or_else(PoisonError::into_inner);
+        if notes.is_empty() {
+            notes.resize(self.checksums.len(), None);
         }
+        match notes.get_mut(layer) {
+            Some(place @ None) => {
+                *place = Some(note);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn drop_notes(&self) {
+        *self.notes.write().unwrap_or_else(PoisonError::into_inner) = Vec::new();
     }
 
     /// Whose block it is.

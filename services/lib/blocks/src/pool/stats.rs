@@ -5,10 +5,12 @@ use super::BlockPool;
 /// Occupancy now and counters since start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PoolStats {
-    /// Bytes that pages may occupy.
+    /// Bytes that pages and notes may occupy.
     pub budget_bytes: u64,
-    /// Bytes of memory that pages occupy: open, sealed and condemned blocks.
+    /// Bytes of memory that pages (of open, sealed and condemned blocks) and notes occupy.
     pub used_bytes: u64,
+    /// Bytes of notes beside blocks, of `used_bytes`.
+    pub note_bytes: u64,
     /// Sealed blocks that can be found.
     pub blocks: u64,
     /// Sealed blocks that a view keeps from eviction.
@@ -99,9 +101,9 @@ pub(super) struct Totals {
 }
 
 impl<T> BlockPool<T> {
-    /// Bytes that pages occupy: every block takes all of its pages from its first tile on.
+    /// Bytes that pages and notes occupy: every block takes all of its pages from its first tile on.
     pub fn used_bytes(&self) -> u64 {
-        (self.memory_blocks + self.open_blocks) * self.config.block_bytes()
+        (self.memory_blocks + self.open_blocks) * self.config.block_bytes() + self.note_bytes
     }
 
     /// Occupancy and counters.
@@ -109,6 +111,7 @@ impl<T> BlockPool<T> {
         PoolStats {
             budget_bytes: self.config.budget_bytes,
             used_bytes: self.used_bytes(),
+            note_bytes: self.note_bytes,
             blocks: self.index.len() as u64,
             pinned_blocks: self.pinned_blocks,
             open_blocks: self.open_blocks,
@@ -126,6 +129,14 @@ impl<T> BlockPool<T> {
             expired_views_total: self.totals.expired_views,
             disk: self.disk_stats(),
         }
+    }
+
+    /// Bytes of blocks that could come without any block being lost for them: what is free in memory and, where any block may go
+    /// there, what is free on the tier below.
+    pub fn room_bytes(&self, now_ms: u64) -> u64 {
+        let bytes = self.config.block_bytes();
+        let memory = self.config.budget_bytes.saturating_sub(self.used_bytes()) / bytes;
+        (memory + self.disk.as_ref().map_or(0, |disk| disk.room(now_ms))) * bytes
     }
 
     fn disk_stats(&self) -> DiskStats {

@@ -1,5 +1,6 @@
 //! The pool by hand-written stories; `schedule` drives it at random.
 
+mod notes;
 mod schedule;
 mod tiers;
 

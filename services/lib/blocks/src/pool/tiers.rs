@@ -89,6 +89,16 @@ pub(super) struct Disk<T> {
     paused_until_ms: u64,
 }
 
+impl<T> Disk<T> {
+    /// Blocks that could come from memory, whichever they are, without any being evicted here.
+    pub(super) fn room(&self, now_ms: u64) -> u64 {
+        if now_ms < self.paused_until_ms || !self.filter.admits_all() {
+            return 0;
+        }
+        self.extents.capacity() - self.extents.used() + self.copies.len() as u64
+    }
+}
+
 impl<T> BlockPool<T> {
     /// Adds a tier below memory with its own order of eviction; `filter` decides which blocks that nothing keeps go there.
     pub fn with_disk(
@@ -140,7 +150,8 @@ impl<T> BlockPool<T> {
         self.last_id = self.last_id.max(number);
         let block = Arc::new(SealedBlock::on_disk(namespace, key, generation, checksums, extent));
         let uses = Uses::first(self.next_tick(), 0);
-        let held = Held { block, pins: 0, uses, lease_until_ms: 0, condemned: false, stage: Stage::Disk };
+        let (pins, lease_until_ms, note_bytes, condemned) = (0, 0, 0, false);
+        let held = Held { block, pins, uses, lease_until_ms, note_bytes, condemned, stage: Stage::Disk };
         self.held.insert(generation, held);
         self.index.insert((namespace, key), generation);
         self.queue(generation);
@@ -149,33 +160,43 @@ impl<T> BlockPool<T> {
         true
     }
 
-    /// Makes room for one more block in memory, or fails without evicting what would not help.
+    /// Makes room for one more block in memory, or fails.
     pub(super) fn make_room(&mut self, now_ms: u64) -> Result<Room, Error> {
-        self.end_leases(now_ms);
-        while !self.fits() {
+        let room = self.room_for(self.config.block_bytes(), now_ms);
+        room.ok_or_else(|| self.no_space())
+    }
+
+    /// Makes room of `bytes` in memory: first by blocks that nothing keeps, then by moving those that something keeps to the tier
+    /// below, then by notes of blocks that no view holds. `None` when that is not enough.
+    pub(super) fn room_for(&mut self, bytes: u64, now_ms: u64) -> Option<Room> {
+        self.end_leases(bytes, now_ms);
+        while !self.fits(bytes) {
             if self.moves_are_full(now_ms) {
-                return Ok(Room::Moving);
+                return Some(Room::Moving);
             }
             if let Some(victim) = self.policy.pop() {
                 if self.leave(victim, now_ms) {
-                    return Ok(Room::Moving);
+                    return Some(Room::Moving);
                 }
                 continue;
             }
+            let memory = self.memory_blocks;
             if self.spill_promised(now_ms) {
-                return Ok(Room::Moving);
+                return Some(Room::Moving);
             }
-            if self.fits() {
-                break;
+            if self.memory_blocks < memory {
+                continue;
             }
             // What is on its way down may become room, unless the disk is so slow that nobody waits for it.
             let on_its_way = |disk: &Disk<T>| disk.leaving > 0 && now_ms >= disk.paused_until_ms;
             if self.disk.as_ref().is_some_and(on_its_way) {
-                return Ok(Room::Moving);
+                return Some(Room::Moving);
             }
-            return Err(self.no_space());
+            if !self.drop_oldest_notes() {
+                return None;
+            }
         }
-        Ok(Room::Ready)
+        Some(Room::Ready)
     }
 
     /// A refusal for want of room, counted.
@@ -200,9 +221,9 @@ impl<T> BlockPool<T> {
         }
     }
 
-    /// Blocks whose lease ended may go.
-    fn end_leases(&mut self, now_ms: u64) {
-        if self.fits() {
+    /// Blocks whose lease ended may go, when there is no room of `bytes`.
+    fn end_leases(&mut self, bytes: u64, now_ms: u64) {
+        if self.fits(bytes) {
             return;
         }
         while let Some(&(until, generation)) = self.leases.first().filter(|(until, _)| *until <= now_ms) {
@@ -360,8 +381,9 @@ impl<T> BlockPool<T> {
         if !there || !room {
             return Promote::No;
         }
-        self.end_leases(now_ms);
-        while !self.fits() {
+        let bytes = self.config.block_bytes();
+        self.end_leases(bytes, now_ms);
+        while !self.fits(bytes) {
             if !pinned {
                 return Promote::No;
             }

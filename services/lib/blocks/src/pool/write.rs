@@ -156,8 +156,16 @@ impl<T> BlockPool<T> {
             self.policy.used_again(again);
         }
         let lease_until_ms = now_ms.saturating_add(self.config.retention_ms);
-        let stage = Stage::Memory;
-        self.held.insert(generation, Held { block, pins: 0, uses, lease_until_ms, condemned: false, stage });
+        let held = Held {
+            block,
+            pins: 0,
+            uses,
+            lease_until_ms,
+            note_bytes: 0,
+            condemned: false,
+            stage: Stage::Memory,
+        };
+        self.held.insert(generation, held);
         self.index.insert((namespace, key), generation);
         self.memory_blocks += 1;
         self.queue(generation);

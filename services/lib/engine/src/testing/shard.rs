@@ -52,6 +52,10 @@ pub struct Faults {
     pub short_attends: AtomicU64,
     /// Answers with summaries that still come in another layer's name.
     pub misplaced_summaries: AtomicU64,
+    /// Answers with summaries that still break off half-way.
+    pub broken_summaries: AtomicU64,
+    /// Answers with blocks that still break off half-way.
+    pub broken_gets: AtomicU64,
     /// Answers with summaries that are still not finite.
     pub infinite_summaries: AtomicU64,
     /// Calls of `open_view` that append still to fail without an answer.
@@ -76,6 +80,12 @@ fn strikes(fault: &AtomicU64) -> bool {
     fault.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
 
+/// Ends an answer in its middle, as a shard that dies would.
+fn break_off<T>(messages: &mut Vec<Result<T, Error>>) {
+    messages.truncate(messages.len() / 2);
+    messages.push(Err(Error::new(Code::Unavailable, "the shard is ill")));
+}
+
 #[derive(Debug)]
 struct View {
     namespace: Namespace,
@@ -88,6 +98,7 @@ struct State {
     views: HashMap<u64, View>,
     opened: u64,
     tiles_received: u64,
+    tiles_sent: u64,
     damaged: HashSet<BlockKey>,
     stats: ShardStats,
 }
@@ -137,6 +148,11 @@ impl MemoryShard {
     /// Tiles that arrived so far, whatever became of them.
     pub fn tiles_received(&self) -> u64 {
         self.state().tiles_received
+    }
+
+    /// Tiles that went out so far.
+    pub fn tiles_sent(&self) -> u64 {
+        self.state().tiles_sent
     }
 
     /// Attention queries answered so far.
@@ -321,7 +337,7 @@ impl Shard for MemoryShard {
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
         self.faults.check_here()?;
-        let state = self.state();
+        let mut state = self.state();
         let mut answers = Vec::new();
         for key in get.keys {
             let Some(tiles) = state.blocks.get(&(get.identity.namespace, key)) else {
@@ -340,6 +356,10 @@ impl Shard for MemoryShard {
                 })));
             }
         }
+        if strikes(&self.faults.broken_gets) {
+            break_off(&mut answers);
+        }
+        state.tiles_sent += answers.iter().filter(|answer| matches!(answer, Ok(Some(_)))).count() as u64;
         Ok(futures::stream::iter(answers).boxed())
     }
 
@@ -380,8 +400,9 @@ impl Shard for MemoryShard {
         _ctx: &CallContext,
         get: GetSummaries,
     ) -> Result<BoxStream<SummariesMessage>, Error> {
+        self.faults.check_here()?;
         let mut messages = Vec::new();
-        for layer in 0..self.layers as u32 {
+        for layer in get.first_layer..self.layers as u32 {
             let stripes = self.view_stripes(get.view_id, get.identity.namespace, layer)?;
             messages.extend(sparse::summaries(&get, layer, &stripes).into_iter().map(Ok));
         }
@@ -393,6 +414,9 @@ impl Shard for MemoryShard {
         {
             let ones = vec![f32::INFINITY; message.keys.data.len() / 4];
             message.keys = Tensor::from_f32(&message.keys.shape, &ones);
+        }
+        if strikes(&self.faults.broken_summaries) {
+            break_off(&mut messages);
         }
         Ok(futures::stream::iter(messages).boxed())
     }

@@ -1,10 +1,10 @@
 //! Queries, keys and values of a model that reads a text with exact attention.
 
 use anyhow::{Context, Result, ensure};
-use longshore_attention::{HeadShape, PrefillPolicy, QUERY_TILE};
+use longshore_attention::{HeadShape, PrefillPolicy, QUERY_TILE, Tiles};
 use longshore_engine::{AttentionProbe, Logits};
 
-use super::layer::{Layer, QueryTile, Tiles};
+use super::layer::{Layer, QueryTile};
 use crate::{
     console,
     eval::{candidate::Candidate, subject::Subject, watch::Watch},

@@ -2,35 +2,14 @@
 
 use anyhow::Result;
 use longshore_attention::{
-    AttendItem, CpuExecutor, ExactBlock, Executor, HeadShape, PagedKv, Partials, PlanInput, Queries,
-    Summaries, Tile, TileShape, WorkList,
+    AttendItem, CpuExecutor, ExactBlock, Executor, HeadShape, Partials, PlanInput, Queries, Summaries, Tiles,
+    WorkList,
 };
 
 use crate::eval::rows::{everything, share};
 
 /// Blocks of a stripe.
 const STRIPE_BLOCKS: u32 = 32;
-
-/// Tiles of keys and values in memory.
-#[derive(Debug)]
-pub(super) struct Tiles {
-    pub(super) shape: TileShape,
-    pub(super) tiles: Vec<Tile>,
-}
-
-impl PagedKv for Tiles {
-    fn shape(&self) -> TileShape {
-        self.shape
-    }
-
-    fn len(&self) -> usize {
-        self.tiles.len()
-    }
-
-    fn tile(&self, index: usize) -> &Tile {
-        &self.tiles[index]
-    }
-}
 
 /// The rows of one query tile: f32 `[rows, query_heads, head_dim]`.
 #[derive(Debug, Clone, PartialEq)]

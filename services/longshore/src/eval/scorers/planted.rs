@@ -4,9 +4,9 @@
 //! text (runs of 64 to 512 positions with one of 64 topics), with as much noise.
 
 use anyhow::Result;
-use longshore_attention::{HeadShape, KvDtype, Tile, TileShape};
+use longshore_attention::{HeadShape, KvDtype, Tile, TileShape, Tiles};
 
-use super::layer::{Layer, QueryTile, Tiles};
+use super::layer::{Layer, QueryTile};
 use crate::random::Random;
 
 /// Elements of a head, and of the planted heads' groups.

@@ -30,6 +30,7 @@ enum Op {
     BeginPromotion { tenant: u8, name: u8 },
     FinishPromotion { promotion: usize, read: bool },
     PauseSpills,
+    Note { tenant: u8, name: u8, layer: usize, bytes: u64 },
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -52,6 +53,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => (tenant, name).prop_map(|(tenant, name)| Op::BeginPromotion { tenant, name }),
         4 => (0usize..MOVES_MAX, prop::bool::weighted(0.8)).prop_map(|(promotion, read)| Op::FinishPromotion { promotion, read }),
         1 => Just(Op::PauseSpills),
+        6 => (0u8..2, 1u8..8, 0..LAYERS as usize, 1u64..20)
+            .prop_map(|(tenant, name, layer, bytes)| Op::Note { tenant, name, layer, bytes }),
         3 => (1u64..80).prop_map(|ms| Op::Wait { ms }),
     ];
     prop::collection::vec(op, 1..400)
@@ -122,6 +125,12 @@ impl Run {
                 }
             }
             Op::PauseSpills => self.pool.pause_spills(now_ms),
+            Op::Note { tenant: salt, name, layer, bytes } => {
+                let Some(block) = self.pool.peek_block(tenant(*salt), key(*name)) else { return };
+                let noted = self.pool.take_note(block.generation(), *layer, Arc::new(*name), *bytes, now_ms);
+                let kept = block.note::<u8>(*layer);
+                assert!(noted != Noted::Kept || kept.as_deref() == Some(name), "{noted:?}, {kept:?}");
+            }
             move_op @ (Op::BeginPromotion { .. } | Op::FinishPromotion { .. }) => self.step_up(move_op),
             view_op => self.step_view(view_op),
         }
@@ -194,7 +203,9 @@ impl Run {
         let pool = &self.pool;
         let stats = pool.stats();
         assert_eq!(stats.open_blocks, pool.count_open());
-        assert_eq!(stats.used_bytes, (in_memory_blocks(pool) + pool.count_open()) * BLOCK_BYTES);
+        let pages = (in_memory_blocks(pool) + pool.count_open()) * BLOCK_BYTES;
+        assert_eq!(stats.used_bytes, pages + stats.note_bytes);
+        self.check_notes();
         assert!(stats.used_bytes <= stats.budget_bytes, "over budget");
         let pins = pool.count_pins();
         for (generation, held) in &pool.held {
@@ -215,6 +226,24 @@ impl Run {
         assert_eq!(stats.pinned_blocks, pinned);
         let condemned = pool.held.values().filter(|held| held.condemned).count() as u64;
         assert_eq!(stats.condemned_blocks, condemned);
+    }
+
+    /// Notes are counted once, in bounds, and go with their blocks.
+    fn check_notes(&self) {
+        let pool = &self.pool;
+        assert_eq!(pool.note_bytes, pool.held.values().map(|held| held.note_bytes).sum::<u64>());
+        assert!(pool.note_bytes <= BUDGET_BLOCKS * BLOCK_BYTES / 4, "notes take a quarter at most");
+        for (generation, held) in &pool.held {
+            let noted = (0..LAYERS as usize).any(|layer| held.block.note::<u8>(layer).is_some());
+            assert_eq!(noted, held.note_bytes > 0);
+            let droppable = pool.noted.contains(&(held.uses.last, *generation));
+            assert!(!droppable || (noted && held.pins == 0 && !held.condemned));
+            assert!(droppable || !noted || held.pins > 0 || held.stage.is_moving(), "nobody can drop them");
+        }
+        let known = |(last, generation): &(u64, Generation)| {
+            pool.held.get(generation).is_some_and(|held| held.uses.last == *last)
+        };
+        assert!(pool.noted.iter().all(known), "notes of blocks that are gone");
     }
 
     /// Blocks are where their stage says, every place has one block, and moves are counted.
@@ -275,7 +304,7 @@ impl Run {
             (stats.open_blocks, stats.views, stats.pinned_blocks, stats.condemned_blocks),
             (0, 0, 0, 0)
         );
-        assert_eq!(stats.used_bytes, (stats.blocks - stats.disk.blocks) * BLOCK_BYTES);
+        assert_eq!(stats.used_bytes, (stats.blocks - stats.disk.blocks) * BLOCK_BYTES + stats.note_bytes);
         for name in 100..100 + BUDGET_BLOCKS as u8 {
             let sealed = self.store_with_room(name);
             assert!(matches!(sealed, Ok(Put::Sealed(_))), "{sealed:?} although nobody holds anything");

@@ -69,6 +69,32 @@ fn blocks_that_make_way_go_down_and_are_still_found_and_viewed() {
 }
 
 #[test]
+fn room_is_what_can_come_without_a_loss() {
+    let rooms = |pool: &BlockPool<u32>, now_ms| pool.room_bytes(now_ms) / BLOCK_BYTES;
+    let mut pool = two(2, 3, 1);
+    assert_eq!(rooms(&pool, 0), 5);
+    for (name, left) in [(1, 4), (2, 3), (3, 2), (4, 1)] {
+        put(&mut pool, name, 0).unwrap();
+        assert_eq!(rooms(&pool, 0), left);
+    }
+    // 1 comes up, what has to make way for it goes down; its copy below is as good as free.
+    let view = open(&mut pool, tenant(0), &[1], RETENTION_MS);
+    assert!(matches!(pool.begin_promotion(generation(&pool, 1), RETENTION_MS), Promote::MakeRoom));
+    let spill = pool.next_spill().unwrap();
+    pool.finish_spill(spill, true, RETENTION_MS);
+    let promotion = promote(&mut pool, 1, RETENTION_MS).unwrap();
+    assert_eq!(rooms(&pool, RETENTION_MS), 0, "no more than there is for sure while it is on its way");
+    pool.finish_promotion(promotion, Some((0..LAYERS).map(page).collect()));
+    assert_eq!(rooms(&pool, RETENTION_MS), 1);
+    pool.close_view(view);
+    put(&mut pool, 5, RETENTION_MS).unwrap();
+    assert_eq!((rooms(&pool, RETENTION_MS), pool.stats().evicted_total), (0, 0));
+    pool.pause_spills(RETENTION_MS);
+    assert_eq!(rooms(&pool, RETENTION_MS), 0, "nothing goes down");
+    assert_eq!(rooms(&two_with(2, 3, 1, AdmissionRule::SecondTouch), 0), 2, "not every block goes down");
+}
+
+#[test]
 fn kept_blocks_go_down_last_and_only_if_they_stay_there() {
     let mut pool = two(2, 2, 1);
     put(&mut pool, 1, 0).unwrap();

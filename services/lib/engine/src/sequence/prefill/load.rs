@@ -1,6 +1,6 @@
 //! Summaries of blocks that lie on shards, brought here before a step plans over them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt, future::try_join_all};
 use longshore_attention::{Mean, PolicyReads};
@@ -13,25 +13,58 @@ use crate::{
     sequence::{View, ViewPart},
 };
 
+/// How often the stripes of a sequence may move to other copies while their summaries come.
+const MOVES_MAX: usize = 4;
+/// How long a shard may send nothing before other copies are asked, and how long these may take to open.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 impl Sequence {
     /// Brings what the policy reads of the blocks on shards, all layers, all shards at once; returns how many bytes came. Does
     /// nothing when the policy reads no summaries or they are here: those of blocks that were computed here stay when the blocks go.
+    /// When a shard fails, lies or sends nothing for long, its stripes move to other copies, and layers that are not complete come
+    /// from there.
     pub async fn load_summaries(&mut self, ctx: &CallContext) -> Result<u64, Error> {
-        let Some(reads) = self.prefill.as_ref().map(|prefill| prefill.reads) else { return Ok(0) };
-        let remote = self.remote_blocks;
-        let known = |sequence: &Self, layer: usize| {
-            sequence.prefill.as_ref().map_or(remote, |prefill| prefill.summaries[layer].blocks().end)
-        };
-        if !reads.means || (0..self.layers).all(|layer| known(self, layer) >= remote) {
-            return Ok(0);
-        }
-        let mut sources = self.summary_sources(ctx, reads).await?;
         let mut bytes = 0;
-        for layer in 0..self.layers {
+        let mut moves_left = if self.links.rule().copies() > 1 { MOVES_MAX } else { 0 };
+        loop {
+            let patience = (moves_left > 0).then_some(PATIENCE);
+            let Err(error) = self.load_once(ctx, patience, &mut bytes).await else { return Ok(bytes) };
+            let failed = |link: &ShardLink| Some(&link.id) == error.failed_shard();
+            let shard = self.links.links().iter().position(failed);
+            let Some(shard) = shard.filter(|_| moves_left > 0) else { return Err(error) };
+            moves_left -= 1;
+            self.links.links()[shard].note(&Err::<(), Error>(error.clone()));
+            tracing::warn!(%error, "summaries are read from other copies");
+            let moved = tokio::time::timeout(PATIENCE, self.leave(ctx, &[shard])).await;
+            match moved.unwrap_or(Err(Error::Broken("its copies did not open in time"))) {
+                Ok(()) => {}
+                // Nobody said that it cannot answer: it is asked again, and waited for.
+                Err(_) if matches!(error, Error::Late { .. }) => moves_left = 0,
+                // What is missing on the last copy is computed again; that says more than why the first one failed.
+                Err(missing @ Error::Missing { .. }) => return Err(missing),
+                Err(_) => return Err(error),
+            }
+        }
+    }
+
+    /// Brings the layers that are not complete, in order; what came of them before a failure stays.
+    async fn load_once(
+        &mut self,
+        ctx: &CallContext,
+        patience: Option<Duration>,
+        bytes: &mut u64,
+    ) -> Result<(), Error> {
+        let Some(prefill) = self.prefill.as_ref().filter(|prefill| prefill.reads.means) else {
+            return Ok(());
+        };
+        let incomplete = |layer: &usize| prefill.summaries[*layer].blocks().end < self.remote_blocks;
+        let Some(first) = (0..self.layers).find(incomplete) else { return Ok(()) };
+        let mut sources = self.summary_sources(ctx, (prefill.reads, patience), first).await?;
+        for layer in first..self.layers {
             // By block: views hold stripes in any order, summaries are taken in order.
             let mut means = BTreeMap::new();
             for source in &mut sources {
-                bytes += source.layer(ctx, layer).await?;
+                *bytes += source.layer(ctx, layer).await?;
                 means.extend(source.held.iter().zip(source.means.drain(..)).filter_map(|(held, mean)| {
                     let &(block, used) = held;
                     used.then_some((block, mean))
@@ -44,7 +77,7 @@ impl Sequence {
                 }
             }
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// Blocks of a view, ascending, each with whether this view answers for it.
@@ -58,36 +91,58 @@ impl Sequence {
         view.parts.iter().flat_map(blocks).collect()
     }
 
-    /// A stream of summaries for every view.
-    async fn summary_sources(&self, ctx: &CallContext, reads: PolicyReads) -> Result<Vec<Source>, Error> {
+    /// A stream of summaries for every view, from a layer on.
+    async fn summary_sources(
+        &self,
+        ctx: &CallContext,
+        (reads, patience): (PolicyReads, Option<Duration>),
+        first_layer: usize,
+    ) -> Result<Vec<Source>, Error> {
         let open = self.views.iter().map(|view| {
             let link = &self.links.links()[view.shard];
             async move {
                 let get = GetSummaries {
                     identity: self.identity,
                     view_id: view.id,
-                    first_layer: 0,
+                    first_layer: first_layer as u32,
                     layers: None,
                     values: reads.values,
                     spreads: reads.spreads,
                     cosines: reads.cosines,
                 };
-                let call = within(ctx, link.shard.get_summaries(ctx, get)).await;
-                let messages = call
-                    .and_then(|answer| answer)
-                    .map_err(|source| Error::of_shard(ctx, &link.id, source))?;
+                let messages = answer(ctx, link, patience, link.shard.get_summaries(ctx, get)).await?;
                 let shape = (self.shape.kv_heads, self.shape.head_dim);
                 let held = self.held_by(view);
-                Ok(Source { link: link.clone(), messages, held, shape, reads, means: Vec::new() })
+                Ok(Source { link: link.clone(), patience, messages, held, shape, reads, means: Vec::new() })
             }
         });
         try_join_all(open).await
     }
 }
 
+/// What a shard answers, waited for no longer than `patience` where there are other copies.
+async fn answer<T>(
+    ctx: &CallContext,
+    link: &ShardLink,
+    patience: Option<Duration>,
+    call: impl Future<Output = Result<T, longshore_fabric::Error>>,
+) -> Result<T, Error> {
+    let call = within(ctx, call);
+    let answer = match patience {
+        Some(patience) => tokio::time::timeout(patience, call).await.map_err(|_| Error::Late {
+            shard: link.id.clone(),
+            waited_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+        })?,
+        None => call.await,
+    };
+    answer.and_then(|answer| answer).map_err(|source| Error::of_shard(ctx, &link.id, source))
+}
+
 /// Summaries of one view.
 struct Source {
     link: ShardLink,
+    /// How long it may send nothing.
+    patience: Option<Duration>,
     messages: BoxStream<SummariesMessage>,
     /// See [`Sequence::held_by`].
     held: Vec<(u64, bool)>,
@@ -103,11 +158,9 @@ impl Source {
     async fn layer(&mut self, ctx: &CallContext, layer: usize) -> Result<u64, Error> {
         let mut bytes = 0;
         while self.means.len() < self.held.len() {
-            let message = within(ctx, self.messages.next()).await;
-            let message = message
-                .and_then(Option::transpose)
-                .map_err(|source| Error::of_shard(ctx, &self.link.id, source))?;
-            let Some(message) = message else {
+            let messages = &mut self.messages;
+            let next = async move { messages.next().await.transpose() };
+            let Some(message) = answer(ctx, &self.link, self.patience, next).await? else {
                 return Err(self.mismatch(format!("summaries that end in layer {layer}")));
             };
             bytes += self.take(layer, &message)?;

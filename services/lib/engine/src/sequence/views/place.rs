@@ -78,14 +78,18 @@ impl Sequence {
             let calls = round.into_iter().map(|(shard, wanted)| async move {
                 let keys: Vec<BlockKey> = wanted.iter().map(|wanted| wanted.blocks[0].1).collect();
                 let link = &self.links.links()[shard];
-                let fetched = fetch_blocks(engine, ctx, link, self.identity, &keys).await;
-                link.note(&fetched);
-                (wanted, fetched)
+                let (blocks, ended) = fetch_blocks(engine, ctx, link, self.identity, &keys).await;
+                link.note(&ended);
+                (wanted, blocks, ended)
             });
-            for (wanted, fetched) in join_all(calls).await {
-                match fetched {
-                    Ok(blocks) => found.extend(wanted.iter().map(|wanted| wanted.blocks[0].0).zip(blocks)),
-                    Err(error) => search.failed(wanted, error),
+            for (wanted, blocks, ended) in join_all(calls).await {
+                // What came before a failure need not come again.
+                let mut wanted: Vec<Option<Wanted>> = wanted.into_iter().map(Some).collect();
+                for (at, block) in blocks {
+                    found.extend(wanted[at].take().map(|wanted| (wanted.blocks[0].0, block)));
+                }
+                if let Err(error) = ended {
+                    search.failed(wanted.into_iter().flatten().collect(), error);
                 }
             }
         }

@@ -2,35 +2,16 @@
 
 use std::time::Duration;
 
-use longshore_attention::{ExactBlock, HeadShape, KvDtype, PagedKv, PlanInput, Tile, TileShape};
+use longshore_attention::{ExactBlock, HeadShape, KvDtype, PlanInput, Tile, TileShape, Tiles};
 
 use super::*;
 use crate::random::Random;
-
-struct Keys {
-    shape: TileShape,
-    tiles: Vec<Tile>,
-}
-
-impl PagedKv for Keys {
-    fn shape(&self) -> TileShape {
-        self.shape
-    }
-
-    fn len(&self) -> usize {
-        self.tiles.len()
-    }
-
-    fn tile(&self, index: usize) -> &Tile {
-        &self.tiles[index]
-    }
-}
 
 const HEADS: HeadShape = HeadShape { kv_heads: 2, group: 2, head_dim: 16 };
 const BLOCK: usize = 16;
 
 /// Softmax output and mass of `keys` for one query head.
-fn reference(kv: &Keys, q: &[f32], kv_head: usize, keys: &[usize]) -> (Vec<f64>, f64) {
+fn reference(kv: &Tiles, q: &[f32], kv_head: usize, keys: &[usize]) -> (Vec<f64>, f64) {
     let row = |key: usize| kv.tiles[key / BLOCK].read(key % BLOCK).unwrap();
     let part = |x: &[f32]| x[kv_head * 16..][..16].iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
     let weight = |key: usize| {
@@ -57,7 +38,7 @@ fn mass_and_distance_are_those_of_a_slow_softmax() {
         tile.write(0, &numbers(BLOCK * 32), &numbers(BLOCK * 32)).unwrap();
         tile
     };
-    let kv = Keys { shape, tiles: (0..6).map(|_| tile()).collect() };
+    let kv = Tiles { shape, tiles: (0..6).map(|_| tile()).collect() };
     // Rows 64 to 95; head 0 leaves out blocks 1 and 2 but for one key, head 1 visits everything.
     let (first, rows) = (64u64, 32usize);
     let q = numbers(rows * 64);

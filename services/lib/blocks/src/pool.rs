@@ -3,6 +3,7 @@
 
 mod evict;
 mod journal;
+mod list;
 mod sealed;
 mod stats;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use evict::{Ghosts, Uses};
 
 pub use evict::{Candidate, Eviction, EvictionPolicy, Fifo, Lfu, Lru, Lru2, Reuse, S3Fifo, UsedAgain};
 pub use journal::{Departure, PoolEvent};
+pub use list::{Listed, Moving};
 pub use sealed::{Generation, Page, Pages, Payload, SealedBlock};
 pub use stats::{DiskStats, PoolStats};
 pub use tiers::{DiskConfig, Promote, Promotion, Spill};

@@ -16,7 +16,7 @@ mod tiles;
 pub mod transfer;
 
 pub use api::{BoxStream, Connector, Decoder, Describer, Inference, Prefiller, Shard};
-pub use context::CallContext;
+pub use context::{CallContext, Lane};
 pub use error::{Code, Error};
 pub use grpc::{GrpcConnector, GrpcOptions};
 pub use link::{AttendLink, PendingAttend, StripePartial};

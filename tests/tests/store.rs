@@ -1,7 +1,10 @@
 //! `longshore store` as an operator types it, against a cluster of real processes.
 #![allow(clippy::unwrap_used, reason = "the whole file is test code, its helpers too")]
 
-use std::process::{Command, Output, Stdio};
+use std::{
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
 
 use longshore_tests::server::{Server, complete, long_prompt, program};
 use serde_json::{Value, json};
@@ -28,6 +31,21 @@ fn fails(server: &Server, arguments: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
+/// What the shards say once all copies of all blocks are there: those of generated blocks come behind the answer.
+async fn settled(server: &Server) -> Value {
+    let began = Instant::now();
+    loop {
+        let stat: Value = serde_json::from_str(&works(server, &["stat", "--json"])).unwrap();
+        let total = &stat["total"];
+        let is_even = total["blocks"].as_u64().is_some_and(|blocks| blocks > 0 && blocks.is_multiple_of(2));
+        if is_even && total["open_blocks"] == 0 && total["writers"] == 0 {
+            return stat;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{stat}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_looks_checks_moves_and_drains() {
     let flags = ["--processes", "--shards", "3", "--copies", "2", "--write-acks", "2"];
@@ -43,9 +61,9 @@ async fn an_operator_looks_checks_moves_and_drains() {
     let prompt: String = long_prompt().chars().take(2400).collect();
     let (answer, _) = complete(&server, &json!(prompt), 16).await;
 
-    let stat: Value = serde_json::from_str(&works(&server, &["stat", "--json"])).unwrap();
+    let stat = settled(&server).await;
     let copies = stat["total"]["blocks"].as_u64().unwrap();
-    assert!(copies >= 8 && copies.is_multiple_of(2), "{stat}");
+    assert!(copies >= 8, "{stat}");
     assert_eq!(stat["shards"].as_array().map(Vec::len), Some(3));
     let table = works(&server, &["stat"]);
     assert!(table.contains("kv-2") && table.contains("total") && table.contains("SHORT"), "{table}");

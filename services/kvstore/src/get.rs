@@ -10,7 +10,7 @@ use longshore_blocks::{
     tier::Tier,
 };
 use longshore_chassis::Tasks;
-use longshore_fabric::{BoxStream, CallContext, Lane};
+use longshore_fabric::{BoxStream, CallContext};
 use longshore_proto::types::{GetBlocks, TileMessage};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -33,12 +33,13 @@ pub(crate) fn start(
     store.check_identity(&get.identity)?;
     check_count("keys", get.keys.len())?;
     let layers = layers(get.first_layer, get.layers, store.identity().layers)?;
-    store.metrics.lanes.get(ctx.lane);
+    let (lane, lanes) = (ctx.lane, store.metrics.lanes.clone());
+    lanes.get(lane);
     let (tiles, answer) = mpsc::channel(TILES_UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-get", async move {
         let failure = tokio::select! {
-            ended = send(&store, get, layers, ctx.lane, &tiles) => ended.err(),
+            ended = send(&store, get, layers, &tiles) => ended.err(),
             reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
             () = tiles.closed() => None,
         };
@@ -46,7 +47,12 @@ pub(crate) fn start(
             let _caller_is_gone = tiles.try_send(Err(error.into()));
         }
     });
-    Ok(Box::pin(ReceiverStream::new(answer)))
+    let counted = futures::StreamExt::inspect(ReceiverStream::new(answer), move |tile| {
+        if let Ok(Some(tile)) = tile {
+            lanes.sent(lane, tile.data.len() as u64);
+        }
+    });
+    Ok(Box::pin(counted))
 }
 
 /// First and end layer that were asked for, of those that blocks have.
@@ -70,10 +76,8 @@ async fn send(
     store: &Arc<Store>,
     get: GetBlocks,
     layers: std::ops::Range<u32>,
-    lane: Lane,
     tiles: &Tiles,
 ) -> Result<(), Error> {
-    let tile_bytes = store.identity().tile_shape.bytes() as u64;
     for key in get.keys {
         let (reader, range) = (store.clone(), layers.clone());
         let block = store.off_reactor(move || reader.read(get.identity.namespace, key, range)).await?;
@@ -82,7 +86,6 @@ async fn send(
             None => vec![None],
         };
         for message in messages {
-            store.metrics.lanes.sent(lane, if message.is_some() { tile_bytes } else { 0 });
             if tiles.send(Ok(message)).await.is_err() {
                 return Ok(());
             }

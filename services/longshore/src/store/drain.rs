@@ -106,8 +106,7 @@ pub(super) fn left(id: &str, stats: &ShardStats) -> String {
         ),
         (
             stats.copies.unplaced_blocks,
-            "cannot be moved because nobody knows where they belong (found on disk by a restart, or stored without a place); \
-             hint: they will be computed again when they are asked for",
+            "cannot be moved because nobody said where they belong; hint: they are computed again when they are asked for",
         ),
     ];
     let told =

@@ -77,7 +77,7 @@ async fn what_cannot_be_moved_is_told_with_its_cause() {
     put_file(&house.cluster, &house.file(&homeless), Some("kv-0")).await.unwrap();
     let unplaced = drain::run(&house.cluster, 0, Duration::from_secs(2)).await.unwrap_err().to_string();
     assert!(
-        unplaced.contains("1 blocks cannot be moved because nobody knows where they belong"),
+        unplaced.contains("1 blocks cannot be moved because nobody said where they belong"),
         "{unplaced}"
     );
     assert_eq!(house.holders(9).await, BTreeSet::from([0]), "{}", key(9));

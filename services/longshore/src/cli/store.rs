@@ -25,16 +25,16 @@ pub(crate) enum StoreCommand {
 
 pub(crate) const STORE_EXAMPLES: &str = "Examples:
   longshore up --processes --shards 3 --copies 2           a cluster to try this with
-  longshore store stat                                     its shards, through the router at 127.0.0.1:9000
+  longshore store stat                                     its shards, by the router at port 9000
   longshore store stat --watch 2                           the same every two seconds, with rates
   longshore store ls --limit 20                            some blocks and who holds them
   longshore store get 1f3c9a --out block.lsb               the one block whose key begins so
   longshore store put block.lsb                            back again
   longshore store verify --all                             is every copy there and sound?
-  longshore store scrub --bytes-per-second 268435456       check everything now, at 256 MiB/s on each shard
+  longshore store scrub --bytes-per-second 268435456       check everything, 256 MiB/s each
   longshore store drain kv-1 && echo 'kv-1 can be stopped'
 
-Any process of the cluster knows its shards: name one with --endpoint. Shards inside a single process (`longshore up` without
+Any process of the cluster knows its shards: name one with --endpoint. Shards inside a single process (`longshore up` without \
 --processes) cannot be reached from outside.";
 
 /// How to find the shards.
@@ -56,7 +56,7 @@ pub(crate) struct ClusterArgs {
 /// Flags of `longshore store stat`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Rates of lanes are means since the start of a shard; with --watch, of the time since the line before.\n\
+    after_help = "Rates of lanes are means since the start of a shard; with --watch, of the time since the look before.\n\
     `short` are copies that are missing, `backlog` those that are about to be made."
 )]
 pub(crate) struct StoreStatArgs {
@@ -101,7 +101,7 @@ pub(crate) struct StoreLsArgs {
 /// Flags of `longshore store get`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The file names the deployment, tenant, key and shape, and carries a CRC-32C of each tile and of its own\n\
+    after_help = "The file names the deployment, tenant, key and shape, and carries a CRC-32C of each tile and of its own \
     header (docs/protocol.md, \"Block files\"). It holds keys and values of a prompt in clear."
 )]
 pub(crate) struct StoreGetArgs {
@@ -121,7 +121,7 @@ pub(crate) struct StoreGetArgs {
 /// Flags of `longshore store put`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Every file is checked whole before anything of it is sent. Copies go to the shards that own the block; one that has\n\
+    after_help = "Every file is checked whole before anything of it is sent. Copies go to the shards that own the block; one that has \
     no place (nobody told the shard where it belongs) goes to --shard, and is copied nowhere."
 )]
 pub(crate) struct StorePutArgs {
@@ -139,8 +139,8 @@ pub(crate) struct StorePutArgs {
 /// Flags of `longshore store verify`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Shards read their copies where they lie, memory or disk, check every tile, and tell its checksum; nothing is counted as a\n\
-    use, and no tile crosses the network. A shard drops a copy that is damaged, as it does whenever it reads one; repair makes it anew\n\
+    after_help = "Shards read their copies where they lie, memory or disk, check every tile, and tell its checksum; nothing is counted as a \
+    use, and no tile crosses the network. A shard drops a copy that is damaged, as it does whenever it reads one; repair makes it anew \
     from another one.\n\
     Examples:\n  longshore store verify --all\n  longshore store verify 1f3c9a 77\n\
     Exit code: 0 when every copy is there and sound, 1 otherwise."
@@ -163,7 +163,7 @@ pub(crate) struct StoreVerifyArgs {
 /// Flags of `longshore store scrub`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Shards scrub all the time at a low rate (`kvstore.scrub_bytes_per_s`); this asks for a round now. A round that somebody\n\
+    after_help = "Shards scrub all the time at a low rate (`kvstore.scrub_bytes_per_s`); this asks for a round now. A round that somebody \
     asked for and that still runs is joined, at its own rate.\n\
     Exit code: 0 when nothing was damaged, 1 otherwise."
 )]
@@ -185,8 +185,8 @@ pub(crate) struct StoreScrubArgs {
 /// Flags of `longshore store drain`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The shard sends its blocks to those that own them without it, at `kvstore.repair.bytes_per_second`, and refuses new ones as\n\
-    long as there are shards enough for them. It drops nothing and answers readers until it is stopped. Asking again changes nothing\n\
+    after_help = "The shard sends its blocks to those that own them without it, at `kvstore.repair.bytes_per_second`, and refuses new ones as \
+    long as there are shards enough for them. It drops nothing and answers readers until it is stopped. Asking again changes nothing \
     and shows the progress; --cancel makes it an owner again. Drain one shard at a time, stop it, then take it out of the member list.\n\
     Exit code: 0 when every block has all its copies on other shards, 1 otherwise; then the shard goes on draining."
 )]

@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn pages_of_any_size_list_every_block_once_and_in_order() {
-        let held: Vec<(u8, u8)> = (0..40).map(|at| (at * 7 % 3, at * 11 % 41)).collect();
+        let held: Vec<(u8, u8)> = (0..40u32).map(|at| ((at * 7 % 3) as u8, (at * 11 % 41) as u8)).collect();
         let pool = pool(&held);
         let expected: Vec<_> = held.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         for limit in [1, 2, 7, 39, 40, 41, 100] {

@@ -144,7 +144,7 @@ pub struct CopyStats {
     pub wanted: u32,
     /// Copies that must be confirmed before a block counts as stored.
     pub write_acks: u32,
-    /// Copies that the last search for them found missing, of blocks of which the shard is the first holder.
+    /// Copies that the last search found missing and did not send, of blocks of which the shard is the first holder.
     pub short: u64,
     /// Blocks of which nobody said what places them.
     pub unplaced_blocks: u64,

@@ -294,7 +294,7 @@ fn repair_gauges(stats: &RepairStats, short: u64) -> [(&'static str, &'static st
         ),
         ("repair_backlog_blocks", "Missing copies that are to be sent", stats.backlog_blocks),
         ("peers_down", "Other shards that are not reached", stats.peers_down),
-        ("copies_short", "Copies that the last search for them found missing", short),
+        ("copies_short", "Copies that the last search found missing and did not send", short),
     ]
 }
 

@@ -170,8 +170,9 @@ async fn mend(
         let shard = site.alive[to].as_ref().expect("only shards that answered lack blocks");
         send::run(store, shard, identity, &blocks, rate).await
     });
-    let sent: Vec<bool> = join_all(sending).await;
-    !undone && given_up && sent.into_iter().all(|sent| sent)
+    let all_sent = join_all(sending).await.into_iter().all(|sent| sent);
+    counts.sent(all_sent);
+    !undone && given_up && all_sent
 }
 
 fn plan(
@@ -193,6 +194,7 @@ fn plan(
         let step = next_step(me, owners, asked, rule.copies(), holding);
         // One too many here as soon as its owners hold theirs, which a later search finds.
         plan.undone |= step != Step::Drop && !owners.contains(&me) && owners.len() >= rule.copies();
+        let sends = matches!(step, Step::Push(_));
         let mut no_room = false;
         match step {
             Step::Nothing => {}
@@ -212,7 +214,7 @@ fn plan(
             Step::Drop if leaving => {}
             Step::Drop => plan.surplus.push((*key, *place)),
         }
-        counts.block(context, (owners.as_slice(), asked.as_slice()), no_room, holding);
+        counts.block(context, (owners.as_slice(), asked.as_slice()), (sends, no_room), holding);
     }
     plan
 }

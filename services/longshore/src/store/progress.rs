@@ -25,15 +25,14 @@ impl Progress {
         Self { what, bar: console::point_bar(what, 0), said: Instant::now() }
     }
 
-    /// So many of `total` are done, and what else there is to say.
+    /// So many of `total` are done; `message` says of what, and what else there is to say.
     pub(super) fn set(&mut self, done: u64, total: u64, message: &str) {
         self.bar.set_length(total);
         self.bar.set_position(done);
         self.bar.set_message(message.to_owned());
         if !std::io::stderr().is_terminal() && self.said.elapsed() >= LINE_EVERY {
             self.said = Instant::now();
-            let space = if message.is_empty() { "" } else { ", " };
-            console::note(format!("{}: {done} of {total}{space}{message}", self.what));
+            console::note(format!("{}: {done} of {total} {message}", self.what));
         }
     }
 

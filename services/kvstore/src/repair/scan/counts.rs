@@ -9,13 +9,15 @@ use crate::{drain::Found, store::Store};
 /// What one search found so far.
 pub(super) struct Counts {
     short: u64,
+    /// Missing copies of the blocks that are being sent.
+    under_way: u64,
     found: Found,
 }
 
 impl Counts {
     pub(super) fn new(began: Instant, stored_total: u64) -> Self {
         let found = Found { began, stored_total, moved: 0, waiting: 0, no_room: 0, too_few_hosts: 0 };
-        Self { short: 0, found }
+        Self { short: 0, under_way: 0, found }
     }
 
     /// There is nobody else for any of so many blocks.
@@ -24,12 +26,13 @@ impl Counts {
         self.found.too_few_hosts = blocks;
     }
 
-    /// One block: where it belongs and who was asked, best first, whether an owner has no room for it, and who holds it.
+    /// One block: where it belongs and who was asked, best first, whether it is sent and an owner has no room for it, and who
+    /// holds it.
     pub(super) fn block(
         &mut self,
         context: &Context<'_>,
         (owners, asked): (&[usize], &[usize]),
-        no_room: bool,
+        (sends, no_room): (bool, bool),
         holding: impl Fn(usize) -> Holding,
     ) {
         let &Context { me, leaving, rule, .. } = context;
@@ -38,7 +41,9 @@ impl Counts {
             asked.iter().find(|&&shard| shard == me || held(shard)).is_none_or(|&first| first == me);
         if is_first {
             let copies = asked.iter().filter(|&&shard| held(shard)).count() + usize::from(!leaving);
-            self.short += rule.copies().saturating_sub(copies) as u64;
+            let missing = rule.copies().saturating_sub(copies) as u64;
+            let counter = if sends && !no_room { &mut self.under_way } else { &mut self.short };
+            *counter += missing;
         }
         let elsewhere = owners.iter().filter(|&&shard| held(shard)).count();
         if elsewhere >= rule.copies() {
@@ -50,6 +55,12 @@ impl Counts {
         } else {
             self.found.waiting += 1;
         }
+    }
+
+    /// What was being sent arrived, or some of it did not.
+    pub(super) fn sent(&mut self, all: bool) {
+        let sent = std::mem::take(&mut self.under_way);
+        self.short += if all { 0 } else { sent };
     }
 
     /// Tells what the whole search found.

@@ -4,6 +4,7 @@ mod check;
 mod cluster;
 mod generate;
 mod kv;
+mod operations;
 mod work;
 
 pub use check::{CHUNK_TOKENS_MAX, KEYS_MAX, REQUEST_ID_BYTES_MAX, validate_request_id};
@@ -17,6 +18,10 @@ pub use kv::{
     Identity, InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RUNS_MAX,
     RepairStats, ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats, TileData,
     TileMessage, WatchInventory, WireTileShape,
+};
+pub use operations::{
+    BlockEntry, BlockPage, BlockState, CopyStats, DepartureStats, DrainStats, LIST_BLOCKS_MAX, LaneStats,
+    ListBlocks, ScrubFinding, ScrubStarted,
 };
 pub use work::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
 

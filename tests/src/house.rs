@@ -411,6 +411,8 @@ impl longshore_fabric::Describer for Sign {
             incarnation: self.this.incarnation,
             weight: self.this.weight,
             healthy: true,
+            host: String::new(),
+            zone: String::new(),
         };
         let members = vec![this.clone()];
         Ok(longshore_proto::types::Describe {

@@ -32,6 +32,10 @@ pub struct Member {
     pub weight: u32,
     /// Whether the observer can reach it.
     pub healthy: bool,
+    /// Machine that it fails with; empty: one of its own.
+    pub host: String,
+    /// Part of the site that it fails with; empty: none that is known.
+    pub zone: String,
 }
 
 /// A model and its shape.

@@ -5,6 +5,8 @@ use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace};
 
 pub use data::{ForeignBytes, TileData};
 
+use super::operations::{CopyStats, DepartureStats, DrainStats, LaneStats, ScrubFinding};
+
 mod attend;
 mod convert;
 mod data;
@@ -307,6 +309,22 @@ pub struct ShardStats {
     pub room_bytes: u64,
     /// Bytes of summaries beside its blocks; part of `used_bytes`.
     pub summary_bytes: u64,
+    /// Milliseconds since the start of the shard.
+    pub uptime_ms: u64,
+    /// Open put streams.
+    pub writers: u64,
+    /// Damaged blocks that wait for their views to end.
+    pub condemned_blocks: u64,
+    /// Why blocks went, or did not come.
+    pub departures: DepartureStats,
+    /// Tiles by lane.
+    pub lanes: Vec<LaneStats>,
+    /// How the copies of its blocks stand.
+    pub copies: CopyStats,
+    /// How far it is in handing its blocks over.
+    pub drain: DrainStats,
+    /// What the last rounds of the scrubber found damaged, the newest last.
+    pub scrub_findings: Vec<ScrubFinding>,
 }
 
 /// Occupancy and counters of one tier of a shard.

@@ -134,6 +134,9 @@ pub struct RepairConfig {
     pub retry_ms: u64,
     /// Bytes per second that copies to other shards may take.
     pub bytes_per_second: u64,
+    /// Least age of a drain when the search begins that finds everything moved: what other shards were told before the drain
+    /// has had its effects by then.
+    pub drain_settle_ms: u64,
 }
 
 impl Default for RepairConfig {
@@ -144,6 +147,7 @@ impl Default for RepairConfig {
             scan_interval_ms: 60_000,
             retry_ms: 2_000,
             bytes_per_second: 64 << 20,
+            drain_settle_ms: 8_000,
         }
     }
 }
@@ -197,6 +201,7 @@ impl Validate for RepairConfig {
         check_range(faults, path, "scan_interval_ms", self.scan_interval_ms, 100..=86_400_000);
         check_range(faults, path, "retry_ms", self.retry_ms, 10..=3_600_000);
         check_range(faults, path, "bytes_per_second", self.bytes_per_second, 1 << 10..=1 << 40);
+        check_range(faults, path, "drain_settle_ms", self.drain_settle_ms, 0..=600_000);
     }
 }
 

@@ -74,6 +74,12 @@ pub enum Error {
     /// The deadline passed.
     #[error("the deadline passed")]
     DeadlineExceeded,
+    /// The shard is being drained, so that nobody is to count on its copies.
+    #[error("shard `{shard}` is being drained: its copies count for nobody; hint: ask the other shards")]
+    Draining {
+        /// This shard.
+        shard: ShardId,
+    },
     /// The process stops.
     #[error("shard `{shard}` is shutting down; hint: retry")]
     ShuttingDown {
@@ -104,9 +110,10 @@ impl Error {
                 Kind::NoSpace => Code::ResourceExhausted,
             },
             Self::Attention(_) | Self::Invalid { .. } => Code::InvalidArgument,
-            Self::Disk(_) | Self::OtherDeployment { .. } | Self::OtherEpoch { .. } => {
-                Code::FailedPrecondition
-            }
+            Self::Disk(_)
+            | Self::OtherDeployment { .. }
+            | Self::OtherEpoch { .. }
+            | Self::Draining { .. } => Code::FailedPrecondition,
             Self::NotFinite { .. } => Code::DataLoss,
             Self::Deaf { .. } => Code::ResourceExhausted,
             Self::Cancelled => Code::Cancelled,

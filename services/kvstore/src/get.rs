@@ -41,6 +41,8 @@ pub(crate) fn start(
     store.check_identity(&get.identity)?;
     check_count("keys", get.keys.len())?;
     let layers = layers(get.first_layer, get.layers, store.identity().layers)?;
+    let (lane, lanes) = (ctx.lane, store.metrics.lanes.clone());
+    lanes.get(lane);
     let (tiles, answer) = mpsc::channel(TILES_UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-get", async move {
@@ -53,7 +55,12 @@ pub(crate) fn start(
             let _caller_is_gone = tiles.try_send(Err(error.into()));
         }
     });
-    Ok(Box::pin(ReceiverStream::new(answer)))
+    let counted = futures::StreamExt::inspect(ReceiverStream::new(answer), move |tile| {
+        if let Ok(Some(tile)) = tile {
+            lanes.sent(lane, tile.data.len() as u64);
+        }
+    });
+    Ok(Box::pin(counted))
 }
 
 /// First and end layer that were asked for, of those that blocks have.

@@ -101,6 +101,11 @@ impl Inventory {
         self.places.iter().map(|((namespace, key), place)| (*namespace, *key, *place)).collect()
     }
 
+    /// How many held blocks have a place that is known.
+    pub(crate) fn placed_blocks(&self) -> u64 {
+        self.places.len() as u64
+    }
+
     /// What places a held block.
     pub(crate) fn place_of(&self, namespace: Namespace, key: BlockKey) -> Option<BlockPlace> {
         self.places.get(&(namespace, key)).copied()

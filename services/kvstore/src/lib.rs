@@ -3,11 +3,14 @@
 mod attend;
 mod compute;
 mod config;
+mod drain;
 mod error;
 mod get;
 pub mod grpc;
 mod inventory;
+mod lanes;
 mod lifetime;
+mod list;
 mod metrics;
 mod put;
 mod repair;

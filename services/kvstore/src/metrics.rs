@@ -17,7 +17,7 @@ use prometheus_client::{
     },
 };
 
-use crate::{ShardIdentity, store::Store};
+use crate::{ShardIdentity, lanes::LaneCounters, store::Store};
 
 /// Buckets of the time of one attention query, in seconds.
 const ATTEND_BUCKETS: [f64; 16] = [
@@ -69,6 +69,8 @@ pub(crate) struct StoreMetrics {
     pub(crate) scrub_rounds: Counter,
     scrub_done: Gauge,
     scrub_total: Gauge,
+    /// Tiles by lane.
+    pub(crate) lanes: LaneCounters,
 }
 
 impl StoreMetrics {
@@ -94,6 +96,7 @@ impl StoreMetrics {
             scrub_rounds: Counter::default(),
             scrub_done: Gauge::default(),
             scrub_total: Gauge::default(),
+            lanes: LaneCounters::register(&metrics.sub(PREFIX)),
         };
         let metrics = metrics.sub(PREFIX);
         own.register_upkeep(&metrics);
@@ -205,7 +208,9 @@ impl Collector for Occupancy {
         let Some(store) = self.store.upgrade() else { return Ok(()) };
         let stats = store.with_pool(|pool, _| pool.stats());
         let repair = store.repair.stats();
-        for (name, help, value) in gauges(&stats).into_iter().chain(repair_gauges(&repair)) {
+        for (name, help, value) in
+            gauges(&stats).into_iter().chain(repair_gauges(&repair, store.repair.copies().short))
+        {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(sample)?;
@@ -281,7 +286,7 @@ fn disk_counters(stats: &PoolStats) -> [(&'static str, &'static str, u64); 8] {
     ]
 }
 
-fn repair_gauges(stats: &RepairStats) -> [(&'static str, &'static str, u64); 3] {
+fn repair_gauges(stats: &RepairStats, short: u64) -> [(&'static str, &'static str, u64); 4] {
     [
         (
             "repair_unchecked_blocks",
@@ -290,6 +295,7 @@ fn repair_gauges(stats: &RepairStats) -> [(&'static str, &'static str, u64); 3] 
         ),
         ("repair_backlog_blocks", "Missing copies that are to be sent", stats.backlog_blocks),
         ("peers_down", "Other shards that are not reached", stats.peers_down),
+        ("copies_short", "Copies that the last search found missing and did not send", short),
     ]
 }
 

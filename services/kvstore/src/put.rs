@@ -8,7 +8,7 @@ use longshore_blocks::{
     pool::{Admission, Page, Put, WriterId},
 };
 use longshore_chassis::Tasks;
-use longshore_fabric::{BoxStream, CallContext};
+use longshore_fabric::{BoxStream, CallContext, Lane};
 use longshore_proto::types::{Identity, PutAck, PutOutcome, TileMessage, WireTileShape};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,13 +34,14 @@ pub(crate) fn start(
     store.check_identity(identity)?;
     store.check_shape(shape)?;
     let writer = store.with_pool(|pool, _| pool.open_writer(identity.namespace))?;
+    store.metrics.lanes.put(ctx.lane);
     let namespace = identity.namespace;
     let session = Session { store: store.clone(), namespace, writer, blocks: HashMap::new(), settled: 0 };
     let (acks, answer) = mpsc::channel(ACKS_UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-put", async move {
         let failure = tokio::select! {
-            ended = receive(session, tiles, &acks) => ended.err(),
+            ended = receive(session, ctx.lane, tiles, &acks) => ended.err(),
             reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
             () = acks.closed() => None,
         };
@@ -56,6 +57,7 @@ type Acks = mpsc::Sender<Result<PutAck, longshore_fabric::Error>>;
 /// Takes tiles until the stream ends. The session ends with this future, wherever it is: its incomplete blocks are dropped.
 async fn receive(
     mut session: Session,
+    lane: Lane,
     mut tiles: mpsc::Receiver<TileMessage>,
     acks: &Acks,
 ) -> Result<(), Error> {
@@ -66,6 +68,7 @@ async fn receive(
         if tiles.recv_many(&mut batch, batch_max).await == 0 {
             return Ok(());
         }
+        store.metrics.lanes.received(lane, batch.iter().map(|tile| tile.data.len() as u64).sum());
         let (returned, outcome) = store
             .off_reactor(move || {
                 let outcome = session.take_all(batch);
@@ -183,9 +186,18 @@ impl Session {
         Ok(())
     }
 
+    /// Whether no tile of a block came before this one.
+    fn is_first(&self, key: BlockKey) -> bool {
+        self.blocks.get(&key).is_none_or(|progress| progress.seen.iter().filter(|seen| **seen).count() <= 1)
+    }
+
     /// Verifies and copies a tile. `None` while its block is incomplete.
     fn store_tile(&self, message: &TileMessage) -> Result<Option<PutOutcome>, Refusal> {
         let shape = self.store.identity().tile_shape;
+        if self.store.drain.refuses() && self.is_first(message.key) {
+            let message = format!("shard `{}` is being drained", self.store.identity().shard_id);
+            return Err(Refusal { outcome: PutOutcome::NoSpace, message });
+        }
         let wanted = self.store.admit(self.writer, message.key, message.layer);
         match wanted.map_err(|error| refusal(&error))? {
             Admission::Wanted => {}

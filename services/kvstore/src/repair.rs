@@ -48,6 +48,7 @@ pub(crate) fn start(store: &Arc<Store>, tasks: &Tasks, cluster: Cluster) {
         Ok::<(), Error>(())
     });
     let (weak, scope, rule) = (Arc::downgrade(store), tasks.clone(), cluster.rule);
+    store.repair.rule(rule);
     tasks.spawn_critical("kvstore-repair", async move {
         tokio::select! {
             () = search(&weak, &peers, rule) => {}
@@ -73,8 +74,11 @@ async fn search(store: &Weak<Store>, peers: &Peers, rule: CopyRule) {
                 Outcome::Done => {
                     store.repair.passed();
                     undone = 0;
-                    Duration::from_millis(config.scan_interval_ms)
+                    // Somebody waits for the end of a drain.
+                    let is_on = store.drain.is_on();
+                    Duration::from_millis(if is_on { config.retry_ms } else { config.scan_interval_ms })
                 }
+                Outcome::Undone if store.drain.is_on() => Duration::from_millis(config.retry_ms),
                 Outcome::Undone => {
                     let pause_ms = config.retry_ms.saturating_mul(1 << undone.min(16));
                     undone += 1;

@@ -12,13 +12,14 @@ use longshore_chassis::{Metrics, Tasks};
 use longshore_compute::ComputePool;
 use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard, StripePartial};
 use longshore_proto::types::{
-    AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, InventoryNews, Lookup, OpenView,
-    OpenedView, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory, WireTileShape,
+    AttendAnswer, AttendQuery, BlockPage, DrainStats, GetBlocks, GetSummaries, Identity, InventoryNews,
+    ListBlocks, Lookup, OpenView, OpenedView, PutAck, ScrubStarted, ShardStats, SummariesMessage,
+    TileMessage, WatchInventory, WireTileShape,
 };
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use crate::{
-    Cluster, Config, Error, ShardIdentity, attend, get, inventory,
+    Cluster, Config, Error, ShardIdentity, attend, get, inventory, list,
     metrics::{self, StoreMetrics},
     put, repair, scrub, stats,
     store::{Store, check_count},
@@ -137,6 +138,10 @@ impl Shard for KvStore {
         self.store.check_identity(&lookup.identity)?;
         check_count("keys", lookup.keys.len())?;
         if lookup.peek {
+            // Other shards drop or send copies by this answer, and are not to count on one that is about to go.
+            if self.store.drain.is_on() {
+                return Err(Error::Draining { shard: self.store.identity().shard_id.clone() }.into());
+            }
             let namespace = lookup.identity.namespace;
             return Ok(self.store.with_pool(|pool, _| pool.peek(namespace, &lookup.keys)));
         }
@@ -208,6 +213,23 @@ impl Shard for KvStore {
         watch: WatchInventory,
     ) -> Result<BoxStream<InventoryNews>, CallError> {
         Ok(inventory::start(&self.store, &self.tasks, ctx, watch)?)
+    }
+
+    async fn list_blocks(&self, _ctx: &CallContext, list: ListBlocks) -> Result<BlockPage, CallError> {
+        Ok(list::page(&self.store, list).await?)
+    }
+
+    async fn start_scrub(
+        &self,
+        _ctx: &CallContext,
+        bytes_per_second: Option<u64>,
+    ) -> Result<ScrubStarted, CallError> {
+        Ok(scrub::ask(&self.store, bytes_per_second))
+    }
+
+    async fn drain(&self, _ctx: &CallContext, cancel: bool) -> Result<DrainStats, CallError> {
+        self.store.drain.set(!cancel);
+        Ok(stats::of(&self.store).drain)
     }
 }
 

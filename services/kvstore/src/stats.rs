@@ -1,14 +1,15 @@
 //! What a shard tells about itself.
 
 use longshore_blocks::{pool::PoolStats, tier::Tier};
-use longshore_proto::types::{ScrubStats, ShardStats, TierStats};
+use longshore_proto::types::{CopyStats, DepartureStats, ScrubStats, ShardStats, TierStats};
 
 use crate::store::Store;
 
 /// Occupancy and counters of a shard.
 pub(crate) fn of(store: &Store) -> ShardStats {
-    let (pool, incarnation, room_bytes) = store
-        .with_inventory(|pool, inventory, now| (pool.stats(), inventory.incarnation(), pool.room_bytes(now)));
+    let (pool, incarnation, placed, room_bytes) = store.with_inventory(|pool, inventory, now| {
+        (pool.stats(), inventory.incarnation(), inventory.placed_blocks(), pool.room_bytes(now))
+    });
     ShardStats {
         shard_id: store.identity().shard_id.0.clone(),
         capacity_bytes: pool.budget_bytes,
@@ -30,6 +31,26 @@ pub(crate) fn of(store: &Store) -> ShardStats {
         repair: store.repair.stats(),
         room_bytes,
         summary_bytes: pool.note_bytes,
+        uptime_ms: store.elapsed_us() / 1_000,
+        writers: pool.writers,
+        condemned_blocks: pool.condemned_blocks,
+        departures: departures(store, &pool),
+        lanes: store.metrics.lanes.stats(),
+        copies: CopyStats { unplaced_blocks: pool.blocks.saturating_sub(placed), ..store.repair.copies() },
+        drain: store.drain.stats(&pool, placed, store.config().repair.drain_settle_ms),
+        scrub_findings: store.scrub.findings(),
+    }
+}
+
+fn departures(store: &Store, pool: &PoolStats) -> DepartureStats {
+    DepartureStats {
+        evicted_memory_total: pool.evicted_total - pool.disk.evicted_total,
+        evicted_disk_total: pool.disk.evicted_total,
+        condemned_total: pool.condemned_total,
+        moved_total: store.repair.stats().dropped_total,
+        incomplete_total: pool.dropped_total,
+        no_space_total: pool.no_space_total,
+        duplicate_total: pool.duplicate_total,
     }
 }
 

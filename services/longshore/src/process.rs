@@ -175,5 +175,7 @@ fn wire(member: &Member) -> types::Member {
         weight: member.weight,
         // A process without probes knows only that they are configured.
         healthy: true,
+        host: member.labels.host.clone(),
+        zone: member.labels.zone.clone(),
     }
 }

@@ -368,6 +368,8 @@ impl Describer for Router {
             incarnation: member.incarnation,
             weight: member.weight,
             healthy: inner.workers.healthy(member),
+            host: member.labels.host.clone(),
+            zone: member.labels.zone.clone(),
         };
         Ok(Describe {
             this: wire(&inner.this),

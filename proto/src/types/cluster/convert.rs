@@ -44,6 +44,8 @@ impl TryFrom<v1::Member> for Member {
             incarnation: wire.incarnation,
             weight: wire.weight,
             healthy: wire.healthy,
+            host: wire.host,
+            zone: wire.zone,
         })
     }
 }
@@ -57,6 +59,8 @@ impl From<Member> for v1::Member {
             incarnation: member.incarnation,
             weight: member.weight,
             healthy: member.healthy,
+            host: member.host,
+            zone: member.zone,
         }
     }
 }

@@ -7,7 +7,11 @@ use super::{
     GetBlocks, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RepairStats, ScrubStats, ShardStats,
     TierStats, TileMessage,
 };
-use crate::{WireError, types::check, v1};
+use crate::{
+    WireError,
+    types::{check, operations::ScrubFinding},
+    v1,
+};
 
 /// Leases that a view may have, milliseconds.
 const LEASE_MS: std::ops::RangeInclusive<u32> = 1_000..=600_000;
@@ -215,6 +219,14 @@ impl From<v1::StatsResponse> for ShardStats {
             },
             room_bytes: wire.room_bytes,
             summary_bytes: wire.summary_bytes,
+            uptime_ms: wire.uptime_ms,
+            writers: wire.writers,
+            condemned_blocks: wire.condemned_blocks,
+            departures: wire.departures.map(Into::into).unwrap_or_default(),
+            lanes: wire.lanes.into_iter().map(Into::into).collect(),
+            copies: wire.copies.map(Into::into).unwrap_or_default(),
+            drain: wire.drain.map(Into::into).unwrap_or_default(),
+            scrub_findings: wire.scrub_findings.into_iter().filter_map(ScrubFinding::from_wire).collect(),
         }
     }
 }
@@ -249,6 +261,14 @@ impl From<ShardStats> for v1::StatsResponse {
             peers_down: stats.repair.peers_down,
             room_bytes: stats.room_bytes,
             summary_bytes: stats.summary_bytes,
+            uptime_ms: stats.uptime_ms,
+            writers: stats.writers,
+            condemned_blocks: stats.condemned_blocks,
+            departures: Some(stats.departures.into()),
+            lanes: stats.lanes.into_iter().map(Into::into).collect(),
+            copies: Some(stats.copies.into()),
+            drain: Some(stats.drain.into()),
+            scrub_findings: stats.scrub_findings.into_iter().map(Into::into).collect(),
         }
     }
 }

@@ -328,3 +328,40 @@ fn cluster() {
         "models[0].tile_shape",
     );
 }
+
+#[test]
+fn pages_of_blocks() {
+    let list = || v1::ListBlocksRequest::default();
+    let default = types::ListBlocks::try_from(list()).unwrap();
+    assert_eq!(default, types::ListBlocks::default(), "no limit is the usual one");
+    let bad = [
+        (v1::ListBlocksRequest { namespace_prefix: "0".repeat(65), ..list() }, "namespace_prefix"),
+        (v1::ListBlocksRequest { namespace_prefix: "0x".to_owned(), ..list() }, "namespace_prefix"),
+        (v1::ListBlocksRequest { key_prefix: "A".to_owned(), ..list() }, "key_prefix"),
+        (v1::ListBlocksRequest { key_prefix: "0".repeat(33), ..list() }, "key_prefix"),
+        (v1::ListBlocksRequest { after: vec![0; 47].into(), ..list() }, "after"),
+        (v1::ListBlocksRequest { limit: 4_097, ..list() }, "limit"),
+    ];
+    bad.into_iter().for_each(|(message, field)| check::<_, types::ListBlocks>(message, field));
+    let entry = || v1::BlockEntry {
+        namespace: vec![1; 32].into(),
+        key: vec![2; 16].into(),
+        state: v1::BlockState::Sealed.into(),
+        ..Default::default()
+    };
+    types::BlockEntry::try_from(entry()).unwrap();
+    let bad = [
+        (v1::BlockEntry { namespace: vec![1; 31].into(), ..entry() }, "namespace"),
+        (v1::BlockEntry { key: vec![].into(), ..entry() }, "key"),
+        (v1::BlockEntry { state: 0, ..entry() }, "state"),
+        (v1::BlockEntry { state: 9, ..entry() }, "state"),
+        (v1::BlockEntry { check: 9, ..entry() }, "check"),
+        (v1::BlockEntry { stripe_seed: vec![1].into(), ..entry() }, "stripe_seed"),
+    ];
+    bad.into_iter().for_each(|(message, field)| check::<_, types::BlockEntry>(message, field));
+    let page =
+        v1::ListBlocksResponse { blocks: vec![entry(), v1::BlockEntry::default()], ..Default::default() };
+    check::<_, types::BlockPage>(page, "blocks[1].state");
+    let page = v1::ListBlocksResponse { next: vec![0; 3].into(), ..Default::default() };
+    check::<_, types::BlockPage>(page, "next");
+}

@@ -193,7 +193,7 @@ proptest! {
 
     #[test]
     fn cluster(models in vec(model(), 0..3), id in "[a-z]{1,9}", n in any::<[u32; 2]>()) {
-        let member = |role| Member { id: id.clone(), role, address: "local:x".to_owned(), incarnation: n[0].into(), weight: n[1], healthy: true };
+        let member = |role| Member { id: id.clone(), role, address: "local:x".to_owned(), incarnation: n[0].into(), weight: n[1], healthy: true, host: id.clone(), zone: "z".to_owned() };
         let members = [Role::Router, Role::Prefill, Role::Decode, Role::KvStore].map(member).to_vec();
         check::<_, v1::ListModelsResponse>(models.clone());
         check::<_, v1::DescribeResponse>(Describe { this: member(Role::KvStore), members, epoch: 4, models, version: "0.1.0".to_owned() });
@@ -273,7 +273,74 @@ fn stats() {
         },
         room_bytes: 10,
         summary_bytes: 11,
+        uptime_ms: 10,
+        writers: 11,
+        condemned_blocks: 12,
+        departures: DepartureStats {
+            evicted_memory_total: 1,
+            evicted_disk_total: 2,
+            condemned_total: 3,
+            moved_total: 4,
+            incomplete_total: 5,
+            no_space_total: 6,
+            duplicate_total: 7,
+        },
+        lanes: vec![LaneStats {
+            name: "shm".to_owned(),
+            received_bytes_total: 1,
+            sent_bytes_total: 2,
+            puts_total: 3,
+            gets_total: 4,
+        }],
+        copies: CopyStats { wanted: 2, write_acks: 1, short: 3, unplaced_blocks: 4 },
+        drain: DrainStats {
+            draining: true,
+            drained: false,
+            takes_blocks: true,
+            blocks: 10,
+            moved_blocks: 1,
+            waiting_blocks: 2,
+            no_room_blocks: 3,
+            too_few_hosts_blocks: 4,
+        },
+        scrub_findings: vec![ScrubFinding { key: BlockKey([7; 16]), tier: "disk".to_owned() }],
         ..Default::default()
     };
     assert_eq!(ShardStats::from(v1::StatsResponse::from(stats.clone())), stats);
+}
+
+#[test]
+fn pages_of_blocks() {
+    let list = ListBlocks {
+        namespace_prefix: "0a".to_owned(),
+        key_prefix: "1bc".to_owned(),
+        after: Some((Namespace::from_bytes([1; 32]), BlockKey([2; 16]))),
+        limit: 7,
+        check: true,
+    };
+    check::<_, v1::ListBlocksRequest>(list.clone());
+    check::<_, v1::ListBlocksRequest>(ListBlocks { after: None, ..list });
+    let place = BlockPlace { stripe_seed: [3; 32], index: 9 };
+    let entry = |state, place, sound| BlockEntry {
+        namespace: Namespace::from_bytes([1; 32]),
+        key: BlockKey([2; 16]),
+        tier: "dram".to_owned(),
+        state,
+        bytes: 5,
+        views: 6,
+        lease_ms: 7,
+        on_disk_too: true,
+        place,
+        generation: 8,
+        sound,
+        checksums: vec![9, 10],
+    };
+    let blocks = vec![
+        entry(BlockState::Sealed, Some(place), Some(true)),
+        entry(BlockState::Leaving, None, Some(false)),
+        entry(BlockState::Rising, None, None),
+    ];
+    let next = Some((Namespace::from_bytes([4; 32]), BlockKey([5; 16])));
+    check::<_, v1::ListBlocksResponse>(BlockPage { blocks: blocks.clone(), next });
+    check::<_, v1::ListBlocksResponse>(BlockPage { blocks, next: None });
 }

@@ -1,8 +1,9 @@
 //! Progress of repair, for `Stats` and metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use longshore_proto::types::RepairStats;
+use longshore_blocks::quorum::CopyRule;
+use longshore_proto::types::{CopyStats, RepairStats};
 
 /// Progress of repair.
 #[derive(Debug, Default)]
@@ -15,6 +16,9 @@ pub(crate) struct RepairCounters {
     dropped: AtomicU64,
     passes: AtomicU64,
     peers_down: AtomicU64,
+    wanted: AtomicU32,
+    write_acks: AtomicU32,
+    short: AtomicU64,
 }
 
 impl RepairCounters {
@@ -29,6 +33,27 @@ impl RepairCounters {
             passes_total: self.passes.load(Relaxed),
             peers_down: self.peers_down.load(Relaxed),
         }
+    }
+
+    /// How the copies stand, but for what the pool knows.
+    pub(crate) fn copies(&self) -> CopyStats {
+        CopyStats {
+            wanted: self.wanted.load(Relaxed),
+            write_acks: self.write_acks.load(Relaxed),
+            short: self.short.load(Relaxed),
+            unplaced_blocks: 0,
+        }
+    }
+
+    /// How many copies there should be.
+    pub(super) fn rule(&self, rule: CopyRule) {
+        self.wanted.store(rule.copies() as u32, Relaxed);
+        self.write_acks.store(rule.write_acks() as u32, Relaxed);
+    }
+
+    /// A search ended and found so many copies missing.
+    pub(super) fn short(&self, copies: u64) {
+        self.short.store(copies, Relaxed);
     }
 
     /// So many blocks are still to be looked at.

@@ -42,6 +42,8 @@ struct Peer {
     down: bool,
     /// Bytes that it could take without losing a block, on any tier, at its last answer.
     room_bytes: u64,
+    /// It hands its blocks to others and is to leave.
+    draining: bool,
 }
 
 /// What a shard said.
@@ -49,6 +51,7 @@ struct Peer {
 struct Answer {
     incarnation: u64,
     room_bytes: u64,
+    draining: bool,
 }
 
 /// The shards as one search sees them.
@@ -61,6 +64,8 @@ pub(super) struct Site {
     pub(super) alive: Vec<Option<Arc<dyn Shard>>>,
     /// Bytes that each could take without losing a block, by position.
     pub(super) room_bytes: Vec<u64>,
+    /// Shards other than this one that are drained, by position: they own nothing.
+    pub(super) draining: Vec<bool>,
 }
 
 impl Peers {
@@ -90,7 +95,12 @@ impl Peers {
         let alive = map.shards().iter().map(|shard| client(&shard.id)).collect();
         let room = |id: &ShardId| state.get(&id.0).map_or(0, |peer| peer.room_bytes);
         let room_bytes = map.shards().iter().map(|shard| room(&shard.id)).collect();
-        Site { map, me, alive, room_bytes }
+        let draining = map
+            .shards()
+            .iter()
+            .map(|shard| state.get(&shard.id.0).is_some_and(|peer| peer.draining))
+            .collect();
+        Site { map, me, alive, room_bytes, draining }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Peer>> {
@@ -112,8 +122,15 @@ impl Peers {
             }
             let Ok(shard) = self.connector.shard(&member.address) else { continue };
             let address = member.address.clone();
-            let peer =
-                Peer { address, shard, incarnation: None, last_answer: now, down: false, room_bytes: 0 };
+            let peer = Peer {
+                address,
+                shard,
+                incarnation: None,
+                last_answer: now,
+                down: false,
+                room_bytes: 0,
+                draining: false,
+            };
             state.insert(member.id.clone(), peer);
         }
     }
@@ -125,10 +142,11 @@ impl Peers {
         let asked = shards.into_iter().map(|(id, shard)| async move {
             let ctx = CallContext::new("peers").with_timeout(PING_TIMEOUT);
             let answer = tokio::time::timeout(PING_TIMEOUT, shard.stats(&ctx)).await;
-            let answer = answer
-                .ok()
-                .and_then(Result::ok)
-                .map(|stats| Answer { incarnation: stats.incarnation, room_bytes: stats.room_bytes });
+            let answer = answer.ok().and_then(Result::ok).map(|stats| Answer {
+                incarnation: stats.incarnation,
+                room_bytes: stats.room_bytes,
+                draining: stats.drain.draining,
+            });
             (id, answer)
         });
         let answers = join_all(asked).await;
@@ -149,7 +167,7 @@ impl Peers {
 impl Peer {
     /// Takes note of an answer or of none; true when that changes what copies are where.
     fn heard(&mut self, id: &str, answer: Option<Answer>, now: Instant, down_after: Duration) -> bool {
-        let Some(Answer { incarnation, room_bytes }) = answer else {
+        let Some(Answer { incarnation, room_bytes, draining }) = answer else {
             let late = !self.down && now - self.last_answer >= down_after;
             if late {
                 tracing::warn!(peer = %id, "another shard does not answer: its copies are made anew");
@@ -158,12 +176,13 @@ impl Peer {
             return late;
         };
         (self.last_answer, self.room_bytes) = (now, room_bytes);
+        let turned = std::mem::replace(&mut self.draining, draining) != draining;
         let back = std::mem::take(&mut self.down);
         let before = self.incarnation.replace(incarnation);
         if back || before.is_some_and(|before| before != incarnation) {
             tracing::info!(peer = %id, incarnation, "another shard is back");
         }
-        back || before != Some(incarnation)
+        back || turned || before != Some(incarnation)
     }
 }
 
@@ -171,13 +190,21 @@ impl Peer {
 pub(super) async fn watch(store: &Weak<Store>, peers: &Peers) {
     let mut views = peers.views.clone();
     let mut epoch = None;
-    let Some(config) = store.upgrade().map(|store| store.config().repair.clone()) else { return };
+    let Some((config, mut drain)) =
+        store.upgrade().map(|store| (store.config().repair.clone(), store.drain.changes()))
+    else {
+        return;
+    };
     let mut ticks = tokio::time::interval(Duration::from_millis(config.ping_interval_ms));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             changed = views.changed() => if changed.is_err() { return },
+            changed = drain.changed() => match changed {
+                Ok(()) => peers.happened(),
+                Err(_) => return,
+            },
         }
         let view = Arc::clone(&views.borrow_and_update());
         peers.follow(&view, Instant::now());

@@ -3,6 +3,7 @@
 
 mod evict;
 mod journal;
+mod list;
 mod notes;
 mod sealed;
 mod stats;
@@ -23,6 +24,7 @@ use evict::{Ghosts, Uses};
 
 pub use evict::{Candidate, Eviction, EvictionPolicy, Fifo, Lfu, Lru, Lru2, Reuse, S3Fifo, UsedAgain};
 pub use journal::{Departure, PoolEvent};
+pub use list::{Listed, Moving};
 pub use notes::Noted;
 pub use sealed::{Generation, Note, Page, Pages, Payload, SealedBlock};
 pub use stats::{DiskStats, PoolStats};

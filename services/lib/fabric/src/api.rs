@@ -7,10 +7,10 @@ use std::{fmt::Debug, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
 use longshore_proto::types::{
-    AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
-    GetSummaries, Identity, InventoryNews, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent,
-    PrefillStart, PromptChunk, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory,
-    WireTileShape,
+    AttendAnswer, AttendQuery, BlockPage, DecodeEvent, DecodeStart, Describe, DrainStats, GenerateEvent,
+    GenerateStart, GetBlocks, GetSummaries, Identity, InventoryNews, ListBlocks, Lookup, ModelDescription,
+    OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk, PutAck, ScrubStarted, ShardStats,
+    SummariesMessage, TileMessage, WatchInventory, WireTileShape,
 };
 use tokio::sync::mpsc;
 
@@ -77,6 +77,22 @@ pub trait Shard: Send + Sync + Debug {
         _watch: WatchInventory,
     ) -> Result<BoxStream<InventoryNews>, Error> {
         Err(Error::new(Code::Unimplemented, "this shard tells no inventory"))
+    }
+    /// Lists held blocks, of all tenants, a page at a time; may check their bytes.
+    async fn list_blocks(&self, _ctx: &CallContext, _list: ListBlocks) -> Result<BlockPage, Error> {
+        Err(Error::new(Code::Unimplemented, "this shard lists no blocks"))
+    }
+    /// Asks for a round of the scrubber at so many bytes a second, or at the usual rate; joins one that was asked for before.
+    async fn start_scrub(
+        &self,
+        _ctx: &CallContext,
+        _bytes_per_second: Option<u64>,
+    ) -> Result<ScrubStarted, Error> {
+        Err(Error::new(Code::Unimplemented, "this shard has no scrubber"))
+    }
+    /// Asks the shard to hand its blocks to the others, or (`cancel`) to stop doing so.
+    async fn drain(&self, _ctx: &CallContext, _cancel: bool) -> Result<DrainStats, Error> {
+        Err(Error::new(Code::Unimplemented, "this shard cannot be drained"))
     }
 }
 

@@ -5,6 +5,32 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+/// The lane over which a call came, as whoever serves it sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// From this process.
+    #[default]
+    Local,
+    /// Over a connection with shared memory.
+    Shm,
+    /// Over any other connection.
+    Grpc,
+}
+
+impl Lane {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Local, Self::Shm, Self::Grpc];
+
+    /// Name in metrics and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Shm => "shm",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
 /// Deadline, cancellation, request name and trace context of one call. Lanes forward all of it.
 #[derive(Debug, Clone, Default)]
 pub struct CallContext {
@@ -16,6 +42,8 @@ pub struct CallContext {
     pub request_id: String,
     /// W3C `traceparent`, when the caller sent one.
     pub traceparent: Option<String>,
+    /// How the call came to whoever serves it; means nothing to its caller.
+    pub lane: Lane,
 }
 
 impl CallContext {

@@ -14,7 +14,7 @@ use tokio_util::{
     task::task_tracker::TaskTrackerToken,
 };
 
-use crate::{BoxStream, CallContext, Code, Error};
+use crate::{BoxStream, CallContext, Code, Error, Lane};
 
 /// One call on its way to a service. The service sees `context`, whose token fires when the caller cancels, or drops the
 /// call's future or its answer stream. A panic of the service becomes an `Internal` error.
@@ -34,9 +34,15 @@ struct Held {
 impl Hop {
     /// Enters a call of `caller`.
     pub(crate) fn new(caller: &CallContext) -> Self {
-        let context = caller.child();
+        let context = CallContext { lane: Lane::Local, ..caller.child() };
         let held = Held { _guard: context.cancel.clone().drop_guard(), _counted: None };
         Self { context, held }
+    }
+
+    /// The same, of a call that came over `lane`.
+    pub(crate) fn over(mut self, lane: Lane) -> Self {
+        self.context.lane = lane;
+        self
     }
 
     /// The same, counted as long as it lasts.

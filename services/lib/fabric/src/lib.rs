@@ -15,7 +15,7 @@ pub mod status;
 mod tiles;
 
 pub use api::{BoxStream, Connector, Decoder, Describer, Inference, Prefiller, Shard};
-pub use context::CallContext;
+pub use context::{CallContext, Lane};
 pub use error::{Code, Error};
 pub use grpc::{GrpcConnector, GrpcOptions};
 pub use link::{AttendLink, PendingAttend, StripePartial};

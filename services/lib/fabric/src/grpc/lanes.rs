@@ -15,8 +15,9 @@ use std::{
 use async_trait::async_trait;
 use http::Uri;
 use longshore_proto::types::{
-    AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, InventoryNews, Lookup, OpenView,
-    OpenedView, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory, WireTileShape,
+    AttendAnswer, AttendQuery, BlockPage, DrainStats, GetBlocks, GetSummaries, Identity, InventoryNews,
+    ListBlocks, Lookup, OpenView, OpenedView, PutAck, ScrubStarted, ShardStats, SummariesMessage,
+    TileMessage, WatchInventory, WireTileShape,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -233,6 +234,24 @@ impl Shard for LaneShard {
             }
         }
         self.grpc.stats(ctx).await
+    }
+
+    // Small and rare: what operators ask needs no shared memory.
+
+    async fn list_blocks(&self, ctx: &CallContext, list: ListBlocks) -> Result<BlockPage, Error> {
+        self.grpc.list_blocks(ctx, list).await
+    }
+
+    async fn start_scrub(
+        &self,
+        ctx: &CallContext,
+        bytes_per_second: Option<u64>,
+    ) -> Result<ScrubStarted, Error> {
+        self.grpc.start_scrub(ctx, bytes_per_second).await
+    }
+
+    async fn drain(&self, ctx: &CallContext, cancel: bool) -> Result<DrainStats, Error> {
+        self.grpc.drain(ctx, cancel).await
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use longshore_proto::{
     types::{
-        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, InventoryNews, Lookup, OpenView,
-        OpenedView, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory, WireTileShape,
+        AttendAnswer, AttendQuery, BlockPage, DrainStats, GetBlocks, GetSummaries, Identity, InventoryNews,
+        ListBlocks, Lookup, OpenView, OpenedView, PutAck, ScrubStarted, ShardStats, SummariesMessage,
+        TileMessage, WatchInventory, WireTileShape,
     },
     v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
 };
@@ -159,5 +160,30 @@ impl Shard for ShardClient {
         let request = request(&hop.context, v1::WatchInventoryRequest::from(watch))?;
         let mut client = self.calls.clone();
         streaming(hop, client.watch_inventory(request), InventoryNews::try_from).await
+    }
+
+    async fn list_blocks(&self, ctx: &CallContext, list: ListBlocks) -> Result<BlockPage, Error> {
+        let request = request(ctx, v1::ListBlocksRequest::from(list))?;
+        let mut client = self.calls.clone();
+        let page = unary(ctx, client.list_blocks(request)).await?;
+        BlockPage::try_from(page).map_err(|fault| Error::bad_answer(&fault))
+    }
+
+    async fn start_scrub(
+        &self,
+        ctx: &CallContext,
+        bytes_per_second: Option<u64>,
+    ) -> Result<ScrubStarted, Error> {
+        let message = v1::StartScrubRequest { bytes_per_second: bytes_per_second.unwrap_or(0) };
+        let request = request(ctx, message)?;
+        let mut client = self.calls.clone();
+        unary(ctx, client.start_scrub(request)).await.map(Into::into)
+    }
+
+    async fn drain(&self, ctx: &CallContext, cancel: bool) -> Result<DrainStats, Error> {
+        let request = request(ctx, v1::DrainRequest { cancel })?;
+        let mut client = self.calls.clone();
+        let answer = unary(ctx, client.drain(request)).await?;
+        Ok(answer.drain.map(Into::into).unwrap_or_default())
     }
 }

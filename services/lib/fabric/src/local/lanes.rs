@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use longshore_proto::types::{
-    AttendAnswer, AttendQuery, DecodeEvent, DecodeStart, Describe, GenerateEvent, GenerateStart, GetBlocks,
-    GetSummaries, Identity, InventoryNews, Lookup, ModelDescription, OpenView, OpenedView, PrefillEvent,
-    PrefillStart, PromptChunk, PutAck, ShardStats, SummariesMessage, TileMessage, WatchInventory,
-    WireTileShape,
+    AttendAnswer, AttendQuery, BlockPage, DecodeEvent, DecodeStart, Describe, DrainStats, GenerateEvent,
+    GenerateStart, GetBlocks, GetSummaries, Identity, InventoryNews, ListBlocks, Lookup, ModelDescription,
+    OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk, PutAck, ScrubStarted, ShardStats,
+    SummariesMessage, TileMessage, WatchInventory, WireTileShape,
 };
 use tokio::sync::mpsc;
 
@@ -120,6 +120,25 @@ impl Shard for Local {
         let (shard, hop) = (self.shard()?, Hop::new(ctx));
         let context = hop.context.clone();
         hop.stream(shard.watch_inventory(&context, watch)).await
+    }
+
+    async fn list_blocks(&self, ctx: &CallContext, list: ListBlocks) -> Result<BlockPage, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        hop.answer(shard.list_blocks(&hop.context, list)).await
+    }
+
+    async fn start_scrub(
+        &self,
+        ctx: &CallContext,
+        bytes_per_second: Option<u64>,
+    ) -> Result<ScrubStarted, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        hop.answer(shard.start_scrub(&hop.context, bytes_per_second)).await
+    }
+
+    async fn drain(&self, ctx: &CallContext, cancel: bool) -> Result<DrainStats, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        hop.answer(shard.drain(&hop.context, cancel)).await
     }
 }
 

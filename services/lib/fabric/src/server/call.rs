@@ -6,7 +6,7 @@ use longshore_proto::types::validate_request_id;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, metadata::MetadataMap};
 
-use crate::{CallContext, Error, lane::Hop};
+use crate::{CallContext, Error, Lane, lane::Hop};
 
 /// Metadata keys that travel with every call.
 pub(crate) const REQUEST_ID: &str = "x-request-id";
@@ -31,7 +31,7 @@ impl Desk {
     /// Opens the call that came with `metadata`.
     pub(super) fn enter_with(&self, metadata: &MetadataMap) -> Result<Hop, Error> {
         let context = context(metadata)?;
-        Ok(Hop::new(&context).holding(self.calls.token()))
+        Ok(Hop::new(&context).over(Lane::Grpc).holding(self.calls.token()))
     }
 }
 

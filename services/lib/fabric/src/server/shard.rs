@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures::StreamExt;
 use longshore_proto::{
     types::{
-        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, Lookup, OpenView, PutAck, TileMessage,
-        WatchInventory, WireTileShape,
+        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, ListBlocks, Lookup, OpenView, PutAck,
+        TileMessage, WatchInventory, WireTileShape,
     },
     v1::{self, kv_store_service_server::KvStoreService, put_blocks_request::Part},
 };
@@ -142,6 +142,33 @@ impl KvStoreService for ShardService {
         let watch = WatchInventory::try_from(request.into_inner()).map_err(Error::from)?;
         let context = hop.context.clone();
         Ok(answer(hop.stream(self.shard.watch_inventory(&context, watch)).await?))
+    }
+
+    async fn list_blocks(
+        &self,
+        request: Request<v1::ListBlocksRequest>,
+    ) -> Result<Response<v1::ListBlocksResponse>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let list = ListBlocks::try_from(request.into_inner()).map_err(Error::from)?;
+        let page = hop.answer(self.shard.list_blocks(&hop.context, list)).await?;
+        Ok(Response::new(page.into()))
+    }
+
+    async fn start_scrub(
+        &self,
+        request: Request<v1::StartScrubRequest>,
+    ) -> Result<Response<v1::StartScrubResponse>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let asked = request.get_ref().bytes_per_second;
+        let rate = (asked != 0).then_some(asked);
+        let started = hop.answer(self.shard.start_scrub(&hop.context, rate)).await?;
+        Ok(Response::new(started.into()))
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let drain = hop.answer(self.shard.drain(&hop.context, request.get_ref().cancel)).await?;
+        Ok(Response::new(v1::DrainResponse { drain: Some(drain.into()) }))
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
     shard::{ShardService, put_start},
 };
 use crate::{
-    BoxStream, Error,
+    BoxStream, Error, Lane,
     lane::{Hop, within},
     shm::{self, Connection, Lender, Link},
     tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS, TileRequest},
@@ -95,7 +95,8 @@ impl TileService {
         let connection = parts.extensions.remove::<Connection>().unwrap_or_default();
         let metadata = MetadataMap::from_headers(parts.headers);
         let messages = Messages::new(body, self.message_bytes_max);
-        Ok((self.shard.desk.enter_with(&metadata)?, messages, connection))
+        let lane = if connection.link.is_some() { Lane::Shm } else { Lane::Grpc };
+        Ok((self.shard.desk.enter_with(&metadata)?.over(lane), messages, connection))
     }
 
     async fn put_blocks(&self, request: Request<Body>) -> Result<OutgoingBody, Error> {

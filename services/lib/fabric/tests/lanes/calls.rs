@@ -89,6 +89,45 @@ async fn the_context_travels() {
 }
 
 #[tokio::test]
+async fn a_service_knows_over_which_lane_tiles_came() {
+    for lane in SHARD_LANES {
+        let house = House::new(lane).await;
+        put(&house).await;
+        let expected = match lane {
+            Lane::Local => longshore_fabric::Lane::Local,
+            Lane::Shm => longshore_fabric::Lane::Shm,
+            Lane::Grpc | Lane::StockClient | Lane::StockServer => longshore_fabric::Lane::Grpc,
+        };
+        let seen = house.shard.seen.lock().unwrap().clone().unwrap();
+        assert_eq!(seen.lane, expected, "{lane:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_operators_ask_goes_round() {
+    for lane in SHARD_LANES {
+        let house = House::new(lane).await;
+        let (shard, after) = (house.client(), Some((identity().namespace, A)));
+        let list = ListBlocks { after, ..ListBlocks::default() };
+        assert_eq!(shard.list_blocks(&context(), list).await.unwrap().next, after, "{lane:?}");
+        let wrong = ListBlocks { limit: LIST_BLOCKS_MAX + 1, ..ListBlocks::default() };
+        let refused = shard.list_blocks(&context(), wrong).await;
+        let refused = refused.err().and_then(|error| error.field);
+        assert_eq!(
+            refused.as_deref(),
+            (lane != Lane::Local).then_some("limit"),
+            "{lane:?}: the wire checks it"
+        );
+        let usual = shard.start_scrub(&context(), None).await.unwrap();
+        assert_eq!((usual.round, usual.bytes_per_second), (3, 7), "{lane:?}");
+        assert_eq!(shard.start_scrub(&context(), Some(9)).await.unwrap().bytes_per_second, 9, "{lane:?}");
+        let (begun, ended) =
+            (shard.drain(&context(), false).await.unwrap(), shard.drain(&context(), true).await.unwrap());
+        assert_eq!((begun.draining, ended.draining, begun.moved_blocks), (true, false, 5), "{lane:?}");
+    }
+}
+
+#[tokio::test]
 async fn error_details_survive() {
     for lane in SHARD_LANES {
         let house = House::new(lane).await;

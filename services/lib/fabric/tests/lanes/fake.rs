@@ -152,11 +152,12 @@ impl Shard for Served<FakeShard> {
 
     async fn put_blocks(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         _: Identity,
         _: WireTileShape,
         tiles: mpsc::Receiver<TileMessage>,
     ) -> Result<BoxStream<PutAck>, Error> {
+        *self.seen.lock().unwrap() = Some(ctx.clone());
         let this = Arc::clone(&self.0);
         let acks =
             ReceiverStream::new(tiles).filter_map(move |tile| std::future::ready(this.store(tile).map(Ok)));
@@ -220,6 +221,22 @@ impl Shard for Served<FakeShard> {
         let (blocks, views) =
             (self.blocks.lock().unwrap().len() as u64, self.views.lock().unwrap().len() as u64);
         Ok(ShardStats { shard_id: "fake".to_owned(), blocks, views, ..ShardStats::default() })
+    }
+
+    async fn list_blocks(&self, _: &CallContext, list: ListBlocks) -> Result<BlockPage, Error> {
+        Ok(BlockPage { blocks: Vec::new(), next: list.after })
+    }
+
+    async fn start_scrub(
+        &self,
+        _: &CallContext,
+        bytes_per_second: Option<u64>,
+    ) -> Result<ScrubStarted, Error> {
+        Ok(ScrubStarted { round: 3, bytes_per_second: bytes_per_second.unwrap_or(7) })
+    }
+
+    async fn drain(&self, _: &CallContext, cancel: bool) -> Result<DrainStats, Error> {
+        Ok(DrainStats { draining: !cancel, moved_blocks: 5, ..DrainStats::default() })
     }
 }
 
@@ -299,6 +316,8 @@ impl Describer for Served<FakeRouter> {
             incarnation: 1,
             weight: 0,
             healthy: true,
+            host: String::new(),
+            zone: String::new(),
         };
         let members = vec![this.clone()];
         Ok(Describe { this, members, epoch: 3, models: Vec::new(), version: "0.1.0".to_owned() })

@@ -1,0 +1,118 @@
+//! `longshore store get`: a block into a file.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use futures::StreamExt;
+use longshore_fabric::CallContext;
+use longshore_proto::types::{GetBlocks, Identity, ListBlocks, ModelDescription, TileMessage};
+
+use super::{
+    cluster::{Cluster, hex_digits, shown, unreachable},
+    file::BlockFile,
+    listing::{Listing, Row},
+};
+use crate::{cli::StoreGetArgs, console};
+
+/// Longest time for one block.
+const BLOCK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Runs the command.
+pub(super) async fn get(args: &StoreGetArgs) -> Result<()> {
+    let cluster = Cluster::find(&args.cluster).await?;
+    let row = find(&cluster, &args.key, args.namespace.as_deref().unwrap_or("")).await?;
+    let (block, shard) = fetch(&cluster, &row).await?;
+    let written = block.write(&args.out).with_context(|| format!("cannot write {}", args.out.display()))?;
+    console::say(format!(
+        "{}: block {} of {}, {} layers, {}, from {shard}",
+        args.out.display(),
+        row.key,
+        shown(&row.namespace),
+        block.shape.layers,
+        console::bytes(written),
+    ));
+    Ok(())
+}
+
+/// The one block whose key and namespace begin so.
+pub(super) async fn find(cluster: &Cluster, key: &str, namespace: &str) -> Result<Row> {
+    let list = ListBlocks {
+        key_prefix: hex_digits("the key", key, 32)?,
+        namespace_prefix: hex_digits("`--namespace`", namespace, 64)?,
+        limit: 2,
+        ..ListBlocks::default()
+    };
+    let mut listing = Listing::new(cluster, list);
+    let (first, second) = (listing.next().await, listing.next().await);
+    let Some(row) = first else {
+        if let Some((shard, error)) = listing.failures().next() {
+            bail!("no shard that answers holds a block `{key}`; {}: {error}", unreachable(shard));
+        }
+        bail!("no shard holds a block `{key}`; hint: `longshore store ls --prefix {key}`");
+    };
+    if let Some(other) = second {
+        let names = [&row, &other].map(|row| format!("{} of {}", row.key, shown(&row.namespace)));
+        bail!(
+            "more than one block begins with `{key}`: {}; hint: give more digits, or `--namespace`",
+            names.join(", ")
+        );
+    }
+    Ok(row)
+}
+
+/// A block from the first of its holders whose copy is sound, and the id of that.
+pub(super) async fn fetch(cluster: &Cluster, row: &Row) -> Result<(BlockFile, String)> {
+    let model = cluster.model().await?;
+    let mut failures = Vec::new();
+    for (at, _) in &row.copies {
+        let shard = &cluster.shards[*at];
+        match fetch_from(cluster, *at, row, &model).await {
+            Ok(block) => return Ok((block, shard.id.clone())),
+            Err(error) => failures.push(format!("`{}`: {error:#}", shard.id)),
+        }
+    }
+    bail!("no copy of block {} can be read: {}", row.key, failures.join("; "))
+}
+
+async fn fetch_from(cluster: &Cluster, at: usize, row: &Row, model: &ModelDescription) -> Result<BlockFile> {
+    let shard = &cluster.shards[at];
+    let identity = Identity {
+        deployment: model.deployment,
+        namespace: row.namespace,
+        shard_map_epoch: cluster.stats_of(at).await?.shard_map_epoch,
+    };
+    let ctx = CallContext::new("store").with_timeout(BLOCK_TIMEOUT);
+    let get = GetBlocks { identity, keys: vec![row.key], first_layer: 0, layers: None };
+    let mut answers = shard.client.get_blocks(&ctx, get).await?;
+    let mut tiles: Vec<(u32, Bytes)> = Vec::new();
+    while let Some(answer) = answers.next().await {
+        let tile = answer?.context("it no longer holds the block")?;
+        ensure!(
+            tile.key == row.key && tile.layer as usize == tiles.len() && tile.layer < model.tile_shape.layers,
+            "it sent layer {} of block {} where layer {} of {} is due",
+            tile.layer,
+            tile.key,
+            tiles.len(),
+            row.key
+        );
+        tiles.push(verified(&tile)?);
+    }
+    ensure!(
+        tiles.len() == model.tile_shape.layers as usize,
+        "it sent {} of {} layers",
+        tiles.len(),
+        model.tile_shape.layers
+    );
+    let place = row.copies.iter().find_map(|(_, entry)| entry.place);
+    let (deployment, namespace, key, shape) = (model.deployment, row.namespace, row.key, model.tile_shape);
+    Ok(BlockFile { deployment, namespace, key, place, shape, tiles })
+}
+
+/// An own copy of a tile's body that matches its checksum.
+fn verified(tile: &TileMessage) -> Result<(u32, Bytes)> {
+    let mut body = vec![0; tile.data.len()];
+    let copied = tile.data.copy_to(&mut body)?;
+    ensure!(copied == tile.crc32c, "layer {} does not match its checksum", tile.layer);
+    Ok((tile.crc32c, body.into()))
+}

@@ -1,6 +1,7 @@
 //! A shard through its trait, as both lanes see it: shared fixtures here, stories in the modules.
 
 mod attend;
+pub(crate) mod corruption;
 mod disk;
 mod disk_faults;
 mod hostile;
@@ -11,6 +12,7 @@ mod memory;
 mod put;
 mod sparse;
 mod summaries;
+mod tenants;
 mod views;
 
 use std::{sync::Arc, time::Duration};

@@ -29,6 +29,8 @@ pub struct FleetPlan {
     pub sets: Vec<String>,
     /// Shell commands before each shard, in its process.
     pub before_shards: String,
+    /// The model.
+    pub model: TinyOptions,
 }
 
 /// A process of a fleet.
@@ -56,7 +58,7 @@ impl Fleet {
     pub fn start(plan: &FleetPlan) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let model = folder.path().join("tiny.gguf");
-        write_tiny_gguf(&model, &TinyOptions::default()).expect("a tiny model");
+        write_tiny_gguf(&model, &plan.model).expect("a tiny model");
         let apart = if plan.apart { Apart::make(plan.shards) } else { Err("nobody asked for it".to_owned()) };
         let mut fleet = Self { processes: BTreeMap::new(), members: Vec::new(), apart, _folder: folder };
         for (role, id) in roles(plan) {
@@ -65,8 +67,11 @@ impl Fleet {
         let members: Vec<String> =
             fleet.members.iter().flat_map(|member| ["--member".to_owned(), member.to_string()]).collect();
         let sets = plan.sets.iter().flat_map(|set| ["--set".to_owned(), set.clone()]);
-        let shared: Vec<String> =
-            ["--model".to_owned(), model.display().to_string()].into_iter().chain(members).chain(sets).collect();
+        let shared: Vec<String> = ["--model".to_owned(), model.display().to_string()]
+            .into_iter()
+            .chain(members)
+            .chain(sets)
+            .collect();
         let ids: Vec<String> = fleet.processes.keys().cloned().collect();
         for id in ids {
             let process = fleet.processes.get_mut(&id).expect("it was planned");
@@ -138,6 +143,11 @@ impl Fleet {
     pub fn signal(&self, id: &str, signal: &str) {
         let child = self.processes[id].child.as_ref().expect("it runs");
         assert!(send_signal(child.id(), signal), "{id} could not be sent {signal}");
+    }
+
+    /// Process id of one that runs.
+    pub fn id(&self, id: &str) -> u32 {
+        self.processes[id].child.as_ref().expect("it runs").id()
     }
 
     /// Whether a process runs.

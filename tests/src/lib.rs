@@ -6,5 +6,6 @@ pub mod fleet;
 pub mod house;
 pub mod mortal;
 pub mod server;
+pub mod store_client;
 pub mod tree;
 pub mod truth;

@@ -1,34 +1,23 @@
 //! Real processes under a random schedule of faults, one at a time: killed, killed and away for a while, frozen, cut off from the
 //! network. Tokens stay the same, no acknowledged block is lost, no wrong byte is read, and copies are made anew. Another test
-//! fills the disk of a shard.
+//! fills the disk of a shard, and a measurement looks at its memory.
 //!
 //! `LONGSHORE_FAULT_ROUNDS=40` makes it longer, `LONGSHORE_FAULT_SEED=N` another schedule.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::StreamExt;
-use longshore_attention::{KvDtype, TileShape};
-use longshore_blocks::{BlockKey, BlockPlace, EXACT_PREFILL, Geometry, KeyChain, quorum::CopyRule};
-use longshore_cluster::{ClusterView, Member, Role};
-use longshore_engine::{ShardDirectory, store_copies};
-use longshore_fabric::{CallContext, Connector, GrpcConnector, GrpcOptions, Shard};
-use longshore_proto::types::{
-    GetBlocks, Identity, Lookup, ModelDescription, PutOutcome, ShardStats, WireTileShape,
-};
+use longshore_blocks::quorum::CopyRule;
+use longshore_model::testing::TinyOptions;
 use longshore_tests::{
     client::{await_start, generate},
     draws::Draws,
     fleet::{Fleet, FleetPlan},
-    truth,
+    store_client::StoreClient,
 };
-use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
 
 const SHARDS: usize = 3;
 /// Rounds of a usual run.
@@ -58,144 +47,6 @@ fn sets() -> Vec<String> {
     ]
     .map(str::to_owned)
     .to_vec()
-}
-
-/// A process that stores blocks and reads them, as a worker would.
-struct Client {
-    directory: ShardDirectory,
-    shards: Vec<Arc<dyn Shard>>,
-    identity: Identity,
-    shape: WireTileShape,
-    tile_bytes: usize,
-    /// Acknowledged blocks.
-    stored: BTreeMap<BlockKey, BlockPlace>,
-    _views: watch::Sender<Arc<ClusterView>>,
-}
-
-impl Client {
-    fn new(members: &[Member], model: &ModelDescription, rule: CopyRule) -> Self {
-        let shards: Vec<Member> =
-            members.iter().filter(|member| member.role == Role::KvStore).cloned().collect();
-        let view = Arc::new(ClusterView::new(shards.clone()).expect("the members are valid"));
-        let deployment = model.deployment;
-        let namespace = deployment.namespace(EXACT_PREFILL, b"faults");
-        let identity = Identity { deployment, namespace, shard_map_epoch: view.epoch() };
-        let (views, told) = watch::channel(view);
-        let connector = GrpcConnector::new(GrpcOptions::default());
-        let clients = shards.iter().map(|member| connector.shard(&member.address).expect("an address"));
-        let clients = clients.collect();
-        let directory = ShardDirectory::new(told, Arc::new(connector), TaskTracker::new(), 4);
-        let shape = model.tile_shape;
-        let tile = TileShape {
-            block_tokens: shape.block_tokens as usize,
-            kv_heads: shape.kv_heads as usize,
-            head_dim: shape.head_dim as usize,
-            dtype: KvDtype::F16,
-        };
-        Self {
-            directory: directory.with_copies(rule),
-            shards: clients,
-            identity,
-            shape,
-            tile_bytes: tile.bytes(),
-            stored: BTreeMap::new(),
-            _views: views,
-        }
-    }
-
-    /// Stores the blocks of a fresh text; keeps those that were acknowledged. Returns how many were not.
-    async fn store(&mut self, name: u64, blocks: usize) -> usize {
-        let geometry = Geometry::new(self.shape.block_tokens, 1).expect("the sizes are valid");
-        let mut chain = KeyChain::new(self.identity.namespace, geometry);
-        let mut draws = Draws::new(&[name]);
-        let tokens: Vec<u32> =
-            (0..blocks as u64 * u64::from(self.shape.block_tokens)).map(|_| draws.below(200) as u32).collect();
-        chain.push(&tokens);
-        let links = self.directory.current().expect("the addresses make clients");
-        let mut refused = 0;
-        for (&key, index) in chain.keys().iter().zip(0..) {
-            let place = BlockPlace { stripe_seed: chain.stripe_seed(index), index };
-            let tiles = truth::messages(self.tile_bytes, self.shape.layers, key, place);
-            let ctx = CallContext::new("store").with_timeout(Duration::from_secs(3));
-            let candidates = links.candidates(&place.stripe_seed).expect("there are shards");
-            let outcome = store_copies(&ctx, &links, &candidates, self.identity, self.shape, tiles).await;
-            match outcome {
-                Ok(PutOutcome::Stored | PutOutcome::Duplicate) => drop(self.stored.insert(key, place)),
-                _ => refused += 1,
-            }
-        }
-        refused
-    }
-
-    /// Reads blocks of one shard; those that it gave out, each checked. None when it does not answer.
-    async fn read(&self, shard: usize, keys: &[BlockKey]) -> Option<Vec<BlockKey>> {
-        let get = GetBlocks { identity: self.identity, keys: keys.to_vec(), first_layer: 0, layers: None };
-        let ctx = CallContext::new("read").with_timeout(Duration::from_secs(5));
-        let mut tiles = self.shards[shard].get_blocks(&ctx, get).await.ok()?;
-        let mut found = Vec::new();
-        while let Some(tile) = tiles.next().await {
-            let Some(tile) = tile.ok()? else { continue };
-            let sound = tile.data.matches(tile.crc32c);
-            assert!(!sound || truth::is_right(&tile), "shard {shard} gave out a wrong byte of {}", tile.key);
-            if sound && tile.layer == 0 {
-                found.push(tile.key);
-            }
-        }
-        Some(found)
-    }
-
-    /// Reads every acknowledged block from whoever answers; how many nobody gave out.
-    async fn unread(&self) -> usize {
-        let mut left: Vec<BlockKey> = self.stored.keys().copied().collect();
-        for shard in 0..self.shards.len() {
-            let found = self.read(shard, &left).await.unwrap_or_default();
-            left.retain(|key| !found.contains(key));
-        }
-        left.len()
-    }
-
-    /// On how many shards each acknowledged block is.
-    async fn copies(&self) -> BTreeMap<usize, usize> {
-        let keys: Vec<BlockKey> = self.stored.keys().copied().collect();
-        let mut counts = vec![0; keys.len()];
-        for shard in &self.shards {
-            let lookup = Lookup { identity: self.identity, keys: keys.clone(), peek: true };
-            let ctx = CallContext::new("count").with_timeout(Duration::from_secs(5));
-            let held = shard.lookup(&ctx, lookup).await.unwrap_or_default();
-            held.iter().zip(&mut counts).for_each(|(held, count)| *count += usize::from(*held));
-        }
-        let mut blocks = BTreeMap::new();
-        counts.into_iter().for_each(|count| *blocks.entry(count).or_default() += 1);
-        blocks
-    }
-
-    async fn stats(&self, shard: usize) -> Option<ShardStats> {
-        self.shards[shard].stats(&CallContext::new("stats").with_timeout(Duration::from_secs(2))).await.ok()
-    }
-
-    /// Waits until every acknowledged block has `copies` copies and no shard has anything that is not a block.
-    async fn settled(&self, copies: usize, when: &str) {
-        let began = Instant::now();
-        loop {
-            let found = self.copies().await;
-            let mut leaks = Vec::new();
-            for shard in 0..self.shards.len() {
-                let Some(stats) = self.stats(shard).await else {
-                    leaks.push(format!("shard {shard} does not answer"));
-                    continue;
-                };
-                let bytes = stats.blocks * self.tile_bytes as u64 * u64::from(self.shape.layers);
-                if (stats.used_bytes, stats.open_blocks, stats.views) != (bytes, 0, 0) {
-                    leaks.push(format!("shard {shard}: {stats:?}"));
-                }
-            }
-            if found.keys().all(|count| *count == copies) && leaks.is_empty() {
-                return;
-            }
-            assert!(began.elapsed() < PATIENCE, "{when}: blocks by copies {found:?}, {leaks:?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
 }
 
 /// What happens to a shard.
@@ -232,12 +83,12 @@ async fn a_random_schedule_of_faults_changes_no_token_and_loses_no_block() {
         await_start(fleet.address(id), None, PATIENCE).await;
     }
     let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
-    let mut client = Client::new(fleet.members(), &describe.models[0], rule);
+    let mut client = StoreClient::new(fleet.members(), &describe.models[0], rule);
     let router = fleet.address("router-0").to_owned();
     let text = text();
     let (expected, _) = generate(&router, &text, 48, |_| ()).await.expect("an answer without faults");
     assert_eq!(client.store(0, BLOCKS).await, 0, "without faults every block is stored");
-    client.settled(2, "without faults").await;
+    client.settled(2, PATIENCE, "without faults").await;
 
     let (seed, rounds) = (setting("LONGSHORE_FAULT_SEED", 1), setting("LONGSHORE_FAULT_ROUNDS", ROUNDS));
     let mut draws = Draws::new(&[seed]);
@@ -266,14 +117,14 @@ async fn a_random_schedule_of_faults_changes_no_token_and_loses_no_block() {
             Err(error) => panic!("{when}: {error:?}"),
         }
         await_start(fleet.address(id), None, PATIENCE).await;
-        client.settled(2, &when).await;
+        client.settled(2, PATIENCE, &when).await;
         assert_eq!(client.unread().await, 0, "{when}: lost blocks");
     }
     let (tokens, finished) = generate(&router, &text, 48, |_| ()).await.expect("an answer after the faults");
     assert_eq!(tokens, expected);
     assert!(finished.cached_tokens > 0, "the text is still in the store: {finished:?}");
-    println!("{} blocks acknowledged, {refused} not, none lost in {rounds} rounds", client.stored.len());
-    assert!(client.stored.len() > BLOCKS, "blocks are stored while one shard is at fault");
+    println!("{} blocks acknowledged, {refused} not, none lost in {rounds} rounds", client.stored().len());
+    assert!(client.stored().len() > BLOCKS, "blocks are stored while one shard is at fault");
 }
 
 fn begin(fleet: &mut Fleet, fault: Fault, victim: usize, id: &str) {
@@ -312,7 +163,9 @@ impl SmallDisk {
         mount.args(["-t", "tmpfs", "-o", &format!("size={}", Self::BYTES), "tmpfs"]).arg(folder.path());
         let mounted = mount.output().is_ok_and(|output| output.status.success());
         if !mounted {
-            println!("NOT RUN: a file system that is full, because none can be mounted; files of limited size instead");
+            println!(
+                "NOT RUN: a file system that is full, because none can be mounted; files of limited size instead"
+            );
         }
         Self { folder, mounted }
     }
@@ -353,7 +206,7 @@ async fn a_full_disk_costs_blocks_and_never_a_wrong_byte_or_the_shard() {
     let plan = FleetPlan { shards: 1, sets, before_shards: disk.limit(), ..FleetPlan::default() };
     let mut fleet = Fleet::start(&plan);
     let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
-    let mut client = Client::new(fleet.members(), &describe.models[0], CopyRule::default());
+    let mut client = StoreClient::new(fleet.members(), &describe.models[0], CopyRule::default());
     let mut refused = 0;
     for name in 0..12 {
         refused += client.store(name, 50).await;
@@ -363,7 +216,7 @@ async fn a_full_disk_costs_blocks_and_never_a_wrong_byte_or_the_shard() {
     assert!(on_disk.io_errors_total > 0, "the disk was never full: {on_disk:?}");
     assert!(fleet.runs("kv-0"), "the shard lives");
     // Blocks may be lost here, as in any cache that is full; none may be wrong, which reading checks.
-    let (all, unread) = (client.stored.len(), client.unread().await);
+    let (all, unread) = (client.stored().len(), client.unread().await);
     assert!(refused == 0 && all == 600 && (1..all - 100).contains(&unread), "{refused}, {all}, {unread}");
     let files: u64 = fs::read_dir(disk.path().join("shard-kv-0"))
         .expect("the shard made its folder")
@@ -380,4 +233,49 @@ async fn a_full_disk_costs_blocks_and_never_a_wrong_byte_or_the_shard() {
     let found = all - client.unread().await;
     assert!(found > 0, "nothing was found on disk");
     println!("{found} blocks are found after a restart");
+}
+
+/// Resident memory of a process, bytes.
+fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") << 10
+}
+
+/// `LONGSHORE_CHURN_SECONDS=600` makes it longer.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn measure_memory_of_a_shard_under_churn() {
+    const BUDGET: u64 = 256 << 20;
+    let model = TinyOptions { layers: 16, kv_heads: 4, head_dim: 64, hidden: 256, ..TinyOptions::default() };
+    let sets = [sets(), vec![format!("kvstore.capacity_bytes={BUDGET}")]].concat();
+    let mut fleet = Fleet::start(&FleetPlan { shards: 1, sets, model, ..FleetPlan::default() });
+    let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
+    let mut clients: Vec<StoreClient> =
+        (0..4).map(|_| StoreClient::new(fleet.members(), &describe.models[0], CopyRule::default())).collect();
+    let pid = fleet.id("kv-0");
+    let (idle, began, mut most, mut blocks) = (resident(pid), Instant::now(), 0, 0u64);
+    let duration = Duration::from_secs(setting("LONGSHORE_CHURN_SECONDS", 120));
+    while began.elapsed() < duration {
+        let stores =
+            clients.iter_mut().zip(0..).map(|(client, at): (_, u64)| client.store((at << 32) | blocks, 16));
+        let refused: usize = futures::future::join_all(stores).await.into_iter().sum();
+        assert_eq!(refused, 0);
+        for client in &mut clients {
+            client.unread().await;
+            client.forget();
+        }
+        blocks += 16;
+        most = most.max(resident(pid));
+    }
+    let written = clients.len() as u64 * blocks;
+    println!(
+        "{written} blocks of 256 KiB in {} s: {} MiB idle, {} MiB at most, budget {} MiB",
+        began.elapsed().as_secs(),
+        idle >> 20,
+        most >> 20,
+        BUDGET >> 20
+    );
+    assert!(most <= idle + BUDGET + BUDGET / 10, "more than the budget and a tenth");
+    assert!(fleet.runs("kv-0"));
 }

@@ -10,6 +10,8 @@
 //! `LONGSHORE_SIM_SEEDS=10000` runs more seeds, from `LONGSHORE_SIM_SEED` (0) on.
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
+#[path = "simulation/calls.rs"]
+mod calls;
 #[path = "simulation/cluster.rs"]
 mod cluster;
 #[path = "simulation/lanes.rs"]
@@ -92,7 +94,8 @@ fn one_failure_loses_nothing_that_was_acknowledged() {
             Err(story) => failures.push((seed, story)),
         }
     }
-    let again = "LONGSHORE_SIM_SEEDS=1 LONGSHORE_SIM_SEED=N cargo nextest run --workspace -E 'binary(simulation)'";
+    let again =
+        "LONGSHORE_SIM_SEEDS=1 LONGSHORE_SIM_SEED=N cargo nextest run --workspace -E 'binary(simulation)'";
     let seeds: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
     if let Some((_, story)) = failures.first() {
         panic!("seeds {seeds:?} fail; again: {again}\n\n{story}");
@@ -110,8 +113,11 @@ fn a_seed_is_the_same_run_every_time() {
         let [first, second] = [run(seed, plan(seed)).unwrap(), run(seed, plan(seed)).unwrap()];
         let differs = first.marks.iter().zip(&second.marks).position(|(first, second)| first != second);
         if let Some(at) = differs {
-            let near = |marks: &[Mark]| format!("{:#?}", &marks[at.saturating_sub(6)..(at + 6).min(marks.len())]);
-            panic!("seed {seed} from mark {at} on:\n{}\n{}", near(&first.marks), near(&second.marks));
+            let near = |marks: &[Mark]| {
+                let near = &marks[at.saturating_sub(8)..(at + 8).min(marks.len())];
+                near.iter().map(|mark| format!("{mark:?}")).collect::<Vec<_>>().join("\n")
+            };
+            panic!("seed {seed} from mark {at} on:\n{}\n\n{}", near(&first.marks), near(&second.marks));
         }
         assert_eq!(first, second, "seed {seed}");
     }
@@ -134,7 +140,10 @@ fn a_lost_block_is_noticed() {
 fn an_acknowledgement_before_the_second_copy_is_noticed() {
     let early = |plan| Plan { rule: CopyRule::new(2, 1).unwrap(), labels: Labelled::Nothing, ..plan };
     let told = complaints(100, early);
-    assert!(told.iter().any(|story| story.contains("lost: acknowledged block")), "none of 100 seeds lost a block");
+    assert!(
+        told.iter().any(|story| story.contains("lost: acknowledged block")),
+        "none of 100 seeds lost a block"
+    );
 }
 
 #[test]

@@ -236,7 +236,11 @@ impl Cluster {
 
     /// Lets a shard, which must run, join the members, or one leave them. Everybody hears of it in its own time.
     pub(crate) fn change(&mut self, node: usize, joins: bool) {
-        if joins { self.members.insert(node) } else { self.members.remove(&node) };
+        if joins {
+            self.members.insert(node)
+        } else {
+            self.members.remove(&node)
+        };
         self.view = Arc::new(view_of(&self.plan, &self.members));
         self.version += 1;
         for told in &self.told {
@@ -276,10 +280,8 @@ impl Cluster {
             self.check_owned(node, counts.get(&node).copied().unwrap_or(0)).await?;
         }
         // Reading is a use, which keeps blocks where they are, so it comes last.
-        for (name, holders) in self.read(blocks).await? {
-            if held.get(&name) != Some(&holders) {
-                return Err(Unsettled(format!("block {} is sound on {holders:?} only", name.1)));
-            }
+        for node in self.serving() {
+            self.check_readable(node, &held).await?;
         }
         Ok(())
     }
@@ -295,7 +297,7 @@ impl Cluster {
     }
 
     /// Which shards say that they hold each block, past the network.
-    async fn held(&self, blocks: &BTreeMap<Name, BlockPlace>) -> Result<Holders, Unsettled> {
+    pub(crate) async fn held(&self, blocks: &BTreeMap<Name, BlockPlace>) -> Result<Holders, Unsettled> {
         let mut held = Holders::new();
         for life in self.serving().into_iter().filter_map(|node| Some((node, self.network.life(node)?))) {
             for tenant in TENANTS {
@@ -310,39 +312,24 @@ impl Cluster {
         Ok(held)
     }
 
-    /// Which shards give out each block, whole and right, past the network.
-    pub(crate) async fn read(&self, blocks: &BTreeMap<Name, BlockPlace>) -> Result<Holders, Unsettled> {
-        let mut read = Holders::new();
-        for node in self.serving() {
-            for tenant in TENANTS {
-                for key in self.read_one(node, tenant, keys_of(blocks, tenant)).await? {
-                    read.entry((tenant, key)).or_default().insert(node);
+    /// A shard gives out all that it says it holds, whole and right, past the network.
+    async fn check_readable(&self, node: usize, held: &Holders) -> Result<(), Unsettled> {
+        let Some(life) = self.network.life(node) else { return Ok(()) };
+        for tenant in TENANTS {
+            let here = held.iter().filter(|((of, _), holders)| *of == tenant && holders.contains(&node));
+            let keys: Vec<BlockKey> = here.map(|((_, key), _)| *key).collect();
+            let get = GetBlocks { identity: self.identity(tenant), keys, first_layer: 0, layers: None };
+            let mut tiles = life.store.get_blocks(&CallContext::new("check"), get).await?;
+            while let Some(tile) = tiles.next().await {
+                let Some(tile) = tile? else {
+                    return Err(Unsettled(format!("shard {node} has lost a block that it held")));
+                };
+                if !tile.data.matches(tile.crc32c) || !truth::is_right(&tile) {
+                    self.network.violated(format!("wrong byte: shard {node} holds block {}", tile.key));
                 }
             }
         }
-        Ok(read)
-    }
-
-    async fn read_one(
-        &self,
-        node: usize,
-        tenant: u8,
-        keys: Vec<BlockKey>,
-    ) -> Result<Vec<BlockKey>, Unsettled> {
-        let Some(life) = self.network.life(node) else { return Ok(Vec::new()) };
-        let get = GetBlocks { identity: self.identity(tenant), keys, first_layer: 0, layers: None };
-        let mut tiles = life.store.get_blocks(&CallContext::new("check"), get).await?;
-        let mut found = Vec::new();
-        while let Some(tile) = tiles.next().await {
-            let Some(tile) = tile? else { continue };
-            if !tile.data.matches(tile.crc32c) || !truth::is_right(&tile) {
-                self.network.violated(format!("wrong byte: block {} is held by shard {node}", tile.key));
-            }
-            if tile.layer == 0 {
-                found.push(tile.key);
-            }
-        }
-        Ok(found)
+        Ok(())
     }
 
     /// Owned equals referenced: all memory is of blocks that are found.

@@ -43,7 +43,7 @@ impl Connector for SimConnector {
     fn shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
         let node = address.strip_prefix("local:kv-").and_then(|node| node.parse().ok());
         let to = node.ok_or_else(|| Error::new(Code::InvalidArgument, format!("`{address}` is no shard")))?;
-        let SimConnector { network, from, sabotage } = self.clone();
+        let Self { network, from, sabotage } = self.clone();
         Ok(Arc::new(SimShard { network, from, to, sabotage }))
     }
 
@@ -127,9 +127,7 @@ impl SimShard {
     /// The identity as the shard hears it.
     fn told(&self, identity: Identity) -> Identity {
         match (self.sabotage, self.network.life(self.to)) {
-            (Sabotage::Epochs, Some(life)) => {
-                Identity { shard_map_epoch: *life.epoch.borrow(), ..identity }
-            }
+            (Sabotage::Epochs, Some(life)) => Identity { shard_map_epoch: *life.epoch.borrow(), ..identity },
             _ => identity,
         }
     }
@@ -170,7 +168,12 @@ impl Stream {
     }
 
     /// Carries tiles there, in order, until their sender or the call ends.
-    async fn carry(self, mut tiles: mpsc::Receiver<TileMessage>, into: mpsc::Sender<TileMessage>, life: Life) {
+    async fn carry(
+        self,
+        mut tiles: mpsc::Receiver<TileMessage>,
+        into: mpsc::Sender<TileMessage>,
+        life: Life,
+    ) {
         let all = async {
             while let Some(tile) = tiles.recv().await {
                 let flip = self.network.pass(self.from, self.to).await?;
@@ -266,7 +269,8 @@ impl Shard for SimShard {
         let stream = self.stream(ctx);
         let (into, arriving) = mpsc::channel(1);
         let (epoch, own, told) = (identity.shard_map_epoch, stream.ctx.clone(), self.told(identity));
-        let call = |store: Arc<KvStore>, _| async move { store.put_blocks(&own, told, shape, arriving).await };
+        let call =
+            |store: Arc<KvStore>, _| async move { store.put_blocks(&own, told, shape, arriving).await };
         let (acks, life) = self.ask(ctx, Some(epoch), call).await?;
         self.network.tasks.spawn(stream.clone().carry(tiles, into, life.clone()));
         Ok(stream.answers(acks, life, |_, ack, _| ack))
@@ -282,7 +286,8 @@ impl Shard for SimShard {
         get.identity = self.told(get.identity);
         let call = |store: Arc<KvStore>, _| async move { store.get_blocks(&own, get).await };
         let (tiles, life) = self.ask(ctx, Some(epoch), call).await?;
-        let arrived = |this: &Stream, tile: Option<TileMessage>, flip| tile.map(|tile| this.arrived(tile, flip));
+        let arrived =
+            |this: &Stream, tile: Option<TileMessage>, flip| tile.map(|tile| this.arrived(tile, flip));
         Ok(stream.answers(tiles, life, arrived))
     }
 

@@ -225,7 +225,8 @@ impl Network {
         let silent = draws.per_mille(500);
         let flip = draws.per_mille(state.weather.damaged).then(|| draws.word());
         // Shards end; clients live as long as the simulation.
-        let ended = from.life > 0 && state.lives[from.node].as_ref().map(|life| life.number) != Some(from.life);
+        let ended =
+            from.life > 0 && state.lives[from.node].as_ref().map(|life| life.number) != Some(from.life);
         let cut = state.sides[from.node] != state.sides[to] || state.one_way == Some((from.node, to));
         if lost || ended || cut {
             let delay = if silent { KEEPALIVE_MS } else { delay };

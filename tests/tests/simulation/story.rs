@@ -1,24 +1,17 @@
 //! What happens in a simulation: rounds of stores, reads and faults, each with at most one failure that takes blocks with it, and
 //! after each round the dust settles and everything is looked at.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::future::join_all;
-use longshore_blocks::{BlockKey, BlockPlace, KeyChain, quorum::CopyRule};
-use longshore_engine::{Error, PutStreams, Sequence, store_copies};
-use longshore_fabric::CallContext;
-use longshore_proto::types::{PutOutcome, TileMessage};
-use longshore_tests::{draws::Draws, truth};
+use longshore_blocks::{BlockKey, BlockPlace, quorum::CopyRule};
+use longshore_tests::draws::Draws;
 use tokio::task::JoinSet;
 
 use super::{
-    cluster::{Client, Cluster, FIRST_CLIENT, LAYERS, Labelled, Name, Plan, SHAPE, TENANTS, geometry, namespace},
+    calls::{CALL_TIMEOUT, Call, Ledger, Shared, Text, locked, texts},
+    cluster::{Cluster, FIRST_CLIENT, LAYERS, Labelled, Name, Plan},
     lanes::Sabotage,
-    network::{Happened, Mark, NODES, Network, Weather},
+    network::{Mark, NODES, Network, Weather},
 };
 
 /// Rounds of a simulation.
@@ -27,10 +20,6 @@ const ROUNDS: u64 = 3;
 const CALLS: u64 = 14;
 /// Virtual time in which they and the faults begin.
 const ROUND_MS: u64 = 12_000;
-/// What a client gives a call.
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a client waits for one shard.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// Virtual time in which all must be as it should be, once the faults are over.
 const SETTLED_WITHIN_MS: u64 = 240_000;
 
@@ -49,31 +38,6 @@ pub(crate) struct Report {
     /// Failures that took blocks with them, and changes of the members.
     pub(crate) losses: u64,
     pub(crate) changes: u64,
-}
-
-/// A sequence that clients store and read.
-#[derive(Debug)]
-struct Text {
-    tenant: u8,
-    tokens: Vec<u32>,
-    blocks: Vec<(BlockKey, BlockPlace)>,
-}
-
-/// What clients know.
-#[derive(Debug, Default)]
-struct Ledger {
-    /// Every block that somebody began to store.
-    known: BTreeMap<Name, BlockPlace>,
-    /// Those that were acknowledged.
-    stored: BTreeMap<Name, BlockPlace>,
-    read: u64,
-    failed: u64,
-}
-
-type Shared = Arc<Mutex<Ledger>>;
-
-fn locked<T>(ledger: &Shared, with: impl FnOnce(&mut Ledger) -> T) -> T {
-    with(&mut ledger.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Something that begins at a time of its own.
@@ -171,8 +135,10 @@ impl Story {
     fn schedule(&mut self) -> Vec<(u64, Event)> {
         let mut events = Vec::new();
         for _ in 0..CALLS {
-            let (client, text) =
-                (self.draws.below((NODES - FIRST_CLIENT) as u64) as usize, self.draws.below(self.texts.len() as u64) as usize);
+            let (client, text) = (
+                self.draws.below((NODES - FIRST_CLIENT) as u64) as usize,
+                self.draws.below(self.texts.len() as u64) as usize,
+            );
             let event = match self.draws.below(10) {
                 0..6 => Event::Store { client, text, streams: self.draws.per_mille(500) },
                 6..9 => Event::Read { client, text },
@@ -296,7 +262,8 @@ impl Story {
 
     /// A bit of a stored tile flips.
     fn rot(&mut self) {
-        let stored: Vec<BlockKey> = locked(&self.ledger, |ledger| ledger.stored.keys().map(|(_, key)| *key).collect());
+        let stored: Vec<BlockKey> =
+            locked(&self.ledger, |ledger| ledger.stored.keys().map(|(_, key)| *key).collect());
         if stored.is_empty() {
             return;
         }
@@ -312,7 +279,8 @@ impl Story {
     async fn settle(&self) {
         let began = self.network.now_ms();
         loop {
-            let (known, stored) = locked(&self.ledger, |ledger| (ledger.known.clone(), ledger.stored.clone()));
+            let (known, stored) =
+                locked(&self.ledger, |ledger| (ledger.known.clone(), ledger.stored.clone()));
             let unsettled = match self.cluster.compare(&known).await {
                 Ok(()) => None,
                 Err(unsettled) => Some(unsettled.0),
@@ -330,7 +298,7 @@ impl Story {
 
     /// Every acknowledged block is somewhere.
     async fn check_stored(&self, stored: &BTreeMap<Name, BlockPlace>) {
-        match self.cluster.read(stored).await {
+        match self.cluster.held(stored).await {
             Ok(held) => {
                 for (name, _) in stored.iter().filter(|(name, _)| !held.contains_key(name)) {
                     self.network.violated(format!("lost: acknowledged block {} is nowhere", name.1));
@@ -367,160 +335,5 @@ impl Story {
         }
         let story = self.network.journal().join("\n");
         Err(format!("seed {}:\n{}\n\nwhat led there:\n{story}", self.seed, violations.join("\n")))
-    }
-}
-
-/// Sequences of two tenants, some of which begin alike.
-fn texts(draws: &mut Draws) -> Vec<Text> {
-    let block_tokens = u64::from(geometry().block_tokens());
-    let mut texts = Vec::<Text>::new();
-    for _ in 0..8 {
-        let tenant = *draws.pick(&TENANTS);
-        let earlier: Vec<&Text> = texts.iter().filter(|text| text.tenant == tenant).collect();
-        let mut tokens = Vec::new();
-        if !earlier.is_empty() && draws.per_mille(500) {
-            let text = *draws.pick(&earlier);
-            let shared = draws.between(1..=text.blocks.len() as u64) * block_tokens;
-            tokens.extend_from_slice(&text.tokens[..shared as usize]);
-        }
-        let more = draws.between(1..=4) * block_tokens;
-        tokens.extend((0..more).map(|_| draws.below(97) as u32));
-        let mut chain = KeyChain::new(namespace(tenant), geometry());
-        chain.push(&tokens);
-        let place = |index: u64| BlockPlace { stripe_seed: chain.stripe_seed(index), index };
-        let blocks = chain.keys().iter().zip(0u64..).map(|(key, index)| (*key, place(index))).collect();
-        texts.push(Text { tenant, tokens, blocks });
-    }
-    texts
-}
-
-/// One call of a client.
-struct Call {
-    client: Arc<Client>,
-    network: Arc<Network>,
-    ledger: Shared,
-}
-
-impl Call {
-    async fn store(&self, text: &Text, streams: bool) {
-        let known = text.blocks.iter().map(|(key, place)| ((text.tenant, *key), *place));
-        locked(&self.ledger, |ledger| ledger.known.extend(known));
-        let ctx = CallContext::new("store").with_timeout(CALL_TIMEOUT);
-        let ended = match streams {
-            true => self.store_by_streams(&ctx, text).await,
-            false => self.store_each(&ctx, text).await,
-        };
-        if ended.is_err() {
-            locked(&self.ledger, |ledger| ledger.failed += 1);
-        }
-    }
-
-    fn acknowledged(&self, text: &Text, key: BlockKey, place: BlockPlace) {
-        self.network.mark(Happened::Stored(key));
-        locked(&self.ledger, |ledger| ledger.stored.insert((text.tenant, key), place));
-    }
-
-    /// Every block by a call of its own, as a decode worker does.
-    async fn store_each(&self, ctx: &CallContext, text: &Text) -> Result<(), Error> {
-        let (links, identity) = (self.client.shards.current()?, self.client.identity(text.tenant));
-        let shape = self.client.engine.wire_tile_shape();
-        let stores = text.blocks.iter().map(|&(key, place)| {
-            let links = &links;
-            async move {
-                let candidates = links.candidates(&place.stripe_seed)?;
-                let tiles = truth::messages(SHAPE.bytes(), LAYERS, key, place);
-                let outcome = store_copies(ctx, links, &candidates, identity, shape, tiles).await?;
-                if matches!(outcome, PutOutcome::Stored | PutOutcome::Duplicate) {
-                    self.acknowledged(text, key, place);
-                }
-                Ok(())
-            }
-        });
-        let stores: Vec<_> = stores.collect();
-        join_all(stores).await.into_iter().collect()
-    }
-
-    /// Layer by layer over all blocks, as a prefill worker does.
-    async fn store_by_streams(&self, ctx: &CallContext, text: &Text) -> Result<(), Error> {
-        let (links, identity) = (self.client.shards.current()?, self.client.identity(text.tenant));
-        let shape = self.client.engine.wire_tile_shape();
-        let mut streams = PutStreams::new(ctx.clone(), identity, shape, Arc::clone(&links), 4);
-        let tiles: Vec<Vec<TileMessage>> =
-            text.blocks.iter().map(|&(key, place)| truth::messages(SHAPE.bytes(), LAYERS, key, place)).collect();
-        for layer in 0..LAYERS as usize {
-            for (tiles, (key, place)) in tiles.iter().zip(&text.blocks) {
-                if !streams.knows(key) {
-                    streams.begin(*key, &links.candidates(&place.stripe_seed)?);
-                }
-                streams.send(tiles[layer].clone(), PATIENCE).await?;
-            }
-        }
-        streams.end();
-        let mut failed = Ok(());
-        for (tiles, &(key, place)) in tiles.iter().zip(&text.blocks) {
-            match streams.ensure(key, PATIENCE, || tiles.clone()).await {
-                Ok(_) => self.acknowledged(text, key, place),
-                Err(_) => failed = Err(Error::Cancelled),
-            }
-        }
-        streams.detach();
-        failed
-    }
-
-    /// The blocks of a text that were acknowledged, from its beginning on.
-    fn prefix(&self, text: &Text) -> usize {
-        locked(&self.ledger, |ledger| {
-            let stored = |(key, _): &&(BlockKey, BlockPlace)| ledger.stored.contains_key(&(text.tenant, *key));
-            text.blocks.iter().take_while(stored).count()
-        })
-    }
-
-    /// Reads what was acknowledged of a text; when nothing is at fault it must succeed.
-    async fn read(&self, text: &Text, calm: bool) {
-        let count = self.prefix(text);
-        if count == 0 {
-            return;
-        }
-        let read = self.fetch(text, count).await;
-        match read {
-            Ok(sequence) => self.check_read(&sequence, text, count),
-            Err(error) if calm => self.network.violated(format!("unreadable: {error}")),
-            Err(_) => locked(&self.ledger, |ledger| ledger.failed += 1),
-        }
-    }
-
-    async fn fetch(&self, text: &Text, count: usize) -> Result<Sequence, Error> {
-        let ctx = CallContext::new("read").with_timeout(CALL_TIMEOUT);
-        let (links, identity) = (self.client.shards.current()?, self.client.identity(text.tenant));
-        let tokens = &text.tokens[..count * SHAPE.block_tokens];
-        Sequence::fetch(&self.client.engine, &ctx, identity, links, tokens).await
-    }
-
-    fn check_read(&self, sequence: &Sequence, text: &Text, count: usize) {
-        for (block, (key, _)) in text.blocks[..count].iter().enumerate() {
-            let tiles = sequence.block_messages(block as u64).expect("fetched blocks are full and here");
-            if tiles.iter().any(|tile| tile.key != *key || !truth::is_right(tile)) {
-                self.network.violated(format!("wrong byte: a client read block {key}"));
-            }
-        }
-        self.network.mark(Happened::Read(count));
-        locked(&self.ledger, |ledger| ledger.read += count as u64);
-    }
-
-    /// Opens views of what was acknowledged, keeps them for a while, and closes them.
-    async fn view(&self, text: &Text) {
-        let count = self.prefix(text);
-        let Ok(links) = self.client.shards.current() else { return };
-        let ctx = CallContext::new("view").with_timeout(CALL_TIMEOUT);
-        let (identity, tokens) =
-            (self.client.identity(text.tenant), &text.tokens[..count * SHAPE.block_tokens]);
-        let opened = Sequence::open(&self.client.engine, &ctx, identity, links, tokens, 5_000).await;
-        match opened {
-            Ok(sequence) => {
-                tokio::time::sleep(Duration::from_millis(3_011)).await;
-                sequence.close().await;
-            }
-            Err(_) => locked(&self.ledger, |ledger| ledger.failed += 1),
-        }
     }
 }

@@ -68,9 +68,9 @@ pub(super) async fn run(
         return Outcome::Done;
     };
     let mut blocks = store.with_inventory(|_, inventory, _| inventory.placed());
-    // Tenants together, and stripes of them, whose owners are computed once.
-    blocks.sort_unstable_by_key(|(namespace, _, place)| {
-        (*namespace.as_bytes(), place.stripe_seed, place.index)
+    // Tenants together, and stripes of them, whose owners are computed once; the same order every time.
+    blocks.sort_unstable_by_key(|(namespace, key, place)| {
+        (*namespace.as_bytes(), place.stripe_seed, place.index, *key)
     });
     let mut left = blocks.len();
     let mut room_bytes = site.room_bytes.clone();

@@ -16,12 +16,7 @@ async fn views_of_others_blocks_are_missing_like_blocks_that_are_nowhere() {
     assert_eq!((stats.views, stats.pinned_blocks), (0, 0), "nothing is kept for it");
     // Neither may it read, append to or close over what the owner has.
     let view = shard.view(&[(0, 1)]).await;
-    let get = GetBlocks {
-        identity: identity("other"),
-        keys: vec![key(1)],
-        first_layer: 0,
-        layers: None,
-    };
+    let get = GetBlocks { identity: identity("other"), keys: vec![key(1)], first_layer: 0, layers: None };
     let read = collect(shard.shard.get_blocks(&shard.ctx, get).await.unwrap()).await;
     assert_eq!(read, [Ok(None)]);
     assert_eq!(shard.put("other", block(1)).await[0].outcome, PutOutcome::Stored, "not even by a duplicate");
@@ -96,8 +91,7 @@ async fn blocks_that_are_begun_and_never_finished_keep_to_the_budget_and_go_with
 async fn a_writer_that_never_reads_its_acknowledgements_stops_alone() {
     let shard = shard(8);
     let (tiles, receiver) = mpsc::channel(1);
-    let unread =
-        shard.shard.put_blocks(&shard.ctx, identity("deaf"), wire_shape(), receiver).await.unwrap();
+    let unread = shard.shard.put_blocks(&shard.ctx, identity("deaf"), wire_shape(), receiver).await.unwrap();
     let flood = async {
         // Duplicates and refusals: each is answered, and nobody listens.
         for name in (1..=250).cycle() {
@@ -126,7 +120,8 @@ async fn tiles_of_absurd_sizes_are_refused_and_take_no_memory() {
     let shard = shard(2);
     for size in [0, 1, shape().bytes() - 1, shape().bytes() + 1, 32 << 20] {
         let data = Bytes::from(vec![0; size]);
-        let tile = TileMessage { key: key(1), layer: 0, crc32c: crc32c(&data), data: data.into(), place: None };
+        let tile =
+            TileMessage { key: key(1), layer: 0, crc32c: crc32c(&data), data: data.into(), place: None };
         let acks = shard.put("", vec![tile]).await;
         assert_eq!(outcomes(&acks), [(1, PutOutcome::Corrupt)], "{size}");
         assert!(acks[0].message.contains("body"), "{size}: {}", acks[0].message);

@@ -13,8 +13,8 @@ use longshore_engine::{
 };
 use longshore_fabric::{BoxStream, CallContext, Code, Error, Shard};
 use longshore_proto::types::{
-    AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats, TileData,
-    TileMessage, WireTileShape,
+    AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, ShardStats,
+    TileData, TileMessage, WireTileShape,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

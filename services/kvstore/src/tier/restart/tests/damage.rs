@@ -124,7 +124,10 @@ fn files_that_are_damaged_in_any_way_serve_what_was_written_or_nothing() {
             Ok((tier, _, found)) => {
                 // Compares every tile that passes with what was written under its name.
                 let names = served(&tier, &found);
-                assert!(names.iter().all(|name| [1, 2, 3, 4, 8, 9].contains(name)), "case {case}: {kind}: {names:?}");
+                assert!(
+                    names.iter().all(|name| [1, 2, 3, 4, 8, 9].contains(name)),
+                    "case {case}: {kind}: {names:?}"
+                );
                 served_blocks += names.len();
             }
             Err(DiskError::Foreign { .. }) => refused += 1,

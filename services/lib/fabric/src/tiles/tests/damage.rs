@@ -134,12 +134,16 @@ fn no_damage_to_messages_is_taken_for_a_block() {
             None => detected += 1,
             // A bit of what places the block, or one that Prost passes over, changes no byte of it.
             Some(tiles) => {
-                let bodies = |tiles: &[TileMessage]| tiles.iter().map(|tile| tile.data.to_vec()).collect::<Vec<_>>();
+                let bodies =
+                    |tiles: &[TileMessage]| tiles.iter().map(|tile| tile.data.to_vec()).collect::<Vec<_>>();
                 assert_eq!(bodies(&tiles), bodies(&sent), "case {case}: {kind} is taken");
                 harmless += 1;
             }
         }
     }
-    assert!(detected + harmless >= CASES * 99 / 100 && detected > CASES * 8 / 10, "{detected} and {harmless}");
+    assert!(
+        detected + harmless >= CASES * 99 / 100 && detected > CASES * 8 / 10,
+        "{detected} and {harmless}"
+    );
     println!("{detected} cases of messages, and {harmless} harmless ones");
 }

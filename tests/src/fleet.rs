@@ -93,7 +93,8 @@ impl Fleet {
         if role != "router" {
             self.members.push(Member::parse(&member).expect("the member is valid"));
         }
-        let arguments = [role, "--id", &id, "--listen", &listen].map(str::to_owned).to_vec();
+        // Supervised: it ends with this test, however that ends.
+        let arguments = [role, "--supervised", "--id", &id, "--listen", &listen].map(str::to_owned).to_vec();
         let before = if role == "kvstore" { plan.before_shards.clone() } else { String::new() };
         self.processes.insert(id, Process { arguments, address, space, before, child: None });
     }

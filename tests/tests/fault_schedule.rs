@@ -24,8 +24,9 @@ const SHARDS: usize = 3;
 const ROUNDS: u64 = 6;
 /// Blocks that are stored in each round, beside those of the texts.
 const BLOCKS: usize = 8;
-/// How long a process may take until it answers, and copies until they are made anew, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a process may take until it answers, and copies until they are made anew, on a busy machine. Views whose close
+/// did not come through are kept for their lease of a minute.
+const PATIENCE: Duration = Duration::from_secs(100);
 
 fn setting(name: &str, usual: u64) -> u64 {
     let value = std::env::var_os(name);

@@ -158,6 +158,7 @@ struct SmallDisk {
 impl SmallDisk {
     const BYTES: u64 = 512 << 10;
 
+    #[allow(clippy::print_stdout, reason = "a test says what it cannot do")]
     fn make() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut mount = std::process::Command::new("mount");

@@ -105,6 +105,16 @@ impl KvStore {
         self.store.with_inventory(|_, inventory, _| inventory.place_of(namespace, key))
     }
 
+    /// Puts other bytes in the place of a stored tile's, without its checksum. False when no such block is held.
+    #[cfg(test)]
+    pub(crate) fn rot_for_test(&self, key: BlockKey, layer: u32, body: &[u8]) -> bool {
+        self.store.with_pool(|pool, _| {
+            pool.rot_for_test(key, layer, |tile| {
+                Arc::new(Tile::from_bytes(tile.shape(), body).expect("the length is the tile's own"))
+            })
+        })
+    }
+
     /// Flips a bit of a stored tile without its checksum, as failing memory would. False when no such block is held.
     #[doc(hidden)]
     pub fn corrupt_for_test(&self, key: BlockKey, layer: u32) -> bool {

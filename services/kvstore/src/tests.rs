@@ -1,6 +1,7 @@
 //! A shard through its trait, as both lanes see it: shared fixtures here, stories in the modules.
 
 mod attend;
+pub(crate) mod corruption;
 mod disk;
 mod disk_faults;
 mod hostile;
@@ -13,6 +14,7 @@ mod put;
 mod repair;
 mod sparse;
 mod summaries;
+mod tenants;
 mod views;
 
 use std::{sync::Arc, time::Duration};

@@ -199,6 +199,8 @@ pub(super) async fn watch(store: &Weak<Store>, peers: &Peers) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            // One look is enough when both are due.
+            biased;
             _ = ticks.tick() => {}
             changed = views.changed() => if changed.is_err() { return },
             changed = drain.changed() => match changed {

@@ -96,9 +96,9 @@ pub(super) async fn run(
         return Outcome::Done;
     };
     store.drain.enough_others(leaving && are_enough(&site, me, rule));
-    // Tenants together, and stripes of them, whose owners are computed once.
-    blocks.sort_unstable_by_key(|(namespace, _, place)| {
-        (*namespace.as_bytes(), place.stripe_seed, place.index)
+    // Tenants together, and stripes of them, whose owners are computed once; the same order every time.
+    blocks.sort_unstable_by_key(|(namespace, key, place)| {
+        (*namespace.as_bytes(), place.stripe_seed, place.index, *key)
     });
     let mut left = blocks.len();
     let mut room_bytes = site.room_bytes.clone();

@@ -2,7 +2,7 @@
 
 mod streams;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use longshore_attention::Tile;
@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 use crate::{Engine, Error, LocalBlock, ShardLink, ShardLinks, intake::within};
 
 pub use streams::{PutStreams, Stored, Unstored};
+
+/// Shards that a block is tried on within the caller's time, one after the other is silent.
+const ATTEMPTS: u32 = 3;
 
 /// Stores one block, all of its tiles, and waits for the acknowledgement.
 pub async fn store_block(
@@ -66,12 +69,14 @@ pub async fn store_copies(
     tiles: Vec<TileMessage>,
 ) -> Result<PutOutcome, Error> {
     let (ctx, links) = (ctx.clone(), Arc::clone(links));
+    // Silence is made good by the next candidate, which needs time too.
+    let patience = ctx.time_left().map(|left| left / ATTEMPTS).filter(|_| candidates.len() > 1);
     let send = {
         let (ctx, links) = (ctx.clone(), Arc::clone(&links));
         move |shard: usize| {
             let (ctx, link, tiles) = (ctx.clone(), links.links()[shard].clone(), tiles.clone());
             async move {
-                let outcome = store_block(&ctx, &link, identity, shape, tiles).await;
+                let outcome = store_patiently(&ctx, &link, patience, identity, shape, tiles).await;
                 link.note(&outcome);
                 (shard, outcome)
             }
@@ -115,6 +120,24 @@ pub async fn store_copies(
         links.tasks().spawn_on(rest, links.runtime());
     }
     Ok(PutOutcome::Stored)
+}
+
+/// [`store_block`] that takes a shard for gone when nothing is heard for as long as `patience`, where there is one.
+async fn store_patiently(
+    ctx: &CallContext,
+    link: &ShardLink,
+    patience: Option<Duration>,
+    identity: Identity,
+    shape: WireTileShape,
+    tiles: Vec<TileMessage>,
+) -> Result<PutOutcome, Error> {
+    let store = store_block(ctx, link, identity, shape, tiles);
+    let Some(patience) = patience else { return store.await };
+    let late = |_| {
+        let waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        Err(Error::Late { shard: link.id.clone(), waited_ms })
+    };
+    tokio::time::timeout(patience, store).await.unwrap_or_else(late)
 }
 
 /// Reads whole blocks of one shard: those that came and verified, each with its position in `keys`, and why the others did not. What

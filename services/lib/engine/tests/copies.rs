@@ -165,13 +165,17 @@ fn a_block_that_one_copy_lacks_is_read_from_the_other() {
 }
 
 fn try_store(world: &World, prompt: &[u32]) -> Result<PutOutcome, Error> {
+    try_store_in(world, &CallContext::new("test"), prompt)
+}
+
+fn try_store_in(world: &World, ctx: &CallContext, prompt: &[u32]) -> Result<PutOutcome, Error> {
     let mut sequence = world.empty();
     world.step(&mut sequence, prompt);
     let tiles = sequence.block_messages(0).expect("the block is local");
-    let (ctx, links) = (CallContext::new("test"), world.links());
+    let links = world.links();
     let candidates = sequence.candidates(0).expect("there are shards");
     let shape = world.cluster.engine.wire_tile_shape();
-    world.runtime.block_on(store_copies(&ctx, &links, &candidates, world.cluster.identity(b""), shape, tiles))
+    world.runtime.block_on(store_copies(ctx, &links, &candidates, world.cluster.identity(b""), shape, tiles))
 }
 
 #[test]
@@ -188,6 +192,22 @@ fn a_write_goes_around_a_shard_that_is_away_as_long_as_enough_are_left() {
     let world = World::with_copies(2, 2, 1);
     away(&world, 0, true);
     assert_eq!(try_store(&world, &prompt).expect("one is enough"), PutOutcome::Stored);
+}
+
+#[test]
+fn silence_of_a_shard_is_made_good_by_the_next_candidate() {
+    let seconds = std::time::Duration::from_secs;
+    for victim in 0..3 {
+        let world = World::with_copies(3, 2, 2);
+        world.cluster.shards[victim].faults.ack_delay_ms.store(60_000, Ordering::SeqCst);
+        let ctx = CallContext::new("test").with_timeout(seconds(9));
+        let stored = try_store_in(&world, &ctx, &tokens(13, BLOCK));
+        assert_eq!(
+            stored.expect("two others answer in time"),
+            PutOutcome::Stored,
+            "shard {victim} is silent"
+        );
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Files that a crash or a bad disk left: what is found is whole or fails its checksums; nothing else is served.
 
+mod damage;
+
 use std::sync::atomic::Ordering::SeqCst;
 
 use longshore_attention::{KvDtype, Tile, TileShape};

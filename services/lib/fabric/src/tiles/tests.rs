@@ -1,5 +1,7 @@
 //! The hand-written codec against Prost, which is the specification.
 
+mod damage;
+
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};

@@ -1,0 +1,191 @@
+//! Processes of the real program under a test's hand: shards, workers and a router with a tiny model, each started, killed, frozen or cut
+//! off by itself. Shards may have network namespaces of their own, where the machine allows them.
+
+mod apart;
+
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+};
+
+use longshore_cluster::Member;
+use longshore_model::testing::{TinyOptions, write_tiny_gguf};
+
+use crate::server::{program, send_signal};
+
+use apart::Apart;
+
+/// How a fleet is made up.
+#[derive(Debug, Clone, Default)]
+pub struct FleetPlan {
+    /// KV shards.
+    pub shards: usize,
+    /// Whether there are a prefill worker, a decode worker and a router too.
+    pub workers: bool,
+    /// Whether each shard is to have a network namespace of its own.
+    pub apart: bool,
+    /// `--set` entries of every process.
+    pub sets: Vec<String>,
+    /// Shell commands before each shard, in its process.
+    pub before_shards: String,
+    /// The model.
+    pub model: TinyOptions,
+}
+
+/// A process of a fleet.
+#[derive(Debug)]
+struct Process {
+    arguments: Vec<String>,
+    address: String,
+    /// Network namespace.
+    space: Option<String>,
+    before: String,
+    child: Option<Child>,
+}
+
+/// Running processes; they end with it.
+#[derive(Debug)]
+pub struct Fleet {
+    processes: BTreeMap<String, Process>,
+    members: Vec<Member>,
+    apart: Result<Apart, String>,
+    _folder: tempfile::TempDir,
+}
+
+impl Fleet {
+    /// Starts everybody; does not wait until they answer.
+    pub fn start(plan: &FleetPlan) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let model = folder.path().join("tiny.gguf");
+        write_tiny_gguf(&model, &plan.model).expect("a tiny model");
+        let apart = if plan.apart { Apart::make(plan.shards) } else { Err("nobody asked for it".to_owned()) };
+        let mut fleet = Self { processes: BTreeMap::new(), members: Vec::new(), apart, _folder: folder };
+        for (role, id) in roles(plan) {
+            fleet.plan(role, id, plan);
+        }
+        let members: Vec<String> =
+            fleet.members.iter().flat_map(|member| ["--member".to_owned(), member.to_string()]).collect();
+        let sets = plan.sets.iter().flat_map(|set| ["--set".to_owned(), set.clone()]);
+        let shared: Vec<String> = ["--model".to_owned(), model.display().to_string()]
+            .into_iter()
+            .chain(members)
+            .chain(sets)
+            .collect();
+        let ids: Vec<String> = fleet.processes.keys().cloned().collect();
+        for id in ids {
+            let process = fleet.processes.get_mut(&id).expect("it was planned");
+            process.arguments.extend(shared.iter().cloned());
+            fleet.start_one(&id);
+        }
+        fleet
+    }
+
+    fn plan(&mut self, role: &str, id: String, plan: &FleetPlan) {
+        let index = self.processes.len();
+        let (listen, space) = match (&self.apart, role) {
+            (Ok(apart), "kvstore") => (format!("{}:9300", apart.host(index)), Some(apart.space(index))),
+            (Ok(apart), _) => (free_port(&apart.outside()), None),
+            (Err(_), _) => (free_port("127.0.0.1"), None),
+        };
+        let address = format!("http://{listen}");
+        let member = format!("{role}={id}@{address}");
+        if role != "router" {
+            self.members.push(Member::parse(&member).expect("the member is valid"));
+        }
+        // Supervised: it ends with this test, however that ends.
+        let arguments = [role, "--supervised", "--id", &id, "--listen", &listen].map(str::to_owned).to_vec();
+        let before = if role == "kvstore" { plan.before_shards.clone() } else { String::new() };
+        self.processes.insert(id, Process { arguments, address, space, before, child: None });
+    }
+
+    /// Everybody but the router.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// gRPC address of a process.
+    pub fn address(&self, id: &str) -> &str {
+        &self.processes[id].address
+    }
+
+    /// Why shards have no network namespaces of their own; `None` where they have.
+    pub fn not_apart(&self) -> Option<&str> {
+        self.apart.as_ref().err().map(String::as_str)
+    }
+
+    /// Starts a process that does not run.
+    pub fn start_one(&mut self, id: &str) {
+        let process = self.processes.get_mut(id).expect("it was planned");
+        let script = format!("{}exec \"$0\" \"$@\"", process.before);
+        let mut command = match &process.space {
+            Some(space) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", space, "bash"]);
+                command
+            }
+            None => Command::new("bash"),
+        };
+        command.arg("-c").arg(script).arg(program()).args(&process.arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        process.child = Some(command.spawn().expect("the program starts"));
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&mut self, id: &str) {
+        let process = self.processes.get_mut(id).expect("it was planned");
+        if let Some(mut child) = process.child.take() {
+            child.kill().expect("a child can be killed");
+            child.wait().expect("a child can be waited for");
+        }
+    }
+
+    /// Sends a signal, as `-STOP`.
+    pub fn signal(&self, id: &str, signal: &str) {
+        let child = self.processes[id].child.as_ref().expect("it runs");
+        assert!(send_signal(child.id(), signal), "{id} could not be sent {signal}");
+    }
+
+    /// Process id of one that runs.
+    pub fn id(&self, id: &str) -> u32 {
+        self.processes[id].child.as_ref().expect("it runs").id()
+    }
+
+    /// Whether a process runs.
+    pub fn runs(&mut self, id: &str) -> bool {
+        let child = self.processes.get_mut(id).and_then(|process| process.child.as_mut());
+        child.is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Cuts a shard off from everybody, or joins it again. Only where shards have namespaces of their own.
+    pub fn cut(&self, shard: usize, cut: bool) {
+        let apart = self.apart.as_ref().expect("shards have namespaces of their own");
+        apart.cut(shard, cut);
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for process in self.processes.values_mut() {
+            if let Some(mut child) = process.child.take() {
+                let _gone_already = child.kill();
+                let _gone_already = child.wait();
+            }
+        }
+    }
+}
+
+fn roles(plan: &FleetPlan) -> Vec<(&'static str, String)> {
+    let mut roles: Vec<_> = (0..plan.shards).map(|shard| ("kvstore", format!("kv-{shard}"))).collect();
+    if plan.workers {
+        let workers = [("prefill", "prefill-0"), ("decode", "decode-0"), ("router", "router-0")];
+        roles.extend(workers.map(|(role, id)| (role, id.to_owned())));
+    }
+    roles
+}
+
+/// A port of `host` that is free now.
+fn free_port(host: &str) -> String {
+    let listener = TcpListener::bind((host, 0)).expect("there is a free port");
+    listener.local_addr().expect("a bound listener has an address").to_string()
+}

@@ -1,0 +1,283 @@
+//! Real processes under a random schedule of faults, one at a time: killed, killed and away for a while, frozen, cut off from the
+//! network. Tokens stay the same, no acknowledged block is lost, no wrong byte is read, and copies are made anew. Another test
+//! fills the disk of a shard, and a measurement looks at its memory.
+//!
+//! `LONGSHORE_FAULT_ROUNDS=40` makes it longer, `LONGSHORE_FAULT_SEED=N` another schedule.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use longshore_blocks::quorum::CopyRule;
+use longshore_model::testing::TinyOptions;
+use longshore_tests::{
+    client::{await_start, generate},
+    draws::Draws,
+    fleet::{Fleet, FleetPlan},
+    store_client::StoreClient,
+};
+
+const SHARDS: usize = 3;
+/// Rounds of a usual run.
+const ROUNDS: u64 = 6;
+/// Blocks that are stored in each round, beside those of the texts.
+const BLOCKS: usize = 8;
+/// How long a process may take until it answers, and copies until they are made anew, on a busy machine. Views whose close
+/// did not come through are kept for their lease of a minute.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+fn setting(name: &str, usual: u64) -> u64 {
+    let value = std::env::var_os(name);
+    value.map_or(usual, |value| {
+        value.to_str().and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name} is no number"))
+    })
+}
+
+fn sets() -> Vec<String> {
+    [
+        "model.block_tokens=16",
+        "model.stripe_blocks=1",
+        "kvstore.retention_ms=200",
+        "kvstore.repair.ping_interval_ms=100",
+        "kvstore.repair.down_after_ms=1500",
+        "kvstore.repair.scan_interval_ms=1000",
+        "kvstore.repair.retry_ms=100",
+        "telemetry.filter=\"error\"",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// What happens to a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// `kill -9`, and started at once.
+    Kill,
+    /// `kill -9`, and connections are refused for a while.
+    Away,
+    /// SIGSTOP, and SIGCONT later.
+    Freeze,
+    /// Packets vanish for a while.
+    CutOff,
+}
+
+fn text() -> String {
+    (0..40).map(|at| format!("line {at} of a text that is asked about; ")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_random_schedule_of_faults_changes_no_token_and_loses_no_block() {
+    let rule = CopyRule::new(2, 2).expect("the rule is valid");
+    let sets = [sets(), vec!["store.copies=2".to_owned(), "store.write_acks=2".to_owned()]].concat();
+    let mut fleet =
+        Fleet::start(&FleetPlan { shards: SHARDS, workers: true, apart: true, sets, ..FleetPlan::default() });
+    let mut faults = vec![Fault::Kill, Fault::Away, Fault::Freeze];
+    match fleet.not_apart() {
+        None => faults.push(Fault::CutOff),
+        Some(why) => println!("NOT RUN: shards that are cut off from the network, because {why}"),
+    }
+    println!("NOT RUN: delay by `tc netem`; frozen processes stand for slow ones");
+    let ids: Vec<String> = (0..SHARDS).map(|shard| format!("kv-{shard}")).collect();
+    for id in ids.iter().map(String::as_str).chain(["prefill-0", "decode-0", "router-0"]) {
+        await_start(fleet.address(id), None, PATIENCE).await;
+    }
+    let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
+    let mut client = StoreClient::new(fleet.members(), &describe.models[0], rule);
+    let router = fleet.address("router-0").to_owned();
+    let text = text();
+    let (expected, _) = generate(&router, &text, 48, |_| ()).await.expect("an answer without faults");
+    assert_eq!(client.store(0, BLOCKS).await, 0, "without faults every block is stored");
+    client.settled(2, PATIENCE, "without faults").await;
+
+    let (seed, rounds) = (setting("LONGSHORE_FAULT_SEED", 1), setting("LONGSHORE_FAULT_ROUNDS", ROUNDS));
+    let mut draws = Draws::new(&[seed]);
+    let (mut refused, began) = (0, Instant::now());
+    for round in 0..rounds {
+        // Every fault comes in turn, the first one by chance.
+        let fault = faults[((seed + round) % faults.len() as u64) as usize];
+        let victim = draws.below(SHARDS as u64) as usize;
+        let (id, pause) = (&ids[victim], Duration::from_millis(draws.between(300..=2_500)));
+        let when = format!("seed {seed} round {round}: {fault:?} of {id} for {pause:?}");
+        println!("{:>6.1} s  {when}", began.elapsed().as_secs_f64());
+        begin(&mut fleet, fault, victim, id);
+        let answer = generate(&router, &text, 48, |_| ());
+        let (answer, ended) = tokio::join!(answer, async {
+            let stored = client.store((seed << 32) | (round + 1), BLOCKS).await;
+            // One copy of each lies on a shard that answers, unless it is frozen or cut off: then it is asked in vain.
+            let unread = client.unread().await;
+            tokio::time::sleep(pause).await;
+            (stored, unread)
+        });
+        assert_eq!(ended.1, 0, "{when}: acknowledged blocks that nobody gave out");
+        refused += ended.0;
+        end(&mut fleet, fault, victim, id);
+        match answer {
+            Ok((tokens, _)) => assert_eq!(tokens, expected, "{when}"),
+            Err(error) => panic!("{when}: {error:?}"),
+        }
+        await_start(fleet.address(id), None, PATIENCE).await;
+        client.settled(2, PATIENCE, &when).await;
+        assert_eq!(client.unread().await, 0, "{when}: lost blocks");
+    }
+    let (tokens, finished) = generate(&router, &text, 48, |_| ()).await.expect("an answer after the faults");
+    assert_eq!(tokens, expected);
+    assert!(finished.cached_tokens > 0, "the text is still in the store: {finished:?}");
+    println!("{} blocks acknowledged, {refused} not, none lost in {rounds} rounds", client.stored().len());
+    assert!(client.stored().len() > BLOCKS, "blocks are stored while one shard is at fault");
+}
+
+fn begin(fleet: &mut Fleet, fault: Fault, victim: usize, id: &str) {
+    match fault {
+        Fault::Kill => {
+            fleet.kill(id);
+            fleet.start_one(id);
+        }
+        Fault::Away => fleet.kill(id),
+        Fault::Freeze => fleet.signal(id, "-STOP"),
+        Fault::CutOff => fleet.cut(victim, true),
+    }
+}
+
+fn end(fleet: &mut Fleet, fault: Fault, victim: usize, id: &str) {
+    match fault {
+        Fault::Kill => {}
+        Fault::Away => fleet.start_one(id),
+        Fault::Freeze => fleet.signal(id, "-CONT"),
+        Fault::CutOff => fleet.cut(victim, false),
+    }
+}
+
+/// A small file system, where the machine lets us mount one; else files that may not grow beyond the same size.
+struct SmallDisk {
+    folder: tempfile::TempDir,
+    mounted: bool,
+}
+
+impl SmallDisk {
+    const BYTES: u64 = 512 << 10;
+
+    #[allow(clippy::print_stdout, reason = "a test says what it cannot do")]
+    fn make() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={}", Self::BYTES), "tmpfs"]).arg(folder.path());
+        let mounted = mount.output().is_ok_and(|output| output.status.success());
+        if !mounted {
+            println!(
+                "NOT RUN: a file system that is full, because none can be mounted; files of limited size instead"
+            );
+        }
+        Self { folder, mounted }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What makes a shard's files end at the same size; a write beyond it is an error and not a signal.
+    fn limit(&self) -> String {
+        match self.mounted {
+            true => String::new(),
+            false => format!("trap '' XFSZ; ulimit -f {}; ", Self::BYTES >> 10),
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ended = std::process::Command::new("umount").arg("-l").arg(self.path()).output();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_costs_blocks_and_never_a_wrong_byte_or_the_shard() {
+    let disk = SmallDisk::make();
+    let path = disk.path().display().to_string();
+    let more = [
+        // 256 blocks of 4 KiB in memory; the disk is full long before it has what it was promised.
+        "kvstore.capacity_bytes=1048576".to_owned(),
+        format!("kvstore.disk.path={path:?}"),
+        "kvstore.disk.capacity_bytes=4194304".to_owned(),
+        "kvstore.disk.pause_ms=0".to_owned(),
+    ];
+    let sets = [sets(), more.to_vec()].concat();
+    let plan = FleetPlan { shards: 1, sets, before_shards: disk.limit(), ..FleetPlan::default() };
+    let mut fleet = Fleet::start(&plan);
+    let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
+    let mut client = StoreClient::new(fleet.members(), &describe.models[0], CopyRule::default());
+    let mut refused = 0;
+    for name in 0..12 {
+        refused += client.store(name, 50).await;
+    }
+    let stats = client.stats(0).await.expect("the shard answers");
+    let on_disk = stats.tiers.iter().find(|tier| tier.name == "disk").expect("there is a disk tier");
+    assert!(on_disk.io_errors_total > 0, "the disk was never full: {on_disk:?}");
+    assert!(fleet.runs("kv-0"), "the shard lives");
+    // Blocks may be lost here, as in any cache that is full; none may be wrong, which reading checks.
+    let (all, unread) = (client.stored().len(), client.unread().await);
+    assert!(refused == 0 && all == 600 && (1..all - 100).contains(&unread), "{refused}, {all}, {unread}");
+    let files: u64 = fs::read_dir(disk.path().join("shard-kv-0"))
+        .expect("the shard made its folder")
+        .flatten()
+        .filter_map(|file| file.metadata().ok())
+        .map(|file| file.len())
+        .max()
+        .unwrap_or(0);
+    println!("{} of {all} blocks are kept, {on_disk:?}, longest file {files}", all - unread);
+    // And after a restart, with what is found on the full disk.
+    fleet.kill("kv-0");
+    fleet.start_one("kv-0");
+    await_start(fleet.address("kv-0"), None, PATIENCE).await;
+    let found = all - client.unread().await;
+    assert!(found > 0, "nothing was found on disk");
+    println!("{found} blocks are found after a restart");
+}
+
+/// Resident memory of a process, bytes.
+fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") << 10
+}
+
+/// `LONGSHORE_CHURN_SECONDS=600` makes it longer.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn measure_memory_of_a_shard_under_churn() {
+    const BUDGET: u64 = 256 << 20;
+    let model = TinyOptions { layers: 16, kv_heads: 4, head_dim: 64, hidden: 256, ..TinyOptions::default() };
+    let sets = [sets(), vec![format!("kvstore.capacity_bytes={BUDGET}")]].concat();
+    let mut fleet = Fleet::start(&FleetPlan { shards: 1, sets, model, ..FleetPlan::default() });
+    let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
+    let mut clients: Vec<StoreClient> =
+        (0..4).map(|_| StoreClient::new(fleet.members(), &describe.models[0], CopyRule::default())).collect();
+    let pid = fleet.id("kv-0");
+    let (idle, began, mut most, mut blocks) = (resident(pid), Instant::now(), 0, 0u64);
+    let duration = Duration::from_secs(setting("LONGSHORE_CHURN_SECONDS", 120));
+    while began.elapsed() < duration {
+        let stores =
+            clients.iter_mut().zip(0..).map(|(client, at): (_, u64)| client.store((at << 32) | blocks, 16));
+        let refused: usize = futures::future::join_all(stores).await.into_iter().sum();
+        assert_eq!(refused, 0);
+        for client in &mut clients {
+            client.unread().await;
+            client.forget();
+        }
+        blocks += 16;
+        most = most.max(resident(pid));
+    }
+    let written = clients.len() as u64 * blocks;
+    println!(
+        "{written} blocks of 256 KiB in {} s: {} MiB idle, {} MiB at most, budget {} MiB",
+        began.elapsed().as_secs(),
+        idle >> 20,
+        most >> 20,
+        BUDGET >> 20
+    );
+    assert!(most <= idle + BUDGET + BUDGET / 10, "more than the budget and a tenth");
+    assert!(fleet.runs("kv-0"));
+}

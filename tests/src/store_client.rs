@@ -100,31 +100,43 @@ impl StoreClient {
         refused
     }
 
-    /// Reads blocks of one shard; those that it gave out, each checked. None when it does not answer.
-    async fn read(&self, shard: usize, keys: &[BlockKey]) -> Option<Vec<BlockKey>> {
+    /// Reads blocks of one shard; those that it gave out before it ended, each checked.
+    async fn read(&self, shard: usize, keys: &[BlockKey]) -> Vec<BlockKey> {
         let get = GetBlocks { identity: self.identity, keys: keys.to_vec(), first_layer: 0, layers: None };
         let ctx = CallContext::new("read").with_timeout(Duration::from_secs(5));
-        let mut tiles = self.shards[shard].get_blocks(&ctx, get).await.ok()?;
         let mut found = Vec::new();
-        while let Some(tile) = tiles.next().await {
-            let Some(tile) = tile.ok()? else { continue };
+        let Ok(mut tiles) = self.shards[shard].get_blocks(&ctx, get).await else { return found };
+        while let Some(Ok(tile)) = tiles.next().await {
+            let Some(tile) = tile else { continue };
             let sound = tile.data.matches(tile.crc32c);
             assert!(!sound || truth::is_right(&tile), "shard {shard} gave out a wrong byte of {}", tile.key);
             if sound && tile.layer == 0 {
                 found.push(tile.key);
             }
         }
-        Some(found)
+        found
     }
 
     /// Reads every acknowledged block from whoever answers; how many nobody gave out.
     pub async fn unread(&self) -> usize {
         let mut left: Vec<BlockKey> = self.stored.keys().copied().collect();
         for shard in 0..self.shards.len() {
-            let found = self.read(shard, &left).await.unwrap_or_default();
+            let found = self.read(shard, &left).await;
             left.retain(|key| !found.contains(key));
         }
         left.len()
+    }
+
+    /// The same, asking again for `within`: a connection of an earlier fault may end in the first answer.
+    pub async fn lost(&self, within: Duration) -> usize {
+        let began = Instant::now();
+        loop {
+            match self.unread().await {
+                0 => return 0,
+                lost if began.elapsed() > within => return lost,
+                _ => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
     }
 
     /// On how many shards each acknowledged block is.
@@ -147,7 +159,7 @@ impl StoreClient {
         self.shards[shard].stats(&CallContext::new("stats").with_timeout(Duration::from_secs(2))).await.ok()
     }
 
-    /// Waits until every acknowledged block has `copies` copies and no shard has anything that is not a block.
+    /// Waits until every acknowledged block has `copies` copies, no shard has anything that is not a block, and all reach each other.
     ///
     /// # Panics
     /// When that takes longer than `within`.
@@ -162,7 +174,8 @@ impl StoreClient {
                     continue;
                 };
                 let bytes = stats.blocks * self.tile_bytes as u64 * u64::from(self.shape.layers);
-                if (stats.used_bytes, stats.open_blocks, stats.views) != (bytes, 0, 0) {
+                let used = stats.used_bytes - stats.summary_bytes;
+                if (used, stats.open_blocks, stats.views, stats.repair.peers_down) != (bytes, 0, 0, 0) {
                     leaks.push(format!("shard {shard}: {stats:?}"));
                 }
             }

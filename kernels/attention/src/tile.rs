@@ -207,9 +207,9 @@ impl Tile {
 
 impl<E: Element> Head<'_, E> {
     fn is_finite(&self) -> bool {
-        let lanes = [self.k, self.v];
         let scales = [self.k_scales, self.v_scales];
-        lanes.iter().all(|lanes| lanes.iter().flatten().all(|x| x.widen().is_finite()))
+        E::are_finite(self.k)
+            && E::are_finite(self.v)
             && scales.iter().all(|lanes| lanes.iter().flatten().all(|x| x.is_finite() && *x >= 0.0))
     }
 }

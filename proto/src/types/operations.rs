@@ -165,7 +165,7 @@ pub struct DrainStats {
     pub moved_blocks: u64,
     /// Are under way.
     pub waiting_blocks: u64,
-    /// Found no free memory on their owners.
+    /// Found no room on their owners without driving others out.
     pub no_room_blocks: u64,
     /// Have a copy on every other host, of which there are too few.
     pub too_few_hosts_blocks: u64,

@@ -135,7 +135,7 @@ pub struct RepairConfig {
     /// Bytes per second that copies to other shards may take.
     pub bytes_per_second: u64,
     /// Least age of a drain when the search begins that finds everything moved: what other shards were told before the drain
-    /// has had its effects by then.
+    /// has had its effects by then. More than the six seconds for which they believe an answer.
     pub drain_settle_ms: u64,
 }
 
@@ -201,7 +201,7 @@ impl Validate for RepairConfig {
         check_range(faults, path, "scan_interval_ms", self.scan_interval_ms, 100..=86_400_000);
         check_range(faults, path, "retry_ms", self.retry_ms, 10..=3_600_000);
         check_range(faults, path, "bytes_per_second", self.bytes_per_second, 1 << 10..=1 << 40);
-        check_range(faults, path, "drain_settle_ms", self.drain_settle_ms, 0..=600_000);
+        check_range(faults, path, "drain_settle_ms", self.drain_settle_ms, 6_500..=600_000);
     }
 }
 

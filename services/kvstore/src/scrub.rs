@@ -25,6 +25,9 @@ const FINDINGS_MAX: usize = 64;
 /// Bytes a second of a round that somebody asked for, where the shard's own scrubber is off.
 const ASKED_BYTES_PER_S: u64 = 16 << 20;
 
+/// The slowest round that somebody can ask for: later ones wait for it.
+const ASKED_MIN_BYTES_PER_S: u64 = 1 << 20;
+
 /// What operators ask of the scrubber, and what it found.
 #[derive(Debug, Default)]
 pub(crate) struct ScrubOrders {
@@ -58,12 +61,17 @@ impl ScrubOrders {
         self.lock().wanted
     }
 
-    fn finish(&self, asked: bool) {
+    /// Ends a round; whether it counts. A usual one does not when another was asked for meanwhile, which has its number.
+    fn finish(&self, asked: bool) -> bool {
         let mut state = self.lock();
+        if !asked && state.wanted.is_some() {
+            return false;
+        }
         state.finished += 1;
         if asked {
             state.wanted = None;
         }
+        true
     }
 
     fn note(&self, key: BlockKey, tier: Tier) {
@@ -85,7 +93,7 @@ pub(crate) fn ask(store: &Store, bytes_per_second: Option<u64>) -> ScrubStarted 
         0 => ASKED_BYTES_PER_S,
         rate => rate,
     };
-    store.scrub.ask(bytes_per_second.unwrap_or(usual).max(1))
+    store.scrub.ask(bytes_per_second.unwrap_or(usual).max(ASKED_MIN_BYTES_PER_S))
 }
 
 /// Starts the scrubber; it runs until `tasks` is cancelled or the shard is gone.
@@ -149,8 +157,9 @@ async fn round(weak: &Weak<Store>, orders: &ScrubOrders, asked: Option<u64>, usu
     }
     let Some(store) = weak.upgrade() else { return false };
     store.metrics.scrub_progress(total, total);
-    store.metrics.scrub_rounds.inc();
-    orders.finish(asked.is_some());
+    if orders.finish(asked.is_some()) {
+        store.metrics.scrub_rounds.inc();
+    }
     true
 }
 

@@ -337,7 +337,7 @@ impl Cluster {
         let Some(life) = self.network.life(node) else { return Ok(()) };
         let stats = life.store.stats(&CallContext::new("check")).await?;
         let found = (stats.blocks, stats.used_bytes, stats.open_blocks, stats.views, stats.pinned_blocks);
-        let expected = (blocks, blocks * block_bytes(), 0, 0, 0);
+        let expected = (blocks, blocks * block_bytes() + stats.summary_bytes, 0, 0, 0);
         if found == expected && stats.repair.backlog_blocks == 0 {
             return Ok(());
         }

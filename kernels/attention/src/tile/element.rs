@@ -21,6 +21,9 @@ pub(crate) trait Element: Pod {
     fn widen(self) -> f32;
     /// 16 of them.
     fn load<S: Simd>(s: S, lane: &[Self; LANES]) -> S::F32s;
+    /// Whether all are numbers, neither infinite nor NaN. Looks at the bits of each without an early end, so that the compiler takes
+    /// many at a time: every tile that a shard takes goes through this.
+    fn are_finite(lanes: &[[Self; LANES]]) -> bool;
 }
 
 impl Element for f32 {
@@ -38,6 +41,10 @@ impl Element for f32 {
     #[inline(always)]
     fn load<S: Simd>(s: S, lane: &[Self; LANES]) -> S::F32s {
         s.load(lane)
+    }
+
+    fn are_finite(lanes: &[[Self; LANES]]) -> bool {
+        lanes.as_flattened().iter().fold(0, |top: u32, x| top.max(x.to_bits() & 0x7fff_ffff)) < 0x7f80_0000
     }
 }
 
@@ -60,6 +67,10 @@ impl Element for f16 {
     fn load<S: Simd>(s: S, lane: &[Self; LANES]) -> S::F32s {
         s.widen_f16(lane)
     }
+
+    fn are_finite(lanes: &[[Self; LANES]]) -> bool {
+        lanes.as_flattened().iter().fold(0, |top: u16, x| top.max(x.to_bits() & 0x7fff)) < 0x7c00
+    }
 }
 
 impl Element for bf16 {
@@ -80,6 +91,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn load<S: Simd>(s: S, lane: &[Self; LANES]) -> S::F32s {
         s.widen_bf16(lane)
+    }
+
+    fn are_finite(lanes: &[[Self; LANES]]) -> bool {
+        lanes.as_flattened().iter().fold(0, |top: u16, x| top.max(x.to_bits() & 0x7fff)) < 0x7f80
     }
 }
 
@@ -109,5 +124,9 @@ impl Element for i8 {
     #[inline(always)]
     fn load<S: Simd>(s: S, lane: &[Self; LANES]) -> S::F32s {
         s.widen_i8(lane)
+    }
+
+    fn are_finite(_: &[[Self; LANES]]) -> bool {
+        true
     }
 }

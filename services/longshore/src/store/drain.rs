@@ -97,8 +97,8 @@ pub(super) fn left(id: &str, stats: &ShardStats) -> String {
         ),
         (
             drain.no_room_blocks,
-            "found no free memory on their new owners, and drive nothing out there; hint: raise `kvstore.capacity_bytes` \
-             there, or add a shard",
+            "found no room on their new owners, and drive nothing out there; hint: raise `kvstore.capacity_bytes` or \
+             `kvstore.disk.capacity_bytes` there, or add a shard",
         ),
         (
             drain.too_few_hosts_blocks,

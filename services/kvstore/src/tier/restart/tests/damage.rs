@@ -89,7 +89,7 @@ fn hurt(draws: &mut Draws, files: &mut [(String, Vec<u8>)], old: &[(String, Vec<
             "noise, zeros or shifted bytes"
         }
         _ => {
-            let (_, bad) = damaged(draws, &bytes[from..from + len].to_vec(), &[&vec![0xa5; len]]);
+            let (_, bad) = damaged(draws, &bytes[from..from + len], &[&vec![0xa5; len]]);
             bytes[from..from + len].copy_from_slice(&bad);
             "a part that is damaged"
         }

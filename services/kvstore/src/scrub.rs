@@ -25,9 +25,6 @@ const FINDINGS_MAX: usize = 64;
 /// Bytes a second of a round that somebody asked for, where the shard's own scrubber is off.
 const ASKED_BYTES_PER_S: u64 = 16 << 20;
 
-/// The slowest round that somebody can ask for: later ones wait for it.
-const ASKED_MIN_BYTES_PER_S: u64 = 1 << 20;
-
 /// What operators ask of the scrubber, and what it found.
 #[derive(Debug, Default)]
 pub(crate) struct ScrubOrders {
@@ -93,7 +90,7 @@ pub(crate) fn ask(store: &Store, bytes_per_second: Option<u64>) -> ScrubStarted 
         0 => ASKED_BYTES_PER_S,
         rate => rate,
     };
-    store.scrub.ask(bytes_per_second.unwrap_or(usual).max(ASKED_MIN_BYTES_PER_S))
+    store.scrub.ask(bytes_per_second.unwrap_or(usual).max(1))
 }
 
 /// Starts the scrubber; it runs until `tasks` is cancelled or the shard is gone.

@@ -1,7 +1,7 @@
 //! Prefill policies end to end: chosen by deployment and by request, kept apart in the cache, refused by name.
 
 use futures::StreamExt;
-use longshore_attention::PrefillPolicy;
+use longshore_attention::{HeadBudgets, HeadPlan, PrefillPolicy};
 use longshore_fabric::{CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions};
 use longshore_proto::types::{GenerateEvent, GenerateStart, PromptChunk, Sampling};
 use longshore_router::Policies;
@@ -74,7 +74,9 @@ async fn cached(server: &Server, policy: Value) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_default_is_of_the_deployment_and_the_choice_of_the_request() {
     let server = Server::up(&["--prefill-policy", "balanced", "--shards", "2"]);
-    let balanced = PrefillPolicy::parse("balanced", None).expect("the policy is known").fingerprint();
+    let text = include_str!("../../services/longshore/plans/smollm2-135m-instruct.json");
+    let plan: HeadPlan = HeadBudgets::from_json(text, 30, 3).expect("the shipped plan").into();
+    let balanced = PrefillPolicy::parse("balanced", Some(&plan)).expect("the policy is known").fingerprint();
     assert_eq!(accepted(&server, "").await.expect("an answer"), (balanced.clone(), 0));
     // What one door stored the other finds, under its name and as the default.
     let all = cached(&server, json!(null)).await;

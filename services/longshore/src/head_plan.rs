@@ -87,4 +87,13 @@ mod tests {
             assert!(fast.fingerprint().starts_with("blocks:"), "no level has this name: {fast}");
         }
     }
+
+    /// What `longshore calibrate --search patterns` found for the same model; given by `--head-plan`.
+    #[test]
+    fn the_minference_plan_is_one_of_its_model() {
+        let text = include_str!("../plans/smollm2-135m-instruct-minference.json");
+        let plan = HeadPlan::from_minference_json(text, 30, 9, 3).unwrap();
+        assert!(PrefillPolicy::parse("minference", Some(&plan)).is_ok());
+        assert_eq!(plan.to_minference_json(), text);
+    }
 }

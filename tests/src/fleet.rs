@@ -127,6 +127,10 @@ impl Fleet {
             None => Command::new("bash"),
         };
         command.arg("-c").arg(script).arg(program()).args(&process.arguments);
+        // Settings of the test, which the program would take for its own and refuse.
+        for setting in ["LONGSHORE_FAULT_SEED", "LONGSHORE_FAULT_ROUNDS", "LONGSHORE_CHURN_SECONDS"] {
+            command.env_remove(setting);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         process.child = Some(command.spawn().expect("the program starts"));
     }

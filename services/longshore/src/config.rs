@@ -160,6 +160,12 @@ impl StoreConfig {
 }
 
 impl ModelConfig {
+    /// Whether `policy` may mean a head plan, that of the configuration or one that is shipped, so that nobody can judge it before
+    /// the model is known.
+    pub(crate) fn may_plan(&self, policy: &str) -> bool {
+        !self.head_plan.is_empty() || policy.starts_with("heads")
+    }
+
     /// Arithmetic of the linear layers.
     pub(crate) fn linear(&self) -> Option<Linear> {
         self.linear.parse().ok()
@@ -185,9 +191,7 @@ impl Config {
     /// A head plan is read when the model's shape is known, and the default policy is checked with it then.
     fn policy_faults(&self, path: &str, faults: &mut Vec<Fault>) {
         let default = &self.router.prefill_policy;
-        // `heads` may mean the plan that is shipped for the model.
-        if self.model.head_plan.is_empty()
-            && !default.starts_with("heads")
+        if !self.model.may_plan(default)
             && let Err(longshore_router::Error::Invalid { problem, .. }) = Policies::new(default, None)
         {
             faults.push(Fault::new(path, "prefill_policy", problem));

@@ -1,12 +1,15 @@
 //! The head plan of a deployment: a file, or what is shipped for the model.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use longshore_attention::{GatesCut, HeadBudgets, HeadPlan};
 use longshore_model::ModelInfo;
 
-use crate::config::{Config, ModelConfig};
+use crate::{
+    config::{Config, ModelConfig},
+    console,
+};
 
 /// How DuoAttention deploys its gates: share of streaming heads among grouped ones, and where each query head has its own
 /// KV head.
@@ -55,10 +58,7 @@ fn is_as_calibrated(model: &ModelConfig) -> bool {
 }
 
 fn shipped(info: &ModelInfo) -> Result<Option<Arc<HeadPlan>>> {
-    let digest = info.digest.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("strings take everything");
-        text
-    });
+    let digest = console::hex(&info.digest);
     let Some((_, text)) = SHIPPED.iter().find(|(of, _)| *of == digest) else { return Ok(None) };
     let plan = read(text, info).context("the plan that is shipped for this model cannot be read")?;
     Ok(Some(Arc::new(plan)))

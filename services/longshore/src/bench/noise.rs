@@ -1,6 +1,6 @@
 //! Numbers without meaning for kernels to work on: their speed does not depend on values.
 
-use longshore_attention::{HeadShape, KvDtype, PagedKv, Tile, TileShape};
+use longshore_attention::{HeadShape, KvDtype, Tile, TileShape, Tiles};
 
 /// Reproducible numbers (SplitMix64).
 #[derive(Debug, Clone)]
@@ -40,39 +40,12 @@ impl Noise {
     }
 }
 
-/// Tiles of one sequence in one layer.
-#[derive(Debug)]
-pub(super) struct Keys {
-    shape: TileShape,
-    tiles: Vec<Tile>,
-}
-
-impl Keys {
-    /// KV of `keys` tokens, in memory of its own; the same few tiles over and over, which costs less to make.
-    pub(super) fn new(heads: HeadShape, block_tokens: usize, dtype: KvDtype, keys: usize) -> Self {
-        let shape = TileShape { block_tokens, kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype };
-        let mut noise = Noise(keys as u64);
-        let few: Vec<Tile> = (0..8).map(|_| noise.tile(shape)).collect();
-        let tiles = few.iter().cycle().take(keys.div_ceil(block_tokens)).cloned().collect();
-        Self { shape, tiles }
-    }
-
-    /// Bytes of all tiles.
-    pub(super) fn bytes(&self) -> u64 {
-        (self.tiles.len() * self.shape.bytes()) as u64
-    }
-}
-
-impl PagedKv for Keys {
-    fn shape(&self) -> TileShape {
-        self.shape
-    }
-
-    fn len(&self) -> usize {
-        self.tiles.len()
-    }
-
-    fn tile(&self, index: usize) -> &Tile {
-        &self.tiles[index]
-    }
+/// KV of `keys` tokens of one sequence in one layer, in memory of its own; the same few tiles over and over, which costs less to
+/// make.
+pub(super) fn tiles(heads: HeadShape, block_tokens: usize, dtype: KvDtype, keys: usize) -> Tiles {
+    let shape = TileShape { block_tokens, kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype };
+    let mut noise = Noise(keys as u64);
+    let few: Vec<Tile> = (0..8).map(|_| noise.tile(shape)).collect();
+    let tiles = few.iter().cycle().take(keys.div_ceil(block_tokens)).cloned().collect();
+    Tiles { shape, tiles }
 }

@@ -25,9 +25,7 @@ pub(crate) fn prefill(args: &BenchPrefillArgs) -> Result<()> {
         return Ok(());
     }
     // Faults of the names before anything is loaded, but for policies that need the deployment's plan.
-    let is_early =
-        |text: &&String| config.model.head_plan.is_empty() && !text.is_empty() && !text.starts_with("heads");
-    for text in args.policies.iter().filter(is_early) {
+    for text in args.policies.iter().filter(|text| !text.is_empty() && !config.model.may_plan(text)) {
         PrefillPolicy::parse(text, None).with_context(|| format!("`--policy {text}`"))?;
     }
     let pool = process::compute_pool(&config)?;

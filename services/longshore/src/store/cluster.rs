@@ -9,7 +9,7 @@ use longshore_cluster::{ClusterView, Labels, Member, Role};
 use longshore_fabric::{CallContext, Connector, Error, GrpcConnector, GrpcOptions, Shard};
 use longshore_proto::types::{self, Describe, ModelDescription, ShardStats};
 
-use crate::{cli::ClusterArgs, config::ClusterConfig, members};
+use crate::{cli::ClusterArgs, config::ClusterConfig, console, members};
 
 /// Longest time for an answer that takes no work.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,11 +41,7 @@ pub(super) fn call() -> CallContext {
 
 /// The first digits of a namespace.
 pub(super) fn shown(namespace: &Namespace) -> String {
-    hex(&namespace.as_bytes()[..NAMESPACE_DIGITS / 2])
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    console::hex(&namespace.as_bytes()[..NAMESPACE_DIGITS / 2])
 }
 
 /// At most `digits_max` hexadecimal digits, in lower case.

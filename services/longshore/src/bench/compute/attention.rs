@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 use longshore_attention::{
-    AttendItem, CpuExecutor, ExactBlock, Executor, HeadShape, KvDtype, PagedKv, Queries, WorkList,
+    AttendItem, CpuExecutor, ExactBlock, Executor, HeadShape, KvDtype, Queries, Tiles, WorkList,
 };
 use serde::Serialize;
 
 use super::{Bench, plan::Plan, timing};
 use crate::{
     bench::{
-        noise::{Keys, Noise},
+        noise::{Noise, tiles},
         statistics::Spread,
     },
     machine::Peaks,
@@ -112,7 +112,7 @@ fn prefill(
     dtype: KvDtype,
     tokens: usize,
 ) -> Result<AttentionPoint> {
-    let keys = Keys::new(heads, bench.config.model.block_tokens as usize, dtype, tokens);
+    let keys = tiles(heads, bench.config.model.block_tokens as usize, dtype, tokens);
     let chunk = bench.config.prefill.chunk_tokens as usize;
     let width = heads.query_heads() * heads.head_dim;
     let queries = Noise(1).numbers(chunk.min(tokens) * width);
@@ -138,11 +138,11 @@ fn decode(
     dtype: KvDtype,
     tokens: usize,
 ) -> Result<AttentionPoint> {
-    let make = || Keys::new(heads, bench.config.model.block_tokens as usize, dtype, tokens);
+    let make = || tiles(heads, bench.config.model.block_tokens as usize, dtype, tokens);
     let first = make();
-    let kv_bytes = first.bytes();
+    let kv_bytes = (first.tiles.len() * first.shape.bytes()) as u64;
     let count = (bench.machine.last_cache_bytes() * 4).div_ceil(kv_bytes).clamp(2, 64) as usize;
-    let layers: Vec<Keys> = std::iter::once(first).chain((1..count).map(|_| make())).collect();
+    let layers: Vec<Tiles> = std::iter::once(first).chain((1..count).map(|_| make())).collect();
     let queries = Noise(2).numbers(heads.query_heads() * heads.head_dim);
     let list = work(&layers[0], tokens);
     let seconds = timing::sample(bench.repeats, || {
@@ -154,8 +154,8 @@ fn decode(
 }
 
 /// The first `tokens` keys, block by block.
-fn work(keys: &Keys, tokens: usize) -> WorkList {
-    let block_tokens = keys.shape().block_tokens;
+fn work(keys: &Tiles, tokens: usize) -> WorkList {
+    let block_tokens = keys.shape.block_tokens;
     let exact = (0..tokens.div_ceil(block_tokens)).map(|tile| ExactBlock {
         tile: tile as u32,
         first_position: (tile * block_tokens) as u64,
@@ -167,7 +167,7 @@ fn work(keys: &Keys, tokens: usize) -> WorkList {
 fn attend(
     executor: &CpuExecutor,
     heads: HeadShape,
-    keys: &Keys,
+    keys: &Tiles,
     work: &WorkList,
     first: usize,
     data: &[f32],

@@ -10,6 +10,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("longshore-compute", &[]),
     ("longshore-attention", &["longshore-compute"]),
     ("longshore-model", &["longshore-compute", "longshore-attention"]),
+    ("longshore-cuda", &["longshore-compute", "longshore-attention", "longshore-model"]),
     ("longshore-blocks", &[]),
     ("longshore-routing", &["longshore-blocks"]),
     ("longshore-proto", &["longshore-blocks"]),
@@ -35,6 +36,7 @@ const LIBRARIES: &[&str] = &[
     "longshore-compute",
     "longshore-attention",
     "longshore-model",
+    "longshore-cuda",
     "longshore-blocks",
     "longshore-routing",
     "longshore-proto",
@@ -73,8 +75,14 @@ const OWNERS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that may not even see an async runtime, a clock or the network.
-const PURE: &[&str] =
-    &["longshore-compute", "longshore-attention", "longshore-model", "longshore-blocks", "longshore-routing"];
+const PURE: &[&str] = &[
+    "longshore-compute",
+    "longshore-attention",
+    "longshore-model",
+    "longshore-cuda",
+    "longshore-blocks",
+    "longshore-routing",
+];
 const IMPURE: &[&str] =
     &["tokio", "tokio-util", "tokio-stream", "futures", "tonic", "axum", "reqwest", "hyper", "async-trait"];
 

@@ -5,8 +5,10 @@ mod buffer;
 mod device;
 mod error;
 mod kernel;
+mod page_cache;
 
 pub use buffer::Buffer;
 pub use device::Device;
 pub use error::{Error, Kind};
 pub use kernel::{Kernel, Launch, Source};
+pub use page_cache::{PageCache, PageStats, Pinned};

@@ -33,6 +33,7 @@ struct alignas(16) uint4x {
 
 #define DEVICE static __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 // The entry `name`: `threads` of a block, at least `blocks` blocks at once on a multiprocessor, one argument `p`.
 #define KERNEL(name, threads, blocks, Params) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)

@@ -84,6 +84,7 @@ inline u32 exchange(Meeting meeting, u32 value, u32 operand, int line) {
 
 #define DEVICE [[maybe_unused]] static inline
 #define UNROLL
+#define NO_UNROLL
 #define KERNEL(name, threads, blocks, Params)                                                               \
     static void name##_thread(const Params& p);                                                             \
     extern "C" const char* name(const emulator::Launch* launch) {                                           \

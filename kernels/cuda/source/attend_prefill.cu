@@ -1,0 +1,388 @@
+// Prefill attention on matrix units, 16-bit queries, keys and values: a thread block takes ROWS packed query rows of one KV head past what
+// their list names, KEYS keys at a time. K and V come by asynchronous copies, STAGES deep, into shared memory whose 16-byte pieces are
+// exchanged so that `ldmatrix` meets no bank twice; each warp has ROW_TILES tiles of 16 rows, their scores and outputs in registers.
+//
+// HEAD_DIM, DTYPE, WARPS, ROW_TILES, KEYS, STAGES, BLOCKS (at once on a multiprocessor) are constants of the host.
+
+#define ROWS (16 * ROW_TILES * WARPS)
+#define THREADS (32 * WARPS)
+// 16-byte pieces of a row.
+#define PIECES (HEAD_DIM / 8)
+#define DIM_STEPS (HEAD_DIM / 16)
+#define KEY_STEPS (KEYS / 16)
+#define TILE_BYTES (KEYS * ROW_BYTES)
+#define STAGE_BYTES (2 * TILE_BYTES)
+
+// Weights are at most 1; 2^SHIFT of them use the range of f16.
+#if DTYPE == DTYPE_F16
+#define SHIFT 15.0f
+#else
+#define SHIFT 0.0f
+#endif
+
+DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#if DTYPE == DTYPE_F16
+    mma_f16(d, a, b);
+#else
+    mma_bf16(d, a, b);
+#endif
+}
+
+DEVICE u32 pack(f32 low, f32 high) {
+#if DTYPE == DTYPE_F16
+    return pack_f16(low, high);
+#else
+    return pack_bf16(low, high);
+#endif
+}
+
+// Pieces of a row are exchanged within groups of so many.
+#define CYCLE (PIECES % 8 == 0 ? 8 : PIECES % 4 == 0 ? 4 : 2)
+
+// Where piece `piece` of a row lies in a tile: eight rows one after the other have the same piece in eight banks.
+DEVICE u32 place(u32 row, u32 piece) { return (row * PIECES + (piece ^ (row / (8 / CYCLE) % CYCLE))) * 16; }
+
+// Where the piece 2 `step` further lies, whose number differs in bits above the lowest: an exclusive or within the group, whole groups
+// further. Rows 16 further have the same exchange.
+DEVICE u32 further(u32 at, u32 rows, u32 step) {
+    return (at ^ 2 * step % CYCLE * 16) + 2 * step / CYCLE * CYCLE * 16 + rows * ROW_BYTES;
+}
+
+// What is known of the keys of a stage beside K and V.
+struct Marks {
+    u32 first_seen[KEYS];
+    f32 bias[KEYS];
+    u32 plain;
+    u32 may_skip;
+    u32 unused[2];
+};
+
+struct Stage {
+    u8* keys;
+    u8* values;
+    Marks* marks;
+};
+
+DEVICE u8* query_tile() { return shared_memory(); }
+
+DEVICE Stage stage_of(u32 index) {
+    u8* at = shared_memory() + ROWS * ROW_BYTES + index % STAGES * STAGE_BYTES;
+    u8* marks = shared_memory() + ROWS * ROW_BYTES + STAGES * STAGE_BYTES;
+    return {at, at + TILE_BYTES, reinterpret_cast<Marks*>(marks) + index % STAGES};
+}
+
+// Positions of the rows. Those that are needed seldom lie here rather than in registers.
+struct Positions {
+    u64 first;
+    // Counted from the first.
+    u32 rows[ROWS];
+};
+DEVICE Positions* positions() {
+    return reinterpret_cast<Positions*>(shared_memory() + ROWS * ROW_BYTES + STAGES * (STAGE_BYTES + sizeof(Marks)));
+}
+
+// Begins to bring the queries, and notes where the rows are.
+DEVICE void begin_queries(const Params& p, const Item& item) {
+    NO_UNROLL for (u32 row = thread_index(); row < ROWS; row += THREADS) {
+        positions()->rows[row] = (item.first_row + row) / p.group - item.first_row / p.group;
+    }
+    if (thread_index() == 0) positions()->first = p.first_position + item.first_row / p.group;
+    sync_block();
+    NO_UNROLL for (u32 at = thread_index(); at < ROWS * PIECES; at += THREADS) {
+        u32 row = at / PIECES, piece = at % PIECES;
+        bool valid = row < item.rows;
+        u64 from = p.queries;
+        if (valid) from += pair_of(p, item.kv_head, item.first_row + row) * ROW_BYTES + piece * 16;
+        copy_async_16(query_tile() + place(row, piece), reinterpret_cast<const void*>(from), valid);
+    }
+}
+
+DEVICE void mark(const Params& p, const Visit& visit, Marks& marks) {
+    u64 row_position = positions()->first;
+    bool plain = is_plain(visit, row_position);
+    if (thread_index() == 0) {
+        marks.plain = plain;
+        marks.may_skip = kind_of(visit) == VISIT_BLOCK && visit.keys + keys_of(visit) - 1 < row_position;
+    }
+    if (plain) return;
+    NO_UNROLL for (u32 key = thread_index(); key < KEYS; key += THREADS) {
+        marks.first_seen[key] = first_seen(p, visit, key, row_position);
+        marks.bias[key] = bias_of(p, visit, key) / from_bits(p.scale);
+    }
+}
+
+DEVICE void begin_row(const Stage& stage, u32 key, u32 piece, u64 from, u64 to_value, bool valid) {
+    copy_async_16(stage.keys + place(key, piece), reinterpret_cast<const void*>(from), valid);
+    copy_async_16(stage.values + place(key, piece), reinterpret_cast<const void*>(from + to_value), valid);
+}
+
+// Keys that lie one after the other.
+DEVICE void begin_run(const Params& p, const Visit& visit, u32 kv_head, const Stage& stage) {
+    u64 first = paged_row(p.pages, p.page_shift, kv_head, visit.first), to_value = value_offset(p, visit);
+    UNROLL for (u32 turn = 0; turn < (KEYS * PIECES + THREADS - 1) / THREADS; turn++) {
+        u32 at = turn * THREADS + thread_index(), key = at / PIECES;
+        if (KEYS * PIECES % THREADS != 0 && key >= KEYS) break;
+        begin_row(stage, key, at % PIECES, first + at * 16, to_value, key < keys_of(visit));
+    }
+}
+
+// Keys from anywhere.
+DEVICE void begin_rows(const Params& p, const Visit& visit, u32 kv_head, const Stage& stage) {
+    u64 to_value = value_offset(p, visit);
+    NO_UNROLL for (u32 at = thread_index(); at < KEYS * PIECES; at += THREADS) {
+        u32 key = at / PIECES, piece = at % PIECES;
+        u64 row = key_row(p, visit, kv_head, key);
+        bool valid = row != 0;
+        begin_row(stage, key, piece, valid ? row + piece * 16 : p.queries, valid ? to_value : 0, valid);
+    }
+}
+
+// Begins to bring a visit into its stage, unless there is none left; closes a group of copies either way.
+DEVICE void begin_visit(const Params& p, const Item& item, u32 index) {
+    if (index < item.visits) {
+        Visit visit = visit_of(p, item, index);
+        Stage stage = stage_of(index);
+        if (is_in_one_page(p, visit)) {
+            begin_run(p, visit, item.kv_head, stage);
+        } else {
+            begin_rows(p, visit, item.kv_head, stage);
+        }
+        mark(p, visit, *stage.marks);
+    }
+    commit_copies();
+}
+
+// Scores, running sums and outputs of one lane: of rows `lane / 4` and 8 further of each tile of 16.
+struct State {
+    f32 top[ROW_TILES][2];
+    f32 sum[ROW_TILES][2];
+    f32 output[ROW_TILES][2 * DIM_STEPS][4];
+};
+
+// Row of the item that this lane has in a half of a tile.
+DEVICE u32 row_of(u32 tile, u32 half) { return (warp() * ROW_TILES + tile) * 16 + lane() / 4 + half * 8; }
+
+// What the products are added to: 0, or the bias of a key in units of scores, or −∞ where the row does not see it.
+DEVICE void begin_scores(f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4], const Marks& marks) {
+    if (marks.plain) {
+        UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+            UNROLL for (u32 n = 0; n < 2 * KEY_STEPS; n++) {
+                UNROLL for (u32 i = 0; i < 4; i++) scores[tile][n][i] = 0;
+            }
+        }
+        return;
+    }
+    u32 rows[ROW_TILES][2];
+    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+        UNROLL for (u32 half = 0; half < 2; half++) rows[tile][half] = positions()->rows[row_of(tile, half)];
+    }
+    UNROLL for (u32 n = 0; n < 2 * KEY_STEPS; n++) {
+        UNROLL for (u32 column = 0; column < 2; column++) {
+            u32 key = n * 8 + lane() % 4 * 2 + column, seen = marks.first_seen[key];
+            f32 bias = marks.bias[key];
+            UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+                UNROLL for (u32 half = 0; half < 2; half++) {
+                    scores[tile][n][half * 2 + column] = rows[tile][half] >= seen ? bias : negative_infinity();
+                }
+            }
+        }
+    }
+}
+
+// scores += Q Kᵀ.
+DEVICE void score(f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4], const Stage& stage) {
+    u32 query_at = place(warp() * ROW_TILES * 16 + lane() % 16, lane() / 16);
+    u32 key_at = place(lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
+    UNROLL for (u32 step = 0; step < DIM_STEPS; step++) {
+        u32 a[ROW_TILES][4];
+        UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+            load_matrix_x4(a[tile], query_tile() + further(query_at, tile * 16, step));
+        }
+        UNROLL for (u32 n = 0; n < KEY_STEPS; n++) {
+            u32 r[4];
+            load_matrix_x4(r, stage.keys + further(key_at, n * 16, step));
+            const u32 low[2] = {r[0], r[1]}, high[2] = {r[2], r[3]};
+            UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+                multiply(scores[tile][2 * n], a[tile], low);
+                multiply(scores[tile][2 * n + 1], a[tile], high);
+            }
+        }
+    }
+}
+
+// The largest score of each row.
+DEVICE void row_tops(f32 (&tops)[ROW_TILES][2], const f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4]) {
+    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+        UNROLL for (u32 half = 0; half < 2; half++) {
+            f32 top = negative_infinity();
+            UNROLL for (u32 n = 0; n < 2 * KEY_STEPS; n++) {
+                top = fmaxf(top, fmaxf(scores[tile][n][half * 2], scores[tile][n][half * 2 + 1]));
+            }
+            top = fmaxf(top, shuffle_xor(top, 1));
+            tops[tile][half] = fmaxf(top, shuffle_xor(top, 2));
+        }
+    }
+}
+
+// Takes the maxima of new logits into the running ones and rescales what was summed; leaves in `offsets` what is subtracted from
+// logits.
+DEVICE void raise(State& state, const f32 (&tops)[ROW_TILES][2], f32 (&offsets)[ROW_TILES][2]) {
+    f32 factors[ROW_TILES][2];
+    bool grew = false;
+    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+        UNROLL for (u32 half = 0; half < 2; half++) {
+            f32 before = state.top[tile][half], after = fmaxf(before, tops[tile][half]);
+            // Rows that have seen nothing: no −∞ is subtracted from another.
+            f32 from = after == negative_infinity() ? 0 : after;
+            offsets[tile][half] = from - SHIFT;
+            factors[tile][half] = exp2_approx(before - from);
+            grew = grew || after != before;
+            state.top[tile][half] = after;
+        }
+    }
+    if (!any(grew)) return;
+    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+        UNROLL for (u32 half = 0; half < 2; half++) state.sum[tile][half] *= factors[tile][half];
+        UNROLL for (u32 n = 0; n < 2 * DIM_STEPS; n++) {
+            UNROLL for (u32 i = 0; i < 4; i++) state.output[tile][n][i] *= factors[tile][i / 2];
+        }
+    }
+}
+
+// Scores become weights, which are summed; the sum of a row is spread over four lanes until the end.
+DEVICE void weigh(State& state, f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4], const f32 (&offsets)[ROW_TILES][2], f32 scale) {
+    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+        UNROLL for (u32 n = 0; n < 2 * KEY_STEPS; n++) {
+            UNROLL for (u32 i = 0; i < 4; i++) {
+                f32 weight = exp2_approx(fmaf(scores[tile][n][i], scale, -offsets[tile][i / 2]));
+                scores[tile][n][i] = weight;
+                state.sum[tile][i / 2] += weight;
+            }
+        }
+    }
+}
+
+// output += P V; the weights are rounded to the type of V and are the fragments that the product takes.
+DEVICE void add_values(State& state, const f32 (&weights)[ROW_TILES][2 * KEY_STEPS][4], const Stage& stage) {
+    u32 value_at = place(lane() % 16, lane() / 16);
+    UNROLL for (u32 step = 0; step < KEY_STEPS; step++) {
+        u32 a[ROW_TILES][4];
+        UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+            UNROLL for (u32 i = 0; i < 4; i++) {
+                const f32(&from)[4] = weights[tile][2 * step + i / 2];
+                a[tile][i] = pack(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+            }
+        }
+        UNROLL for (u32 n = 0; n < DIM_STEPS; n++) {
+            u32 r[4];
+            load_matrix_x4_transposed(r, stage.values + further(value_at, step * 16, n));
+            const u32 low[2] = {r[0], r[1]}, high[2] = {r[2], r[3]};
+            UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+                multiply(state.output[tile][2 * n], a[tile], low);
+                multiply(state.output[tile][2 * n + 1], a[tile], high);
+            }
+        }
+    }
+}
+
+// Whether all rows of the warp may leave out a block whose logits have these maxima.
+DEVICE bool all_skip(const State& state, const f32 (&tops)[ROW_TILES][2], f32 skip_below) {
+    bool some = false;
+    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+        UNROLL for (u32 half = 0; half < 2; half++) {
+            some = some || !(tops[tile][half] < state.top[tile][half] - skip_below);
+        }
+    }
+    return !any(some);
+}
+
+DEVICE void fold(const Params& p, State& state, const Stage& stage) {
+    f32 scores[ROW_TILES][2 * KEY_STEPS][4], tops[ROW_TILES][2], offsets[ROW_TILES][2];
+    f32 scale = from_bits(p.scale);
+    begin_scores(scores, *stage.marks);
+    score(scores, stage);
+    row_tops(tops, scores);
+    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+        UNROLL for (u32 half = 0; half < 2; half++) tops[tile][half] *= scale;
+    }
+    if (stage.marks->may_skip && all_skip(state, tops, from_bits(p.skip_below))) return;
+    raise(state, tops, offsets);
+    weigh(state, scores, offsets, scale);
+    add_values(state, scores, stage);
+}
+
+// The state before the first visit: nothing, or the partial of earlier keys.
+DEVICE void begin_state(const Params& p, const Item& item, State& state) {
+    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+        UNROLL for (u32 half = 0; half < 2; half++) {
+            u32 row = row_of(tile, half);
+            bool goes_on = p.earlier_sums != 0 && (item.flags & ITEM_BEGINS) && row < item.rows;
+            u64 pair = goes_on ? pair_of(p, item.kv_head, item.first_row + row) : 0;
+            const f32* sums = reinterpret_cast<const f32*>(p.earlier_sums) + 2 * pair;
+            const f32* output = reinterpret_cast<const f32*>(p.earlier_output) + pair * HEAD_DIM + lane() % 4 * 2;
+            state.top[tile][half] = goes_on ? sums[0] : negative_infinity();
+            // One of the four lanes of a row brings its sum.
+            state.sum[tile][half] = goes_on && lane() % 4 == 0 ? sums[1] * exp2_approx(SHIFT) : 0;
+            UNROLL for (u32 n = 0; n < 2 * DIM_STEPS; n++) {
+                UNROLL for (u32 column = 0; column < 2; column++) {
+                    state.output[tile][n][half * 2 + column] = goes_on ? output[n * 8 + column] * exp2_approx(SHIFT) : 0;
+                }
+            }
+        }
+    }
+}
+
+// Writes a row's sums and output, or its output alone divided by the sum.
+DEVICE void store_half(const Params& p, const State& state, u32 tile, u32 half, f32 sum, u64 pair, bool whole) {
+    bool normalised = whole && p.normalised != 0;
+    f32 factor = normalised ? (sum == 0 ? 0.0f : 1 / sum) : exp2_approx(-SHIFT);
+    f32* output = reinterpret_cast<f32*>(whole ? p.output : p.part_output) + pair * HEAD_DIM;
+    u32* narrow = reinterpret_cast<u32*>(p.output + pair * ROW_BYTES);
+    UNROLL for (u32 n = 0; n < 2 * DIM_STEPS; n++) {
+        f32 low = state.output[tile][n][half * 2] * factor, high = state.output[tile][n][half * 2 + 1] * factor;
+        u32 at = n * 8 + lane() % 4 * 2;
+        if (normalised) {
+            narrow[at / 2] = pack(low, high);
+        } else {
+            output[at] = low;
+            output[at + 1] = high;
+        }
+    }
+    if (normalised || lane() % 4 != 0) return;
+    f32* sums = reinterpret_cast<f32*>(whole ? p.sums : p.part_sums) + 2 * pair;
+    sums[0] = state.top[tile][half];
+    sums[1] = sum * factor;
+}
+
+DEVICE void store(const Params& p, const Item& item, const State& state) {
+    bool whole = item.part == WHOLE;
+    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
+        UNROLL for (u32 half = 0; half < 2; half++) {
+            f32 sum = state.sum[tile][half];
+            sum += shuffle_xor(sum, 1);
+            sum += shuffle_xor(sum, 2);
+            u32 row = row_of(tile, half);
+            if (row >= item.rows) continue;
+            u64 pair = whole ? pair_of(p, item.kv_head, item.first_row + row) : static_cast<u64>(item.part) + row;
+            store_half(p, state, tile, half, sum, pair, whole);
+        }
+    }
+}
+
+KERNEL(attend_prefill, THREADS, BLOCKS, Params) {
+    // Read again where it is used rather than kept in registers.
+    const Item& item = reinterpret_cast<const Item*>(p.items)[block_index_x()];
+    begin_queries(p, item);
+    NO_UNROLL for (u32 visit = 0; visit < STAGES - 1; visit++) begin_visit(p, item, visit);
+    State state;
+    begin_state(p, item, state);
+    bool idle = warp() * ROW_TILES * 16 >= item.rows;
+    NO_UNROLL for (u32 visit = 0; visit < item.visits; visit++) {
+        wait_copies<STAGES - 2>();
+        // What was copied is there for all, and nobody reads the stage before any more.
+        sync_block();
+        begin_visit(p, item, visit + STAGES - 1);
+        if (!idle) fold(p, state, stage_of(visit));
+    }
+    store(p, item, state);
+}

@@ -1,0 +1,83 @@
+// Prefill attention without matrix units, for f32 and as the reference of the other: a warp takes one row at a time, a lane one key at
+// a time for the logits and every 32nd element for the output. All arithmetic is f32.
+
+#define WARPS 4
+#define THREADS (32 * WARPS)
+#define PARTS ((HEAD_DIM + 31) / 32)
+
+DEVICE f32 element(u64 row, u32 index) {
+#if DTYPE == DTYPE_F32
+    return reinterpret_cast<const f32*>(row)[index];
+#elif DTYPE == DTYPE_F16
+    return f16_to_f32(reinterpret_cast<const u16*>(row)[index]);
+#else
+    return bf16_to_f32(reinterpret_cast<const u16*>(row)[index]);
+#endif
+}
+
+struct State {
+    f32 top, sum;
+    f32 output[PARTS];
+};
+
+// The logit of this lane's key, −∞ where the row does not see it.
+DEVICE f32 logit(const Params& p, const Visit& visit, const f32* query, u32 key, u64 row, u64 position) {
+    if (row == 0 || first_seen(p, visit, key, position) != 0) return negative_infinity();
+    f32 sum = 0;
+    for (u32 index = 0; index < HEAD_DIM; index++) sum = fmaf(query[index], element(row, index), sum);
+    return fmaf(sum, from_bits(p.scale), bias_of(p, visit, key));
+}
+
+// Folds the keys [32 turn, 32 turn + 32) of a visit.
+DEVICE void fold(const Params& p, const Item& item, const Visit& visit, const f32* query, u32 turn, u64 position, State& state) {
+    u32 key = turn * 32 + lane();
+    u64 row = key_row(p, visit, item.kv_head, key);
+    f32 own = logit(p, visit, query, key, row, position);
+    f32 top = fmaxf(state.top, reduce_max(own));
+    if (top == negative_infinity()) return;
+    f32 weight = exp2_approx(own - top), factor = exp2_approx(state.top - top);
+    state.top = top;
+    state.sum = fmaf(state.sum, factor, reduce_add(weight));
+    for (u32 part = 0; part < PARTS; part++) state.output[part] *= factor;
+    u64 values = row + value_offset(p, visit);
+    for (u32 from = 0; from < 32; from++) {
+        f32 of = shuffle(weight, from);
+        u64 low = shuffle(static_cast<u32>(values), from), high = shuffle(static_cast<u32>(values >> 32), from);
+        if (of == 0) continue;
+        for (u32 part = 0; part < PARTS; part++) {
+            u32 index = part * 32 + lane();
+            if (index < HEAD_DIM) state.output[part] = fmaf(of, element(high << 32 | low, index), state.output[part]);
+        }
+    }
+}
+
+DEVICE void begin(const Params& p, const Item& item, u64 pair, State& state) {
+    bool goes_on = p.earlier_sums != 0 && (item.flags & ITEM_BEGINS);
+    state.top = goes_on ? reinterpret_cast<const f32*>(p.earlier_sums)[2 * pair] : negative_infinity();
+    state.sum = goes_on ? reinterpret_cast<const f32*>(p.earlier_sums)[2 * pair + 1] : 0;
+    for (u32 part = 0; part < PARTS; part++) {
+        u32 index = part * 32 + lane();
+        bool there = goes_on && index < HEAD_DIM;
+        state.output[part] = there ? reinterpret_cast<const f32*>(p.earlier_output)[pair * HEAD_DIM + index] : 0;
+    }
+}
+
+KERNEL(attend_scalar, THREADS, 1, Params) {
+    f32* query = reinterpret_cast<f32*>(shared_memory()) + warp() * HEAD_DIM;
+    const Item& item = reinterpret_cast<const Item*>(p.items)[block_index_x()];
+    for (u32 row = warp(); row < item.rows; row += WARPS) {
+        u64 pair = pair_of(p, item.kv_head, item.first_row + row);
+        u64 position = p.first_position + (item.first_row + row) / p.group;
+        for (u32 index = lane(); index < HEAD_DIM; index += 32) query[index] = element(p.queries + pair * ROW_BYTES, index);
+        sync_warp();
+        State state;
+        begin(p, item, pair, state);
+        for (u32 number = 0; number < item.visits; number++) {
+            Visit visit = visit_of(p, item, number);
+            for (u32 turn = 0; turn * 32 < keys_of(visit); turn++) fold(p, item, visit, query, turn, position, state);
+        }
+        sync_warp();
+        bool whole = item.part == WHOLE;
+        store_row(p, state.top, state.sum, state.output, whole ? pair : static_cast<u64>(item.part) + row, whole);
+    }
+}

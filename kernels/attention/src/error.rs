@@ -5,6 +5,10 @@
 pub enum Kind {
     /// The caller passed something that can never work.
     InvalidInput,
+    /// The device has no room at the moment.
+    Exhausted,
+    /// The device failed.
+    Device,
 }
 
 /// Faults of the attention primitive; each names the field.
@@ -18,16 +22,26 @@ pub enum Error {
         /// What is wrong with it, as a verb phrase.
         problem: String,
     },
+    /// The device that computes has no room for it; what it is busy with ends.
+    #[error("cannot attend: {0}")]
+    Exhausted(String),
+    /// The device that computes failed.
+    #[error("cannot attend: {0}")]
+    Device(String),
 }
 
 impl Error {
     /// The sort of fault.
     pub fn kind(&self) -> Kind {
-        Kind::InvalidInput
+        match self {
+            Self::Invalid { .. } => Kind::InvalidInput,
+            Self::Exhausted(_) => Kind::Exhausted,
+            Self::Device(_) => Kind::Device,
+        }
     }
 
-    /// Whether the same call can succeed later: never.
+    /// Whether the same call can succeed later.
     pub fn retryable(&self) -> bool {
-        false
+        self.kind() == Kind::Exhausted
     }
 }

@@ -90,6 +90,13 @@ pub struct AttendItem<'a> {
     pub initial: Option<&'a Partials>,
 }
 
+impl AttendItem<'_> {
+    /// Checks every index, length and shape, as executors do before they compute.
+    pub fn validate(&self) -> Result<(), Error> {
+        check::check(self)
+    }
+}
+
 impl std::fmt::Debug for AttendItem<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AttendItem")
@@ -100,6 +107,13 @@ impl std::fmt::Debug for AttendItem<'_> {
             .field("summaries", &self.work.summaries.len())
             .field("continues", &self.initial.is_some())
             .finish()
+    }
+}
+
+impl SparseItem<'_> {
+    /// Checks every index, length and shape, as executors do before they compute.
+    pub fn validate(&self) -> Result<(), Error> {
+        sparse::check(self)
     }
 }
 

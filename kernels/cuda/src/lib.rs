@@ -5,6 +5,7 @@ mod attend;
 mod buffer;
 mod device;
 mod error;
+mod executor;
 mod kernel;
 mod page_cache;
 mod select;
@@ -14,6 +15,7 @@ pub use attend::{DecodeAttention, DecodeCall, DecodeItem, MergeItem, PartialMerg
 pub use buffer::Buffer;
 pub use device::Device;
 pub use error::{Error, Kind};
+pub use executor::CudaExecutor;
 pub use kernel::{Kernel, Launch, Source};
 pub use page_cache::{PageCache, PageStats, Pinned};
 pub use select::{

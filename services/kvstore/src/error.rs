@@ -109,7 +109,12 @@ impl Error {
                 Kind::Corrupt => Code::DataLoss,
                 Kind::NoSpace => Code::ResourceExhausted,
             },
-            Self::Attention(_) | Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Attention(error) => match error.kind() {
+                longshore_attention::Kind::InvalidInput => Code::InvalidArgument,
+                longshore_attention::Kind::Exhausted => Code::ResourceExhausted,
+                longshore_attention::Kind::Device => Code::Internal,
+            },
+            Self::Invalid { .. } => Code::InvalidArgument,
             Self::Disk(_)
             | Self::OtherDeployment { .. }
             | Self::OtherEpoch { .. }

@@ -10,12 +10,13 @@ use crate::{Error, Partials, SparseItem};
 use super::output::Output;
 use super::row_tile::with_scratch;
 use super::{CpuExecutor, start};
+pub(super) use check::check;
 use fold::FoldList;
 use schedule::Region;
 
 /// One partial per item.
 pub(super) fn attend(executor: &CpuExecutor, items: &[SparseItem<'_>]) -> Result<Vec<Partials>, Error> {
-    items.iter().try_for_each(check::check)?;
+    items.iter().try_for_each(check)?;
     let mut partials: Vec<Partials> = items.iter().map(|item| start(&item.queries, item.earlier)).collect();
     let outputs: Vec<Output<'_>> = items
         .iter()

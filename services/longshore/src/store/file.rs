@@ -275,6 +275,7 @@ fn tile_bytes(shape: &WireTileShape) -> Result<usize, FileError> {
     match own.validate() {
         Ok(()) => Ok(own.bytes()),
         Err(longshore_attention::Error::Invalid { field, problem }) => Err(invalid(field, problem)),
+        Err(other) => Err(invalid("shape", other.to_string())),
     }
 }
 

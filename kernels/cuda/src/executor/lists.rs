@@ -1,0 +1,179 @@
+//! Lists over pages: many rows, or keys that do not follow each other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use longshore_attention::{
+    Column, ExactBlock, Partials, Queries, SparseItem, SparseWork, TileShape, Visit, WorkList,
+};
+
+use super::pages::TilePages;
+use super::{read_partials, refused};
+use crate::{Buffer, Device, Error, KeyLists, MeanPages, PageShape, PrefillAttention, PrefillCall};
+
+/// Which tiles and means the lists of an item visit, in ascending order.
+pub(super) struct Visited {
+    tiles: BTreeMap<u32, u32>,
+    means: BTreeMap<u32, u32>,
+}
+
+impl Visited {
+    /// `None`: the lists visit nothing.
+    pub(super) fn of(item: &SparseItem<'_>) -> Option<Self> {
+        let (mut tiles, mut means) = (BTreeMap::new(), BTreeMap::new());
+        let work = item.work;
+        for (kv_head, tile) in pairs(work) {
+            for visit in work.list(kv_head, tile) {
+                match visit {
+                    Visit::Block(block) => _ = tiles.insert(block.tile, 0),
+                    Visit::Means { tile, .. } => _ = means.insert(*tile, 0),
+                    Visit::Columns { .. } | Visit::EndOfStripe => {}
+                }
+            }
+        }
+        tiles.extend(work.columns().iter().map(|column| (column.tile, 0)));
+        for named in [&mut tiles, &mut means] {
+            named.values_mut().zip(0..).for_each(|(place, index)| *place = index);
+        }
+        (!tiles.is_empty() || !means.is_empty()).then_some(Self { tiles, means })
+    }
+
+    /// Shape of the tiles as they lie in memory, of which the item may show one head.
+    pub(super) fn tile_shape(&self, item: &SparseItem<'_>) -> TileShape {
+        self.tiles.keys().next().map_or(item.kv.shape(), |&tile| item.kv.tile(tile as usize).shape())
+    }
+
+    /// The same of the tiles of means; `None`: no means are visited.
+    pub(super) fn mean_shape(&self, item: &SparseItem<'_>) -> Option<TileShape> {
+        self.means.keys().next().map(|&tile| item.summaries.tile(tile as usize).shape())
+    }
+
+    /// The same lists over tiles that are counted through from 0.
+    fn renamed(&self, work: &SparseWork) -> Result<SparseWork, Error> {
+        let rows = (0..work.tiles()).map(|tile| work.rows(tile).end as u32).collect();
+        let lists = pairs(work).map(|(kv_head, tile)| {
+            let mut columns = Vec::new();
+            let visits = work.list(kv_head, tile).iter();
+            let visits = visits.map(|visit| self.rename(visit, work, &mut columns)).collect();
+            (visits, columns)
+        });
+        SparseWork::new(work.kv_heads(), rows, lists.collect()).map_err(refused)
+    }
+
+    fn rename(&self, visit: &Visit, work: &SparseWork, columns: &mut Vec<Column>) -> Visit {
+        match *visit {
+            Visit::Block(block) => Visit::Block(ExactBlock { tile: self.tiles[&block.tile], ..block }),
+            Visit::Means { tile, first, keys } => Visit::Means { tile: self.means[&tile], first, keys },
+            Visit::Columns { first, count } => {
+                let of = &work.columns()[first as usize..][..count as usize];
+                let begun = columns.len() as u32;
+                columns.extend(of.iter().map(|column| Column { tile: self.tiles[&column.tile], ..*column }));
+                Visit::Columns { first: begun, count }
+            }
+            Visit::EndOfStripe => Visit::EndOfStripe,
+        }
+    }
+}
+
+fn pairs(work: &SparseWork) -> impl Iterator<Item = (usize, usize)> {
+    let tiles = work.tiles();
+    (0..work.kv_heads()).flat_map(move |kv_head| (0..tiles).map(move |tile| (kv_head, tile)))
+}
+
+/// A call of some rows over pages of one shape.
+pub(super) struct ListCall<'a> {
+    device: &'a Arc<dyn Device>,
+    pages: &'a TilePages,
+    /// Pages as the rows see them: of all heads, or of one.
+    shape: PageShape,
+    queries: Queries<'a>,
+    kernel: PrefillAttention,
+}
+
+impl<'a> ListCall<'a> {
+    pub(super) fn new(
+        device: &'a Arc<dyn Device>,
+        pages: &'a TilePages,
+        queries: Queries<'a>,
+    ) -> Result<Self, Error> {
+        let shape = PageShape { kv_heads: queries.shape.kv_heads, ..pages.shape() };
+        let kernel = PrefillAttention::new(device, &shape, queries.shape.group)?;
+        Ok(Self { device, pages, shape, queries, kernel })
+    }
+
+    /// All rows over the same blocks and columns, folded onto `partial`.
+    pub(super) fn flat(&self, work: &WorkList, pages: &[u64], partial: Partials) -> Result<Partials, Error> {
+        let lists = KeyLists::of_work(work, &self.shape, pages, self.queries.rows())?;
+        self.run(&lists, pages, None, None, partial)
+    }
+
+    /// The lists of `item`, folded onto `partial`. All pages that they visit must fit at once.
+    pub(super) fn sparse(
+        &self,
+        item: &SparseItem<'_>,
+        visited: &Visited,
+        mean_pages: Option<&TilePages>,
+        partial: Partials,
+    ) -> Result<Partials, Error> {
+        let tiles: Vec<_> = visited.tiles.keys().map(|&tile| item.kv.tile(tile as usize)).collect();
+        let pinned = self.pages.pin_all(&tiles)?;
+        let pages = one_head(pinned.addresses(), item.kv.only_head(), &self.pages.shape());
+        let means: Vec<_> = visited.means.keys().map(|&tile| item.summaries.tile(tile as usize)).collect();
+        let pinned_means = mean_pages.map(|pages| pages.pin_all(&means)).transpose()?;
+        let mean_table = match (&pinned_means, mean_pages) {
+            (Some(pinned), Some(of)) => {
+                let pages = one_head(pinned.addresses(), item.summaries.only_head(), &of.shape());
+                Some((Buffer::from_slice(self.device, &pages)?, of.shape().tokens))
+            }
+            _ => None,
+        };
+        let mean_tokens = mean_table.as_ref().map_or(0, |(_, tokens)| *tokens);
+        let work = visited.renamed(item.work)?;
+        let lists = KeyLists::of_sparse(&work, &self.shape, &pages, mean_tokens)?;
+        let means = mean_table.as_ref().map(|(table, tokens)| MeanPages {
+            pages: table.address(),
+            tokens: *tokens,
+            weight: self.shape.tokens,
+        });
+        self.run(&lists, &pages, means, item.skip_below, partial)
+    }
+
+    fn run(
+        &self,
+        lists: &KeyLists,
+        pages: &[u64],
+        means: Option<MeanPages>,
+        skip_below: Option<f32>,
+        partial: Partials,
+    ) -> Result<Partials, Error> {
+        let (rows, heads, head_dim) = partial.shape();
+        if rows == 0 {
+            return Ok(partial);
+        }
+        let records = partial.to_interleaved();
+        let earlier = Buffer::from_slice(self.device, &records)?;
+        let output = Buffer::new(self.device, size_of_val(&records[..]))?;
+        let table = Buffer::from_slice(self.device, pages)?;
+        let queries = Buffer::from_slice(self.device, self.queries.data)?;
+        let call = PrefillCall {
+            queries: queries.address(),
+            rows,
+            first_position: self.queries.first_position,
+            scale: self.queries.scale,
+            pages: table.address(),
+            means,
+            earlier: earlier.address(),
+            output: output.address(),
+            divide: false,
+            skip_below,
+        };
+        self.kernel.lists(&call, lists)?;
+        read_partials(&output, rows, heads, head_dim)
+    }
+}
+
+/// Addresses of pages, or of the one KV head in them that is shown.
+fn one_head(pages: &[u64], head: Option<usize>, shape: &PageShape) -> Vec<u64> {
+    let offset = head.map_or(0, |head| head * shape.head_bytes()) as u64;
+    pages.iter().map(|page| page + offset).collect()
+}

@@ -1,0 +1,105 @@
+//! Tiles of the host as pages of the device.
+
+use std::sync::Arc;
+
+use longshore_attention::{Tile, TileShape};
+
+use crate::{
+    Buffer, Device, Error, PageCache, PageElement, PageShape, PageStats, PageTranscoder, Pinned, page_of,
+};
+
+/// Pages of tiles of one shape, in their own type or another float.
+#[derive(Debug)]
+pub(super) struct TilePages {
+    device: Arc<dyn Device>,
+    shape: PageShape,
+    cache: PageCache,
+    way: Way,
+}
+
+/// How a tile becomes a page.
+#[derive(Debug)]
+enum Way {
+    /// The tile is copied as it is and its panels become rows on the device.
+    Device {
+        transcoder: PageTranscoder,
+        /// A tile, then its address and that of the page.
+        scratch: Buffer,
+    },
+    /// Its elements become others on the host.
+    Host,
+}
+
+impl TilePages {
+    /// For tiles of `tile`, as pages of `element`, in up to `budget_bytes`.
+    pub(super) fn new(
+        device: &Arc<dyn Device>,
+        tile: TileShape,
+        element: PageElement,
+        budget_bytes: usize,
+    ) -> Result<Self, Error> {
+        let own = PageShape::of(tile)?;
+        let shape = PageShape { element, ..own };
+        let way = if element == own.element {
+            // Aligned, so that the addresses behind the tile are.
+            let scratch = Buffer::new(device, shape.bytes().next_multiple_of(16) + 2 * size_of::<u64>())?;
+            Way::Device { transcoder: PageTranscoder::new(device, shape)?, scratch }
+        } else {
+            Way::Host
+        };
+        let cache = PageCache::new(Arc::clone(device), shape.bytes().next_multiple_of(256), budget_bytes)?;
+        Ok(Self { device: Arc::clone(device), shape, cache, way })
+    }
+
+    /// Shape of the pages.
+    pub(super) fn shape(&self) -> PageShape {
+        self.shape
+    }
+
+    pub(super) fn stats(&self) -> PageStats {
+        self.cache.stats()
+    }
+
+    /// Pages of the first of `tiles`, as many as there is room for.
+    pub(super) fn pin(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
+        let versions: Vec<u64> = tiles.iter().map(|tile| tile.version()).collect();
+        self.cache.pin(&versions, |index, address| self.fill(tiles[index], address))
+    }
+
+    /// Pages of all of `tiles`, or the error that there is no room for them.
+    pub(super) fn pin_all(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
+        let pinned = self.pin(tiles)?;
+        if pinned.len() < tiles.len() {
+            let problem = format!(
+                "a call visits {} tiles at once, there are pages for {}; hint: raise the budget of pages",
+                tiles.len(),
+                pinned.len()
+            );
+            return Err(Error::OutOfMemory { bytes: tiles.len() * self.cache.page_bytes(), problem });
+        }
+        Ok(pinned)
+    }
+
+    fn fill(&self, tile: &Tile, address: u64) -> Result<(), Error> {
+        match &self.way {
+            Way::Device { transcoder, scratch } => {
+                let table = scratch.address() + self.shape.bytes().next_multiple_of(16) as u64;
+                self.device.upload(scratch.address(), tile.as_bytes())?;
+                self.device.upload(table, bytemuck::cast_slice(&[scratch.address(), address]))?;
+                transcoder.to_rows(table, table + size_of::<u64>() as u64, 1)
+            }
+            Way::Host => self.device.upload(address, &page_of(&converted(tile, self.shape)?)?),
+        }
+    }
+}
+
+/// The tile with its elements rounded to the type of `page`.
+fn converted(tile: &Tile, page: PageShape) -> Result<Tile, Error> {
+    let shape = page.tile().expect("pages of tiles have a type that tiles have");
+    let mut other = Tile::zeroed(shape);
+    for token in 0..shape.block_tokens {
+        let (keys, values) = tile.read(token).map_err(super::refused)?;
+        other.write(token, &keys, &values).map_err(super::refused)?;
+    }
+    Ok(other)
+}

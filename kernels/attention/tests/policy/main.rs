@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "the whole file is test code, its helpers too")]
 
+mod answers;
 mod attend;
 mod blocks;
 mod budgets;

@@ -91,7 +91,10 @@ pub(super) fn parse(text: &str, plan: Option<&HeadPlan>) -> Result<PrefillPolicy
     if let Some((_, preset)) = PRESETS.iter().find(|(preset, _)| *preset == name) {
         let mut keys = Keys::new(rest, preset)?;
         let method = match planned_preset(name, &mut keys, plan)? {
-            Some(level) => Method::Budgets(level),
+            Some(level) => {
+                keys.otherwise("in place of the head plan's level", BLOCK_KEYS);
+                Method::Budgets(level)
+            }
             None => Method::Blocks(blocks(&mut keys)?),
         };
         let guards = guards(&mut keys, 2)?;

@@ -130,8 +130,12 @@ fn listed(file: &Path) -> Result<Vec<Member>> {
     members::listed(&ClusterConfig { members_file, ..ClusterConfig::default() })
 }
 
-async fn describe(connector: &dyn Connector, url: &str) -> Result<Describe, Error> {
-    connector.describer(url)?.describe(&call()).await
+/// The outer error is the caller's: what was typed is no address. The inner one is the process's.
+async fn describe(connector: &dyn Connector, url: &str) -> Result<Result<Describe, Error>> {
+    match connector.describer(url) {
+        Ok(describer) => Ok(describer.describe(&call()).await),
+        Err(error) => bail!("`--endpoint` (or LONGSHORE_URL) is `{url}`: {error}"),
+    }
 }
 
 /// The shards that the processes at `endpoints` know, all together. One that answers is enough.
@@ -139,7 +143,7 @@ async fn described(connector: &dyn Connector, endpoints: &[String]) -> Result<Ve
     let mut members = BTreeMap::new();
     let (mut answers, mut failures) = (0, Vec::new());
     for endpoint in endpoints {
-        match describe(connector, endpoint).await {
+        match describe(connector, endpoint).await? {
             Ok(described) => {
                 answers += 1;
                 let shards =

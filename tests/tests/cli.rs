@@ -118,7 +118,7 @@ fn chooses_a_policy(server: &Server) {
     let (exact, balanced) = (ask("exact"), ask("balanced"));
     assert!(balanced.status.success(), "{}", stderr(&balanced));
     // The plan that is shipped for the default model says what it means.
-    assert!(stderr(&balanced).contains(", prefill heads:plan="), "{}", stderr(&balanced));
+    assert!(stderr(&balanced).contains(", prefill balanced (head plan "), "{}", stderr(&balanced));
     assert!(!stderr(&exact).contains(", prefill"), "{}", stderr(&exact));
     // A prompt of a few tokens is exact whatever the policy.
     assert_eq!(stdout(&exact), stdout(&balanced));

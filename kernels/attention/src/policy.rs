@@ -13,6 +13,7 @@ mod grid;
 mod head_plan;
 mod heads;
 mod keys;
+mod levels;
 mod list;
 mod log2;
 mod pack;
@@ -136,6 +137,8 @@ struct Blocks {
     escape: Option<f32>,
     /// Blocks that take such a share of any row, as the scorer sees it, are always visited.
     peak: Option<f32>,
+    /// Whether bounds of panels of blocks choose which blocks are scored.
+    two_levels: bool,
 }
 
 impl Blocks {

@@ -70,8 +70,8 @@ pub(crate) struct ModelConfig {
     /// Consecutive blocks that are placed together.
     pub(crate) stripe_blocks: u32,
     /// File that says what each attention head visits in a prefill: budgets as `longshore calibrate` writes them (JSON), or
-    /// as MInference (JSON) or DuoAttention (TSV) do; empty: what is shipped for the model, if anything. Routers and prefill
-    /// workers read it.
+    /// as MInference (JSON) or DuoAttention (TSV) do; empty: what is shipped for the model, if anything. Routers, prefill
+    /// and decode workers read it.
     pub(crate) head_plan: String,
 }
 

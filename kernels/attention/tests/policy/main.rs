@@ -11,6 +11,7 @@ mod cuts;
 mod flex;
 mod head_plans;
 mod heads;
+mod levels;
 mod oracle;
 mod refusals;
 mod speed;

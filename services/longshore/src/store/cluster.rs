@@ -130,12 +130,8 @@ fn listed(file: &Path) -> Result<Vec<Member>> {
     members::listed(&ClusterConfig { members_file, ..ClusterConfig::default() })
 }
 
-/// The outer error is the caller's: what was typed is no address. The inner one is the process's.
-async fn describe(connector: &dyn Connector, url: &str) -> Result<Result<Describe, Error>> {
-    match connector.describer(url) {
-        Ok(describer) => Ok(describer.describe(&call()).await),
-        Err(error) => bail!("`--endpoint` (or LONGSHORE_URL) is `{url}`: {error}"),
-    }
+async fn describe(connector: &dyn Connector, url: &str) -> Result<Describe, Error> {
+    connector.describer(url)?.describe(&call()).await
 }
 
 /// The shards that the processes at `endpoints` know, all together. One that answers is enough.
@@ -143,7 +139,10 @@ async fn described(connector: &dyn Connector, endpoints: &[String]) -> Result<Ve
     let mut members = BTreeMap::new();
     let (mut answers, mut failures) = (0, Vec::new());
     for endpoint in endpoints {
-        match describe(connector, endpoint).await? {
+        if let Err(error) = connector.describer(endpoint) {
+            bail!("`--endpoint` (or LONGSHORE_URL) is `{endpoint}`: {error}");
+        }
+        match describe(connector, endpoint).await {
             Ok(described) => {
                 answers += 1;
                 let shards =

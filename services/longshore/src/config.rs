@@ -70,8 +70,8 @@ pub(crate) struct ModelConfig {
     /// Consecutive blocks that are placed together.
     pub(crate) stripe_blocks: u32,
     /// File that says what each attention head visits in a prefill: budgets as `longshore calibrate` writes them (JSON), or
-    /// as MInference (JSON) or DuoAttention (TSV) do; empty: what is shipped for the model, if anything. Routers and prefill
-    /// workers read it.
+    /// as MInference (JSON) or DuoAttention (TSV) do; empty: what is shipped for the model, if anything. Routers, prefill
+    /// and decode workers read it.
     pub(crate) head_plan: String,
 }
 
@@ -161,9 +161,10 @@ impl StoreConfig {
 
 impl ModelConfig {
     /// Whether `policy` may mean a head plan, that of the configuration or one that is shipped, so that nobody can judge it before
-    /// the model is known.
+    /// the model is known. A name that is none can be judged at once.
     pub(crate) fn may_plan(&self, policy: &str) -> bool {
-        !self.head_plan.is_empty() || policy.starts_with("heads")
+        let name = policy.trim().split_once(':').map_or(policy.trim(), |(name, _)| name);
+        name == "heads" || (!self.head_plan.is_empty() && Policies::names().any(|known| known == name))
     }
 
     /// Arithmetic of the linear layers.

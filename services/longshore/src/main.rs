@@ -23,13 +23,12 @@ mod wiring;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use longshore_cluster::Role;
 
 use cli::{BenchCommand, Cli, Command, ModelCommand};
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    match run(Cli::of_process()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             console::fail(&error);

@@ -14,8 +14,8 @@ use crate::{cli::RoleArgs, config::Config, console, members, node::Node, process
 pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let Some(mut config) = process::configuration(&args.serve, args.all_sets())? else { return Ok(()) };
     let (this, membership) = membership(role, &args, &mut config)?;
-    if matches!(role, Role::Decode | Role::KvStore) {
-        // Only those who choose or follow policies read the plan; the others' machines need not have the file.
+    if role == Role::KvStore {
+        // Only those who choose or follow policies read the plan; machines of shards need not have the file.
         config.model.head_plan.clear();
     }
     if process::only_checked(&args.serve) {

@@ -92,7 +92,8 @@ impl Parts {
     /// A decode worker.
     pub(crate) fn decode(&self, this: &Member, engine: Arc<Engine>, tasks: &Tasks) -> Arc<DecodeWorker> {
         let metrics = longshore_decode::DecodeMetrics::register(&self.labelled(this));
-        DecodeWorker::new(self.config.decode.clone(), self.worker(engine, tasks), tasks, metrics)
+        let (config, head_plan) = (self.config.decode.clone(), self.node.head_plan.clone());
+        DecodeWorker::new(config, self.worker(engine, tasks), head_plan, tasks, metrics)
     }
 
     fn worker(&self, engine: Arc<Engine>, tasks: &Tasks) -> WorkerParts {

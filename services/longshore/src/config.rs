@@ -100,13 +100,20 @@ pub(crate) struct ListenConfig {
     pub(crate) http: String,
     /// gRPC.
     pub(crate) grpc: String,
+    /// Port of the `tcp` lane of a shard, at the address of `grpc`; 0: any that is free, which the others are told.
+    pub(crate) tiles_port: u16,
     /// Health, metrics and configuration.
     pub(crate) admin: String,
 }
 
 impl Default for ListenConfig {
     fn default() -> Self {
-        Self { http: "127.0.0.1:8000".to_owned(), grpc: "127.0.0.1:9000".to_owned(), admin: String::new() }
+        Self {
+            http: "127.0.0.1:8000".to_owned(),
+            grpc: "127.0.0.1:9000".to_owned(),
+            tiles_port: 0,
+            admin: String::new(),
+        }
     }
 }
 

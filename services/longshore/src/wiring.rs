@@ -152,7 +152,8 @@ impl Parts {
         add: impl FnOnce(Services) -> Services,
         tasks: &Tasks,
     ) {
-        self.serve_with(ServerOptions::default(), listener, add, tasks);
+        let options = ServerOptions { tcp_port: self.config.listen.tiles_port, ..ServerOptions::default() };
+        self.serve_with(options, listener, add, tasks);
     }
 
     /// Serves gRPC to clients, with smaller windows.

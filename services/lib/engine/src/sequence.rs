@@ -38,8 +38,8 @@ impl LocalBlock {
     }
 
     /// A full block that came from elsewhere, one tile per layer.
-    pub fn from_tiles(tiles: Vec<Tile>) -> Self {
-        Self { tiles: tiles.into_iter().map(Arc::new).collect() }
+    pub fn from_tiles(tiles: impl IntoIterator<Item = impl Into<Arc<Tile>>>) -> Self {
+        Self { tiles: tiles.into_iter().map(Into::into).collect() }
     }
 
     /// The tile of one layer.

@@ -29,6 +29,8 @@ pub(crate) enum StoreLane {
     Local,
     /// Shared memory of one host.
     Shm,
+    /// TCP connections for tiles, beside gRPC.
+    Tcp,
     /// gRPC with our own bodies.
     Grpc,
     /// gRPC as tonic generates it, with its own settings: what to compare with.
@@ -49,11 +51,11 @@ pub(crate) enum StoreEnd {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   longshore bench store                                                every lane, one process and two; about two minutes
-  longshore bench store --lanes grpc,stock --tile-bytes 1048576 --json store.json
+  longshore bench store --lanes tcp,grpc,stock --tile-bytes 1048576 --json store.json
   longshore bench store --lanes grpc --ends slab --processes 2 --unverified    what the checksums cost")]
 pub(crate) struct BenchStoreArgs {
     /// Lanes.
-    #[arg(long, value_delimiter = ',', value_name = "LANES", default_value = "local,shm,grpc,stock")]
+    #[arg(long, value_delimiter = ',', value_name = "LANES", default_value = "local,shm,tcp,grpc,stock")]
     pub(crate) lanes: Vec<StoreLane>,
     /// What lies behind them.
     #[arg(long, value_delimiter = ',', value_name = "ENDS", default_value = "slab,store")]
@@ -82,7 +84,7 @@ pub(crate) struct BenchStoreArgs {
     /// HTTP/2 window of a stream of the grpc lane; that of a connection is twice as large.
     #[arg(long, default_value_t = 8 << 20, value_parser = clap::value_parser!(u32).range(65_535..=1 << 29))]
     pub(crate) window_bytes: u32,
-    /// Leave out the checksums of the slab end and of readers, to see what they cost. Nothing else can.
+    /// Leave out the checksums of the slab end and of readers, to see what they cost; the tcp lane takes them anyway. Nothing else can.
     #[arg(long)]
     pub(crate) unverified: bool,
     /// Leave out lookups of a prefix of a million tokens over four shards.

@@ -192,6 +192,9 @@ pub(crate) struct RoleArgs {
     /// gRPC address to listen on.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
+    /// Port on which a shard takes and gives tiles beside gRPC, at the same address [default: any that is free].
+    #[arg(long, value_name = "PORT")]
+    pub(crate) tiles_port: Option<u16>,
     /// OpenAI HTTP address; only a router has one.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) http: Option<String>,
@@ -215,6 +218,7 @@ impl RoleArgs {
         let mut sets = self.serve.all_sets();
         push(&mut sets, "cluster.id", self.id.as_ref());
         push(&mut sets, "listen.grpc", self.listen.as_ref());
+        push(&mut sets, "listen.tiles_port", self.tiles_port.as_ref());
         push(&mut sets, "listen.http", self.http.as_ref());
         push(&mut sets, "listen.admin", self.admin.as_ref());
         push(&mut sets, "cluster.members_file", self.members_file.as_ref().map(|file| format!("{file:?}")));

@@ -5,8 +5,12 @@ mod buffer;
 mod device;
 mod error;
 mod kernel;
+mod model;
 
 pub use buffer::Buffer;
 pub use device::Device;
 pub use error::{Error, Kind};
 pub use kernel::{Kernel, Launch, Source};
+pub use model::{
+    Append, CudaBackend, CudaLinear, KeptRows, Likeliest, ModelOptions, Precision, Product, Products, kernels as model_kernels,
+};

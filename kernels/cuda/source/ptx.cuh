@@ -210,3 +210,38 @@ DEVICE f32 reduce_add(f32 x) {
     for (u32 mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
     return x;
 }
+
+// Sums and products of two f16 at once, each rounded once.
+#if defined(LONGSHORE_EMULATOR)
+DEVICE u32 add_f16x2(u32 a, u32 b) {
+    f32 a_low, a_high, b_low, b_high;
+    unpack_f16(a, a_low, a_high);
+    unpack_f16(b, b_low, b_high);
+    return pack_f16(a_low + b_low, a_high + b_high);
+}
+// The sum is exact in double precision but for terms that lie 2^30 and more apart.
+DEVICE u16 fma_f16(f32 a, f32 b, f32 c) {
+    const _Float16 sum = static_cast<_Float16>(static_cast<double>(a) * b + c);
+    u16 bits;
+    memcpy(&bits, &sum, sizeof bits);
+    return bits;
+}
+DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
+    f32 a_low, a_high, b_low, b_high, c_low, c_high;
+    unpack_f16(a, a_low, a_high);
+    unpack_f16(b, b_low, b_high);
+    unpack_f16(c, c_low, c_high);
+    return fma_f16(a_low, b_low, c_low) | static_cast<u32>(fma_f16(a_high, b_high, c_high)) << 16;
+}
+#else
+DEVICE u32 add_f16x2(u32 a, u32 b) {
+    u32 sum;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
+    u32 sum;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
+#endif

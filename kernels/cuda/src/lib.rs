@@ -11,6 +11,8 @@ pub use buffer::Buffer;
 pub use device::Device;
 pub use error::{Error, Kind};
 pub use kernel::{Kernel, Launch, Source};
+pub use model::checks as model_checks;
 pub use model::{
-    Append, CudaBackend, CudaLinear, KeptRows, Likeliest, ModelOptions, Precision, Product, Products, kernels as model_kernels,
+    Append, CUBLASLT_SYMBOLS, CublasLt, CudaBackend, CudaLinear, KeptRows, Likeliest, ModelOptions, Precision, Product,
+    Products, Stream, kernels as model_kernels,
 };

@@ -9,8 +9,10 @@
 
 mod activations;
 mod backend;
+pub mod checks;
 mod choose;
 mod compute;
+mod cublaslt;
 mod heads;
 mod layer;
 mod linear;
@@ -25,6 +27,7 @@ mod upload;
 pub use activations::KeptRows;
 pub use backend::CudaBackend;
 pub use choose::Likeliest;
+pub use cublaslt::{CUBLASLT_SYMBOLS, CublasLt, Stream};
 pub use heads::Append;
 pub use layer::CudaLinear;
 pub use linear::{Product, Products};

@@ -7,7 +7,7 @@ use longshore_model::{Activations, DeviceRows};
 
 use super::compute::{At, Compute};
 use super::failed;
-use super::rows::From;
+use super::rows::RowsIn;
 use crate::{Buffer, Error};
 
 /// f32 rows on the device, without gaps: what an executor of the same device reads and writes.
@@ -70,7 +70,7 @@ impl KeptRows {
     pub(super) fn copied(&self, rows: usize, chosen: Option<&Buffer>) -> Result<Self, Error> {
         let copy = Self::new(&self.compute, rows, self.width)?;
         let chosen = chosen.map_or(0, Buffer::address);
-        self.compute.copy(From { x: self.at(), width: self.width, chosen }, rows, copy.at())?;
+        self.compute.copy(RowsIn { x: self.at(), width: self.width, chosen }, rows, copy.at())?;
         Ok(copy)
     }
 }

@@ -12,8 +12,8 @@ use super::linear::{Linear, Then};
 use super::load::{Layer, Loaded, ModelOptions, load};
 use super::programs::{Form, Precision};
 use super::rotations::Rotations;
-use super::rows::From;
-use super::scratch::{PASS_ROWS, Scratch, ScratchPool, Widths};
+use super::rows::RowsIn;
+use super::scratch::{Scratch, ScratchPool, Widths};
 use super::{failed, invalid};
 use crate::{Buffer, Device, Error};
 
@@ -44,7 +44,7 @@ impl CudaBackend {
         let model = load(device, &config, weights, options, progress)?;
         let widths = widths(&config, model.compute.precision);
         let expanded = |rows| matrices(&model).map(|linear| linear.expanded_bytes(rows)).max().unwrap_or(0);
-        let scratch = ScratchPool::new(widths, expanded);
+        let scratch = ScratchPool::new(options.pass_rows.max(LOGIT_ROWS), widths, expanded);
         Ok(Self { config, model, scratch, rotations: Rotations::default() })
     }
 
@@ -172,11 +172,11 @@ impl CudaBackend {
         let (q_width, kv_width) = self.head_widths();
         let width = q_width + 2 * kv_width;
         let rotations = self.rotations.at(compute, &self.model.rope, positions)?;
-        for first in (0..x.rows()).step_by(PASS_ROWS) {
-            let rows = PASS_ROWS.min(x.rows() - first);
+        for first in (0..x.rows()).step_by(self.scratch.pass_rows) {
+            let rows = self.scratch.pass_rows.min(x.rows() - first);
             let scratch = self.scratch.take(compute, rows)?;
             let input = scratch.input(compute, config.hidden);
-            let from = From::all(x.at().skip(first), config.hidden);
+            let from = RowsIn::all(x.at().skip(first), config.hidden);
             compute.norm(from, rows, &layer.attn_norm, config.norm_eps, input)?;
             let product = At::f32(scratch.product.address(), width);
             for part in &layer.qkv {
@@ -192,8 +192,8 @@ impl CudaBackend {
 
     /// Everything after attention, in place: f32 rows of the residual stream and of attention.
     fn finish_rows(&self, layer: &Layer, x: &KeptRows, attention: &KeptRows) -> std::result::Result<(), Error> {
-        for first in (0..x.rows()).step_by(PASS_ROWS) {
-            let rows = PASS_ROWS.min(x.rows() - first);
+        for first in (0..x.rows()).step_by(self.scratch.pass_rows) {
+            let rows = self.scratch.pass_rows.min(x.rows() - first);
             let scratch = self.scratch.take(&self.model.compute, rows)?;
             self.finish_pass(layer, (x.at().skip(first), attention.at().skip(first)), rows, &scratch)?;
         }
@@ -211,18 +211,18 @@ impl CudaBackend {
         let mut input = attention;
         if compute.precision != Precision::F32 {
             input = scratch.input(compute, attention.stride);
-            compute.narrow(From::all(attention, attention.stride), rows, input)?;
+            compute.narrow(RowsIn::all(attention, attention.stride), rows, input)?;
         }
         compute.multiply(&layer.attn_out, input, rows, x, Then::Add, expanded)?;
         let input = scratch.input(compute, config.hidden);
-        compute.norm(From::all(x, config.hidden), rows, &layer.ffn_norm, config.norm_eps, input)?;
+        compute.norm(RowsIn::all(x, config.hidden), rows, &layer.ffn_norm, config.norm_eps, input)?;
         let gated = scratch.gated(compute, config.ffn);
         if compute.gates_itself(&layer.gate_up, rows) {
             compute.multiply(&layer.gate_up, input, rows, gated, Then::Gate, expanded)?;
         } else {
             let product = At::f32(scratch.product.address(), layer.gate_up.outputs);
             compute.multiply(&layer.gate_up, input, rows, product, Then::Store, expanded)?;
-            compute.swiglu(From::all(product, config.ffn), rows, gated)?;
+            compute.swiglu(RowsIn::all(product, config.ffn), rows, gated)?;
         }
         compute.multiply(&layer.down, gated, rows, x, Then::Add, expanded)
     }
@@ -253,7 +253,7 @@ impl CudaBackend {
         let logits = Buffer::new(&compute.device, rows.len() * config.vocabulary * size_of::<f32>())?;
         let scratch = self.scratch.take(compute, rows.len())?;
         let input = scratch.input(compute, config.hidden);
-        let from = From { x: x.at(), width: config.hidden, chosen: chosen.address() };
+        let from = RowsIn { x: x.at(), width: config.hidden, chosen: chosen.address() };
         compute.norm(from, rows.len(), &self.model.output_norm, config.norm_eps, input)?;
         let output = self.model.output.as_ref().unwrap_or(&self.model.embedding);
         let out = At::f32(logits.address(), config.vocabulary);

@@ -9,7 +9,7 @@ use super::linear::{Linear, Then};
 use super::load::ModelOptions;
 use super::pack::Problem;
 use super::programs::{Form, Precision, Programs};
-use super::rows::From;
+use super::rows::RowsIn;
 use super::upload::{Fault, upload};
 use crate::{Buffer, Device, Error};
 
@@ -76,7 +76,7 @@ impl CudaLinear {
         let rows = x.len() / inputs;
         let wide = Buffer::from_slice(&compute.device, x)?;
         let input = Buffer::new(&compute.device, rows * stride * compute.precision.bytes())?;
-        let from = From::all(At::f32(wide.address(), inputs), inputs);
+        let from = RowsIn::all(At::f32(wide.address(), inputs), inputs);
         compute.narrow(from, rows, self.at(&input))?;
         Ok(input)
     }

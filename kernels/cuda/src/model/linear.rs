@@ -294,7 +294,7 @@ impl Compute {
     /// Rows of the weights as f32 `[rows, inputs]`; `tokens` holds u32 `[rows]`.
     pub(super) fn look_up(&self, linear: &Linear, tokens: &Buffer, rows: usize, out: At) -> Result<(), Error> {
         if linear.form == Form::F32 {
-            let from = super::rows::From {
+            let from = super::rows::RowsIn {
                 x: At::f32(linear.weights.address(), linear.inputs),
                 width: linear.inputs,
                 chosen: tokens.address(),

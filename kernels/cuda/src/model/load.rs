@@ -27,6 +27,8 @@ pub struct ModelOptions {
     /// Keeps quantised weights in 4 or 8 bits, dequantised as they are multiplied, where there is a form for their type (`Q4_0`, `Q4_1`,
     /// `Q4_K`, `Q5_0`, `Q6_K`, `Q8_0`); all others become 16 bits at load.
     pub keep_quantised: bool,
+    /// Rows that go through a layer together; bounds scratch memory and changes no bit. At least 32 do.
+    pub pass_rows: usize,
     /// A library for products of many rows; without it our own kernels compute them, which keep a row's bits apart from other rows.
     pub products: Option<Arc<dyn Products>>,
 }
@@ -34,7 +36,7 @@ pub struct ModelOptions {
 impl ModelOptions {
     /// Our own kernels, in the precision of the weights.
     pub fn new(pool: Arc<ComputePool>) -> Self {
-        Self { pool, precision: None, keep_quantised: true, products: None }
+        Self { pool, precision: None, keep_quantised: true, pass_rows: 2048, products: None }
     }
 
     /// The precision of a model whose weights are mostly of type `kind`.
@@ -193,10 +195,10 @@ struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     fn layer(&mut self, layer: usize) -> Result<Layer, longshore_model::Error> {
+        use LayerWeight as L;
         let (config, name) = (self.config, |weight| WeightName::Layer(layer, weight));
         let (hidden, ffn, heads) = (config.hidden, config.ffn, config.heads);
         let (q, kv) = (heads.query_heads() * heads.head_dim, heads.kv_heads * heads.head_dim);
-        use LayerWeight as L;
         Ok(Layer {
             attn_norm: self.vectors(&[name(L::AttnNorm)], &[hidden])?,
             qkv: self.stacked(&[name(L::Q), name(L::K), name(L::V)], &[q, kv, kv], hidden)?,

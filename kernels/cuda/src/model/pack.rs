@@ -111,9 +111,8 @@ fn pack_steps(
         let words = &mut words[step / STEPS * words_of_group..][..words_of_group];
         let [low, high] = pack(&quantised, step % STEPS, words);
         if precision == Precision::F16 {
-            // No weight of the group is larger than its quants allow.
-            let most = quantised.quants.iter().enumerate().map(|(k, quant)| weight(&quantised, k, *quant));
-            most.map(half_of).collect::<Result<Vec<_>, _>>()?;
+            let weights = quantised.quants.iter().enumerate().map(|(k, quant)| weight(&quantised, k, *quant));
+            weights.map(half_of).try_for_each(|half| half.map(drop))?;
         }
         let (low, high) = (half_of(low)?.to_bits(), half_of(high)?.to_bits());
         constants[step] = u32::from(low) | u32::from(high) << 16;

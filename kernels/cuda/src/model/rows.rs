@@ -33,7 +33,7 @@ struct MemoryParams {
 
 /// Where rows come from: f32 `[…, width]`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct From {
+pub(super) struct RowsIn {
     pub(super) x: At,
     /// Elements that are read of a row.
     pub(super) width: usize,
@@ -41,7 +41,7 @@ pub(super) struct From {
     pub(super) chosen: u64,
 }
 
-impl From {
+impl RowsIn {
     /// All rows in order.
     pub(super) fn all(x: At, width: usize) -> Self {
         Self { x, width, chosen: 0 }
@@ -52,7 +52,7 @@ impl Compute {
     fn rows(
         &self,
         kernel: &Kernel,
-        from: From,
+        from: RowsIn,
         rows: usize,
         out: At,
         (weight, eps): (u64, f32),
@@ -76,7 +76,7 @@ impl Compute {
     /// RMSNorm: `x / sqrt(mean(x²) + eps) * weight`, in the precision of linear layers.
     pub(super) fn norm(
         &self,
-        from: From,
+        from: RowsIn,
         rows: usize,
         weight: &Buffer,
         eps: f32,
@@ -86,17 +86,17 @@ impl Compute {
     }
 
     /// Rows as linear layers take them.
-    pub(super) fn narrow(&self, from: From, rows: usize, out: At) -> Result<(), Error> {
+    pub(super) fn narrow(&self, from: RowsIn, rows: usize, out: At) -> Result<(), Error> {
         self.rows(&self.programs.narrow, from, rows, out, (0, 0.0))
     }
 
     /// `silu(gate) * up` of rows in which eight gates and eight ups alternate; `width` gates.
-    pub(super) fn swiglu(&self, from: From, rows: usize, out: At) -> Result<(), Error> {
+    pub(super) fn swiglu(&self, from: RowsIn, rows: usize, out: At) -> Result<(), Error> {
         self.rows(&self.programs.swiglu, from, rows, out, (0, 0.0))
     }
 
     /// f32 rows as they are.
-    pub(super) fn copy(&self, from: From, rows: usize, out: At) -> Result<(), Error> {
+    pub(super) fn copy(&self, from: RowsIn, rows: usize, out: At) -> Result<(), Error> {
         self.rows(&self.programs.copy, from, rows, out, (0, 0.0))
     }
 

@@ -6,8 +6,6 @@ use std::sync::{Mutex, PoisonError};
 use super::compute::{At, Compute};
 use crate::{Buffer, Error};
 
-/// Rows that go through a layer together; bounds the scratch.
-pub(super) const PASS_ROWS: usize = 2048;
 /// Scratches that are kept.
 const KEPT: usize = 4;
 
@@ -39,6 +37,8 @@ pub(super) struct Scratch {
 /// Scratches that nobody uses. Calls are queued in order, so that the next call may take what the last one's kernels still use.
 #[derive(Debug)]
 pub(super) struct ScratchPool {
+    /// Rows that go through a layer together; bounds every scratch.
+    pub(super) pass_rows: usize,
     widths: Widths,
     /// Bytes of [`Scratch::expanded`] for few rows and for many.
     expanded_bytes: [usize; 2],
@@ -53,12 +53,12 @@ pub(super) struct Lent<'a> {
 
 impl ScratchPool {
     /// `expanded_bytes(rows)` is what products of so many rows need.
-    pub(super) fn new(widths: Widths, expanded_bytes: impl Fn(usize) -> usize) -> Self {
-        let expanded_bytes = [expanded_bytes(SMALL_ROWS), expanded_bytes(PASS_ROWS)];
-        Self { widths, expanded_bytes, free: Mutex::default() }
+    pub(super) fn new(pass_rows: usize, widths: Widths, expanded_bytes: impl Fn(usize) -> usize) -> Self {
+        let expanded_bytes = [expanded_bytes(SMALL_ROWS), expanded_bytes(pass_rows)];
+        Self { pass_rows, widths, expanded_bytes, free: Mutex::default() }
     }
 
-    /// A scratch for so many rows, at most [`PASS_ROWS`].
+    /// A scratch for so many rows, at most [`Self::pass_rows`].
     pub(super) fn take(&self, compute: &Compute, rows: usize) -> Result<Lent<'_>, Error> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = free.iter().enumerate().filter(|(_, scratch)| scratch.rows >= rows);
@@ -73,7 +73,7 @@ impl ScratchPool {
     }
 
     fn make(&self, compute: &Compute, rows: usize) -> Result<Scratch, Error> {
-        let rows = rows.next_power_of_two().clamp(SMALL_ROWS, PASS_ROWS);
+        let rows = rows.next_power_of_two().min(self.pass_rows).max(SMALL_ROWS);
         let buffer = |width: usize, element| Buffer::new(&compute.device, rows * width * element);
         let element = compute.precision.bytes();
         let gated = buffer(self.widths.gated.next_multiple_of(2), element)?;

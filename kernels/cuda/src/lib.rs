@@ -7,6 +7,7 @@ mod device;
 mod error;
 mod kernel;
 mod select;
+pub mod selftest;
 mod tile;
 
 pub use attend::{DecodeAttention, DecodeCall, DecodeItem, MergeItem, PartialMerger, split_keys};

@@ -104,12 +104,12 @@ impl Plan {
         let plans = [(4, 4), (4, 3), (2, 4), (2, 3), (4, 2)].map(|(warps, stages)| (warps, stages, 2));
         let rest = [(4, 4), (4, 3), (4, 2), (2, 4), (2, 3), (2, 2), (1, 2)];
         let plans = plans.into_iter().chain(rest.map(|(warps, stages)| (warps, stages, 1)));
-        let plans = plans.map(|(warps, stages, resident)| {
+        let mut plans = plans.map(|(warps, stages, resident)| {
             let shared = shared_bytes(shape, warps, stages, row_tiles);
             Self { warps, stages, row_tiles, resident, shared }
         });
         // A kilobyte of each thread block is the system's.
-        plans.into_iter().find(|plan| (plan.shared + 1024) * plan.resident <= limit + 1024).ok_or_else(|| {
+        plans.find(|plan| (plan.shared + 1024) * plan.resident <= limit + 1024).ok_or_else(|| {
             let least = shared_bytes(shape, 1, 2, row_tiles);
             let problem =
                 format!("of {} needs {least} bytes of shared memory, the device has {limit}", shape.head_dim);

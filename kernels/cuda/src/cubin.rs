@@ -107,9 +107,9 @@ impl<'a> Elf<'a> {
         let (count, names) = (usize::from(u16_at(bytes, 0x3c)?), usize::from(u16_at(bytes, 0x3e)?));
         let headers = (0..count).map(|index| {
             let at = table.checked_add(index * HEADER)?;
-            let field = |offset| at.checked_add(offset).and_then(|at| u64_at(bytes, at));
-            let name = u32_at(bytes, at)? as usize;
-            Some(Header { name, offset: field(0x18)?.try_into().ok()?, size: field(0x20)?.try_into().ok()? })
+            let header = bytes.get(at..at.checked_add(HEADER)?)?;
+            let field = |offset| u64_at(header, offset).and_then(|field| usize::try_from(field).ok());
+            Some(Header { name: u32_at(header, 0)? as usize, offset: field(0x18)?, size: field(0x20)? })
         });
         Some(Self { bytes, headers: headers.collect::<Option<Vec<_>>>()?, names })
     }

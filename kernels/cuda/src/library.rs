@@ -148,7 +148,7 @@ fn load(library: Library, path: &Path) -> Result<Opened, String> {
     }
     // SAFETY: the file is one of CUDA's libraries by its name, from a folder that the operator or the system names; its
     // constructors are as trusted as any library of the system.
-    let handle = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
+    let handle = unsafe { libloading::Library::new(path) }.map_err(reason)?;
     Ok(Opened { library, path: path.display().to_string(), handle: Box::leak(Box::new(handle)) })
 }
 
@@ -161,11 +161,16 @@ fn load_companions(folder: &Path, prefix: &str) -> Result<(), String> {
     };
     for path in entries.flatten().map(|entry| entry.path()).filter(ours) {
         // SAFETY: as for the library beside it.
-        let companion = unsafe { libloading::Library::new(&path) }.map_err(|error| error.to_string())?;
+        let companion = unsafe { libloading::Library::new(&path) }.map_err(reason)?;
         // It must stay loaded for as long as the library, which stays until the process ends.
         std::mem::forget(companion);
     }
     Ok(())
+}
+
+/// What the system's loader said, with the name of the file.
+fn reason(error: libloading::Error) -> String {
+    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 impl Opened {
@@ -255,12 +260,13 @@ mod tests {
     #[test]
     fn a_file_that_is_no_library_is_not_passed_over() {
         let folder = tempfile::tempdir().unwrap();
-        for (content, sign) in
-            [(&b"not a library"[..], "libnccl.so.2"), (&b"\x7fELF\x02\x01\x01"[..], "libnccl.so.2")]
-        {
+        for content in [&b"not a library"[..], b"\x7fELF\x02\x01\x01", b""] {
             std::fs::write(folder.path().join("libnccl.so.2"), content).unwrap();
             let told = problem(open(Library::Nccl, &[folder.path().to_owned()]));
-            assert!(told.contains(sign) && told.contains(&folder.path().display().to_string()), "{told}");
+            assert!(
+                told.contains("libnccl.so.2") && told.contains(&folder.path().display().to_string()),
+                "{told}"
+            );
         }
     }
 

@@ -148,7 +148,8 @@ impl Nvrtc {
 
     fn program<'a>(&'a self, kernel: &Kernel, headers: &[Source]) -> Result<Unit<'a>, Error> {
         // Sources need not include what every source needs; their lines keep their numbers.
-        let prelude = headers.first().map(|header| format!("#include \"{}\"\n", header.name)).unwrap_or_default();
+        let prelude =
+            headers.first().map(|header| format!("#include \"{}\"\n", header.name)).unwrap_or_default();
         let unit = format!("{prelude}#line 1 \"{}\"\n{}", kernel.source.name, kernel.source.text);
         let (text, name) = (c_string(&unit, "source")?, c_string(kernel.source.name, "source")?);
         let texts =

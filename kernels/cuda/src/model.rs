@@ -9,7 +9,7 @@
 
 mod activations;
 mod backend;
-pub mod checks;
+pub(crate) mod checks;
 mod choose;
 mod compute;
 mod cublaslt;
@@ -27,12 +27,14 @@ mod upload;
 pub use activations::KeptRows;
 pub use backend::CudaBackend;
 pub use choose::Likeliest;
-pub use cublaslt::{CUBLASLT_SYMBOLS, CublasLt, Stream};
+pub use cublaslt::CublasLt;
 pub use heads::Append;
 pub use layer::CudaLinear;
 pub use linear::{Product, Products};
 pub use load::ModelOptions;
-pub use programs::{Precision, kernels};
+pub use programs::Precision;
+
+pub(crate) use programs::kernels;
 
 use crate::Error;
 

@@ -13,7 +13,7 @@ mod tile_cases;
 
 use std::sync::Arc;
 
-use crate::{Device, Error};
+use crate::{Device, Error, model};
 
 type Run = dyn Fn(&Arc<dyn Device>) -> Result<f64, Error> + Send + Sync;
 
@@ -27,7 +27,7 @@ pub struct Case {
 }
 
 impl Case {
-    fn new(
+    pub(crate) fn new(
         name: impl Into<String>,
         limit: f64,
         run: impl Fn(&Arc<dyn Device>) -> Result<f64, Error> + Send + Sync + 'static,
@@ -47,7 +47,8 @@ impl std::fmt::Debug for Case {
     }
 }
 
-/// Comparisons of pages, decode attention, merges, selection and summaries.
+/// Comparisons of the forward pass, pages, decode attention, merges, selection and summaries.
 pub fn cases() -> Vec<Case> {
-    [tile_cases::cases(), decode_cases::cases(), select_cases::cases()].into_iter().flatten().collect()
+    let parts = [model::checks::cases(), tile_cases::cases(), decode_cases::cases(), select_cases::cases()];
+    parts.into_iter().flatten().collect()
 }

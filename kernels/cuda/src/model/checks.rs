@@ -5,50 +5,37 @@ mod heads;
 mod linear;
 mod tiny;
 
-use std::fmt;
 use std::sync::Arc;
 
 use longshore_model::Error;
 
 use super::programs::Precision;
 use crate::Device;
+use crate::selftest::Case;
 
-/// One comparison.
-pub struct Check {
-    /// What is compared.
-    pub name: String,
-    /// Largest relative L2 distance from the CPU that is allowed; 0 asks for the same bits.
-    pub bound: f64,
-    run: Run,
+/// A comparison whose distance is at most `limit`; 0 asks for the same bits.
+fn case(
+    name: impl Into<String>,
+    limit: f64,
+    run: impl Fn(&Arc<dyn Device>) -> Result<f64, Error> + Send + Sync + 'static,
+) -> Case {
+    Case::new(name, limit, move |device| run(device).map_err(told))
 }
 
-/// Gives the distance.
-type Run = Box<dyn Fn(&Arc<dyn Device>) -> Result<f64, Error> + Send + Sync>;
-
-impl Check {
-    fn new(
-        name: impl Into<String>,
-        bound: f64,
-        run: impl Fn(&Arc<dyn Device>) -> Result<f64, Error> + Send + Sync + 'static,
-    ) -> Self {
-        Self { name: name.into(), bound, run: Box::new(run) }
-    }
-
-    /// The distance on `device`: infinite where something must be the same bits and is not, or is no number.
-    pub fn distance(&self, device: &Arc<dyn Device>) -> Result<f64, Error> {
-        (self.run)(device)
-    }
-}
-
-impl fmt::Debug for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Check").field("name", &self.name).field("bound", &self.bound).finish_non_exhaustive()
+/// A fault of a backend as one of the device.
+fn told(error: Error) -> crate::Error {
+    match error {
+        Error::Device { source, .. } => match source.downcast() {
+            Ok(error) => *error,
+            Err(other) => crate::Error::Device { call: "the forward pass", problem: other.to_string() },
+        },
+        other => crate::Error::Device { call: "the forward pass", problem: other.to_string() },
     }
 }
 
 /// Every comparison of the forward pass.
-pub fn checks() -> Vec<Check> {
-    [linear::checks(), heads::checks(), choose::checks(), tiny::checks()].into_iter().flatten().collect()
+pub(crate) fn cases() -> Vec<Case> {
+    [linear::cases(), heads::cases(), choose::cases(), tiny::cases()].into_iter().flatten().collect()
 }
 
 impl Precision {

@@ -5,17 +5,19 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::mem::size_of_val;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
+use cudarc::driver::sys::CUstream;
 
 use super::linear::{Product, Products};
 use super::programs::Precision;
-use crate::{Buffer, Device, Error};
+use crate::{Buffer, CudaDevice, Device, Error, require_cublaslt};
 
 /// Functions of the library that are called.
-pub const CUBLASLT_SYMBOLS: &[&str] = &[
+const SYMBOLS: &[&str] = &[
     "cublasLtCreate",
     "cublasLtDestroy",
     "cublasLtMatmul",
@@ -35,16 +37,10 @@ const PLANS: usize = 512;
 /// Workspace by NVIDIA's advice, from compute capability 9.0 on and before.
 const WORKSPACE_BYTES: [usize; 2] = [32 << 20, 4 << 20];
 
-/// The stream that a device queues its calls on.
-pub trait Stream: Send + Sync + fmt::Debug {
-    /// Makes the device's context current to the calling thread; gives the stream as the driver knows it (`CUstream`).
-    fn enter(&self) -> Result<usize, Error>;
-}
-
 /// cuBLASLt on a device's stream.
 pub struct CublasLt {
     handle: sys::cublasLtHandle_t,
-    stream: Arc<dyn Stream>,
+    device: Arc<CudaDevice>,
     /// Used by one product at a time, since they are queued in order.
     workspace: Buffer,
     plans: Mutex<HashMap<Shape, Plan>>,
@@ -80,21 +76,17 @@ fn fault(call: &'static str) -> impl Fn(CublasError) -> Error {
 }
 
 impl CublasLt {
-    /// Opens the library for what `stream` belongs to; whoever calls has made sure that it is there
-    /// ([`CUBLASLT_SYMBOLS`]).
-    pub fn new(device: &Arc<dyn Device>, stream: Arc<dyn Stream>) -> Result<Self, Error> {
-        // SAFETY: looks for the library by name.
-        if !unsafe { sys::is_culib_present() } {
-            let problem = "libcublasLt is not there; hint: install CUDA 13's cuBLAS, or use the kernels of this program";
-            return Err(Error::Device { call: "cublasLtCreate", problem: problem.to_owned() });
-        }
-        stream.enter()?;
-        let workspace = Buffer::new(device, WORKSPACE_BYTES[usize::from(device.capability() < 90)])?;
+    /// Opens the library, from the first of `folders` that has it, for a device.
+    pub fn open(device: &Arc<CudaDevice>, folders: &[PathBuf]) -> Result<Self, Error> {
+        require_cublaslt(folders, SYMBOLS)?;
+        device.enter()?;
+        let as_device: Arc<dyn Device> = Arc::<CudaDevice>::clone(device);
+        let workspace = Buffer::new(&as_device, WORKSPACE_BYTES[usize::from(device.capability() < 90)])?;
         let handle = result::create_handle().map_err(fault("cublasLtCreate"))?;
-        Ok(Self { handle, stream, workspace, plans: Mutex::default() })
+        Ok(Self { handle, device: Arc::clone(device), workspace, plans: Mutex::default() })
     }
 
-    fn queue(&self, plan: &Plan, product: &Product, stream: usize) -> Result<(), Error> {
+    fn queue(&self, plan: &Plan, product: &Product, stream: CUstream) -> Result<(), Error> {
         let (alpha, beta) = (1.0f32, if product.add { 1.0f32 } else { 0.0 });
         let pointer = |address: u64| address as usize as *mut c_void;
         // SAFETY: the descriptions live in the plan; the addresses have the sizes that `Product` documents, which is the caller's
@@ -116,7 +108,7 @@ impl CublasLt {
                 &raw const plan.algorithm,
                 pointer(self.workspace.address()),
                 self.workspace.bytes(),
-                stream as *mut _,
+                stream.cast(),
             )
         };
         queued.map_err(fault("cublasLtMatmul"))
@@ -124,8 +116,8 @@ impl CublasLt {
 }
 
 impl Products for CublasLt {
-    fn multiply(&self, _device: &dyn Device, product: &Product) -> Result<(), Error> {
-        let stream = self.stream.enter()?;
+    fn multiply(&self, product: &Product) -> Result<(), Error> {
+        let stream = self.device.enter()?;
         let &Product { precision, outputs, inputs, rows, x_stride, out_stride, .. } = product;
         let shape = Shape { precision, outputs, inputs, rows, x_stride, out_stride };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -222,6 +214,6 @@ impl Drop for CublasLt {
 
 impl fmt::Debug for CublasLt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CublasLt").field("stream", &self.stream).finish_non_exhaustive()
+        f.debug_struct("CublasLt").field("device", &self.device).finish_non_exhaustive()
     }
 }

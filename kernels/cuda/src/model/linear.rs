@@ -1,12 +1,10 @@
 //! Linear layers on the device: which kernel multiplies, and how.
 
-use std::sync::Arc;
-
 use bytemuck::{Pod, Zeroable};
 
 use super::compute::{At, Compute, number};
 use super::programs::{FEW_TILES, Form, GROUP, MANY_ROWS, Precision};
-use crate::{Buffer, Device, Error};
+use crate::{Buffer, Error};
 
 /// Parts that the inputs of a sum are cut into at most; warps of a block of `multiply_few`.
 const CHUNKS: usize = 8;
@@ -119,11 +117,11 @@ pub struct Product {
     pub add: bool,
 }
 
-/// A library of matrix products, which queues them in the order of the device's calls. With one, a row's bits depend on which rows
+/// A library of matrix products, which queues them in the order of the calls of the backend's device. With one, a row's bits depend on which rows
 /// are in the call with it (ADR 16).
 pub trait Products: Send + Sync + std::fmt::Debug {
     /// Queues a product.
-    fn multiply(&self, device: &dyn Device, product: &Product) -> Result<(), Error>;
+    fn multiply(&self, product: &Product) -> Result<(), Error>;
 }
 
 impl Linear {
@@ -276,7 +274,7 @@ impl Compute {
                 out_stride: out.stride,
                 add: then == Then::Add,
             };
-            return products.multiply(&*self.device, &product);
+            return products.multiply(&product);
         }
         let argument = Self::params(weights, linear, outputs, (x, rows), (out, then))?;
         let wide = usize::from(rows > MANY_ROWS[0]);

@@ -187,7 +187,7 @@ impl Programs {
 }
 
 /// Every kernel of the forward pass, with every combination of constants that is launched.
-pub fn kernels() -> Vec<Kernel> {
+pub(crate) fn kernels() -> Vec<Kernel> {
     let mut all: Vec<Kernel> = Vec::new();
     for kernel in Precision::ALL.into_iter().flat_map(|precision| Programs::new(precision).all()) {
         if !all.contains(&kernel) {

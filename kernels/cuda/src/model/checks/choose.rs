@@ -4,19 +4,20 @@ use std::sync::Arc;
 
 use longshore_model::{Error, Sampler, SamplerParams};
 
-use super::{Check, random, same_bits};
+use super::{case, random, same_bits};
 use crate::model::choose::{Broken, Likeliest};
 use crate::model::compute::Compute;
 use crate::model::failed;
 use crate::model::programs::{Precision, Programs};
+use crate::selftest::Case;
 use crate::{Buffer, Device};
 
-pub(super) fn checks() -> Vec<Check> {
+pub(super) fn cases() -> Vec<Case> {
     vec![
-        Check::new("likeliest of 50 tokens", 1e-6, |device| chosen(device, 50, 50)),
-        Check::new("likeliest of 5,000 tokens", 1e-6, |device| chosen(device, 5_000, 20)),
-        Check::new("likeliest of 9,000 tokens, 900 kept", 1e-6, |device| chosen(device, 9_000, 900)),
-        Check::new("logits that are no numbers", 0.0, broken),
+        case("likeliest of 50 tokens", 1e-6, |device| chosen(device, 50, 50)),
+        case("likeliest of 5,000 tokens", 1e-6, |device| chosen(device, 5_000, 20)),
+        case("likeliest of 9,000 tokens, 900 kept", 1e-6, |device| chosen(device, 9_000, 900)),
+        case("logits that are no numbers", 0.0, broken),
     ]
 }
 

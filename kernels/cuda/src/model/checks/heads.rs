@@ -6,10 +6,11 @@ use longshore_attention::{KvDtype, Tile, TileShape};
 use longshore_model::testing::{TinyArchitecture, TinyOptions};
 use longshore_model::{Activations, Backend as _, Error, Qkv};
 
-use super::{Check, random, same_bits, tiny};
+use super::{case, random, same_bits, tiny};
 use crate::model::failed;
 use crate::model::heads::Append;
 use crate::model::programs::Precision;
+use crate::selftest::Case;
 use crate::{Buffer, Device};
 
 const BLOCK_TOKENS: usize = 16;
@@ -17,12 +18,12 @@ const BLOCK_TOKENS: usize = 16;
 const FIRST: usize = 9;
 const ROWS: usize = 30;
 
-pub(super) fn checks() -> Vec<Check> {
+pub(super) fn cases() -> Vec<Case> {
     let check = |dtype: KvDtype| {
         let architecture =
             if dtype == KvDtype::Bf16 { TinyArchitecture::Qwen2 } else { TinyArchitecture::Qwen3 };
         let name = format!("append to {} pages, {}", dtype.name(), architecture.name());
-        Check::new(name, 0.0, move |device| appended(device, dtype, architecture))
+        case(name, 0.0, move |device| appended(device, dtype, architecture))
     };
     KvDtype::ALL.map(check).into_iter().collect()
 }

@@ -3,11 +3,12 @@
 use longshore_compute::ComputePool;
 use longshore_model::{Error, StoredMatrix, TensorType};
 
-use super::{Check, distance, random, same_bits};
+use super::{case, distance, random, same_bits};
+use crate::model::failed;
 use crate::model::layer::CudaLinear;
 use crate::model::load::ModelOptions;
 use crate::model::programs::Precision;
-use crate::model::failed;
+use crate::selftest::Case;
 
 /// A layer and how many rows go through it.
 #[derive(Debug, Clone, Copy)]
@@ -55,12 +56,12 @@ const LAYERS: [Layer; 15] = {
 /// In bf16, quantised weights are made by other instructions.
 const MORE: [(TensorType, usize); 2] = [(TensorType::Q4_1, 97), (TensorType::Q8_0, 10)];
 
-pub(super) fn checks() -> Vec<Check> {
+pub(super) fn cases() -> Vec<Case> {
     let more = MORE.map(|(kind, rows)| Layer { precision: Precision::Bf16, kind, outputs: 37, inputs: 160, rows });
     let check = |layer: Layer| {
         let Layer { precision, kind, outputs, inputs, rows } = layer;
         let name = format!("linear {} {kind} [{outputs}, {inputs}] of {rows} rows", precision.name());
-        Check::new(name, precision.bound(), move |device| {
+        case(name, precision.bound(), move |device| {
             let options =
                 ModelOptions { precision: Some(precision), ..ModelOptions::new(ComputePool::serial()) };
             let (elements, _) = kind.block();

@@ -11,11 +11,12 @@ use longshore_compute::ComputePool;
 use longshore_model::testing::{StoredType, TinyArchitecture, TinyOptions, write_tiny_gguf};
 use longshore_model::{Backend, CpuBackend, CpuOptions, Error, Linear, LoadedModel, RopeScaling};
 
-use super::{Check, distance, wide};
+use super::{case, distance, wide};
 use crate::Device;
 use crate::model::backend::CudaBackend;
 use crate::model::load::ModelOptions;
 use crate::model::programs::Precision;
+use crate::selftest::Case;
 
 const BLOCK_TOKENS: usize = 16;
 /// Rows of the prompt: more than go through `multiply_few`.
@@ -63,9 +64,9 @@ fn scalings() -> Vec<RopeScaling> {
     ]
 }
 
-pub(super) fn checks() -> Vec<Check> {
+pub(super) fn cases() -> Vec<Case> {
     use TinyArchitecture::{Llama, Qwen2, Qwen3};
-    let mut checks = Vec::new();
+    let mut cases = Vec::new();
     let mut add = |options: TinyOptions, precision: Precision, scaling: RopeScaling| {
         let shape = format!("{} of {}, {:?} weights", options.architecture.name(), options.hidden, options.stored);
         let rope = match scaling {
@@ -73,7 +74,7 @@ pub(super) fn checks() -> Vec<Check> {
             ref scaled => format!(", {}", format!("{scaled:?}").split([' ', '(']).next().unwrap_or_default()),
         };
         let name = format!("{} pass, {shape}{rope}", precision.name());
-        checks.push(Check::new(name, precision.bound(), move |device| {
+        cases.push(case(name, precision.bound(), move |device| {
             pass(device, &options, precision, scaling.clone())
         }));
     };
@@ -89,7 +90,7 @@ pub(super) fn checks() -> Vec<Check> {
     for scaling in scalings() {
         add(even(Llama, StoredType::F32), Precision::F32, scaling);
     }
-    checks
+    cases
 }
 
 /// A tiny model out of a file that is removed at once.

@@ -1,6 +1,7 @@
 //! The one configuration of every process: each component's part lies in its own crate.
 
 mod compute;
+mod cuda;
 mod position;
 
 use longshore_attention::KvDtype;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{DEFAULT_MODEL, ModelRef};
 
 pub(crate) use compute::ComputeConfig;
+pub(crate) use cuda::CudaConfig;
 pub(crate) use position::PositionScaling;
 
 /// Everything that can be configured.
@@ -26,8 +28,10 @@ pub(crate) use position::PositionScaling;
 pub(crate) struct Config {
     /// Which model, and how its KV looks.
     pub(crate) model: ModelConfig,
-    /// Threads that compute.
+    /// Where a process computes.
     pub(crate) compute: ComputeConfig,
+    /// Libraries and compiled kernels of GPUs.
+    pub(crate) cuda: CudaConfig,
     /// Addresses.
     pub(crate) listen: ListenConfig,
     /// Who belongs to the cluster.
@@ -212,6 +216,7 @@ impl Validate for Config {
         self.store.faults(&join(path, "store"), faults);
         self.telemetry.faults(&join(path, "telemetry"), faults);
         self.compute.faults(&join(path, "compute"), faults);
+        self.cuda.faults(&join(path, "cuda"), faults);
         check_range(faults, &join(path, "drain"), "deadline_ms", self.drain.deadline_ms, 0..=3_600_000);
     }
 }

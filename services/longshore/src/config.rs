@@ -16,7 +16,10 @@ use longshore_model::Linear;
 use longshore_router::Policies;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DEFAULT_MODEL, ModelRef};
+use crate::{
+    device::Choice,
+    model::{DEFAULT_MODEL, ModelRef},
+};
 
 pub(crate) use compute::ComputeConfig;
 pub(crate) use cuda::CudaConfig;
@@ -187,6 +190,15 @@ impl ModelConfig {
 }
 
 impl Config {
+    /// The arithmetic that K and V are results of, by its name in the configuration: `auto` and what it amounts to for a file refuse
+    /// each other, and so do the arithmetic of the CPU and that of GPUs.
+    pub(crate) fn arithmetic(&self) -> String {
+        match self.compute.choice() {
+            Some(Choice::Cuda(_)) => format!("cuda {}", self.model.linear),
+            _ => self.model.linear.clone(),
+        }
+    }
+
     /// Element type of the KV cache.
     pub(crate) fn kv_dtype(&self) -> KvDtype {
         self.model.dtype().expect("a configuration was validated")

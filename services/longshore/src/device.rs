@@ -1,6 +1,6 @@
 //! Where a process computes: what `compute.device` says, and what this machine has.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, ensure};
 use longshore_cuda::CudaDevice;
 
 use crate::{config::Config, console};
@@ -40,18 +40,34 @@ impl Choice {
     }
 }
 
-/// Refuses a GPU that was asked for and cannot be used, before anything else is done; with `auto`, warns and stays with the CPU.
-pub(crate) fn check(config: &Config) -> Result<()> {
+/// Refuses a GPU that was asked for and cannot be used, before anything else is done; replaces `auto` by what it means here, with a
+/// warning where that is the CPU.
+pub(crate) fn resolve(config: &mut Config) -> Result<()> {
     match choice(config) {
-        Choice::Cpu => Ok(()),
-        Choice::Cuda(index) => serving(config, index).with_context(|| asked(config)),
-        Choice::Auto => {
-            if let Err(error) = serving(config, 0) {
-                console::note(format!("warning: computing on the CPU, since no GPU can be used: {error:#}"));
-            }
-            Ok(())
+        Choice::Cpu => {}
+        Choice::Cuda(index) => {
+            CudaDevice::examine(index, &config.cuda.options()).with_context(|| asked(config))?;
+            note_attention();
         }
+        Choice::Auto => match CudaDevice::examine(0, &config.cuda.options()) {
+            Ok(_) => {
+                config.compute.device = "cuda:0".to_owned();
+                note_attention();
+            }
+            Err(error) => {
+                console::note(format!("warning: computing on the CPU, since no GPU can be used: {error}"));
+                config.compute.device = "cpu".to_owned();
+            }
+        },
     }
+    Ok(())
+}
+
+/// Nobody should think that all of it runs there.
+fn note_attention() {
+    console::note(
+        "warning: the forward pass runs on the GPU, attention on the CPU: engines have no executor for GPUs yet",
+    );
 }
 
 /// Says that something which has only the CPU does not use the GPU that the configuration names, perhaps for others.
@@ -59,6 +75,17 @@ pub(crate) fn note_cpu(config: &Config, what: &str) {
     if let Choice::Cuda(_) = choice(config) {
         console::note(format!("warning: {}, but {what} on the CPU", asked(config)));
     }
+}
+
+/// Refuses a GPU for a command that looks at the CPU.
+pub(crate) fn ensure_cpu(config: &Config, command: &str) -> Result<()> {
+    let is_cpu = choice(config) == Choice::Cpu;
+    ensure!(
+        is_cpu,
+        "{}, `{command}` is about the CPU; hint: use `--device cpu`, or `longshore bench cuda`",
+        asked(config)
+    );
+    Ok(())
 }
 
 /// The device of the configuration.
@@ -69,16 +96,6 @@ pub(crate) fn choice(config: &Config) -> Choice {
 /// What the configuration asks for, to begin an error with.
 pub(crate) fn asked(config: &Config) -> String {
     format!("`compute.device` is `{}`", config.compute.device)
-}
-
-/// Whether a model can be served from a GPU. It cannot yet, whatever GPU there is; what is wrong with the machine is told first.
-fn serving(config: &Config, index: u32) -> Result<()> {
-    let device = CudaDevice::examine(index, &config.cuda.options())?;
-    Err(anyhow!(
-        "the forward pass does not run on GPUs yet ({} was found); hint: `longshore cuda selftest` and `longshore bench cuda` use \
-         it; serve with `--device cpu`",
-        device.description()
-    ))
 }
 
 #[cfg(test)]

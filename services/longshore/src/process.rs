@@ -30,9 +30,9 @@ pub(crate) fn sources(serve: &ServeArgs, sets: Vec<String>) -> Sources {
 
 /// Reads the configuration, and looks for the GPU if it asks for one. `None`: it was only to be printed.
 pub(crate) fn configuration(serve: &ServeArgs, sets: Vec<String>) -> Result<Option<Config>> {
-    let config = settings(serve, sets)?;
-    if let Some(config) = &config {
-        device::check(config)?;
+    let mut config = settings(serve, sets)?;
+    if let Some(config) = &mut config {
+        device::resolve(config)?;
     }
     Ok(config)
 }

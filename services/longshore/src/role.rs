@@ -16,7 +16,7 @@ use crate::{
 pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let Some(mut config) = process::settings(&args.serve, args.all_sets())? else { return Ok(()) };
     match role {
-        Role::Prefill | Role::Decode => device::check(&config)?,
+        Role::Prefill | Role::Decode => device::resolve(&mut config)?,
         Role::KvStore => device::note_cpu(&config, "a shard attends"),
         Role::Router => {}
     }

@@ -1,5 +1,6 @@
 //! `longshore bench cuda`: what the GPU can do at most, measured, and kernels as parts of that.
 
+mod decode;
 mod report;
 
 use std::{sync::Arc, time::Instant};
@@ -33,7 +34,9 @@ pub(crate) fn cuda(args: &BenchCudaArgs) -> Result<()> {
     let bench =
         Bench { queue: Arc::clone(&device) as Arc<dyn Device>, device, repeats: args.repeats as usize };
     let tables = args.json.as_ref().is_none_or(|path| path.as_os_str() != "-");
-    let report = Report { conditions: bench.conditions(&config), peaks: bench.peaks()? };
+    let peaks = bench.peaks()?;
+    let points = decode::measure(&bench, &peaks, &args.lengths)?;
+    let report = Report { conditions: bench.conditions(&config), peaks, points };
     if tables {
         console::say(report.tables());
     }

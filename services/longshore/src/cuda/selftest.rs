@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_cuda::{Device, DeviceInfo, Rate, Rates, capability_name};
+use longshore_cuda::{Device, DeviceInfo, Error, Rate, Rates, capability_name};
 use serde::Serialize;
 
 use crate::{cli::SelftestArgs, console, process};
@@ -12,8 +12,8 @@ use crate::{cli::SelftestArgs, console, process};
 #[derive(Debug, Clone, Serialize)]
 struct Row {
     case: String,
-    /// Norm of the difference over the norm of the CPU's result; `None`: the case could not be run.
-    relative_l2: Option<f64>,
+    /// Norm of the difference over the norm of the CPU's result, or a count of what differs; `None`: the case could not be run.
+    difference: Option<f64>,
     limit: f64,
     passed: bool,
     problem: Option<String>,
@@ -65,34 +65,38 @@ pub(crate) fn selftest(args: &SelftestArgs) -> Result<()> {
     Ok(())
 }
 
-/// A comparison that can be run.
-struct Case {
-    name: String,
-    limit: f64,
-    /// Gives the relative L2 of the difference.
-    run: Box<dyn Fn(&Arc<dyn Device>) -> Result<f64, longshore_cuda::Error>>,
-}
-
 /// Bytes that the measuring kernels copy here: many times as many as run at once, with a rest.
 const COPY_BYTES: usize = (64 << 20) + 48;
 const ROUNDS: u32 = 1000;
 
-/// Every case.
+type Run = dyn Fn(&Arc<dyn Device>) -> Result<f64, Error>;
+
+/// A comparison with its name and its limit.
+struct Case {
+    name: String,
+    limit: f64,
+    /// Gives the error that was found: a relative L2 distance, or a count of what differs.
+    run: Box<Run>,
+}
+
+/// Every case: those of the tests on the emulator, and the kernels that everything is measured against.
 fn cases() -> Vec<Case> {
-    let measuring =
+    let rates =
         [(Rate::Copy, "rates copy"), (Rate::Read, "rates read"), (Rate::MatrixBf16, "rates mma bf16")];
-    measuring
-        .into_iter()
-        .map(|(rate, name)| Case {
-            name: name.to_owned(),
-            limit: 0.0,
-            run: Box::new(move |device| measures(device, rate)),
-        })
-        .collect()
+    let rates = rates.map(|(rate, name)| {
+        let run: Box<Run> = Box::new(move |device| measures(device, rate));
+        Case { name: name.to_owned(), limit: 0.0, run }
+    });
+    let compared = longshore_cuda::selftest::cases().into_iter().map(|case| Case {
+        name: case.name.clone(),
+        limit: case.limit,
+        run: Box::new(move |device| case.run(device)),
+    });
+    rates.into_iter().chain(compared).collect()
 }
 
 /// 0 when a measuring kernel does all that it is measured for, else 1.
-fn measures(device: &Arc<dyn Device>, rate: Rate) -> Result<f64, longshore_cuda::Error> {
+fn measures(device: &Arc<dyn Device>, rate: Rate) -> Result<f64, Error> {
     let rates = Rates::new(device, COPY_BYTES, ROUNDS)?;
     let content: Vec<u8> = (0..COPY_BYTES as u64 / 8)
         .flat_map(|index| (index.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes())
@@ -106,16 +110,16 @@ fn measures(device: &Arc<dyn Device>, rate: Rate) -> Result<f64, longshore_cuda:
 /// problem: a lost context fails them all, which is the truth.
 fn run(device: &Arc<dyn Device>, cases: &[Case], tables: bool) -> Vec<Row> {
     if tables {
-        console::say("| case | relative L2 | limit | |\n| --- | --- | --- | --- |");
+        console::say("| case | relative L2, or count | limit | |\n| --- | --- | --- | --- |");
     }
     let outcome = |case: &Case| {
-        let (relative_l2, problem) = match (case.run)(device) {
+        let (difference, problem) = match (case.run)(device) {
             Ok(difference) => (Some(difference), None),
             Err(error) => (None, Some(error.to_string())),
         };
         // A difference that is no number is no agreement.
-        let passed = relative_l2.is_some_and(|difference| difference <= case.limit);
-        let row = Row { case: case.name.clone(), relative_l2, limit: case.limit, passed, problem };
+        let passed = difference.is_some_and(|difference| difference <= case.limit);
+        let row = Row { case: case.name.clone(), difference, limit: case.limit, passed, problem };
         if tables {
             console::say(line(&row));
         }
@@ -125,7 +129,7 @@ fn run(device: &Arc<dyn Device>, cases: &[Case], tables: bool) -> Vec<Row> {
 }
 
 fn line(row: &Row) -> String {
-    let difference = match (&row.problem, row.relative_l2) {
+    let difference = match (&row.problem, row.difference) {
         (Some(problem), _) => problem.lines().next().unwrap_or_default().to_owned(),
         (None, Some(difference)) => format!("{difference:.2e}"),
         (None, None) => String::new(),
@@ -163,9 +167,9 @@ mod tests {
 
     #[test]
     fn rows_tell_what_happened() {
-        let row = |relative_l2, problem: Option<&str>, passed| Row {
+        let row = |difference, problem: Option<&str>, passed| Row {
             case: "c".to_owned(),
-            relative_l2,
+            difference,
             limit: 1e-5,
             passed,
             problem: problem.map(str::to_owned),

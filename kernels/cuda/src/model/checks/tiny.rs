@@ -68,7 +68,8 @@ pub(super) fn cases() -> Vec<Case> {
     use TinyArchitecture::{Llama, Qwen2, Qwen3};
     let mut cases = Vec::new();
     let mut add = |options: TinyOptions, precision: Precision, scaling: RopeScaling| {
-        let shape = format!("{} of {}, {:?} weights", options.architecture.name(), options.hidden, options.stored);
+        let shape =
+            format!("{} of {}, {:?} weights", options.architecture.name(), options.hidden, options.stored);
         let rope = match scaling {
             RopeScaling::None => String::new(),
             ref scaled => format!(", {}", format!("{scaled:?}").split([' ', '(']).next().unwrap_or_default()),
@@ -96,7 +97,8 @@ pub(super) fn cases() -> Vec<Case> {
 /// A tiny model out of a file that is removed at once.
 pub(super) fn open(options: &TinyOptions) -> Result<LoadedModel, Error> {
     static FILES: AtomicU64 = AtomicU64::new(0);
-    let name = format!("longshore-selftest-{}-{}.gguf", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
+    let name =
+        format!("longshore-selftest-{}-{}.gguf", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
     let path: PathBuf = std::env::temp_dir().join(name);
     let opened = match write_tiny_gguf(&path, options) {
         Ok(()) => LoadedModel::open(&path, &|_| ()),

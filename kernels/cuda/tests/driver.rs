@@ -11,7 +11,8 @@ use std::{
 
 use libloading::Library;
 use longshore_cuda::{
-    Buffer, CudaDevice, CudaOptions, Device, Driver, Error, Kernel, Kind, Launch, Rate, Rates, Source,
+    Buffer, Communicator, CudaDevice, CudaOptions, Device, Driver, Error, Kernel, Kind, Launch, Nccl, Rate,
+    Rates, Source, UniqueId,
 };
 use rand::{Rng as _, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -276,4 +277,30 @@ fn launches_that_do_not_fit_the_kernel_are_refused_before_the_driver_reads_them(
     let text = told(device.launch(&Launch::new(&copy, [1, 1, 1], 33, &[0_u64; 3])), Kind::InvalidInput);
     assert!(text.contains("`threads`"), "{text}");
     assert_eq!(stand_in.calls("cuLaunchKernel"), 0);
+}
+
+/// With the library of NVIDIA's wheel `nvidia-nccl-cu13` (340 MB), which works without a GPU up to the point where it needs one:
+/// `LONGSHORE_TEST_NCCL=…/site-packages cargo nextest run -p longshore-cuda --run-ignored only nccl`.
+#[test]
+#[ignore = "needs NCCL, in the folder that LONGSHORE_TEST_NCCL names"]
+fn nccl_makes_ids_and_tells_why_ranks_cannot_join() {
+    let folder = std::env::var_os("LONGSHORE_TEST_NCCL").expect("LONGSHORE_TEST_NCCL names a folder");
+    let nccl = Nccl::open(&[folder.into()]).unwrap();
+    println!("NCCL {} at {}", nccl.version_name(), nccl.path());
+    let (id, other) = (nccl.unique_id().unwrap(), nccl.unique_id().unwrap());
+    assert!(id != other && UniqueId::from_bytes(id.as_bytes()).unwrap() == id);
+    let stand_in = StandIn::new();
+    let device = Arc::new(CudaDevice::open(0, &stand_in.options).unwrap());
+    let mut looks = 0;
+    let mut go_on = || {
+        looks += 1;
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        looks < 1000
+    };
+    let outcome = Communicator::join(&nccl, &device, &id, (0, 2), &mut go_on);
+    let text = told(outcome, Kind::Communication);
+    assert!(text.contains("aborted"), "{text}");
+    println!("after {looks} looks: {text}");
+    drop(device);
+    assert_eq!(stand_in.live(), 0, "everything is given back");
 }

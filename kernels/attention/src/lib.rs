@@ -21,7 +21,7 @@ pub use policy::{
     BudgetLevel, Cosines, GatesCut, HeadBudgets, HeadPattern, HeadPlan, PlanInput, PolicyReads,
     PrefillPolicy, Streaming,
 };
-pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, TileShape};
+pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, LAYOUT_ROWS, TileShape};
 pub use sparse::{Pairs, QUERY_TILE, SparseItem, SparseWork, Visit};
 pub use summaries::{Mean, Spreads, Summaries};
 pub use tile::Tile;

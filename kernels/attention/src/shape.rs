@@ -11,6 +11,10 @@ pub(crate) const LANES: usize = 16;
 /// `[block]` and of V `[block]`. Everything is little-endian, without gaps between panels or heads.
 pub const LAYOUT_CPU_PANELS: u32 = 1;
 
+/// Layout id of a tile on a GPU, a page. Heads lie one after the other, in order; each head is its K `[block][head_dim]`, then its V
+/// `[block][head_dim]`, then, in int8 tiles, the f32 scales of K `[block]` and of V `[block]`. Everything is little-endian, without gaps.
+pub const LAYOUT_ROWS: u32 = 2;
+
 /// Element type of K and V in a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KvDtype {

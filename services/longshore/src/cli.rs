@@ -3,6 +3,7 @@
 mod bench;
 mod calibrate;
 mod client;
+mod cuda;
 mod doctor;
 mod eval;
 mod model;
@@ -13,11 +14,12 @@ mod trace;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use bench::{
-    BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, BenchStoreArgs, ComputePart, StoreEnd,
-    StoreLane,
+    BenchCommand, BenchComputeArgs, BenchCudaArgs, BenchPrefillArgs, BenchServeArgs, BenchStoreArgs,
+    ComputePart, StoreEnd, StoreLane,
 };
 pub(crate) use calibrate::{CalibrateArgs, Search};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
+pub(crate) use cuda::{CudaCommand, SelftestArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use eval::{
     EvalArgs, EvalCommand, FidelityArgs, OutputArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask,
@@ -102,6 +104,12 @@ pub(crate) enum Command {
     },
     /// Examine this machine, its settings and the model; problems come with a remedy.
     Doctor(DoctorArgs),
+    /// Check the GPU half of this program on this machine's GPU.
+    Cuda {
+        /// What to check.
+        #[command(subcommand)]
+        command: CudaCommand,
+    },
     /// What policies of sparse prefill keep of a model's answers, against exact attention.
     Eval {
         /// What to look at.

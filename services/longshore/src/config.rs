@@ -1,6 +1,7 @@
 //! The one configuration of every process: each component's part lies in its own crate.
 
 mod compute;
+mod cuda;
 mod position;
 
 use longshore_attention::KvDtype;
@@ -15,9 +16,13 @@ use longshore_model::Linear;
 use longshore_router::Policies;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DEFAULT_MODEL, ModelRef};
+use crate::{
+    device::Choice,
+    model::{DEFAULT_MODEL, ModelRef},
+};
 
 pub(crate) use compute::ComputeConfig;
+pub(crate) use cuda::CudaConfig;
 pub(crate) use position::PositionScaling;
 
 /// Everything that can be configured.
@@ -26,8 +31,10 @@ pub(crate) use position::PositionScaling;
 pub(crate) struct Config {
     /// Which model, and how its KV looks.
     pub(crate) model: ModelConfig,
-    /// Threads that compute.
+    /// Where a process computes.
     pub(crate) compute: ComputeConfig,
+    /// Libraries and compiled kernels of GPUs.
+    pub(crate) cuda: CudaConfig,
     /// Addresses.
     pub(crate) listen: ListenConfig,
     /// Who belongs to the cluster.
@@ -191,6 +198,15 @@ impl ModelConfig {
 }
 
 impl Config {
+    /// The arithmetic that K and V are results of, by its name in the configuration: `auto` and what it amounts to for a file refuse
+    /// each other, and so do the arithmetic of the CPU and that of GPUs.
+    pub(crate) fn arithmetic(&self) -> String {
+        match self.compute.choice() {
+            Some(Choice::Cuda(_)) => format!("cuda {}", self.model.linear),
+            _ => self.model.linear.clone(),
+        }
+    }
+
     /// Element type of the KV cache.
     pub(crate) fn kv_dtype(&self) -> KvDtype {
         self.model.dtype().expect("a configuration was validated")
@@ -220,6 +236,7 @@ impl Validate for Config {
         self.store.faults(&join(path, "store"), faults);
         self.telemetry.faults(&join(path, "telemetry"), faults);
         self.compute.faults(&join(path, "compute"), faults);
+        self.cuda.faults(&join(path, "cuda"), faults);
         check_range(faults, &join(path, "drain"), "deadline_ms", self.drain.deadline_ms, 0..=3_600_000);
     }
 }

@@ -241,7 +241,7 @@ impl Engine {
                 if rows.wanted.is_empty() {
                     break;
                 }
-                (x, q, parts) = rows.only_wanted(batch, x, q);
+                (x, q, parts) = rows.only_wanted(batch, x, q)?;
             }
             let mut attention = LayerAttention::new(self, ctx, layer, &*batch, &mut failed);
             let mut output = attention.run(&q, parts.clone(), observer)?;
@@ -326,7 +326,7 @@ impl Rows {
         batch: &[StepInput<'_>],
         x: Activations,
         q: Vec<f32>,
-    ) -> (Activations, Vec<f32>, Vec<Part>) {
+    ) -> Result<(Activations, Vec<f32>, Vec<Part>), Error> {
         let width = q.len() / self.tokens.len();
         let mut parts = Vec::new();
         let mut first = 0;
@@ -337,10 +337,10 @@ impl Rows {
             first += rows;
         }
         if self.wanted.len() == self.tokens.len() {
-            return (x, q, parts);
+            return Ok((x, q, parts));
         }
         let q = self.wanted.iter().flat_map(|row| &q[row * width..][..width]).copied().collect();
-        (x.select(&self.wanted), q, parts)
+        Ok((x.select(&self.wanted)?, q, parts))
     }
 }
 

@@ -17,6 +17,8 @@ pub(crate) enum BenchCommand {
     Prefill(Box<BenchPrefillArgs>),
     /// Tiles into shards and out of them over every lane, beside memcpy, raw TCP and stock tonic.
     Store(Box<BenchStoreArgs>),
+    /// Kernels of the GPU, as parts of what the GPU can do at most.
+    Cuda(Box<BenchCudaArgs>),
     /// Recorded requests: which of their blocks would have been held, by eviction policy and capacity.
     Trace(Box<BenchTraceArgs>),
 }
@@ -150,6 +152,27 @@ pub(crate) struct BenchComputeArgs {
     /// Load, prefill, sample one token, say so and end: what `first-token` starts and times.
     #[arg(long, hide = true)]
     pub(crate) until_first_token: bool,
+}
+
+/// Flags of `longshore bench cuda`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  longshore bench cuda                              the first GPU
+  longshore bench cuda --device cuda:1 --json -     another, for programs
+`python3 tests/perf/cuda_peers.py` measures what others do on the same shapes.")]
+pub(crate) struct BenchCudaArgs {
+    /// Device and libraries, as every server takes them.
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Keys of decode steps; those that the device has no room for are left out.
+    #[arg(long, value_delimiter = ',', value_name = "KEYS", default_value = "8192,131072,1048576", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) lengths: Vec<u32>,
+    /// Samples of each point; the median is shown.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeats: u32,
+    /// Write all figures as JSON; `-` is standard output, where the tables are left out then.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 /// Flags of `longshore bench prefill`.

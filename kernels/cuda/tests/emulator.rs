@@ -1,0 +1,12 @@
+//! The emulator finds what it is there to find, and its instructions do what the PTX manual says.
+
+#[path = "emulator/compiler.rs"]
+mod compiler;
+#[path = "emulator/conversions.rs"]
+mod conversions;
+#[path = "emulator/device.rs"]
+mod device;
+#[path = "emulator/faults.rs"]
+mod faults;
+#[path = "emulator/instructions.rs"]
+mod instructions;

@@ -1,0 +1,278 @@
+//! The emulator as a device: compiles sources with the host's C++ compiler, loads and runs them.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+#![expect(unsafe_code, reason = "loads what the compiler made of our sources; see SAFETY")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CStr, c_char, c_void};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW, Symbol};
+use longshore_cuda::{Device, Error, Kernel, Launch};
+
+use super::compiler::{Compiler, RUNTIME_FLAGS};
+
+/// As `emulator::Launch` in emulator.h.
+#[repr(C)]
+struct Call {
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    workers: u32,
+    argument: *const c_void,
+    argument_bytes: u64,
+    bank_conflicts: *mut u64,
+}
+
+type Entry = unsafe extern "C" fn(*const Call) -> *const c_char;
+
+/// Runs kernels on the CPU, thread by thread, and finds what a GPU would not tell.
+pub(crate) struct Emulator {
+    compiler: Compiler,
+    runtime: Runtime,
+    entries: Mutex<HashMap<Kernel, Entry>>,
+    /// Bytes of each allocation by address.
+    allocations: Mutex<BTreeMap<u64, usize>>,
+    /// What went wrong where no error could be given back.
+    fault: Mutex<Option<String>>,
+    bank_conflicts: AtomicU64,
+    capability: u32,
+}
+
+struct Runtime {
+    allocate: Symbol<unsafe extern "C" fn(u64) -> u64>,
+    is_whole: Symbol<unsafe extern "C" fn(u64, u64) -> bool>,
+    free: Symbol<unsafe extern "C" fn(u64, u64)>,
+}
+
+impl Emulator {
+    /// An emulator with the limits of compute capability 9.0.
+    pub(crate) fn new() -> Arc<Self> {
+        Self::with_capability(90)
+    }
+
+    /// An emulator with the limits of a compute capability.
+    pub(crate) fn with_capability(capability: u32) -> Arc<Self> {
+        let compiler = Compiler::new();
+        let runtime = compiler.library("emulator", include_str!("emulator.cpp"), RUNTIME_FLAGS);
+        let runtime = load(&runtime.expect("the emulator compiles"), RTLD_GLOBAL);
+        // SAFETY: the signatures are those of emulator.cpp, and the library is never unloaded.
+        let runtime = unsafe {
+            Runtime {
+                allocate: runtime.get(b"emulator_allocate").expect("defined"),
+                is_whole: runtime.get(b"emulator_is_whole").expect("defined"),
+                free: runtime.get(b"emulator_free").expect("defined"),
+            }
+        };
+        Arc::new(Self {
+            compiler,
+            runtime,
+            entries: Mutex::default(),
+            allocations: Mutex::default(),
+            fault: Mutex::default(),
+            bank_conflicts: AtomicU64::new(0),
+            capability,
+        })
+    }
+
+    /// The same, as what kernels run on.
+    pub(crate) fn device() -> Arc<dyn Device> {
+        Self::new()
+    }
+
+    /// How often a row of an `ldmatrix` waited for another in the same banks, so far.
+    pub(crate) fn bank_conflicts(&self) -> u64 {
+        self.bank_conflicts.load(Ordering::Relaxed)
+    }
+
+    fn entry(&self, kernel: &Kernel) -> Result<Entry, Error> {
+        let mut entries = self.entries.lock().expect("nobody panics with it");
+        if let Some(entry) = entries.get(kernel) {
+            return Ok(*entry);
+        }
+        let defines = kernel.constants.iter().map(|(name, value)| format!("#define {name} {value}\n"));
+        let source = kernel.source;
+        let unit = format!(
+            "{}#include \"ptx.cuh\"\n#line 1 \"{}\"\n{}",
+            defines.collect::<String>(),
+            source.name,
+            source.text
+        );
+        let library = self.compiler.library(source.name, &unit, &[]).map_err(|log| Error::Compile {
+            kernel: kernel.entry.to_owned(),
+            architecture: "the emulator".to_owned(),
+            log,
+        })?;
+        // SAFETY: every entry has this signature, by the macro KERNEL; the library is never unloaded.
+        let entry = unsafe { load(&library, RTLD_LOCAL).get::<Entry>(kernel.entry.as_bytes()) };
+        let entry = *entry.map_err(|error| device("load", error.to_string()))?;
+        entries.insert(kernel.clone(), entry);
+        Ok(entry)
+    }
+
+    /// Refuses ranges that are not within one allocation.
+    fn check(&self, call: &'static str, address: u64, bytes: usize) -> Result<(), Error> {
+        if let Some(problem) = self.fault.lock().expect("nobody panics with it").take() {
+            return Err(device(call, problem));
+        }
+        let allocations = self.allocations.lock().expect("nobody panics with it");
+        let (&start, &size) = allocations
+            .range(..=address)
+            .next_back()
+            .ok_or_else(|| device(call, format!("{address:#x} was never allocated")))?;
+        if address + bytes as u64 > start + size as u64 {
+            let problem = format!("{bytes} bytes at {address:#x} end beyond {size} bytes at {start:#x}");
+            return Err(device(call, problem));
+        }
+        // SAFETY: it is an allocation.
+        if !unsafe { (self.runtime.is_whole)(start, size as u64) } {
+            return Err(device(call, format!("something was written around the {size} bytes at {start:#x}")));
+        }
+        Ok(())
+    }
+
+    /// Says where an address that a kernel named lies.
+    fn explain(&self, problem: String) -> String {
+        let Some((_, rest)) = problem.split_once("address 0x") else { return problem };
+        let digits = rest.split(',').next().unwrap_or_default();
+        let Ok(address) = u64::from_str_radix(digits, 16) else { return problem };
+        let allocations = self.allocations.lock().expect("nobody panics with it");
+        match allocations.range(..=address).next_back() {
+            Some((start, size)) if address - start < 1 << 32 => {
+                format!("{problem} ({} bytes into an allocation of {size})", address - start)
+            }
+            _ => problem,
+        }
+    }
+}
+
+/// A library that stays loaded. The runtime's symbols are global, so that kernels find them.
+fn load(path: &Path, visibility: i32) -> &'static Library {
+    // SAFETY: the libraries are ours, and their initialisers do nothing but make empty containers.
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | visibility) };
+    Box::leak(Box::new(library.expect("what was compiled can be loaded")))
+}
+
+fn device(call: &'static str, problem: String) -> Error {
+    Error::Device { call, problem }
+}
+
+impl Device for Emulator {
+    fn name(&self) -> String {
+        "emulator".to_owned()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        4
+    }
+
+    fn capability(&self) -> u32 {
+        self.capability
+    }
+
+    fn shared_bytes_limit(&self) -> usize {
+        match self.capability {
+            80 | 87 => 163 << 10,
+            86 | 89 | 120.. => 99 << 10,
+            _ => 227 << 10,
+        }
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, Error> {
+        // SAFETY: makes a new map of memory.
+        let address = unsafe { (self.runtime.allocate)(bytes as u64) };
+        if address == 0 {
+            return Err(Error::OutOfMemory { bytes, problem: "the host has no room".to_owned() });
+        }
+        self.allocations.lock().expect("nobody panics with it").insert(address, bytes);
+        Ok(address)
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        let removed = self.allocations.lock().expect("nobody panics with it").remove(&address);
+        let fault = if removed != Some(bytes) {
+            Some(format!("{bytes} bytes at {address:#x} are given back, allocated were {removed:?}"))
+        // SAFETY: it was an allocation until now.
+        } else if !unsafe { (self.runtime.is_whole)(address, bytes as u64) } {
+            Some(format!("something was written around the {bytes} bytes at {address:#x}"))
+        } else {
+            None
+        };
+        if removed == Some(bytes) {
+            // SAFETY: nobody can name it from now on.
+            unsafe { (self.runtime.free)(address, bytes as u64) };
+        }
+        if let Some(fault) = fault {
+            self.fault.lock().expect("nobody panics with it").get_or_insert(fault);
+        }
+    }
+
+    fn upload(&self, address: u64, from: &[u8]) -> Result<(), Error> {
+        self.check("upload", address, from.len())?;
+        // SAFETY: the range lies in an allocation, which nobody else touches: launches are over when they return.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), address as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    fn download(&self, address: u64, to: &mut [u8]) -> Result<(), Error> {
+        self.check("download", address, to.len())?;
+        // SAFETY: as in `upload`.
+        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
+        self.synchronize()?;
+        let (asked, limit) = (launch.shared_bytes as usize, self.shared_bytes_limit());
+        if asked > limit {
+            let entry = launch.kernel.entry;
+            let problem =
+                format!("kernel `{entry}` asks for {asked} bytes of shared memory, there are {limit}");
+            return Err(device("launch", problem));
+        }
+        let entry = self.entry(launch.kernel)?;
+        let mut bank_conflicts = 0;
+        let call = Call {
+            grid: launch.grid,
+            threads: launch.threads,
+            shared_bytes: launch.shared_bytes,
+            workers: 2,
+            argument: launch.argument.as_ptr().cast(),
+            argument_bytes: launch.argument.len() as u64,
+            bank_conflicts: &raw mut bank_conflicts,
+        };
+        // SAFETY: the structure is as in emulator.h; the runtime checks the argument's size and catches what the kernel does.
+        let problem = unsafe { entry(&raw const call) };
+        self.bank_conflicts.fetch_add(bank_conflicts, Ordering::Relaxed);
+        if problem.is_null() {
+            return Ok(());
+        }
+        // SAFETY: a text that ends with 0 and lives until this thread's next launch.
+        let problem = unsafe { CStr::from_ptr(problem) }.to_string_lossy().into_owned();
+        Err(device("launch", self.explain(problem)))
+    }
+
+    fn synchronize(&self) -> Result<(), Error> {
+        match self.fault.lock().expect("nobody panics with it").take() {
+            Some(problem) => Err(device("synchronize", problem)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        let fault = self.fault.lock().map(|mut fault| fault.take()).unwrap_or_default();
+        if let Some(problem) = fault.filter(|_| !std::thread::panicking()) {
+            panic!("nobody asked the emulator, but: {problem}");
+        }
+    }
+}
+
+impl std::fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Emulator").field("capability", &self.capability).finish_non_exhaustive()
+    }
+}

@@ -97,7 +97,7 @@ impl Tile {
     /// before anybody reads one. `shape` must be valid.
     pub fn unwritten(shape: TileShape) -> Self {
         assert!(shape.validate().is_ok(), "tile of an invalid shape: {shape:?}");
-        Self { shape, body: SlabBuffer::unwritten(shape.bytes()) }
+        Self { shape, body: SlabBuffer::unwritten(shape.bytes()), version: next_version() }
     }
 
     /// The body as it travels.

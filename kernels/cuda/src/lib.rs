@@ -12,12 +12,12 @@ mod device;
 mod driver;
 mod error;
 mod kernel;
-mod page_cache;
 mod launch;
 mod library;
 mod model;
 mod nccl;
 mod nvrtc;
+mod page_cache;
 mod rates;
 mod registry;
 mod select;
@@ -35,7 +35,6 @@ pub use device::Device;
 pub use driver::{DeviceInfo, Driver};
 pub use error::{Error, Kind};
 pub use kernel::{Kernel, Launch, Source};
-pub use page_cache::{PageCache, PageStats, Pinned};
 pub use launch::check as check_launch;
 pub use library::{Library, locate, require_cublaslt};
 pub use model::{
@@ -44,6 +43,7 @@ pub use model::{
 };
 pub use nccl::{Communicator, Nccl, Part, UniqueId};
 pub use nvrtc::{Compiled, Nvrtc};
+pub use page_cache::{PageCache, PageStats, Pinned};
 pub use rates::{Rate, Rates};
 pub use registry::{BUDGETS, Budget, kernels};
 pub use select::{

@@ -51,6 +51,19 @@ pub(crate) struct Head<'a, E> {
     pub(crate) v_scales: &'a [Lane],
 }
 
+impl AsRef<[u8]> for Tile {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+/// For whoever brings a body from elsewhere: as with [`Tile::from_bytes`], its checksum comes first.
+impl AsMut<[u8]> for Tile {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.bytes_mut()
+    }
+}
+
 impl Tile {
     /// An all-zero tile. `shape` must be valid.
     pub fn zeroed(shape: TileShape) -> Self {
@@ -78,6 +91,13 @@ impl Tile {
         let mut tile = Self::zeroed(shape);
         let told = fill(tile.bytes_mut());
         Ok((tile, told))
+    }
+
+    /// A tile whose bytes are those of whoever had its memory before, until they are written ([`AsMut`]): for whoever writes all of them
+    /// before anybody reads one. `shape` must be valid.
+    pub fn unwritten(shape: TileShape) -> Self {
+        assert!(shape.validate().is_ok(), "tile of an invalid shape: {shape:?}");
+        Self { shape, body: SlabBuffer::unwritten(shape.bytes()), version: next_version() }
     }
 
     /// The body as it travels.

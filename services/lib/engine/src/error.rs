@@ -101,6 +101,7 @@ impl Error {
                 Code::InvalidArgument
             }
             Self::Attention(error) if error.retryable() => Code::ResourceExhausted,
+            Self::Model(error) if error.kind() == longshore_model::Kind::Exhausted => Code::ResourceExhausted,
             Self::Model(_) | Self::Attention(_) | Self::Blocks(_) => Code::Internal,
             Self::Missing { .. } => Code::NotFound,
             Self::Mismatch { .. } => Code::DataLoss,

@@ -7,9 +7,13 @@ mod device;
 mod error;
 mod kernel;
 mod select;
+pub mod selftest;
 mod tile;
 
-pub use attend::{DecodeAttention, DecodeCall, DecodeItem, MergeItem, PartialMerger, split_keys};
+pub use attend::{
+    DecodeAttention, DecodeCall, DecodeItem, DenseKeys, KeyColumn, KeyLists, KeyVisit, MeanPages, MergeItem,
+    PartialMerger, PrefillAttention, PrefillCall, split_keys,
+};
 pub use buffer::Buffer;
 pub use device::Device;
 pub use error::{Error, Kind};

@@ -1,4 +1,6 @@
-// What the kernels of prefill attention visit, and where it lies. Included in front of each of them.
+// What the kernels of prefill attention visit, and where it lies. Stands in front of each of them. A partial is a record f32
+// (m, l, o[HEAD_DIM]), as it travels.
+#include "ptx.cuh"
 
 #define ROW_BYTES (HEAD_DIM * ELEMENT_BYTES)
 #define ELEMENT_BYTES (DTYPE == DTYPE_F32 ? 4 : 2)
@@ -18,7 +20,7 @@ struct Visit {
 
 // A gathered key.
 struct Column {
-    // Address of its K; its V lies as far behind as in a page.
+    // Address of its K of KV head 0; the rest lies as far behind as in a page.
     u64 row;
     u64 position;
 };
@@ -42,10 +44,12 @@ struct Item {
 // Its keys are the first of these rows: the earlier partial is folded in.
 #define ITEM_BEGINS 2
 
+#define RECORD (2 + HEAD_DIM)
+
 struct Params {
-    // [rows][query heads][HEAD_DIM], rotated.
+    // f32 [rows][query heads][HEAD_DIM], rotated.
     u64 queries;
-    // Addresses of pages of keys and values, and of means.
+    // Tables of addresses of pages of keys and values, and of means.
     u64 pages;
     u64 means;
     u64 items;
@@ -53,15 +57,12 @@ struct Params {
     u64 columns;
     // f32, added to the logit of each column; 0: nothing.
     u64 column_bias;
-    // Partial of earlier keys, [rows][query heads] of (m, l) and of o, f32; 0: none.
-    u64 earlier_sums;
-    u64 earlier_output;
-    // The same of the result. With `normalised` only the output, in the type of the queries.
-    u64 sums;
+    // Records of earlier keys [rows][query heads]; 0: none.
+    u64 earlier;
+    // Records [rows][query heads], or, `divided`, f32 [rows][query heads][HEAD_DIM].
     u64 output;
-    // Results of the parts of lists, by rows of parts.
-    u64 part_sums;
-    u64 part_output;
+    // Records of the parts of lists.
+    u64 parts;
     // Of query row 0, and of key 0 of dense items.
     u64 first_position;
     u64 dense_position;
@@ -76,7 +77,8 @@ struct Params {
     // log2 of the keys of a page.
     u32 page_shift;
     u32 mean_page_shift;
-    u32 normalised;
+    // 1: the output is o / l, 0 where there is no key.
+    u32 divided;
 };
 
 DEVICE Visit visit_of(const Params& p, const Item& item, u32 index) {
@@ -96,34 +98,48 @@ DEVICE u64 value_offset(const Params& p, const Visit& visit) {
     return static_cast<u64>(ROW_BYTES) << (kind_of(visit) == VISIT_MEANS ? p.mean_page_shift : p.page_shift);
 }
 
+// Bytes from a row of KV head 0 to that of another.
+DEVICE u64 head_offset(u32 shift, u32 kv_head) { return (static_cast<u64>(kv_head) << (shift + 1)) * ROW_BYTES; }
+
 // Address of row `key` of a table of pages.
 DEVICE u64 paged_row(u64 pages, u32 shift, u32 kv_head, u32 key) {
     u64 page = reinterpret_cast<const u64*>(pages)[key >> shift];
-    return page + ((static_cast<u64>(kv_head) << (shift + 1)) + (key & ((1u << shift) - 1))) * ROW_BYTES;
+    return page + head_offset(shift, kv_head) + static_cast<u64>(key & ((1u << shift) - 1)) * ROW_BYTES;
+}
+
+// Address of a row of a block or of means.
+DEVICE u64 visited_row(const Params& p, const Visit& visit, u32 kv_head, u32 key) {
+    if (kind_of(visit) == VISIT_MEANS) return paged_row(p.means, p.mean_page_shift, kv_head, visit.first + key);
+    return paged_row(p.pages, p.page_shift, kv_head, visit.first + key);
+}
+
+// Whether there is such a key.
+DEVICE bool counts(const Visit& visit, u32 key) {
+    return key < keys_of(visit) && (kind_of(visit) != VISIT_MEANS || (visit.keys >> key & 1));
 }
 
 // Address of the K of a key of the visit; 0 when there is no such key.
 DEVICE u64 key_row(const Params& p, const Visit& visit, u32 kv_head, u32 key) {
-    if (key >= keys_of(visit)) return 0;
-    if (kind_of(visit) == VISIT_COLUMNS) return reinterpret_cast<const Column*>(p.columns)[visit.first + key].row;
-    if (kind_of(visit) == VISIT_BLOCK) return paged_row(p.pages, p.page_shift, kv_head, visit.first + key);
-    return visit.keys >> key & 1 ? paged_row(p.means, p.mean_page_shift, kv_head, visit.first + key) : 0;
+    if (!counts(visit, key)) return 0;
+    if (kind_of(visit) != VISIT_COLUMNS) return visited_row(p, visit, kv_head, key);
+    return reinterpret_cast<const Column*>(p.columns)[visit.first + key].row + head_offset(p.page_shift, kv_head);
 }
 
-// Whether KEYS rows from the first on lie one after the other.
+// Whether its rows lie one after the other.
 DEVICE bool is_in_one_page(const Params& p, const Visit& visit) {
-    u32 last = visit.first + KEYS - 1;
-    return kind_of(visit) == VISIT_BLOCK && visit.first >> p.page_shift == last >> p.page_shift;
+    u32 shift = kind_of(visit) == VISIT_MEANS ? p.mean_page_shift : p.page_shift;
+    return kind_of(visit) != VISIT_COLUMNS && visit.first >> shift == (visit.first + keys_of(visit) - 1) >> shift;
 }
 
+#define NOBODY 0xffffffffu
 // The first row that sees a key, counted from the position `row_position`; NOBODY when no row does.
 DEVICE u32 first_seen(const Params& p, const Visit& visit, u32 key, u64 row_position) {
-    if (key >= keys_of(visit)) return 0xffffffffu;
+    if (!counts(visit, key)) return NOBODY;
     u64 position = visit.keys + key;
-    if (kind_of(visit) == VISIT_MEANS) return visit.keys >> key & 1 ? 0 : 0xffffffffu;
+    if (kind_of(visit) == VISIT_MEANS) return 0;
     if (kind_of(visit) == VISIT_COLUMNS) position = reinterpret_cast<const Column*>(p.columns)[visit.first + key].position;
     if (position <= row_position) return 0;
-    return position - row_position < 0xffffffffu ? static_cast<u32>(position - row_position) : 0xffffffffu;
+    return position - row_position < NOBODY ? static_cast<u32>(position - row_position) : NOBODY;
 }
 
 // What is added to the logit of a key.
@@ -142,26 +158,4 @@ DEVICE bool is_plain(const Visit& visit, u64 row_position) {
 DEVICE u64 pair_of(const Params& p, u32 kv_head, u32 packed) {
     u64 heads = static_cast<u64>(p.kv_heads) * p.group;
     return packed / p.group * heads + kv_head * p.group + packed % p.group;
-}
-
-// Writes a row whose output is spread over a warp: its sums and output, or, when it is whole and the output is to be normalised, that
-// divided by the sum, in the type of the queries.
-DEVICE void store_row(const Params& p, f32 top, f32 sum, const f32* own, u64 at, bool whole) {
-    bool normalised = whole && p.normalised != 0;
-    f32* output = reinterpret_cast<f32*>(whole ? p.output : p.part_output) + at * HEAD_DIM;
-    for (u32 index = lane(), part = 0; index < HEAD_DIM; index += 32, part++) {
-        f32 value = normalised ? (sum == 0 ? 0 : own[part] / sum) : own[part];
-#if DTYPE != DTYPE_F32
-        u16* narrow = reinterpret_cast<u16*>(p.output) + at * HEAD_DIM;
-        if (normalised) {
-            narrow[index] = DTYPE == DTYPE_F16 ? f32_to_f16(value) : f32_to_bf16(value);
-            continue;
-        }
-#endif
-        output[index] = value;
-    }
-    if (normalised || lane() != 0) return;
-    f32* sums = reinterpret_cast<f32*>(whole ? p.sums : p.part_sums) + 2 * at;
-    sums[0] = top;
-    sums[1] = sum;
 }

@@ -71,34 +71,55 @@ DEVICE Stage stage_of(u32 index) {
     return {at, at + TILE_BYTES, reinterpret_cast<Marks*>(marks) + index % STAGES};
 }
 
-// Positions of the rows. Those that are needed seldom lie here rather than in registers.
-struct Positions {
-    u64 first;
-    // Counted from the first.
+// What is needed seldom and has no room in registers.
+struct Task {
+    Item item;
+    // Position of the first row.
+    u64 position;
+    // Positions of the rows, counted from the first.
     u32 rows[ROWS];
 };
-DEVICE Positions* positions() {
-    return reinterpret_cast<Positions*>(shared_memory() + ROWS * ROW_BYTES + STAGES * (STAGE_BYTES + sizeof(Marks)));
+DEVICE Task& task() {
+    return *reinterpret_cast<Task*>(shared_memory() + ROWS * ROW_BYTES + STAGES * (STAGE_BYTES + sizeof(Marks)));
 }
 
-// Begins to bring the queries, and notes where the rows are.
-DEVICE void begin_queries(const Params& p, const Item& item) {
-    NO_UNROLL for (u32 row = thread_index(); row < ROWS; row += THREADS) {
-        positions()->rows[row] = (item.first_row + row) / p.group - item.first_row / p.group;
+// 16 bytes of queries; what is beyond the range of f16 becomes the largest number.
+DEVICE uint4x narrowed(const f32* from) {
+    f32 x[8];
+    UNROLL for (u32 half = 0; half < 2; half++) {
+        uint4x four = load_global_once(from + 4 * half);
+        const u32 bits[4] = {four.x, four.y, four.z, four.w};
+        UNROLL for (u32 i = 0; i < 4; i++) {
+            f32 wide = from_bits(bits[i]);
+            x[4 * half + i] = DTYPE == DTYPE_F16 ? (wide > 65504 ? 65504 : wide < -65504 ? -65504 : wide) : wide;
+        }
     }
-    if (thread_index() == 0) positions()->first = p.first_position + item.first_row / p.group;
-    sync_block();
+    return {pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])};
+}
+
+// Brings the queries, rounded to the type of the keys, and notes where the rows are.
+DEVICE void bring_queries(const Params& p, const Item& item) {
+    NO_UNROLL for (u32 row = thread_index(); row < ROWS; row += THREADS) {
+        task().rows[row] = (item.first_row + row) / p.group - item.first_row / p.group;
+    }
+    if (thread_index() == 0) {
+        task().item = item;
+        task().position = p.first_position + item.first_row / p.group;
+    }
     NO_UNROLL for (u32 at = thread_index(); at < ROWS * PIECES; at += THREADS) {
         u32 row = at / PIECES, piece = at % PIECES;
-        bool valid = row < item.rows;
-        u64 from = p.queries;
-        if (valid) from += pair_of(p, item.kv_head, item.first_row + row) * ROW_BYTES + piece * 16;
-        copy_async_16(query_tile() + place(row, piece), reinterpret_cast<const void*>(from), valid);
+        uint4x value = {0, 0, 0, 0};
+        if (row < item.rows) {
+            u64 pair = pair_of(p, item.kv_head, item.first_row + row);
+            value = narrowed(reinterpret_cast<const f32*>(p.queries) + pair * HEAD_DIM + piece * 8);
+        }
+        *reinterpret_cast<uint4x*>(query_tile() + place(row, piece)) = value;
     }
+    sync_block();
 }
 
 DEVICE void mark(const Params& p, const Visit& visit, Marks& marks) {
-    u64 row_position = positions()->first;
+    u64 row_position = task().position;
     bool plain = is_plain(visit, row_position);
     if (thread_index() == 0) {
         marks.plain = plain;
@@ -118,11 +139,11 @@ DEVICE void begin_row(const Stage& stage, u32 key, u32 piece, u64 from, u64 to_v
 
 // Keys that lie one after the other.
 DEVICE void begin_run(const Params& p, const Visit& visit, u32 kv_head, const Stage& stage) {
-    u64 first = paged_row(p.pages, p.page_shift, kv_head, visit.first), to_value = value_offset(p, visit);
+    u64 first = visited_row(p, visit, kv_head, 0), to_value = value_offset(p, visit);
     UNROLL for (u32 turn = 0; turn < (KEYS * PIECES + THREADS - 1) / THREADS; turn++) {
         u32 at = turn * THREADS + thread_index(), key = at / PIECES;
         if (KEYS * PIECES % THREADS != 0 && key >= KEYS) break;
-        begin_row(stage, key, at % PIECES, first + at * 16, to_value, key < keys_of(visit));
+        begin_row(stage, key, at % PIECES, first + at * 16, to_value, counts(visit, key));
     }
 }
 
@@ -138,7 +159,8 @@ DEVICE void begin_rows(const Params& p, const Visit& visit, u32 kv_head, const S
 }
 
 // Begins to bring a visit into its stage, unless there is none left; closes a group of copies either way.
-DEVICE void begin_visit(const Params& p, const Item& item, u32 index) {
+DEVICE void begin_visit(const Params& p, u32 index) {
+    const Item& item = task().item;
     if (index < item.visits) {
         Visit visit = visit_of(p, item, index);
         Stage stage = stage_of(index);
@@ -174,7 +196,7 @@ DEVICE void begin_scores(f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4], const Marks
     }
     u32 rows[ROW_TILES][2];
     UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
-        UNROLL for (u32 half = 0; half < 2; half++) rows[tile][half] = positions()->rows[row_of(tile, half)];
+        UNROLL for (u32 half = 0; half < 2; half++) rows[tile][half] = task().rows[row_of(tile, half)];
     }
     UNROLL for (u32 n = 0; n < 2 * KEY_STEPS; n++) {
         UNROLL for (u32 column = 0; column < 2; column++) {
@@ -191,8 +213,9 @@ DEVICE void begin_scores(f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4], const Marks
 
 // scores += Q Kᵀ.
 DEVICE void score(f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4], const Stage& stage) {
-    u32 query_at = place(warp() * ROW_TILES * 16 + lane() % 16, lane() / 16);
-    u32 key_at = place(lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
+    u32 thread = fresh_thread_index(), lane = thread % 32;
+    u32 query_at = place(thread / 32 * ROW_TILES * 16 + lane % 16, lane / 16);
+    u32 key_at = place(lane % 8 + lane / 16 * 8, lane / 8 % 2);
     UNROLL for (u32 step = 0; step < DIM_STEPS; step++) {
         u32 a[ROW_TILES][4];
         UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
@@ -210,8 +233,8 @@ DEVICE void score(f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4], const Stage& stage
     }
 }
 
-// The largest score of each row.
-DEVICE void row_tops(f32 (&tops)[ROW_TILES][2], const f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4]) {
+// The largest logit of each row.
+DEVICE void row_tops(f32 (&tops)[ROW_TILES][2], const f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4], f32 scale) {
     UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
         UNROLL for (u32 half = 0; half < 2; half++) {
             f32 top = negative_infinity();
@@ -219,58 +242,48 @@ DEVICE void row_tops(f32 (&tops)[ROW_TILES][2], const f32 (&scores)[ROW_TILES][2
                 top = fmaxf(top, fmaxf(scores[tile][n][half * 2], scores[tile][n][half * 2 + 1]));
             }
             top = fmaxf(top, shuffle_xor(top, 1));
-            tops[tile][half] = fmaxf(top, shuffle_xor(top, 2));
+            tops[tile][half] = fmaxf(top, shuffle_xor(top, 2)) * scale;
         }
     }
 }
 
-// Takes the maxima of new logits into the running ones and rescales what was summed; leaves in `offsets` what is subtracted from
-// logits.
-DEVICE void raise(State& state, const f32 (&tops)[ROW_TILES][2], f32 (&offsets)[ROW_TILES][2]) {
-    f32 factors[ROW_TILES][2];
+// Of rows that have seen nothing, 0: no −∞ is subtracted from another.
+DEVICE f32 finite(f32 top) { return top == negative_infinity() ? 0 : top; }
+
+// Takes the maxima of new logits into the running ones and rescales what was summed.
+DEVICE void raise(State& state, const f32 (&tops)[ROW_TILES][2]) {
     bool grew = false;
     UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
-        UNROLL for (u32 half = 0; half < 2; half++) {
-            f32 before = state.top[tile][half], after = fmaxf(before, tops[tile][half]);
-            // Rows that have seen nothing: no −∞ is subtracted from another.
-            f32 from = after == negative_infinity() ? 0 : after;
-            offsets[tile][half] = from - SHIFT;
-            factors[tile][half] = exp2_approx(before - from);
-            grew = grew || after != before;
-            state.top[tile][half] = after;
-        }
+        UNROLL for (u32 half = 0; half < 2; half++) grew = grew || tops[tile][half] > state.top[tile][half];
     }
     if (!any(grew)) return;
     UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
-        UNROLL for (u32 half = 0; half < 2; half++) state.sum[tile][half] *= factors[tile][half];
-        UNROLL for (u32 n = 0; n < 2 * DIM_STEPS; n++) {
-            UNROLL for (u32 i = 0; i < 4; i++) state.output[tile][n][i] *= factors[tile][i / 2];
-        }
-    }
-}
-
-// Scores become weights, which are summed; the sum of a row is spread over four lanes until the end.
-DEVICE void weigh(State& state, f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4], const f32 (&offsets)[ROW_TILES][2], f32 scale) {
-    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
-        UNROLL for (u32 n = 0; n < 2 * KEY_STEPS; n++) {
-            UNROLL for (u32 i = 0; i < 4; i++) {
-                f32 weight = exp2_approx(fmaf(scores[tile][n][i], scale, -offsets[tile][i / 2]));
-                scores[tile][n][i] = weight;
-                state.sum[tile][i / 2] += weight;
+        UNROLL for (u32 half = 0; half < 2; half++) {
+            f32 top = fmaxf(state.top[tile][half], tops[tile][half]);
+            f32 factor = exp2_approx(state.top[tile][half] - finite(top));
+            state.top[tile][half] = top;
+            state.sum[tile][half] *= factor;
+            UNROLL for (u32 n = 0; n < 2 * DIM_STEPS; n++) {
+                state.output[tile][n][half * 2] *= factor;
+                state.output[tile][n][half * 2 + 1] *= factor;
             }
         }
     }
 }
 
-// output += P V; the weights are rounded to the type of V and are the fragments that the product takes.
-DEVICE void add_values(State& state, const f32 (&weights)[ROW_TILES][2 * KEY_STEPS][4], const Stage& stage) {
-    u32 value_at = place(lane() % 16, lane() / 16);
+// Scores become weights, which are summed (the sum of a row is spread over four lanes until the end) and multiplied with V: output += P V. Rounded
+// to the type of V, the weights of 16 keys are the fragments that the product takes.
+DEVICE void add_values(State& state, const f32 (&scores)[ROW_TILES][2 * KEY_STEPS][4], const Stage& stage, f32 scale) {
+    u32 lane = fresh_thread_index() % 32, value_at = place(lane % 16, lane / 16);
     UNROLL for (u32 step = 0; step < KEY_STEPS; step++) {
         u32 a[ROW_TILES][4];
         UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
             UNROLL for (u32 i = 0; i < 4; i++) {
-                const f32(&from)[4] = weights[tile][2 * step + i / 2];
-                a[tile][i] = pack(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+                f32 offset = SHIFT - finite(state.top[tile][i % 2]);
+                f32 low = exp2_approx(fmaf(scores[tile][2 * step + i / 2][i % 2 * 2], scale, offset));
+                f32 high = exp2_approx(fmaf(scores[tile][2 * step + i / 2][i % 2 * 2 + 1], scale, offset));
+                state.sum[tile][i % 2] += low + high;
+                a[tile][i] = pack(low, high);
             }
         }
         UNROLL for (u32 n = 0; n < DIM_STEPS; n++) {
@@ -297,92 +310,85 @@ DEVICE bool all_skip(const State& state, const f32 (&tops)[ROW_TILES][2], f32 sk
 }
 
 DEVICE void fold(const Params& p, State& state, const Stage& stage) {
-    f32 scores[ROW_TILES][2 * KEY_STEPS][4], tops[ROW_TILES][2], offsets[ROW_TILES][2];
+    f32 scores[ROW_TILES][2 * KEY_STEPS][4], tops[ROW_TILES][2];
     f32 scale = from_bits(p.scale);
     begin_scores(scores, *stage.marks);
     score(scores, stage);
-    row_tops(tops, scores);
-    UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
-        UNROLL for (u32 half = 0; half < 2; half++) tops[tile][half] *= scale;
-    }
+    row_tops(tops, scores, scale);
     if (stage.marks->may_skip && all_skip(state, tops, from_bits(p.skip_below))) return;
-    raise(state, tops, offsets);
-    weigh(state, scores, offsets, scale);
-    add_values(state, scores, stage);
+    raise(state, tops);
+    add_values(state, scores, stage, scale);
 }
+
+// Two numbers that lie side by side.
+struct alignas(8) Two {
+    f32 low, high;
+};
 
 // The state before the first visit: nothing, or the partial of earlier keys.
 DEVICE void begin_state(const Params& p, const Item& item, State& state) {
+    bool all = p.earlier != 0 && (item.flags & ITEM_BEGINS);
     UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
         UNROLL for (u32 half = 0; half < 2; half++) {
             u32 row = row_of(tile, half);
-            bool goes_on = p.earlier_sums != 0 && (item.flags & ITEM_BEGINS) && row < item.rows;
+            bool goes_on = all && row < item.rows;
             u64 pair = goes_on ? pair_of(p, item.kv_head, item.first_row + row) : 0;
-            const f32* sums = reinterpret_cast<const f32*>(p.earlier_sums) + 2 * pair;
-            const f32* output = reinterpret_cast<const f32*>(p.earlier_output) + pair * HEAD_DIM + lane() % 4 * 2;
-            state.top[tile][half] = goes_on ? sums[0] : negative_infinity();
+            const f32* record = reinterpret_cast<const f32*>(p.earlier) + pair * RECORD;
+            state.top[tile][half] = goes_on ? record[0] : negative_infinity();
             // One of the four lanes of a row brings its sum.
-            state.sum[tile][half] = goes_on && lane() % 4 == 0 ? sums[1] * exp2_approx(SHIFT) : 0;
+            state.sum[tile][half] = goes_on && lane() % 4 == 0 ? record[1] * exp2_approx(SHIFT) : 0;
             UNROLL for (u32 n = 0; n < 2 * DIM_STEPS; n++) {
-                UNROLL for (u32 column = 0; column < 2; column++) {
-                    state.output[tile][n][half * 2 + column] = goes_on ? output[n * 8 + column] * exp2_approx(SHIFT) : 0;
-                }
+                Two two = {0, 0};
+                if (goes_on) two = *reinterpret_cast<const Two*>(record + 2 + n * 8 + lane() % 4 * 2);
+                state.output[tile][n][half * 2] = two.low * exp2_approx(SHIFT);
+                state.output[tile][n][half * 2 + 1] = two.high * exp2_approx(SHIFT);
             }
         }
     }
 }
 
-// Writes a row's sums and output, or its output alone divided by the sum.
-DEVICE void store_half(const Params& p, const State& state, u32 tile, u32 half, f32 sum, u64 pair, bool whole) {
-    bool normalised = whole && p.normalised != 0;
-    f32 factor = normalised ? (sum == 0 ? 0.0f : 1 / sum) : exp2_approx(-SHIFT);
-    f32* output = reinterpret_cast<f32*>(whole ? p.output : p.part_output) + pair * HEAD_DIM;
-    u32* narrow = reinterpret_cast<u32*>(p.output + pair * ROW_BYTES);
-    UNROLL for (u32 n = 0; n < 2 * DIM_STEPS; n++) {
-        f32 low = state.output[tile][n][half * 2] * factor, high = state.output[tile][n][half * 2 + 1] * factor;
-        u32 at = n * 8 + lane() % 4 * 2;
-        if (normalised) {
-            narrow[at / 2] = pack(low, high);
-        } else {
-            output[at] = low;
-            output[at + 1] = high;
-        }
+// Writes a row: its record, or its output divided by the sum.
+DEVICE void store_row(const Params& p, const Item& item, const State& state, u32 tile, u32 half, f32 sum) {
+    u32 row = row_of(tile, half);
+    bool whole = item.part == WHOLE, divided = whole && p.divided != 0;
+    u64 pair = pair_of(p, item.kv_head, item.first_row + row);
+    f32 factor = divided ? (sum == 0 ? 0.0f : 1 / sum) : exp2_approx(-SHIFT);
+    f32* output = reinterpret_cast<f32*>(p.output) + pair * HEAD_DIM;
+    if (!divided) {
+        f32* record = reinterpret_cast<f32*>(p.output) + pair * RECORD;
+        if (!whole) record = reinterpret_cast<f32*>(p.parts) + (static_cast<u64>(item.part) + row) * RECORD;
+        if (lane() % 4 == 0) *reinterpret_cast<Two*>(record) = {state.top[tile][half], sum * factor};
+        output = record + 2;
     }
-    if (normalised || lane() % 4 != 0) return;
-    f32* sums = reinterpret_cast<f32*>(whole ? p.sums : p.part_sums) + 2 * pair;
-    sums[0] = state.top[tile][half];
-    sums[1] = sum * factor;
+    UNROLL for (u32 n = 0; n < 2 * DIM_STEPS; n++) {
+        Two two = {state.output[tile][n][half * 2] * factor, state.output[tile][n][half * 2 + 1] * factor};
+        *reinterpret_cast<Two*>(output + n * 8 + lane() % 4 * 2) = two;
+    }
 }
 
 DEVICE void store(const Params& p, const Item& item, const State& state) {
-    bool whole = item.part == WHOLE;
     UNROLL for (u32 tile = 0; tile < ROW_TILES; tile++) {
         UNROLL for (u32 half = 0; half < 2; half++) {
             f32 sum = state.sum[tile][half];
             sum += shuffle_xor(sum, 1);
             sum += shuffle_xor(sum, 2);
-            u32 row = row_of(tile, half);
-            if (row >= item.rows) continue;
-            u64 pair = whole ? pair_of(p, item.kv_head, item.first_row + row) : static_cast<u64>(item.part) + row;
-            store_half(p, state, tile, half, sum, pair, whole);
+            if (row_of(tile, half) < item.rows) store_row(p, item, state, tile, half, sum);
         }
     }
 }
 
 KERNEL(attend_prefill, THREADS, BLOCKS, Params) {
-    // Read again where it is used rather than kept in registers.
-    const Item& item = reinterpret_cast<const Item*>(p.items)[block_index_x()];
-    begin_queries(p, item);
-    NO_UNROLL for (u32 visit = 0; visit < STAGES - 1; visit++) begin_visit(p, item, visit);
+    bring_queries(p, reinterpret_cast<const Item*>(p.items)[block_index_x()]);
+    NO_UNROLL for (u32 visit = 0; visit < STAGES - 1; visit++) begin_visit(p, visit);
     State state;
-    begin_state(p, item, state);
-    bool idle = warp() * ROW_TILES * 16 >= item.rows;
-    NO_UNROLL for (u32 visit = 0; visit < item.visits; visit++) {
+    begin_state(p, task().item, state);
+    NO_UNROLL for (u32 visit = 0; visit < task().item.visits; visit++) {
         wait_copies<STAGES - 2>();
         // What was copied is there for all, and nobody reads the stage before any more.
         sync_block();
-        begin_visit(p, item, visit + STAGES - 1);
-        if (!idle) fold(p, state, stage_of(visit));
+        begin_visit(p, visit + STAGES - 1);
+        // Warps without rows only copy.
+        if (warp() * ROW_TILES * 16 < task().item.rows) fold(p, state, stage_of(visit));
     }
-    store(p, item, state);
+    store(p, task().item, state);
 }

@@ -52,13 +52,30 @@ DEVICE void fold(const Params& p, const Item& item, const Visit& visit, const f3
 }
 
 DEVICE void begin(const Params& p, const Item& item, u64 pair, State& state) {
-    bool goes_on = p.earlier_sums != 0 && (item.flags & ITEM_BEGINS);
-    state.top = goes_on ? reinterpret_cast<const f32*>(p.earlier_sums)[2 * pair] : negative_infinity();
-    state.sum = goes_on ? reinterpret_cast<const f32*>(p.earlier_sums)[2 * pair + 1] : 0;
+    bool goes_on = p.earlier != 0 && (item.flags & ITEM_BEGINS);
+    const f32* earlier = reinterpret_cast<const f32*>(p.earlier) + pair * RECORD;
+    state.top = goes_on ? earlier[0] : negative_infinity();
+    state.sum = goes_on ? earlier[1] : 0;
     for (u32 part = 0; part < PARTS; part++) {
         u32 index = part * 32 + lane();
-        bool there = goes_on && index < HEAD_DIM;
-        state.output[part] = there ? reinterpret_cast<const f32*>(p.earlier_output)[pair * HEAD_DIM + index] : 0;
+        state.output[part] = goes_on && index < HEAD_DIM ? earlier[2 + index] : 0;
+    }
+}
+
+DEVICE void store(const Params& p, const Item& item, u32 row, u64 pair, const State& state) {
+    bool whole = item.part == WHOLE, divided = whole && p.divided != 0;
+    f32* output = reinterpret_cast<f32*>(p.output) + pair * HEAD_DIM;
+    if (!divided) {
+        f32* record = reinterpret_cast<f32*>(p.output) + pair * RECORD;
+        if (!whole) record = reinterpret_cast<f32*>(p.parts) + (static_cast<u64>(item.part) + row) * RECORD;
+        if (lane() == 0) record[0] = state.top;
+        if (lane() == 1) record[1] = state.sum;
+        output = record + 2;
+    }
+    for (u32 part = 0; part < PARTS; part++) {
+        u32 index = part * 32 + lane();
+        if (index >= HEAD_DIM) continue;
+        output[index] = !divided ? state.output[part] : state.sum == 0 ? 0 : state.output[part] / state.sum;
     }
 }
 
@@ -68,7 +85,9 @@ KERNEL(attend_scalar, THREADS, 1, Params) {
     for (u32 row = warp(); row < item.rows; row += WARPS) {
         u64 pair = pair_of(p, item.kv_head, item.first_row + row);
         u64 position = p.first_position + (item.first_row + row) / p.group;
-        for (u32 index = lane(); index < HEAD_DIM; index += 32) query[index] = element(p.queries + pair * ROW_BYTES, index);
+        for (u32 index = lane(); index < HEAD_DIM; index += 32) {
+            query[index] = reinterpret_cast<const f32*>(p.queries)[pair * HEAD_DIM + index];
+        }
         sync_warp();
         State state;
         begin(p, item, pair, state);
@@ -77,7 +96,6 @@ KERNEL(attend_scalar, THREADS, 1, Params) {
             for (u32 turn = 0; turn * 32 < keys_of(visit); turn++) fold(p, item, visit, query, turn, position, state);
         }
         sync_warp();
-        bool whole = item.part == WHOLE;
-        store_row(p, state.top, state.sum, state.output, whole ? pair : static_cast<u64>(item.part) + row, whole);
+        store(p, item, row, pair, state);
     }
 }

@@ -31,7 +31,7 @@ struct alignas(16) uint4x {
 #include "emulator.h"
 #else
 
-#define DEVICE static __device__ __forceinline__
+#define DEVICE [[maybe_unused]] static __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 #define NO_UNROLL _Pragma("unroll 1")
 // The entry `name`: `threads` of a block, at least `blocks` blocks at once on a multiprocessor, one argument `p`.
@@ -39,6 +39,12 @@ struct alignas(16) uint4x {
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
 
 DEVICE u32 thread_index() { return threadIdx.x; }
+// The same, read again: what is computed from it is not kept in registers from one turn of a loop to the next.
+DEVICE u32 fresh_thread_index() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
 DEVICE u32 block_threads() { return blockDim.x; }
 DEVICE u32 block_index_x() { return blockIdx.x; }
 DEVICE u32 block_index_y() { return blockIdx.y; }

@@ -28,7 +28,10 @@ mod tile;
 mod version;
 
 pub use architecture::{Architecture, CAPABILITY_MIN, capability_name};
-pub use attend::{DecodeAttention, DecodeCall, DecodeItem, MergeItem, PartialMerger, split_keys};
+pub use attend::{
+    DecodeAttention, DecodeCall, DecodeItem, DenseKeys, KeyColumn, KeyLists, KeyVisit, MeanPages, MergeItem,
+    PartialMerger, PrefillAttention, PrefillCall, split_keys,
+};
 pub use buffer::Buffer;
 pub use compiler::{Compiler, CudaOptions, HEADERS};
 pub use cubin::{Resources, argument_bytes, resources};
@@ -38,7 +41,6 @@ pub use driver::{DeviceInfo, Driver};
 pub use error::{Error, Kind};
 pub use executor::CudaExecutor;
 pub use kernel::{Kernel, Launch, Source};
-pub use page_cache::{PageCache, PageStats, Pinned};
 pub use launch::check as check_launch;
 pub use library::{Library, locate, require_cublaslt};
 pub use model::{

@@ -3,9 +3,12 @@
 
 mod decode;
 mod decode_cases;
+mod executor;
 mod material;
 mod pages;
 mod plan;
+mod prefill;
+mod prefill_cases;
 mod select;
 mod select_cases;
 mod tile;
@@ -51,4 +54,14 @@ impl std::fmt::Debug for Case {
 pub fn cases() -> Vec<Case> {
     let parts = [model::checks::cases(), tile_cases::cases(), decode_cases::cases(), select_cases::cases()];
     parts.into_iter().flatten().collect()
+}
+
+/// Comparisons of prefill attention; `large` ones too, which only a GPU has time for.
+pub fn prefill_cases(large: bool) -> Vec<Case> {
+    prefill_cases::cases(large)
+}
+
+/// Comparisons of the executor: whole calls over tiles of the host.
+pub fn executor_cases() -> Vec<Case> {
+    executor::cases()
 }

@@ -98,6 +98,7 @@ inline u32 exchange(Meeting meeting, u32 value, u32 operand, int line) {
 #define LINE int line = __builtin_LINE()
 
 DEVICE u32 thread_index() { return emulator::here().thread; }
+DEVICE u32 fresh_thread_index() { return thread_index(); }
 DEVICE u32 block_threads() { return emulator::here().threads; }
 DEVICE u32 block_index_x() { return emulator::here().block[0]; }
 DEVICE u32 block_index_y() { return emulator::here().block[1]; }

@@ -1,0 +1,298 @@
+//! Attention of many rows: dense and causal, or over lists.
+
+mod choice;
+mod lists;
+mod plan;
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+use longshore_attention::HeadShape;
+
+use crate::{Buffer, Device, Error, Launch, MergeItem, PageElement, PageShape, PartialMerger};
+use choice::{Choice, Limits};
+use plan::{Cut, Item, List, Plan};
+
+pub(crate) use choice::kernels;
+pub use lists::{KeyColumn, KeyLists, KeyVisit};
+
+/// Merges of one launch, at most.
+const MERGES_MAX: usize = u16::MAX as usize;
+/// Visits of a part of a list, at least: fewer are not worth a merge.
+const PART_VISITS_MIN: u64 = 8;
+
+/// Means that lists may visit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MeanPages {
+    /// Table of u64 addresses of pages of means, in the layout and the type of the pages of keys.
+    pub pages: u64,
+    /// Means of such a page; a power of two from 16 to 256.
+    pub tokens: usize,
+    /// Keys that a mean stands for.
+    pub weight: usize,
+}
+
+/// Device addresses and sizes of a call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PrefillCall {
+    /// f32 `[rows][query_heads][head_dim]`, rotated; rounded to the type of the keys as they are read.
+    pub queries: u64,
+    /// Query rows (positions).
+    pub rows: usize,
+    /// Position of row 0.
+    pub first_position: u64,
+    /// Softmax scale, normally `1 / sqrt(head_dim)`; above 0.
+    pub scale: f32,
+    /// Table of u64 page addresses. Keys and values that are visited must be finite, but for rows after all query rows.
+    pub pages: u64,
+    /// Means, where lists visit any.
+    pub means: Option<MeanPages>,
+    /// Partial of earlier keys, f32 records `[rows][query_heads][2 + head_dim]`, or 0.
+    pub earlier: u64,
+    /// Such records, or, divided, f32 `[rows][query_heads][head_dim]`.
+    pub output: u64,
+    /// Whether the output is divided by the sums: attention, 0 where there was no key.
+    pub divide: bool,
+    /// See [`longshore_attention::SparseItem::skip_below`]; here 32 rows leave out a block together, or none does.
+    pub skip_below: Option<f32>,
+}
+
+/// Keys of the first pages of the table, in order, that rows see up to their own position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DenseKeys {
+    /// Position of the first key.
+    pub first_position: u64,
+    /// How many there are.
+    pub count: u64,
+}
+
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    queries: u64,
+    pages: u64,
+    means: u64,
+    items: u64,
+    visits: u64,
+    columns: u64,
+    column_bias: u64,
+    earlier: u64,
+    output: u64,
+    parts: u64,
+    first_position: u64,
+    dense_position: u64,
+    dense_keys: u64,
+    scale: f32,
+    mean_bias: f32,
+    skip_below: f32,
+    kv_heads: u32,
+    group: u32,
+    page_shift: u32,
+    mean_page_shift: u32,
+    divided: u32,
+}
+
+/// Attention of many rows over pages of one shape.
+#[derive(Debug)]
+pub struct PrefillAttention {
+    device: Arc<dyn Device>,
+    shape: PageShape,
+    heads: HeadShape,
+    scalar: bool,
+    part_visits: Option<u64>,
+    merger: PartialMerger,
+}
+
+impl PrefillAttention {
+    /// Over pages of `shape`, with `group` query heads for each KV head: on matrix units, f32 pages without. Refuses 8-bit pages.
+    pub fn new(device: &Arc<dyn Device>, shape: &PageShape, group: usize) -> Result<Self, Error> {
+        shape.validate()?;
+        if shape.element.is_scaled() {
+            let problem = format!("is {:?}, prefill needs f32, f16 or bf16", shape.element);
+            return Err(invalid("element", problem));
+        }
+        if !(1..=1024).contains(&group) {
+            return Err(invalid("group", format!("is {group}, must be from 1 to 1024")));
+        }
+        let heads = HeadShape { kv_heads: shape.kv_heads, group, head_dim: shape.head_dim };
+        let scalar = shape.element == PageElement::F32;
+        let merger = PartialMerger::new(device, shape.head_dim, PageElement::F32)?;
+        Ok(Self { device: Arc::clone(device), shape: *shape, heads, scalar, part_visits: None, merger })
+    }
+
+    /// The same without matrix units and without rounding anything: the reference of the device, slow.
+    #[must_use]
+    pub fn scalar(self) -> Self {
+        Self { scalar: true, ..self }
+    }
+
+    /// Cuts lists of more than `visits` visits, whatever the device.
+    #[must_use]
+    pub fn with_part_visits(self, visits: u64) -> Self {
+        Self { part_visits: Some(visits.max(1)), ..self }
+    }
+
+    /// Queues the attention of all rows over `keys`.
+    pub fn dense(&self, call: &PrefillCall, keys: DenseKeys) -> Result<(), Error> {
+        self.check(call)?;
+        if keys.count > u64::from(u32::MAX) {
+            return Err(invalid("keys", format!("are {}, at most {}", keys.count, u32::MAX)));
+        }
+        let packed = (call.rows * self.heads.group) as u32;
+        let choice = self.choice(packed as usize)?;
+        let lists = (0..self.heads.kv_heads as u32).flat_map(|kv_head| {
+            let tiles = (0..packed).step_by(choice.rows());
+            tiles.map(move |first_row| {
+                let rows = (packed - first_row).min(choice.rows() as u32);
+                let last = call.first_position + u64::from((first_row + rows - 1) / self.heads.group as u32);
+                let seen = (last + 1).saturating_sub(keys.first_position).min(keys.count);
+                List {
+                    kv_head,
+                    first_row,
+                    rows,
+                    first_visit: 0,
+                    visits: seen.div_ceil(choice.keys as u64) as u32,
+                }
+            })
+        });
+        let params =
+            Params { dense_position: keys.first_position, dense_keys: keys.count, ..self.params(call) };
+        self.run(call, &choice, &lists.collect::<Vec<_>>(), params, plan::DENSE)
+    }
+
+    /// Queues the attention of the rows of `lists`; rows without a list keep `earlier`, or see nothing.
+    pub fn lists(&self, call: &PrefillCall, lists: &KeyLists) -> Result<(), Error> {
+        self.check(call)?;
+        lists.check(call, &self.shape)?;
+        let group = self.heads.group as u32;
+        let packed = lists.rows().map(|rows| rows.len() * self.heads.group).max().unwrap_or(1);
+        let choice = self.choice(packed)?;
+        let (visits, lists_of) = lists.cut(choice.keys, group, call.first_position, self.shape.tokens);
+        let upload = |bytes: &[u8]| Buffer::from_slice(&self.device, bytes);
+        let visits = upload(bytemuck::cast_slice(&visits))?;
+        let columns = upload(bytemuck::cast_slice(lists.columns()))?;
+        let bias = upload(bytemuck::cast_slice(lists.column_bias()))?;
+        let mut params = self.params(call);
+        (params.visits, params.columns) = (visits.address(), columns.address());
+        params.column_bias = if lists.column_bias().is_empty() { 0 } else { bias.address() };
+        self.run(call, &choice, &lists_of, params, 0)
+    }
+
+    fn choice(&self, packed_rows: usize) -> Result<Choice, Error> {
+        if self.scalar {
+            return Ok(Choice::scalar(&self.shape));
+        }
+        Choice::new(&self.shape, packed_rows, Limits::of(&*self.device))
+    }
+
+    fn check(&self, call: &PrefillCall) -> Result<(), Error> {
+        // Smaller ones would make the bias of a key infinite in units of scores.
+        if !(call.scale.is_finite() && call.scale >= f32::from_bits(0x2b80_0000)) {
+            return Err(invalid("scale", format!("is {}, a device needs 2^-40 or more", call.scale)));
+        }
+        let pairs =
+            call.rows.checked_mul(self.heads.query_heads()).filter(|&pairs| u32::try_from(pairs).is_ok());
+        if pairs.is_none() {
+            return Err(invalid("rows", format!("are {}, too many for one call", call.rows)));
+        }
+        if call.first_position.checked_add(call.rows as u64).is_none() {
+            return Err(invalid("first_position", format!("is {}, too large", call.first_position)));
+        }
+        match call.skip_below {
+            Some(limit) if !(limit > 0.0 && limit.is_finite()) => {
+                Err(invalid("skip_below", format!("is {limit}, must be positive and finite")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn params(&self, call: &PrefillCall) -> Params {
+        Params {
+            queries: call.queries,
+            pages: call.pages,
+            means: call.means.map_or(0, |means| means.pages),
+            earlier: call.earlier,
+            output: call.output,
+            first_position: call.first_position,
+            scale: call.scale * std::f32::consts::LOG2_E,
+            mean_bias: call.means.map_or(0.0, |means| (means.weight as f32).log2()),
+            skip_below: call.skip_below.unwrap_or(f32::INFINITY),
+            kv_heads: self.heads.kv_heads as u32,
+            group: self.heads.group as u32,
+            page_shift: self.shape.tokens.ilog2(),
+            mean_page_shift: call.means.map_or(4, |means| means.tokens.ilog2()),
+            divided: call.divide.into(),
+            ..Params::zeroed()
+        }
+    }
+
+    fn run(
+        &self,
+        call: &PrefillCall,
+        choice: &Choice,
+        lists: &[List],
+        mut params: Params,
+        flags: u32,
+    ) -> Result<(), Error> {
+        let slots = (self.device.multiprocessors() * choice.blocks) as u64;
+        let all: u64 = lists.iter().map(|list| u64::from(list.visits)).sum();
+        // About two waves of thread blocks where there is work for them.
+        let part_visits = self.part_visits.unwrap_or((all / (2 * slots)).max(PART_VISITS_MIN));
+        let Plan { items, cuts, part_rows } = plan::plan(lists, choice.rows() as u32, part_visits, flags);
+        if items.is_empty() {
+            return Ok(());
+        }
+        let record = (2 + self.heads.head_dim) * size_of::<f32>();
+        let parts = Buffer::new(&self.device, part_rows as usize * record)?;
+        let table = Buffer::from_slice::<Item>(&self.device, &items)?;
+        (params.items, params.parts) = (table.address(), parts.address());
+        let kernel = choice.kernel(&self.shape);
+        let launch = Launch::new(&kernel, [items.len() as u32, 1, 1], choice.threads(), &params);
+        self.device.launch(&launch.shared(choice.shared as u32))?;
+        self.merge(call, &cuts, parts.address())
+    }
+
+    /// Queues the merges of lists that were cut. The rows of a position lie side by side, those of the next do not follow.
+    fn merge(&self, call: &PrefillCall, cuts: &[Cut], parts: u64) -> Result<(), Error> {
+        let (group, record) = (self.heads.group, (2 + self.heads.head_dim) * size_of::<f32>());
+        let width = if call.divide { record - 2 * size_of::<f32>() } else { record };
+        let (mut items, mut sources) = (Vec::new(), Vec::new());
+        for cut in cuts {
+            let end = (cut.first_row + cut.rows) as usize;
+            let mut row = cut.first_row as usize;
+            while row < end {
+                let next = ((row / group + 1) * group).min(end);
+                let pair =
+                    row / group * self.heads.query_heads() + cut.kv_head as usize * group + row % group;
+                items.push(MergeItem {
+                    output: call.output + (pair * width) as u64,
+                    first_source: sources.len() as u32,
+                    sources: cut.parts,
+                    records: (next - row) as u32,
+                    unused: 0,
+                });
+                let within = row - cut.first_row as usize;
+                sources.extend((0..cut.parts as usize).map(|part| {
+                    let at = cut.part as usize + part * cut.rows as usize + within;
+                    parts + (at * record) as u64
+                }));
+                row = next;
+            }
+        }
+        let sources = Buffer::from_slice(&self.device, &sources)?;
+        for items in items.chunks(MERGES_MAX) {
+            let table = Buffer::from_slice(&self.device, items)?;
+            let (table, sources) = (table.address(), sources.address());
+            if call.divide {
+                self.merger.merge_and_finish(table, sources, items.len(), group)?;
+            } else {
+                self.merger.merge(table, sources, items.len(), group)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn invalid(field: &'static str, problem: String) -> Error {
+    Error::Invalid { field, problem }
+}

@@ -31,6 +31,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// A refusal told in other words, by its field and problem; faults of a device stay as they are.
+    pub(crate) fn retold(self, tell: impl FnOnce(&'static str, String) -> (&'static str, String)) -> Self {
+        match self {
+            Self::Invalid { field, problem } => {
+                let (field, problem) = tell(field, problem);
+                Self::Invalid { field, problem }
+            }
+            other => other,
+        }
+    }
+
     /// The sort of fault.
     pub fn kind(&self) -> Kind {
         match self {

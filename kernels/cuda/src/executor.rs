@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, Error as AttentionError, ExactBlock, Executor, Partials, PlanInput, PrefillPolicy,
-    Queries, SparseItem, SparseWork, TileShape, WorkList,
+    AttendItem, CpuExecutor, Error as AttentionError, ExactBlock, Executor, Partials, PlanInput,
+    PrefillPolicy, Queries, SparseItem, SparseWork, TileShape, WorkList,
 };
 
 use crate::{Buffer, Device, Error, Kind, PageElement, PageStats};
@@ -69,7 +69,8 @@ impl CudaExecutor {
             return Ok(());
         }
         if shapes.len() == SHAPES_MAX {
-            let problem = format!("is one more than the {SHAPES_MAX} that a device keeps pages for: {shape:?}");
+            let problem =
+                format!("is one more than the {SHAPES_MAX} that a device keeps pages for: {shape:?}");
             return Err(Error::Invalid { field: "tile_shape", problem });
         }
         let pages = TilePages::new(&self.device, shape, element, self.budget_bytes)?;
@@ -121,16 +122,19 @@ impl CudaExecutor {
             let exact: Vec<ExactBlock> =
                 now.iter().zip(0..).map(|(block, tile)| ExactBlock { tile, ..*block }).collect();
             let work = WorkList { exact, ..WorkList::default() };
-            partial = ListCall::new(&self.device, pages, item.queries)?.flat(&work, pinned.addresses(), partial)?;
+            partial =
+                ListCall::new(&self.device, pages, item.queries)?.flat(&work, pinned.addresses(), partial)?;
             rest = later;
         }
         for (columns, bias) in column_runs(item.work) {
             let tiles: Vec<_> = columns.iter().map(|column| item.kv.tile(column.tile as usize)).collect();
             let pinned = pages.pin_all(&tiles)?;
-            let renamed = columns.iter().zip(0..).map(|(column, tile)| longshore_attention::Column { tile, ..*column });
+            let renamed =
+                columns.iter().zip(0..).map(|(column, tile)| longshore_attention::Column { tile, ..*column });
             let work =
                 WorkList { columns: renamed.collect(), column_bias: bias.to_vec(), ..WorkList::default() };
-            partial = ListCall::new(&self.device, pages, item.queries)?.flat(&work, pinned.addresses(), partial)?;
+            partial =
+                ListCall::new(&self.device, pages, item.queries)?.flat(&work, pinned.addresses(), partial)?;
         }
         self.fold_summaries(item, partial)
     }
@@ -198,8 +202,11 @@ impl BatchKey {
             pair[0].len as usize == tile.block_tokens
                 && pair[1].first_position == pair[0].first_position + u64::from(pair[0].len)
         };
-        (plain && few && exact.windows(2).all(follows))
-            .then_some(Self { tile, group, scale: item.queries.scale.to_bits() })
+        (plain && few && exact.windows(2).all(follows)).then_some(Self {
+            tile,
+            group,
+            scale: item.queries.scale.to_bits(),
+        })
     }
 }
 
@@ -232,9 +239,8 @@ fn start(queries: &Queries<'_>, earlier: Option<&Partials>) -> Partials {
 /// Partials that the device wrote, as they travel.
 fn read_partials(records: &Buffer, rows: usize, heads: usize, head_dim: usize) -> Result<Partials, Error> {
     let data: Vec<f32> = records.to_vec()?;
-    Partials::from_interleaved(rows, heads, head_dim, &data[..rows * heads * (2 + head_dim)]).map_err(|error| {
-        Error::Device { call: "attention", problem: format!("gave no numbers: {error}") }
-    })
+    Partials::from_interleaved(rows, heads, head_dim, &data[..rows * heads * (2 + head_dim)])
+        .map_err(|error| Error::Device { call: "attention", problem: format!("gave no numbers: {error}") })
 }
 
 /// A refusal of the primitive within a call of the device.

@@ -13,7 +13,6 @@ mod driver;
 mod error;
 mod executor;
 mod kernel;
-mod page_cache;
 mod launch;
 mod library;
 mod model;

@@ -8,8 +8,8 @@ mod device;
 use std::sync::Arc;
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, ExactBlock, Executor, HeadShape, Kind, KvDtype, Queries, SparseItem, SparseWork, Tile,
-    TileShape, Tiles, Visit, WorkList,
+    AttendItem, CpuExecutor, ExactBlock, Executor, HeadShape, Kind, KvDtype, Queries, SparseItem, SparseWork,
+    Tile, TileShape, Tiles, Visit, WorkList,
 };
 use longshore_cuda::{CudaExecutor, Device, selftest};
 

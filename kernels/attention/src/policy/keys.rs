@@ -66,10 +66,9 @@ impl<'a> Keys<'a> {
         match self.text(key) {
             None | Some("off") => Ok(None),
             // −0 is 0: equal policies have equal texts.
-            Some(text) => number(key, text, &range).map(|number| Some(number + 0.0)).map_err(|error| {
-                let Error::Invalid { field, problem } = error;
-                Error::Invalid { field, problem: format!("{problem}, or off") }
-            }),
+            Some(text) => number(key, text, &range)
+                .map(|number| Some(number + 0.0))
+                .map_err(|error| error.retold(|field, problem| (field, format!("{problem}, or off")))),
         }
     }
 

@@ -7,8 +7,8 @@ use longshore_attention::{AttendItem, ExactBlock, HeadShape, Partials};
 use super::pages::TilePages;
 use super::{read_partials, start};
 use crate::{
-    Buffer, DecodeAttention, DecodeCall, DecodeItem, Device, Error, MergeItem, PageElement, PartialMerger, Pinned,
-    split_keys,
+    Buffer, DecodeAttention, DecodeCall, DecodeItem, Device, Error, MergeItem, PageElement, PartialMerger,
+    Pinned, split_keys,
 };
 
 /// Items of one shape of tiles and heads, with one scale.

@@ -127,8 +127,7 @@ impl Sequence {
 
     fn planned(&self, policy: &str) -> SparseWork {
         let policy = PrefillPolicy::parse(policy, None).expect("a policy of ours");
-        let (spreads, cosines) =
-            (self.summaries.spreads(), |block, head| self.summaries.cosine(block, head));
+        let (spreads, cosines) = (self.summaries.spreads(), |block, head| self.summaries.cosine(block, head));
         let input = PlanInput {
             queries: self.queries(),
             layer: 5,
@@ -182,8 +181,7 @@ fn refused(error: longshore_attention::Error) -> Error {
 fn decode(plan: Plan, device: &Arc<dyn Device>) -> Result<f64, Error> {
     let mut random = Random(plan.seed);
     let lengths = [plan.prefix, 0, plan.prefix / 3];
-    let sequences: Vec<Sequence> =
-        lengths.iter().map(|&prefix| plan.sequence(&mut random, prefix)).collect();
+    let sequences: Vec<Sequence> = lengths.iter().map(|&prefix| plan.sequence(&mut random, prefix)).collect();
     let works: Vec<WorkList> = sequences
         .iter()
         .map(|sequence| WorkList { exact: sequence.blocks(), ..WorkList::default() })
@@ -268,7 +266,10 @@ fn sparse(plan: Plan, policy: &str, device: &Arc<dyn Device>) -> Result<f64, Err
     let kv = OneHead(&sequence.tiles, head);
     let lists = (0..work.tiles()).map(|tile| {
         let visits = work.list(head, tile).iter();
-        (visits.filter(|visit| matches!(visit, Visit::Block(_) | Visit::EndOfStripe)).copied().collect(), vec![])
+        (
+            visits.filter(|visit| matches!(visit, Visit::Block(_) | Visit::EndOfStripe)).copied().collect(),
+            vec![],
+        )
     });
     let ends = (0..work.tiles()).map(|tile| work.rows(tile).end as u32).collect();
     let one = SparseWork::new(1, ends, lists.collect()).map_err(refused)?;
@@ -283,17 +284,21 @@ fn sparse(plan: Plan, policy: &str, device: &Arc<dyn Device>) -> Result<f64, Err
 /// All comparisons of the executor.
 pub(super) fn cases() -> Vec<Case> {
     let heads = HeadShape { kv_heads: 2, group: 3, head_dim: 64 };
-    let base =
-        Plan { seed: 21, dtype: KvDtype::F16, heads, tokens: 16, prefix: 150, rows: 1, pages: 64 };
+    let base = Plan { seed: 21, dtype: KvDtype::F16, heads, tokens: 16, prefix: 150, rows: 1, pages: 64 };
     let mut cases = Vec::new();
-    let named = |what: &str, plan: &Plan| format!("executor, {what}, {} KV (seed {})", plan.dtype.name(), plan.seed);
+    let named =
+        |what: &str, plan: &Plan| format!("executor, {what}, {} KV (seed {})", plan.dtype.name(), plan.seed);
     for dtype in KvDtype::ALL {
         let plan = Plan { dtype, ..base };
         cases.push(Case::new(named("decode", &plan), plan.limit(), move |device| decode(plan, device)));
         let many = Plan { rows: 5, prefix: 700, seed: 22, ..plan };
-        cases.push(Case::new(named("decode of five rows", &many), many.limit(), move |device| decode(many, device)));
+        cases.push(Case::new(named("decode of five rows", &many), many.limit(), move |device| {
+            decode(many, device)
+        }));
         let lists = Plan { rows: 20, seed: 23, ..plan };
-        cases.push(Case::new(named("work lists", &lists), lists.limit(), move |device| work_list(lists, device)));
+        cases.push(Case::new(named("work lists", &lists), lists.limit(), move |device| {
+            work_list(lists, device)
+        }));
         let long = Plan { rows: 70, prefix: 330, seed: 24, ..plan };
         for policy in [
             "blocks:scorer=row-normalised,selector=mass,gamma=0.5,dense_layers=0,min_positions=0",
@@ -304,7 +309,9 @@ pub(super) fn cases() -> Vec<Case> {
         }
     }
     let tight = Plan { pages: 3, rows: 2, seed: 25, ..base };
-    cases.push(Case::new(named("decode with three pages", &tight), tight.limit(), move |device| decode(tight, device)));
+    cases.push(Case::new(named("decode with three pages", &tight), tight.limit(), move |device| {
+        decode(tight, device)
+    }));
     cases.push(Case::new(named("work lists with twenty pages", &tight), tight.limit(), move |device| {
         work_list(Plan { pages: 20, rows: 40, ..tight }, device)
     }));

@@ -5,7 +5,7 @@ use crate::shape::LANES;
 use crate::{Error, KvDtype, SparseItem, TileShape, Visit};
 
 /// Checks every index, length and shape of an item.
-pub(super) fn check(item: &SparseItem<'_>) -> Result<(), Error> {
+pub(in crate::executor) fn check(item: &SparseItem<'_>) -> Result<(), Error> {
     let shape = item.kv.shape();
     shape.validate()?;
     check_queries(&item.queries, &shape)?;

@@ -233,11 +233,11 @@ fn read_level(written: BudgetLevel, layers: usize, kv_heads: usize) -> Result<Le
             );
         }
         let rules = texts.iter().enumerate().map(|(head, text)| {
-            rule(&written.blocks, text).map_err(|Error::Invalid { field, problem }| Error::Invalid {
-                field: "plan",
-                problem: format!(
-                    "has no budget for head {head} of layer {layer} in level {name}: `{field}` {problem}"
-                ),
+            rule(&written.blocks, text).map_err(|error| {
+                error.retold(|field, problem| {
+                    let place = format!("head {head} of layer {layer} in level {name}");
+                    ("plan", format!("has no budget for {place}: `{field}` {problem}"))
+                })
             })
         });
         let rules: Vec<Option<Blocks>> = rules.collect::<Result<_, _>>()?;

@@ -12,12 +12,24 @@ pub async fn generate(
     url: &str,
     prompt: &str,
     max_tokens: u32,
+    seen: impl FnMut(&GenerateEvent),
+) -> Result<(Vec<u32>, Finished), Error> {
+    generate_by("", url, prompt, max_tokens, seen).await
+}
+
+/// The same under a prefill policy of one's own.
+pub async fn generate_by(
+    policy: &str,
+    url: &str,
+    prompt: &str,
+    max_tokens: u32,
     mut seen: impl FnMut(&GenerateEvent),
 ) -> Result<(Vec<u32>, Finished), Error> {
     let client = GrpcConnector::new(GrpcOptions::default()).inference(url)?;
     let sampling =
         Sampling { temperature: 0.0, max_tokens: Some(max_tokens), ignore_eos: true, ..Sampling::default() };
-    let start = GenerateStart { sampling, progress: true, ..GenerateStart::default() };
+    let prefill_policy = policy.to_owned();
+    let start = GenerateStart { sampling, progress: true, prefill_policy, ..GenerateStart::default() };
     let (send, chunks) = mpsc::channel(1);
     send.send(PromptChunk::Text(prompt.to_owned())).await.expect("a channel of one takes one");
     drop(send);

@@ -120,6 +120,10 @@ fn chooses_a_policy(server: &Server) {
     // The plan that is shipped for the default model says what it means.
     assert!(stderr(&balanced).contains(", prefill balanced (head plan "), "{}", stderr(&balanced));
     assert!(!stderr(&exact).contains(", prefill"), "{}", stderr(&exact));
+    // Few tokens lie in one block, which streaming heads visit too.
+    let streaming = stderr(&ask("streaming:min_positions=0"));
+    let told = ", prefill streaming:min_positions=0, the answer visited 100.0 % of its blocks; KV: ";
+    assert!(streaming.contains(told) && !stderr(&exact).contains("visited"), "{streaming}");
     // A prompt of a few tokens is exact whatever the policy.
     assert_eq!(stdout(&exact), stdout(&balanced));
     let refused = ask("sparsest");

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use longshore_fabric::{CallContext, Code, Connector, GrpcConnector, GrpcOptions};
 use longshore_proto::types::{GenerateEvent, ShardStats};
 use longshore_tests::{
-    client::{await_start, generate},
+    client::{await_start, generate, generate_by},
     server::{Server, complete, long_prompt, post, send_signal},
 };
 use serde_json::{Value, json};
@@ -71,14 +71,21 @@ impl Worker {
 async fn a_killed_decode_worker_loses_no_token() {
     let server = Server::up(&["--processes", "--shards", "2", "--prefill", "1", "--decode", "2"]);
     let prompt: String = long_prompt().chars().take(2400).collect();
-    let (expected, undisturbed) = generate(&server.grpc, &prompt, 96, |_| ()).await.expect("an answer");
-    assert_eq!((expected.len(), undisturbed.resumed), (96, 0));
     let workers = ["decode-0", "decode-1"].map(|id| Worker::of(&server, id));
-    for round in ["first kill", "second kill"] {
+    // Exactly, and with heads that stream in the answer too: whoever takes over computes its rows as they were.
+    for (round, policy) in
+        [("exact", "exact"), ("streaming", "streaming:sink=64,recent=64,min_positions=0,last_tiles=1")]
+    {
+        let undisturbed = generate_by(policy, &server.grpc, &prompt, 96, |_| ()).await;
+        let (expected, undisturbed) = undisturbed.expect("an answer");
+        assert_eq!((expected.len(), undisturbed.resumed), (96, 0));
+        let (visited, causal) = (undisturbed.visited_blocks, undisturbed.causal_blocks);
+        let streams = policy != "exact";
+        assert!((causal > 0) == streams && visited < causal.max(1), "{round}: {visited} of {causal}");
         let started = [workers[0].start_after(None).await, workers[1].start_after(None).await];
         let before = workers.each_ref().map(|worker| server.ticks(worker.id));
         let (mut tokens, mut killed) = (0, None);
-        let answer = generate(&server.grpc, &prompt, 96, |event| {
+        let answer = generate_by(policy, &server.grpc, &prompt, 96, |event| {
             let GenerateEvent::Tokens(piece) = event else { return };
             tokens += piece.token_ids.len();
             if tokens >= 20 && killed.is_none() {

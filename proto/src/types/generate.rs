@@ -166,6 +166,10 @@ pub struct Finished {
     pub placement: Vec<ShardBytes>,
     /// How often another worker had to take over.
     pub resumed: u32,
+    /// Blocks that rows of the answer visited under a policy with streaming heads, as far as the last decode worker tells; else 0.
+    pub visited_blocks: u64,
+    /// Blocks that exact attention would have visited for them.
+    pub causal_blocks: u64,
 }
 
 /// One event of an answer stream.

@@ -75,5 +75,9 @@ pub enum DecodeEvent {
     Finished {
         /// True: a stop token. False: `max_tokens` or the context limit.
         stopped: bool,
+        /// Blocks that rows of the answer visited on this worker, under a policy with streaming heads; else 0.
+        visited_blocks: u64,
+        /// Blocks that exact attention would have visited for them.
+        causal_blocks: u64,
     },
 }

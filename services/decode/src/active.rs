@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use longshore_engine::{EventSender, SendOutcome, Sequence};
+use longshore_engine::{AnswerVisits, EventSender, SendOutcome, Sequence};
 use longshore_fabric::CallContext;
 use longshore_model::Sampler;
 use longshore_proto::types::{DecodeEvent, TokenLogprob};
@@ -39,6 +39,8 @@ pub(crate) struct Active {
     pub(crate) puts: CancellationToken,
     /// Waits for its reader.
     pub(crate) paused: bool,
+    /// What of its visits the counters have.
+    pub(crate) counted: AnswerVisits,
     /// When the leases of all of its views were renewed.
     pub(crate) kept: Instant,
     pub(crate) _places: Places,
@@ -83,6 +85,12 @@ impl Active {
             SendOutcome::Full(event) => Next::Pause(event),
             SendOutcome::Gone => Next::Gone,
         })
+    }
+
+    /// The last event.
+    pub(crate) fn finished(&self, stopped: bool) -> DecodeEvent {
+        let AnswerVisits { blocks, of } = self.sequence.answer_visits();
+        DecodeEvent::Finished { stopped, visited_blocks: blocks, causal_blocks: of }
     }
 
     /// What follows once the reader has the last token.

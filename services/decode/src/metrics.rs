@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use longshore_chassis::Metrics;
-use longshore_engine::{AnswerVisits, AttendTimes, Error, StepInput, StepObserver};
+use longshore_engine::{AttendTimes, Error, StepInput, StepObserver};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
 /// Buckets of the time of one step, in seconds.
@@ -115,11 +115,6 @@ impl DecodeMetrics {
 impl StepObserver for &DecodeMetrics {
     fn layer_done(&mut self, _layer: usize, _batch: &[StepInput<'_>]) -> Result<(), Error> {
         Ok(())
-    }
-
-    fn answered(&mut self, visits: &AnswerVisits) {
-        self.visited_blocks.inc_by(visits.blocks);
-        self.causal_blocks.inc_by(visits.of);
     }
 
     fn attended(&mut self, _layer: usize, times: &AttendTimes) {

@@ -11,7 +11,9 @@ use std::{
 use async_trait::async_trait;
 use longshore_attention::{HeadPlan, PrefillPolicy};
 use longshore_chassis::Tasks;
-use longshore_engine::{EventSender, Sequence, TokenIntake, WorkerParts, event_channel, within};
+use longshore_engine::{
+    AnswerVisits, EventSender, Sequence, TokenIntake, WorkerParts, event_channel, within,
+};
 use longshore_fabric::{BoxStream, CallContext, Code, Decoder};
 use longshore_model::{Sampler, SamplerParams};
 use longshore_proto::types::{DecodeEvent, DecodeStart, Sampling};
@@ -198,7 +200,10 @@ impl Admission {
                     () = worker.tasks.cancelled() => ctx.cancel.cancel(),
                 }
             }
-            Ok(None) => worker.end(events, Ok(DecodeEvent::Finished { stopped: false })),
+            Ok(None) => {
+                let nothing = DecodeEvent::Finished { stopped: false, visited_blocks: 0, causal_blocks: 0 };
+                worker.end(events, Ok(nothing));
+            }
             Err(error) => worker.end(events, Err(error)),
         }
     }
@@ -280,6 +285,7 @@ impl Ready {
             events,
             puts: worker.tasks.token().child_token(),
             paused: false,
+            counted: AnswerVisits::default(),
             kept: Instant::now(),
             _places: places,
         }

@@ -113,7 +113,10 @@ impl Stepper {
         let active = &mut self.active[index];
         active.paused = false;
         match delivered.map(|()| active.after_token()) {
-            Ok(Next::End(stopped)) => self.end(index, Ok(DecodeEvent::Finished { stopped })),
+            Ok(Next::End(stopped)) => {
+                let finished = self.active[index].finished(stopped);
+                self.end(index, Ok(finished));
+            }
             Ok(_) => {}
             Err(error) => self.end(index, Err(error)),
         }
@@ -179,11 +182,18 @@ impl Stepper {
 
     fn advance(&mut self, index: usize, output: StepOutput) {
         let active = &mut self.active[index];
+        let (counted, now) = (active.counted, active.sequence.answer_visits());
+        self.worker.metrics.visited_blocks.inc_by(now.blocks - counted.blocks);
+        self.worker.metrics.causal_blocks.inc_by(now.of - counted.of);
+        active.counted = now;
         let next = output
             .map_err(Error::from)
             .and_then(|logits| active.advance(&logits.expect("logits were asked for")));
         match next {
-            Ok(Next::End(stopped)) => self.end(index, Ok(DecodeEvent::Finished { stopped })),
+            Ok(Next::End(stopped)) => {
+                let finished = self.active[index].finished(stopped);
+                self.end(index, Ok(finished));
+            }
             Ok(Next::Gone) => self.end(index, Err(longshore_engine::Error::Cancelled.into())),
             Ok(Next::Go) => {
                 self.worker.metrics.tokens.inc();

@@ -92,7 +92,13 @@ impl Prefill<'_> {
             (self.worker.config.put_buffer_bytes / tile_bytes) as usize,
         );
         let Range { start: mut position, end } = self.tokens(&self.blocks);
+        let mut kept = Instant::now();
         while position < end {
+            if sequence.leaves_views_idle() && kept.elapsed() >= self.worker.config.keep_after() {
+                let ctx = job.ctx.child().with_timeout(self.worker.config.shard_timeout());
+                self.runtime.block_on(sequence.keep_views(&ctx));
+                kept = Instant::now();
+            }
             let chunk = &job.tokens[position..self.chunk_end(position).min(end)];
             self.make_room(&mut sequence, &mut streams, chunk.len())?;
             self.step(&mut sequence, &mut streams, chunk)?;

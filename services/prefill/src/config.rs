@@ -69,6 +69,11 @@ impl Config {
     pub(crate) fn shard_timeout(&self) -> Duration {
         Duration::from_millis(self.shard_timeout_ms)
     }
+
+    /// How long views may be left unasked, as policies may leave a shard out: a third of their lease.
+    pub(crate) fn keep_after(&self) -> Duration {
+        Duration::from_millis(u64::from(self.lease_ms) / 3)
+    }
 }
 
 impl Validate for Config {

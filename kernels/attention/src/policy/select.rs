@@ -89,7 +89,7 @@ impl Places {
     }
 
     /// Takes the `count` heaviest, in order: the rest, often thousands, is never sorted.
-    fn heaviest(&mut self, count: usize) -> impl Iterator<Item = usize> + ExactSizeIterator {
+    fn heaviest(&mut self, count: usize) -> impl ExactSizeIterator<Item = usize> {
         let first = self.0.len().saturating_sub(count);
         if first > 0 {
             self.0.select_nth_unstable(first);

@@ -110,6 +110,8 @@ impl TryFrom<v1::GenerateFinished> for Finished {
             time_to_first_token_ms: millis,
             placement: wire.placement.into_iter().map(Into::into).collect(),
             resumed: wire.resumed,
+            visited_blocks: wire.visited_blocks,
+            causal_blocks: wire.causal_blocks,
         })
     }
 }
@@ -128,6 +130,8 @@ impl From<Finished> for v1::GenerateFinished {
             time_to_first_token_ms: finished.time_to_first_token_ms,
             placement: finished.placement.into_iter().map(Into::into).collect(),
             resumed: finished.resumed,
+            visited_blocks: finished.visited_blocks,
+            causal_blocks: finished.causal_blocks,
         }
     }
 }

@@ -173,7 +173,7 @@ proptest! {
         check::<_, v1::GenerateResponse>(GenerateEvent::Progress { done_tokens: cached_tokens, total_tokens: prompt_tokens });
         for reason in [FinishReason::Stop, FinishReason::Length] {
             let placement = vec![ShardBytes { shard_id: text.clone(), kv_bytes: cached_tokens }];
-            let finished = Finished { reason, prompt_tokens, cached_tokens, completion_tokens: 4, time_to_first_token_ms: millis, placement, resumed: n[3] };
+            let finished = Finished { reason, prompt_tokens, cached_tokens, completion_tokens: 4, time_to_first_token_ms: millis, placement, resumed: n[3], visited_blocks: n[0].into(), causal_blocks: n[1].into() };
             check::<_, v1::GenerateResponse>(GenerateEvent::Finished(finished));
         }
     }
@@ -188,7 +188,7 @@ proptest! {
         let sampling = Sampling { seed: Some(1), max_tokens: Some(n[1].max(1)), ..sampling };
         check::<_, v1::DecodeStart>(DecodeStart { request_id, identity, prompt_tokens, generated_tokens: 1, sampling, stop_token_ids: n.to_vec(), prefill_policy });
         check::<_, v1::DecodeResponse>(DecodeEvent::Token { token_id: n[3], logprob, top });
-        check::<_, v1::DecodeResponse>(DecodeEvent::Finished { stopped: n[0] > n[1] });
+        check::<_, v1::DecodeResponse>(DecodeEvent::Finished { stopped: n[0] > n[1], visited_blocks: n[2].into(), causal_blocks: n[3].into() });
     }
 
     #[test]

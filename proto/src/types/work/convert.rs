@@ -134,7 +134,7 @@ impl TryFrom<v1::DecodeResponse> for DecodeEvent {
     type Error = WireError;
 
     fn try_from(wire: v1::DecodeResponse) -> Result<Self, WireError> {
-        use v1::decode_response::Event;
+        use v1::decode_response::{DecodeFinished, Event};
         match wire.event.ok_or_else(|| WireError::invalid("event", "is not set"))? {
             Event::Token(token) => {
                 let logprob =
@@ -145,7 +145,9 @@ impl TryFrom<v1::DecodeResponse> for DecodeEvent {
                     top: check::each(token.top, "token.top")?,
                 })
             }
-            Event::Finished(finished) => Ok(Self::Finished { stopped: finished.stopped }),
+            Event::Finished(DecodeFinished { stopped, visited_blocks, causal_blocks }) => {
+                Ok(Self::Finished { stopped, visited_blocks, causal_blocks })
+            }
         }
     }
 }
@@ -159,7 +161,9 @@ impl From<DecodeEvent> for v1::DecodeResponse {
                 logprob,
                 top: top.into_iter().map(Into::into).collect(),
             }),
-            DecodeEvent::Finished { stopped } => Event::Finished(DecodeFinished { stopped }),
+            DecodeEvent::Finished { stopped, visited_blocks, causal_blocks } => {
+                Event::Finished(DecodeFinished { stopped, visited_blocks, causal_blocks })
+            }
         };
         Self { event: Some(event) }
     }

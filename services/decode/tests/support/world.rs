@@ -154,7 +154,7 @@ pub(crate) async fn finished(mut stream: BoxStream<DecodeEvent>) -> (Vec<u32>, b
     while let Some(event) = stream.next().await {
         match event.expect("nothing fails") {
             DecodeEvent::Token { token_id, .. } => tokens.push(token_id),
-            DecodeEvent::Finished { stopped } => {
+            DecodeEvent::Finished { stopped, .. } => {
                 assert!(stream.next().await.is_none(), "nothing follows the end");
                 return (tokens, stopped);
             }

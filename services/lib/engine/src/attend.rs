@@ -17,7 +17,6 @@ use longshore_fabric::CallContext;
 
 use crate::{Engine, Error, Sequence, StepInput, StepObserver};
 
-pub use answer::AnswerVisits;
 pub use sparse::RemoteVisits;
 
 /// One layer of a step.
@@ -98,9 +97,6 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
         let width = self.row_width();
         let mut output = vec![0.0; q.len()];
         let parts = self.cut_at_answers(parts);
-        if let Some(visits) = self.count_answers(&parts) {
-            observer.answered(&visits);
-        }
         let is_sparse =
             |part: &Part| self.batch[part.input].sequence.prefill().is_some() && !self.is_answer(part);
         let (sparse, parts): (Vec<Part>, Vec<Part>) = parts.into_iter().partition(is_sparse);

@@ -14,11 +14,11 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use attend::{AnswerVisits, AttendTimes, RemoteVisits};
+pub use attend::{AttendTimes, RemoteVisits};
 pub use error::Error;
 pub use events::{EventSender, SendOutcome, event_channel};
 pub use intake::{Limits, TokenIntake, WorkerParts, within};
-pub use sequence::{LocalBlock, Sequence};
+pub use sequence::{AnswerVisits, LocalBlock, Sequence};
 pub use shards::{ShardDirectory, ShardLink, ShardLinks};
 pub use step::{
     AttentionProbe, Engine, EngineOptions, Logits, StepInput, StepObserver, StepOutput, wire_tile_shape,

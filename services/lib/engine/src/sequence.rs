@@ -19,6 +19,7 @@ use longshore_proto::types::{Identity, TileMessage};
 use crate::{Engine, Error, ShardLinks};
 
 use answer::Answer;
+pub use answer::AnswerVisits;
 use prefill::SparsePrefill;
 pub(crate) use views::{View, ViewPart};
 
@@ -244,6 +245,7 @@ impl Sequence {
 
     /// Ends a step whose every layer was written.
     pub(crate) fn commit(&mut self) {
+        self.count_answer();
         self.done += self.under_way;
         self.under_way = 0;
         self.broken = None;

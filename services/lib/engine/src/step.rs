@@ -11,7 +11,7 @@ use longshore_proto::types::{Dtype, WireTileShape};
 
 use crate::{
     Error, Sequence,
-    attend::{AnswerVisits, AttendTimes, LayerAttention, Part, RemoteVisits},
+    attend::{AttendTimes, LayerAttention, Part, RemoteVisits},
     error::check,
 };
 
@@ -93,9 +93,6 @@ pub trait StepObserver {
 
     /// Shards visited blocks for one sequence in one layer, by a policy that is not exact.
     fn visited_remotely(&mut self, _visits: &RemoteVisits) {}
-
-    /// Rows of answers were attended to in one layer, under policies with streaming heads.
-    fn answered(&mut self, _visits: &AnswerVisits) {}
 
     /// Attention of one sequence in one layer was computed by a policy that is not exact.
     fn probe(&mut self, _probe: &AttentionProbe<'_>) {}

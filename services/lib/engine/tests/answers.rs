@@ -8,7 +8,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use longshore_attention::{HeadPattern, HeadPlan, KvDtype, PrefillPolicy};
 use longshore_engine::{
-    AnswerVisits, EngineOptions, Error, Logits, Sequence, StepInput, StepObserver,
+    AnswerVisits, EngineOptions, Logits, Sequence, StepInput,
     testing::{Bodies, tokens},
 };
 use longshore_fabric::{CallContext, Code};
@@ -37,22 +37,6 @@ fn policy(text: &str) -> Arc<PrefillPolicy> {
     Arc::new(PrefillPolicy::parse(text, Some(&plan)).expect("the text is a policy"))
 }
 
-#[derive(Default)]
-struct Watch {
-    visits: AnswerVisits,
-}
-
-impl StepObserver for Watch {
-    fn layer_done(&mut self, _: usize, _: &[StepInput<'_>]) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn answered(&mut self, visits: &AnswerVisits) {
-        self.visits.blocks += visits.blocks;
-        self.visits.of += visits.of;
-    }
-}
-
 /// Logits of all rows, which come in steps of these sizes, the last one again and again.
 fn compute(
     world: &World,
@@ -60,20 +44,21 @@ fn compute(
     mut tokens: &[u32],
     steps: &[usize],
 ) -> (Vec<u32>, AnswerVisits) {
-    let (mut watch, mut all) = (Watch::default(), Vec::new());
+    let (before, mut all) = (sequence.answer_visits(), Vec::new());
     let mut sizes = steps.iter();
     let mut size = 1;
     while !tokens.is_empty() {
         size = sizes.next().copied().unwrap_or(size).min(tokens.len());
         let (now, later) = tokens.split_at(size);
-        let input = StepInput { sequence, tokens: now, logits: Logits::All };
-        let outputs = world.cluster.engine.step(&CallContext::new("test"), &mut [input], &mut watch);
+        let input = StepInput { sequence: &mut *sequence, tokens: now, logits: Logits::All };
+        let outputs = world.cluster.engine.step(&CallContext::new("test"), &mut [input], &mut ());
         all.extend(
             outputs.expect("the step runs").remove(0).expect("shards answer").expect("they were wanted"),
         );
         tokens = later;
     }
-    (bits(&all), watch.visits)
+    let visits = sequence.answer_visits();
+    (bits(&all), AnswerVisits { blocks: visits.blocks - before.blocks, of: visits.of - before.of })
 }
 
 fn tiles(sequence: &Sequence, from: u64) -> Bodies {

@@ -194,7 +194,7 @@ impl Shown {
         let holders = finished.placement.iter().filter(|shard| shard.kv_bytes > 0);
         let placement: Vec<_> = holders.map(place).collect();
         format!(
-            "[TTFT {ttft:.2} s, {rate:.1} tokens/s, {} prompt tokens ({} cached), {} generated, {reason}{}{}; KV: {}]",
+            "[TTFT {ttft:.2} s, {rate:.1} tokens/s, {} prompt tokens ({} cached), {} generated, {reason}{}{}{}; KV: {}]",
             console::grouped(finished.prompt_tokens),
             console::grouped(finished.cached_tokens),
             console::grouped(finished.completion_tokens),
@@ -204,8 +204,20 @@ impl Shown {
                 String::new()
             },
             policy(&self.asked, &self.policy).map(|policy| format!(", prefill {policy}")).unwrap_or_default(),
+            visited(finished),
             if placement.is_empty() { "less than one block".to_owned() } else { placement.join(", ") },
         )
+    }
+}
+
+/// How much of its blocks an answer visited, where heads streamed.
+fn visited(finished: &Finished) -> String {
+    match finished.causal_blocks {
+        0 => String::new(),
+        all => {
+            let percent = finished.visited_blocks as f64 * 100.0 / all as f64;
+            format!(", the answer visited {percent:.1} % of its blocks")
+        }
     }
 }
 

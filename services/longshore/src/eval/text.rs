@@ -1,4 +1,4 @@
-//! Tasks in text: prefilled under a policy, answered greedily with exact attention, scored.
+//! Tasks in text: prefilled under a policy, answered greedily with exact attention but for streaming heads, scored.
 
 use std::{collections::BTreeMap, time::Instant};
 

@@ -195,8 +195,10 @@ impl Attempt<'_> {
         while let Some(event) = stream.next().await {
             let (token_id, logprob, top) = match event {
                 Err(error) => return Ok(Err(error)),
-                Ok(DecodeEvent::Finished { stopped: true }) => return Ok(Ok(FinishReason::Stop)),
-                Ok(DecodeEvent::Finished { stopped: false }) => return Ok(Ok(FinishReason::Length)),
+                Ok(DecodeEvent::Finished { stopped, visited_blocks, causal_blocks }) => {
+                    progress.visits = (visited_blocks, causal_blocks);
+                    return Ok(Ok(if stopped { FinishReason::Stop } else { FinishReason::Length }));
+                }
                 Ok(DecodeEvent::Token { token_id, logprob, top }) => (token_id, logprob, top),
             };
             if progress.generated() >= progress.max_tokens() {

@@ -57,6 +57,8 @@ pub(crate) struct Progress {
     first_token: Option<Duration>,
     last_token: Option<Instant>,
     resumed: u32,
+    /// Blocks that the answer visited, and that exact attention would have, as the last decode worker says.
+    pub(crate) visits: (u64, u64),
 }
 
 /// Failed attempts since the answer last went on by a block.
@@ -86,6 +88,7 @@ impl Request<'_> {
             first_token: None,
             last_token: None,
             resumed: 0,
+            visits: (0, 0),
         };
         let reason = self.attempts(&mut progress).await?;
         let reason = self.flush(&mut progress, reason).await?;
@@ -305,6 +308,8 @@ impl Request<'_> {
                 .map(|(shard, kv_bytes)| ShardBytes { shard_id: shard.0, kv_bytes })
                 .collect(),
             resumed: progress.resumed,
+            visited_blocks: progress.visits.0,
+            causal_blocks: progress.visits.1,
         }
     }
 }

@@ -9,15 +9,6 @@ use longshore_attention::{ExactBlock, HeadShape, Partials, QUERY_TILE, SparseWor
 use super::{LayerAttention, Part, StripePartials, StripeWork, Work};
 use crate::{Error, Sequence, sequence::View};
 
-/// What the rows of answers visited in one layer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct AnswerVisits {
-    /// Blocks that were visited, one count per row and KV head.
-    pub blocks: u64,
-    /// Blocks that exact attention would have visited.
-    pub of: u64,
-}
-
 /// What a KV head of some rows of a part visits of a view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HeadVisits {
@@ -86,25 +77,6 @@ impl LayerAttention<'_, '_> {
     pub(super) fn streaming(&self, part: &Part) -> Option<&[Option<Streaming>]> {
         let heads = self.batch[part.input].sequence.answer_heads(self.layer);
         heads.filter(|_| self.is_answer(part))
-    }
-
-    /// Counts what the rows of answers visit.
-    pub(super) fn count_answers(&self, parts: &[Part]) -> Option<AnswerVisits> {
-        let block = u64::from(self.engine.geometry().block_tokens());
-        let kv_heads = self.engine.backend().config().heads.kv_heads as u64;
-        let mut visits = None;
-        for part in parts.iter().filter(|part| self.is_answer(part)) {
-            let visits = visits.get_or_insert_with(AnswerVisits::default);
-            for position in part.first_position..part.first_position + part.rows.len() as u64 {
-                let all = position / block + 1;
-                visits.of += all * kv_heads;
-                visits.blocks += match self.streaming(part) {
-                    Some(heads) => heads.iter().map(|rule| blocks(*rule, position, position, block)).sum(),
-                    None => all * kv_heads,
-                };
-            }
-        }
-        visits
     }
 
     /// What each KV head of a part visits of a view, query tile by query tile; nothing of stripes that another shard is asked for.
@@ -193,13 +165,6 @@ fn runs_of(
     match rule {
         Some(rule) => rule.blocks(first, last, block),
         None => [0..0, 0..last / block + 1],
-    }
-}
-
-fn blocks(rule: Option<Streaming>, first: u64, last: u64, block: u64) -> u64 {
-    match rule {
-        Some(rule) => rule.blocks(first, last, block).into_iter().map(|run| run.end - run.start).sum(),
-        None => last / block + 1,
     }
 }
 

@@ -7,6 +7,15 @@ use longshore_fabric::CallContext;
 use super::Sequence;
 use crate::{Engine, Error};
 
+/// What the rows of an answer visited, over all layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AnswerVisits {
+    /// Blocks that were visited, one count per row, layer and KV head.
+    pub blocks: u64,
+    /// Blocks that exact attention would have visited.
+    pub of: u64,
+}
+
 /// The rows of an answer under a policy with streaming heads.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -14,6 +23,7 @@ pub(crate) struct Answer {
     from: u64,
     /// What the KV heads of each layer visit; `None`: everything.
     layers: Vec<Option<Vec<Option<Streaming>>>>,
+    visits: AnswerVisits,
 }
 
 impl Sequence {
@@ -34,7 +44,8 @@ impl Sequence {
                 field: "prefill_policy",
                 problem: format!("is `{policy}`, which cannot be followed: {error}"),
             })?;
-            self.answer = Some(Answer { from: policy.answer_from(prompt_tokens), layers });
+            let from = policy.answer_from(prompt_tokens);
+            self.answer = Some(Answer { from, layers, visits: AnswerVisits::default() });
         }
         Ok(())
     }
@@ -49,12 +60,40 @@ impl Sequence {
         self.answer.as_ref().and_then(|answer| answer.layers.get(layer)?.as_deref())
     }
 
-    /// Whether some shards may not be asked for long, so that their views need [`Self::keep_views`].
-    pub fn leaves_views_idle(&self) -> bool {
-        self.answer.is_some() && !self.views.is_empty()
+    /// What rows visited since [`Self::set_answer`]; nothing where no head streams.
+    pub fn answer_visits(&self) -> AnswerVisits {
+        self.answer.as_ref().map_or_else(AnswerVisits::default, |answer| answer.visits)
     }
 
-    /// Renews the leases of all views: queries alone would not where heads stream. What fails here is told by the next use.
+    /// Counts the rows of a step that ends.
+    pub(super) fn count_answer(&mut self) {
+        let (block, kv_heads) = (self.shape.block_tokens as u64, self.shape.kv_heads as u64);
+        let rows = self.done..self.done + self.under_way;
+        let Some(answer) = self.answer.as_mut() else { return };
+        for position in rows.start.max(answer.from)..rows.end {
+            let all = position / block + 1;
+            let of_head = |rule: &Option<Streaming>| match rule {
+                Some(rule) => {
+                    rule.blocks(position, position, block).into_iter().map(|run| run.end - run.start).sum()
+                }
+                None => all,
+            };
+            for heads in &answer.layers {
+                answer.visits.of += all * kv_heads;
+                answer.visits.blocks += match heads {
+                    Some(heads) => heads.iter().map(of_head).sum(),
+                    None => all * kv_heads,
+                };
+            }
+        }
+    }
+
+    /// Whether some shards may not be asked for long, so that their views need [`Self::keep_views`].
+    pub fn leaves_views_idle(&self) -> bool {
+        (self.answer.is_some() || self.prefill.is_some()) && !self.views.is_empty()
+    }
+
+    /// Renews the leases of all views: queries alone would not where policies leave shards out. What fails here is told by the next use.
     pub async fn keep_views(&self, ctx: &CallContext) {
         let kept = self.views.iter().map(|view| self.open_view(ctx, view.shard, Vec::new(), Some(view.id)));
         for error in join_all(kept).await.into_iter().filter_map(Result::err) {

@@ -62,6 +62,8 @@ async fn a_takeover_keeps_where_rows_are_exact() {
     let lengths: Vec<_> = prefills.iter().map(|call| call.prompt_tokens).collect();
     assert_eq!(lengths, [1_500, 1_570]);
     assert_eq!(prefills.iter().map(|call| call.generated_tokens).collect::<Vec<_>>(), [0, 70]);
+    let finished = answer.finished();
+    assert_eq!((finished.visited_blocks, finished.causal_blocks), (3, 40), "what the last worker says");
     // As many tokens more would move it by two tiles.
     assert_eq!(prefills[0].dense_from, prefills[1].dense_from);
     assert!((1..1_500).contains(&prefills[0].dense_from), "{prefills:?}");

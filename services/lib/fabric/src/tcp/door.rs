@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
@@ -10,6 +11,10 @@ use std::{
 };
 
 use longshore_proto::v1;
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv},
+};
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{TcpPatience, TileStream, Token, hello};
@@ -114,7 +119,8 @@ impl Door {
             Error::new(Code::ResourceExhausted, text).with_retry_after(RETRY_AFTER)
         };
         let mut known = self.known();
-        if known.entries.len() >= self.connections_max {
+        let is_full = known.entries.len() >= self.connections_max;
+        if is_full || peer.load(Ordering::Acquire) >= PEER_CONNECTIONS_MAX {
             known.forget_old(now, self.patience.idle);
         }
         if known.entries.len() >= self.connections_max {
@@ -187,7 +193,7 @@ impl Door {
         }
     }
 
-    /// Forgets offers that nobody took and connections that had no call for long.
+    /// Forgets offers that nobody took, and connections that had no call for long or whose client is gone.
     pub(super) fn forget_old(&self, now: Instant) {
         self.known().forget_old(now, self.patience.idle);
     }
@@ -202,9 +208,17 @@ impl Known {
     fn forget_old(&mut self, now: Instant, idle: Duration) {
         self.entries.retain(|_, entry| match entry.state {
             State::Offered { until } => now <= until,
-            State::Idle { since, .. } => now.duration_since(since) <= idle,
+            State::Idle { ref socket, since, .. } => now.duration_since(since) <= idle && !is_over(socket),
             State::Leased => true,
         });
+    }
+}
+
+/// Whether the client closed the connection. The first bytes of its next call may be there before that names the connection.
+fn is_over(socket: &TcpStream) -> bool {
+    match recv(socket.as_fd(), &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((count, _)) => count == 0,
+        Err(error) => error != Errno::AGAIN && error != Errno::INTR,
     }
 }
 

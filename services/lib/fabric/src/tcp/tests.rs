@@ -138,6 +138,23 @@ async fn offers_and_connections_are_bounded_and_grow_old() {
 }
 
 #[tokio::test]
+async fn connections_whose_client_is_gone_make_room() {
+    let (door, now) = (door(2), Instant::now());
+    let (gone, _) = opened(&door, now).await;
+    let (mut ahead, wanted) = opened(&door, now).await;
+    assert_eq!(door.offer(&Arc::default(), now).unwrap_err().code, Code::ResourceExhausted);
+    ahead.write_all(b"first bytes of a call").await.unwrap();
+    drop(gone);
+    let patient = async {
+        while door.offer(&Arc::default(), now).is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), patient).await.expect("its place is free");
+    assert!(door.lease(&wanted).is_ok(), "the other one is not taken for gone, and no byte of it was taken");
+}
+
+#[tokio::test]
 async fn frames_and_bodies_of_every_length_arrive() {
     let (a, b) = pair().await;
     let (mut sender, mut receiver) = (stream(a), stream(b));

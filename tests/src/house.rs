@@ -314,6 +314,7 @@ impl Site {
             let decode = DecodeWorker::new(
                 longshore_decode::Config::default(),
                 self.parts(&engine),
+                None,
                 &self.tasks,
                 metrics,
             );

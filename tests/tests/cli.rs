@@ -55,6 +55,7 @@ fn refused(arguments: &[&str]) -> String {
 fn clients_talk_with_a_running_house() {
     let server = Server::up(&["--shards", "2"]);
     generates(&server);
+    asks_the_wrong_port(&server);
     shows_the_cache_and_the_shards(&server);
     chats(&server);
     chooses_a_policy(&server);
@@ -117,7 +118,7 @@ fn chooses_a_policy(server: &Server) {
     let (exact, balanced) = (ask("exact"), ask("balanced"));
     assert!(balanced.status.success(), "{}", stderr(&balanced));
     // The plan that is shipped for the default model says what it means.
-    assert!(stderr(&balanced).contains(", prefill heads:plan="), "{}", stderr(&balanced));
+    assert!(stderr(&balanced).contains(", prefill balanced (head plan "), "{}", stderr(&balanced));
     assert!(!stderr(&exact).contains(", prefill"), "{}", stderr(&exact));
     // A prompt of a few tokens is exact whatever the policy.
     assert_eq!(stdout(&exact), stdout(&balanced));
@@ -272,8 +273,54 @@ fn the_default_policy_is_a_flag_of_what_has_a_router() {
     assert!(stdout(&command.output().unwrap()).contains("prefill_policy = \"balanced\""));
 }
 
+/// A port that speaks HTTP and no gRPC.
+fn asks_the_wrong_port(server: &Server) {
+    let http = server.openai.trim_end_matches("/v1").trim_end_matches('/');
+    let said = refused(&["generate", "--url", http, "Hi"]);
+    assert!(said.contains("`--url`") && said.contains("OpenAI HTTP API"), "{said}");
+}
+
+#[test]
+fn usage_errors_do_not_show_what_the_environment_says_as_if_it_were_typed() {
+    for (arguments, usage) in [
+        (&["generate", "--nonsense"][..], "longshore generate [OPTIONS] [PROMPT]"),
+        (&["chat", "--nonsense"], "longshore chat [OPTIONS]"),
+        (&["store", "stat", "--nonsense"], "longshore store stat [OPTIONS]"),
+    ] {
+        let said = |url: Option<&str>| {
+            let mut command = Command::new(program());
+            command.args(arguments).env_remove("LONGSHORE_URL");
+            if let Some(url) = url {
+                command.env("LONGSHORE_URL", url);
+            }
+            let output = command.output().expect("the program starts");
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+            stderr(&output)
+        };
+        let plain = said(None);
+        assert!(plain.contains(&format!("Usage: {usage}\n")), "{plain}");
+        assert_eq!(said(Some("http://127.0.0.1:9000")), plain);
+    }
+}
+
+#[test]
+fn generate_against_a_wrong_port_names_the_flag_and_the_right_port() {
+    let nobody = refused(&["generate", "--url", "http://127.0.0.1:1", "Hi"]);
+    assert!(nobody.contains("`--url`") && nobody.contains("OpenAI HTTP API"), "{nobody}");
+    let no_address = refused(&["generate", "--url", "127.0.0.1:9000", "Hi"]);
+    assert!(no_address.contains("`--url` (or LONGSHORE_URL) is no gRPC address"), "{no_address}");
+}
+
 #[test]
 fn bad_policies_and_head_plans_are_faults_of_the_configuration() {
+    // A plan that might be needed is no reason to read the model first.
+    let plan = ["--head-plan", "/nowhere/plan.json"];
+    for mistyped in ["headsy", "heads2:level=a", "balancd"] {
+        for more in [&[][..], &plan] {
+            let said = refused(&[&["up", "--check-config", "--prefill-policy", mistyped][..], more].concat());
+            assert!(said.contains("`router.prefill_policy` (--set) cannot be used: "), "{mistyped}: {said}");
+        }
+    }
     for flag in [["--prefill-policy", "sparsest"], ["--set", "router.prefill_policy="]] {
         let said = refused(&["up", "--check-config", flag[0], flag[1]]);
         assert!(said.contains("`router.prefill_policy` (--set) cannot be used: "), "{said}");

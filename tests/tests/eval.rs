@@ -101,9 +101,13 @@ fn text_tasks_are_asked_of_any_model() {
         assert_eq!(pair[0]["answer"], pair[1]["answer"], "short prompts are exact");
         assert!(pair[0]["prompt_tokens"].as_u64().is_some_and(|tokens| tokens <= 1024 - 32));
     }
-    let flags = ["--lengths", "2048", "--samples", "1", "--only", "vt,ancestry", "--policy", "exact"];
+    let flags =
+        ["--lengths", "2048", "--samples", "1", "--only", "vt,ancestry,many-shot", "--policy", "exact"];
     let (said, _) = eval("ruler", &model, folder.path(), &flags);
-    assert!(said.contains("| vt | 2,048 |") && said.contains("| ancestry |"), "{said}");
+    assert!(
+        said.contains("| vt | 2,048 |") && said.contains("| ancestry |") && said.contains("| many_shot |"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod grid;
 mod head_plan;
 mod heads;
 mod keys;
+mod levels;
 mod list;
 mod log2;
 mod pack;
@@ -20,6 +21,7 @@ mod plan;
 mod scores;
 mod select;
 mod spec;
+mod streaming;
 mod vertical_slash;
 
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use crate::{CpuExecutor, Error, PagedKv, Queries, SparseWork};
 use head_plan::Level;
 
 pub use head_plan::{BudgetLevel, GatesCut, HeadBudgets, HeadPattern, HeadPlan};
+pub use streaming::Streaming;
 
 /// Mean cosine of a block's keys with their mean, of (block of the sequence, KV head).
 pub type Cosines<'a> = &'a (dyn Fn(u64, usize) -> f32 + Sync);
@@ -134,6 +137,8 @@ struct Blocks {
     escape: Option<f32>,
     /// Blocks that take such a share of any row, as the scorer sees it, are always visited.
     peak: Option<f32>,
+    /// Whether bounds of panels of blocks choose which blocks are scored.
+    two_levels: bool,
 }
 
 impl Blocks {
@@ -187,6 +192,16 @@ enum Heads {
     Planned(Arc<HeadPlan>),
 }
 
+impl Heads {
+    /// Whether any head has such a pattern.
+    fn any(&self, wanted: impl Fn(&HeadPattern) -> bool) -> bool {
+        match self {
+            Self::Uniform(pattern) => wanted(pattern),
+            Self::Planned(plan) => (0..plan.layers()).any(|layer| plan.layer(layer).iter().any(&wanted)),
+        }
+    }
+}
+
 /// When rows are exact whatever the method.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Guards {
@@ -212,6 +227,16 @@ impl PrefillPolicy {
     /// names and keys, keys given twice and values out of range, and says what is valid.
     pub fn parse(text: &str, plan: Option<&HeadPlan>) -> Result<Self, Error> {
         spec::parse(text, plan)
+    }
+
+    /// Reads a fingerprint that another process wrote. Refuses what means something else here: with another version, or another head
+    /// plan.
+    pub fn from_fingerprint(text: &str, plan: Option<&HeadPlan>) -> Result<Self, Error> {
+        let policy = Self::parse(text, plan)?;
+        match policy.fingerprint() {
+            here if here == text => Ok(policy),
+            here => invalid("policy", format!("means `{here}` in this process")),
+        }
     }
 
     /// Whether it visits everything everywhere.
@@ -254,10 +279,6 @@ impl PrefillPolicy {
 
     /// What [`Self::plan`] and its lists read beyond the blocks that are visited.
     pub fn reads(&self) -> PolicyReads {
-        let any = |heads: &Heads, wanted: fn(&HeadPattern) -> bool| match heads {
-            Heads::Uniform(pattern) => wanted(pattern),
-            Heads::Planned(plan) => (0..plan.layers()).any(|layer| plan.layer(layer).iter().any(wanted)),
-        };
         match &self.method {
             Method::Exact => PolicyReads::default(),
             Method::Blocks(rule) => rule.reads(),
@@ -267,8 +288,8 @@ impl PrefillPolicy {
             }
             Method::Flex(_) => PolicyReads { all_keys: true, means: true, ..PolicyReads::default() },
             Method::Heads(heads) => PolicyReads {
-                all_keys: any(heads, HeadPattern::is_vertical_slash),
-                means: any(heads, |pattern| matches!(pattern, HeadPattern::BlockSparse { .. })),
+                all_keys: heads.any(HeadPattern::is_vertical_slash),
+                means: heads.any(|pattern| matches!(pattern, HeadPattern::BlockSparse { .. })),
                 ..PolicyReads::default()
             },
         }

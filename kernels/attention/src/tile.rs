@@ -3,6 +3,7 @@
 mod element;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
@@ -28,6 +29,13 @@ pub(crate) struct Line([u8; 64]);
 pub struct Tile {
     shape: TileShape,
     body: SlabBuffer,
+    version: u64,
+}
+
+/// A number that no tile of this process had before.
+fn next_version() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// K and V of one head, as they are stored.
@@ -43,11 +51,24 @@ pub(crate) struct Head<'a, E> {
     pub(crate) v_scales: &'a [Lane],
 }
 
+impl AsRef<[u8]> for Tile {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+/// For whoever brings a body from elsewhere: as with [`Tile::from_bytes`], its checksum comes first.
+impl AsMut<[u8]> for Tile {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.bytes_mut()
+    }
+}
+
 impl Tile {
     /// An all-zero tile. `shape` must be valid.
     pub fn zeroed(shape: TileShape) -> Self {
         assert!(shape.validate().is_ok(), "tile of an invalid shape: {shape:?}");
-        Self { shape, body: SlabBuffer::zeroed(shape.bytes()) }
+        Self { shape, body: SlabBuffer::zeroed(shape.bytes()), version: next_version() }
     }
 
     /// Copies a body that came from elsewhere; refuses an invalid shape and a wrong length. The elements are not
@@ -60,7 +81,7 @@ impl Tile {
                 format!("has {} bytes, its shape needs {}", body.len(), shape.bytes()),
             ));
         }
-        Ok(Self { shape, body: SlabBuffer::copied(body) })
+        Ok(Self { shape, body: SlabBuffer::copied(body), version: next_version() })
     }
 
     /// A tile whose body `fill` writes, all of it; returns what `fill` returned too. Refuses an invalid shape. As with
@@ -72,13 +93,28 @@ impl Tile {
         Ok((tile, told))
     }
 
+    /// A tile whose bytes are those of whoever had its memory before, until they are written ([`AsMut`]): for whoever writes all of them
+    /// before anybody reads one. `shape` must be valid.
+    pub fn unwritten(shape: TileShape) -> Self {
+        assert!(shape.validate().is_ok(), "tile of an invalid shape: {shape:?}");
+        Self { shape, body: SlabBuffer::unwritten(shape.bytes()), version: next_version() }
+    }
+
     /// The body as it travels.
     pub fn as_bytes(&self) -> &[u8] {
         &self.body
     }
 
+    /// Whoever takes this is going to write: what was copied elsewhere under the old version is old.
     fn bytes_mut(&mut self) -> &mut [u8] {
+        self.version = next_version();
         &mut self.body
+    }
+
+    /// Names the content within this process: tiles of equal versions have equal bytes, and a tile that is written to gets a
+    /// version that no tile had before. For copies of tiles on devices.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Shape.
@@ -135,9 +171,10 @@ impl Tile {
         let shape = self.shape;
         let (dim, heads, parts) = (shape.head_dim, shape.kv_heads, shape.parts());
         let mut stored = vec![E::zeroed(); dim];
+        let body = self.bytes_mut();
         for (index, (keys, values)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
             let (token, head) = (offset + index / heads, index % heads);
-            let bytes = &mut self.bytes_mut()[head * shape.head_bytes()..][..shape.head_bytes()];
+            let bytes = &mut body[head * shape.head_bytes()..][..shape.head_bytes()];
             let scale = E::narrow(keys, &mut stored);
             write_scale::<E>(&mut bytes[parts.k_scales.clone()], token, scale);
             let k = bytemuck::cast_slice_mut::<u8, E>(&mut bytes[parts.k.clone()]);

@@ -51,6 +51,12 @@ impl SlabBuffer {
         buffer
     }
 
+    /// `len` bytes of which nobody may know: zeros, or what whoever had the memory before left there. For those who write all of it
+    /// before anything reads it.
+    pub fn unwritten(len: usize) -> Self {
+        Self::claim(len).0
+    }
+
     /// A copy of `bytes`.
     pub fn copied(bytes: &[u8]) -> Self {
         let (mut buffer, _) = Self::claim(bytes.len());

@@ -163,7 +163,7 @@ struct Attention {
     }
 
     // `t`: shares (two registers) and what is kept, of each row tile.
-    DEVICE_MEMBER void multiply_values(const u8* v, const f32 (&t)[ROW_TILES][4], f32 unit) {
+    DEVICE_MEMBER void multiply_values(const u8* v, const f32 (&t)[ROW_TILES][4], [[maybe_unused]] f32 unit) {
 #if DTYPE == DTYPE_INT8 || DTYPE == DTYPE_E4M3
         const u8* row = v + lane() % 16 * PITCH + lane() / 16 * 16;
         UNROLL for (u32 step = 0; step < STEPS; step += 2) {

@@ -51,7 +51,7 @@ DEVICE Head head_of(const Params& p) {
 }
 
 // Element `index` of a token, as it counts.
-DEVICE f32 element(const u8* rows, const f32* scales, u32 token, u32 index) {
+DEVICE f32 element(const u8* rows, [[maybe_unused]] const f32* scales, u32 token, u32 index) {
     u64 at = u64(token) * HEAD_DIM + index;
 #if DTYPE == DTYPE_F32
     return reinterpret_cast<const f32*>(rows)[at];

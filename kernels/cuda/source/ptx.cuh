@@ -217,3 +217,137 @@ DEVICE f32 reduce_add(f32 x) {
     for (u32 mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
     return x;
 }
+
+// Sums and products of two f16 at once, each rounded once.
+#if defined(LONGSHORE_EMULATOR)
+DEVICE u32 add_f16x2(u32 a, u32 b) {
+    f32 a_low, a_high, b_low, b_high;
+    unpack_f16(a, a_low, a_high);
+    unpack_f16(b, b_low, b_high);
+    return pack_f16(a_low + b_low, a_high + b_high);
+}
+// The sum is exact in double precision but for terms that lie 2^30 and more apart.
+DEVICE u16 fma_f16(f32 a, f32 b, f32 c) {
+    const _Float16 sum = static_cast<_Float16>(static_cast<double>(a) * b + c);
+    u16 bits;
+    memcpy(&bits, &sum, sizeof bits);
+    return bits;
+}
+DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
+    f32 a_low, a_high, b_low, b_high, c_low, c_high;
+    unpack_f16(a, a_low, a_high);
+    unpack_f16(b, b_low, b_high);
+    unpack_f16(c, c_low, c_high);
+    return fma_f16(a_low, b_low, c_low) | static_cast<u32>(fma_f16(a_high, b_high, c_high)) << 16;
+}
+#else
+DEVICE u32 add_f16x2(u32 a, u32 b) {
+    u32 sum;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
+    u32 sum;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
+#endif
+
+// Member functions.
+#if defined(LONGSHORE_EMULATOR)
+#define DEVICE_MEMBER inline
+#else
+#define DEVICE_MEMBER __device__ __forceinline__
+#endif
+
+// a · b, rounded by itself: never fused with an addition that follows.
+DEVICE f32 multiply_rounded(f32 a, f32 b) {
+#if defined(LONGSHORE_EMULATOR)
+    volatile f32 product = a * b;
+    return product;
+#else
+    return __fmul_rn(a, b);
+#endif
+}
+
+// An 8×8 matrix of 16-bit elements turned round: in and out, a lane has elements 2 (lane % 4) and the next of row lane / 4.
+DEVICE u32 transpose_8x8(u32 x) {
+#if defined(LONGSHORE_EMULATOR)
+    u32 from = lane() % 4 * 8 + lane() / 8, shift = lane() / 4 % 2 * 16;
+    u32 low = shuffle(x, from), high = shuffle(x, from + 4);
+    return (low >> shift & 0xffff) | (high >> shift & 0xffff) << 16;
+#else
+    u32 turned;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(x));
+    return turned;
+#endif
+}
+
+// Bytes of `a` (0 to 3) and `b` (4 to 7), by the nibbles of `selector`, the lowest first.
+DEVICE u32 permute_bytes(u32 a, u32 b, u32 selector) {
+#if defined(LONGSHORE_EMULATOR)
+    u64 bytes = a | static_cast<u64>(b) << 32;
+    u32 permuted = 0;
+    for (u32 i = 0; i < 4; ++i) permuted |= static_cast<u32>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return permuted;
+#else
+    return __byte_perm(a, b, selector);
+#endif
+}
+
+// Differences of the f16 in both halves.
+DEVICE u32 subtract_f16x2(u32 a, u32 b) {
+#if defined(LONGSHORE_EMULATOR)
+    f32 a_low, a_high, b_low, b_high;
+    unpack_f16(a, a_low, a_high);
+    unpack_f16(b, b_low, b_high);
+    return pack_f16(a_low - b_low, a_high - b_high);
+#else
+    u32 difference;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(difference) : "r"(a), "r"(b));
+    return difference;
+#endif
+}
+
+// Bytes I and J of a word, int8, as f16, exactly: a byte plus 128 behind the exponent of 1024 is 1152 too much.
+template <u32 I, u32 J>
+DEVICE u32 int8_to_f16(u32 word) {
+    return subtract_f16x2(permute_bytes(word ^ 0x80808080u, 0x64646464u, I | 4 << 4 | J << 8 | 4 << 12), 0x64806480u);
+}
+
+// Bytes I and J of a word, e4m3, as f16 that are 256 times smaller, exactly. NaN becomes ±480 / 256.
+template <u32 I, u32 J>
+DEVICE u32 e4m3_to_f16(u32 word) {
+    u32 high = permute_bytes(word, 0, 4 | I << 4 | 4 << 8 | J << 12);
+    return (high & 0x80008000u) | (high & 0x7f007f00u) >> 1;
+}
+
+DEVICE f32 e4m3_to_f32(u8 x) {
+    if ((x & 0x7f) == 0x7f) return from_bits(0x7fc00000u);
+    return f16_to_f32(static_cast<u16>((x & 0x80) << 8 | (x & 0x7f) << 7)) * 256.0f;
+}
+
+// Rounded to nearest even; what is beyond the range becomes the largest, 448.
+DEVICE u8 f32_to_e4m3(f32 x) {
+    u32 bits = bits_of(x), sign = bits >> 24 & 0x80, size = bits & 0x7fffffff;
+    if (size > 0x7f800000u) return static_cast<u8>(sign | 0x7f);
+    if (size >= 0x43e00000u) return static_cast<u8>(sign | 0x7e);
+    if (size < 0x3c800000u) {
+        // Below 2^−6 elements are multiples of 2^−9, which are those of f32 beside 2^14.
+        f32 shifted = from_bits(size) + 16384.0f;
+        return static_cast<u8>(sign | (bits_of(shifted) - 0x46800000u));
+    }
+    u32 rounded = size + 0x7ffff + (size >> 20 & 1);
+    return static_cast<u8>(sign | ((rounded >> 20) - (120 << 3)));
+}
+
+typedef double f64;
+
+// Sums of integers are the same in any order.
+DEVICE void atomic_add_u64(u64* to, u64 x) {
+#if defined(LONGSHORE_EMULATOR)
+    __atomic_fetch_add(to, x, __ATOMIC_RELAXED);
+#else
+    atomicAdd(to, x);
+#endif
+}

@@ -32,20 +32,21 @@ DEVICE void load_queries(const Params& p, const Tile& tile, u8* shared) {
     }
 }
 
-// Means of BLOCKS blocks: with g = lane / 4, a lane has parts of blocks g and g + 8 of each 16.
+// Means of BLOCKS blocks: with g = lane / 4, a lane has parts of blocks g and g + 8 of each 16. Loaded word by word, into the registers in
+// which matrix instructions want them: vectors would have to be taken apart for every query head.
 struct Means {
-    uint4x a[BLOCK_TILES][STEPS][2];
+    u32 a[BLOCK_TILES][2 * STEPS][4];
 
     DEVICE_MEMBER void load(const Params& p, const Tile& tile, u32 first) {
-        const u16* means = reinterpret_cast<const u16*>(p.means) + u64(tile.kv_head) * p.capacity * HEAD_DIM;
+        const u32* means = reinterpret_cast<const u32*>(p.means) + u64(tile.kv_head) * p.capacity * (HEAD_DIM / 2);
         UNROLL for (u32 i = 0; i < BLOCK_TILES; ++i) {
             UNROLL for (u32 half = 0; half < 2; ++half) {
                 u32 block = first + i * 16 + half * 8 + lane() / 4;
-                const uint4x* from = reinterpret_cast<const uint4x*>(means + u64(block) * HEAD_DIM);
-                UNROLL for (u32 step = 0; step < STEPS; ++step) {
-                    u32 part = step * 4 + lane() % 4;
-                    a[i][step][half] = uint4x{0, 0, 0, 0};
-                    if (block < tile.scored && part < VECTORS) a[i][step][half] = from[part];
+                const u32* from = means + u64(block) * (HEAD_DIM / 2);
+                UNROLL for (u32 word = 0; word < 4 * STEPS; ++word) {
+                    u32 part = word / 4 * 4 + lane() % 4;
+                    bool exists = block < tile.scored && part < VECTORS;
+                    a[i][word / 2][half + word % 2 * 2] = exists ? from[part * 4 + word % 4] : 0;
                 }
             }
         }
@@ -66,11 +67,8 @@ struct Scores {
                 uint4x x = q[n * 8 * PITCH + step * 4];
                 const u32 b[2] = {x.x, x.y}, b_next[2] = {x.z, x.w};
                 UNROLL for (u32 i = 0; i < BLOCK_TILES; ++i) {
-                    const uint4x& y = means.a[i][step][0];
-                    const uint4x& z = means.a[i][step][1];
-                    const u32 a[4] = {y.x, z.x, y.y, z.y}, a_next[4] = {y.z, z.z, y.w, z.w};
-                    multiply(t[i][n], a, b);
-                    multiply(t[i][n], a_next, b_next);
+                    multiply(t[i][n], means.a[i][2 * step], b);
+                    multiply(t[i][n], means.a[i][2 * step + 1], b_next);
                 }
             }
             UNROLL for (u32 i = 0; i < BLOCK_TILES; ++i) {

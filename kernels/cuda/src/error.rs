@@ -11,6 +11,8 @@ pub enum Kind {
     Unavailable,
     /// The device failed; its context is lost.
     Device,
+    /// A communicator between GPUs failed and was aborted, on this side at least: make another, or take another way.
+    Communication,
     /// A kernel does not compile or does not fit the device: a bug of ours.
     Internal,
 }
@@ -36,6 +38,14 @@ pub enum Error {
         /// What the compiler said.
         log: String,
     },
+    /// A kernel was compiled to something that is not what its launches expect.
+    #[error("kernel `{kernel}` {problem}")]
+    Kernel {
+        /// Its entry.
+        kernel: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The device has no memory left for it.
     #[error("the device has no room for {bytes} bytes: {problem}; hint: lower the memory budget, or wait")]
     OutOfMemory {
@@ -52,16 +62,81 @@ pub enum Error {
         /// What was said.
         problem: String,
     },
+    /// A library of CUDA is missing, too old, or none.
+    #[error("{library} cannot be used: {problem}; hint: {remedy}")]
+    Library {
+        /// Its name.
+        library: &'static str,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The driver is older than what is needed.
+    #[error(
+        "the driver is too old: it knows CUDA {found}, {what} needs {needed}; hint: install a driver of release {release} or newer"
+    )]
+    DriverTooOld {
+        /// Newest version of CUDA that the driver knows.
+        found: String,
+        /// The oldest that would do.
+        needed: String,
+        /// Who needs it.
+        what: String,
+        /// The release of the driver that brings it.
+        release: &'static str,
+    },
+    /// There is a driver, but no device that it can use.
+    #[error(
+        "no CUDA device: {problem}; hint: see what `nvidia-smi` says and whether `CUDA_VISIBLE_DEVICES` or the container hides \
+         them, or use `--device cpu`"
+    )]
+    NoDevice {
+        /// What the driver said.
+        problem: String,
+    },
+    /// There are devices, but not this one.
+    #[error("there is no `cuda:{index}`; hint: this machine has {found}")]
+    NoSuchDevice {
+        /// The one that was asked for.
+        index: u32,
+        /// Those that are there.
+        found: String,
+    },
+    /// The device cannot run the kernels.
+    #[error(
+        "the device is too old: its compute capability is {found}, kernels need {needed} or newer; hint: choose another with \
+         `--device cuda:N`, or use `--device cpu`"
+    )]
+    DeviceTooOld {
+        /// Its compute capability.
+        found: String,
+        /// The least.
+        needed: String,
+    },
+    /// A call of a communicator failed; the communicator was aborted.
+    #[error("{call} failed: {problem}; the communicator was aborted")]
+    Communicator {
+        /// What was being done.
+        call: &'static str,
+        /// What was said.
+        problem: String,
+    },
 }
 
 impl Error {
     /// The sort of fault.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Invalid { .. } => Kind::InvalidInput,
-            Self::Compile { .. } => Kind::Internal,
+            Self::Invalid { .. } | Self::NoSuchDevice { .. } => Kind::InvalidInput,
+            Self::Compile { .. } | Self::Kernel { .. } => Kind::Internal,
             Self::OutOfMemory { .. } => Kind::Exhausted,
             Self::Device { .. } => Kind::Device,
+            Self::Library { .. }
+            | Self::DriverTooOld { .. }
+            | Self::NoDevice { .. }
+            | Self::DeviceTooOld { .. } => Kind::Unavailable,
+            Self::Communicator { .. } => Kind::Communication,
         }
     }
 

@@ -1,13 +1,21 @@
 //! Comparisons of the device with the CPU, written once for every [`Device`]: tests run them on the emulator, `longshore cuda selftest`
 //! on a GPU.
 
+mod decode;
+mod decode_cases;
 mod material;
+mod pages;
+mod plan;
 mod prefill;
 mod prefill_cases;
+mod select;
+mod select_cases;
+mod tile;
+mod tile_cases;
 
 use std::sync::Arc;
 
-use crate::{Device, Error};
+use crate::{Device, Error, model};
 
 type Run = dyn Fn(&Arc<dyn Device>) -> Result<f64, Error> + Send + Sync;
 
@@ -21,7 +29,7 @@ pub struct Case {
 }
 
 impl Case {
-    fn new(
+    pub(crate) fn new(
         name: impl Into<String>,
         limit: f64,
         run: impl Fn(&Arc<dyn Device>) -> Result<f64, Error> + Send + Sync + 'static,
@@ -41,7 +49,14 @@ impl std::fmt::Debug for Case {
     }
 }
 
-/// Comparisons of prefill attention; `large` ones too, which only a GPU has time for.
-pub fn prefill_cases(large: bool) -> Vec<Case> {
-    prefill_cases::cases(large)
+/// Comparisons of the forward pass, pages, decode attention, merges, selection and summaries, prefill attention.
+pub fn cases() -> Vec<Case> {
+    let attention = [decode_cases::cases(), prefill_cases::cases()];
+    let parts = [model::checks::cases(), tile_cases::cases(), select_cases::cases()];
+    parts.into_iter().chain(attention).flatten().collect()
+}
+
+/// Comparisons of prefill attention in the shapes of models: too many keys for the emulator.
+pub fn large_cases() -> Vec<Case> {
+    prefill_cases::large_cases()
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use longshore_compute::{ComputePool, DisjointSlice, InstructionSet};
 
-pub use self::linear::{Linear, LinearLayer};
+pub use self::linear::{Linear, LinearLayer, QuantisedGroup};
 
 use self::linear::{Computed, Forms, Input, PackedMatrix, Plain, Then, multiply};
 use self::rotations::Rotations;

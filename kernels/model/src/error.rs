@@ -13,6 +13,10 @@ pub enum Kind {
     Unsupported,
     /// A file cannot be read.
     Io,
+    /// The device or its memory is in use: the same call may succeed later.
+    Exhausted,
+    /// The device failed.
+    Device,
 }
 
 /// Faults of models; each names the field, tensor or file and, where there is one, the remedy.
@@ -62,6 +66,14 @@ pub enum Error {
         /// NaN or an infinity.
         value: f32,
     },
+    /// The device that a backend computes on lacks room or failed.
+    #[error("the device cannot compute: {source}")]
+    Device {
+        /// It lacks room, or time: the same call may succeed later.
+        exhausted: bool,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 impl Error {
@@ -72,11 +84,13 @@ impl Error {
             Self::Corrupt { .. } | Self::NotFinite { .. } => Kind::Corrupt,
             Self::Unsupported { .. } => Kind::Unsupported,
             Self::Io { .. } => Kind::Io,
+            Self::Device { exhausted: true, .. } => Kind::Exhausted,
+            Self::Device { exhausted: false, .. } => Kind::Device,
         }
     }
 
     /// Whether the same call can succeed later without a change by the caller.
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::Io { .. })
+        matches!(self.kind(), Kind::Io | Kind::Exhausted)
     }
 }

@@ -18,11 +18,9 @@ use fault::Fault;
 use mapping::{Mapping, Meter};
 use weights::Naming;
 
-pub(crate) use dequantize::{dequantize, scale_and_min};
-pub(crate) use weights::StoredMatrix;
-
 pub use dequantize::TensorType;
-pub use weights::{LayerWeight, Matrix, WeightName, Weights};
+pub(crate) use dequantize::{dequantize, scale_and_min};
+pub use weights::{LayerWeight, Matrix, StoredMatrix, WeightName, Weights};
 
 /// What is known of a model without its weights.
 #[derive(Debug, Clone)]

@@ -13,12 +13,14 @@ mod sampler;
 pub mod testing;
 mod tokenizer;
 
-pub use backend::{Activations, Backend, Qkv};
+pub use backend::{Activations, Backend, DeviceRows, KeptQkv, Qkv};
 pub use chat::ChatTemplate;
 pub use config::{ModelConfig, RopeConfig, RopeScaling, RopeStyle};
-pub use cpu::{CpuBackend, CpuOptions, Linear, LinearLayer};
+pub use cpu::{CpuBackend, CpuOptions, Linear, LinearLayer, QuantisedGroup};
 pub use error::{Error, Kind};
-pub use files::{LayerWeight, LoadProgress, LoadedModel, Matrix, ModelInfo, TensorType, WeightName, Weights};
+pub use files::{
+    LayerWeight, LoadProgress, LoadedModel, Matrix, ModelInfo, StoredMatrix, TensorType, WeightName, Weights,
+};
 pub use rope::{Rope, Rotation};
 pub use sampler::{Sampled, Sampler, SamplerParams};
 pub use tokenizer::{SpecialTokens, TextStream, Tokenizer};

@@ -21,6 +21,18 @@ pub struct Rotation {
     sin: Vec<f32>,
 }
 
+impl Rotation {
+    /// Cosines, one for each pair.
+    pub fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// Sines, one for each pair.
+    pub fn sin(&self) -> &[f32] {
+        &self.sin
+    }
+}
+
 impl Rope {
     /// Computes the frequencies; refuses constants that make none.
     pub fn new(config: &RopeConfig) -> Result<Self, Error> {

@@ -77,6 +77,50 @@ impl Sampler {
         Ok(Sampled { token, logprob: Some(logprob(token)), top })
     }
 
+    /// How many of the likeliest tokens of `vocabulary` are enough for [`Self::sample_best`]; `None` when the choice takes all
+    /// logits.
+    pub fn candidates(&self, vocabulary: usize) -> Option<usize> {
+        let wanted = self.params.logprobs.unwrap_or(0) as usize;
+        let penalised = !(self.prompt.is_empty() && self.generated.is_empty());
+        match (penalised, self.params.top_k as usize) {
+            (true, _) => None,
+            (false, _) if self.params.temperature == 0.0 => Some(wanted.max(1).min(vocabulary)),
+            (false, top_k) if top_k == 0 || top_k >= vocabulary => None,
+            (false, top_k) => Some(wanted.max(top_k).min(vocabulary)),
+        }
+    }
+
+    /// [`Self::sample`] out of what a device chose: the likeliest tokens with their logits, best first, of equals the lowest id
+    /// first; at least [`Self::candidates`] of them; and `ln Σ exp(logit)` over all `vocabulary` logits. Gives the token that
+    /// [`Self::sample`] would.
+    pub fn sample_best(
+        &self,
+        best: &[(u32, f32)],
+        log_sum_exp: f64,
+        vocabulary: usize,
+        index: u64,
+    ) -> Result<Sampled, Error> {
+        let needed = self.candidates(vocabulary);
+        if needed.is_none_or(|needed| best.len() < needed) {
+            let needed = needed.map_or("all logits".to_owned(), |needed| needed.to_string());
+            let problem = format!("has {} tokens, this choice takes {needed}", best.len());
+            return Err(Error::Invalid { field: "best".to_owned(), problem });
+        }
+        let logits: Vec<f32> = best.iter().map(|(_, logit)| *logit).collect();
+        check(&logits)?;
+        let chosen = match self.params.temperature == 0.0 {
+            true => 0,
+            false => choice::draw(&logits, &self.params, choice::uniform(self.params.seed, index)) as usize,
+        };
+        let logprob = |(token, logit): (u32, f32)| (token, (f64::from(logit) - log_sum_exp) as f32);
+        let (token, own) = logprob(best[chosen]);
+        let Some(wanted) = self.params.logprobs else {
+            return Ok(Sampled { token, logprob: None, top: Vec::new() });
+        };
+        let top = best.iter().take(wanted as usize).map(|candidate| logprob(*candidate)).collect();
+        Ok(Sampled { token, logprob: Some(own), top })
+    }
+
     /// Logits after the penalties; `None` when there is nothing to change. Seen tokens outside the vocabulary change nothing.
     fn penalised(&self, logits: &[f32]) -> Option<Vec<f32>> {
         if self.prompt.is_empty() && self.generated.is_empty() {

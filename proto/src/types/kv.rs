@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace};
 
-pub use data::{ForeignBytes, TileData};
+pub use data::{ForeignBytes, TileData, TileMemory, TileRoom};
 
 use super::operations::{CopyStats, DepartureStats, DrainStats, LaneStats, ScrubFinding};
 

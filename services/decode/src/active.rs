@@ -1,5 +1,7 @@
 //! One sequence that generates: from logits to the next token, the event, or the end.
 
+use std::time::Instant;
+
 use longshore_engine::{EventSender, SendOutcome, Sequence};
 use longshore_fabric::CallContext;
 use longshore_model::Sampler;
@@ -37,6 +39,8 @@ pub(crate) struct Active {
     pub(crate) puts: CancellationToken,
     /// Waits for its reader.
     pub(crate) paused: bool,
+    /// When the leases of all of its views were renewed.
+    pub(crate) kept: Instant,
     pub(crate) _places: Places,
 }
 

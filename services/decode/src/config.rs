@@ -64,6 +64,11 @@ impl Config {
         Duration::from_millis(self.put_timeout_ms)
     }
 
+    /// How long views may be left unasked: a third of their lease, which leaves room for what fails or takes long.
+    pub(crate) fn keep_after(&self) -> Duration {
+        Duration::from_millis(u64::from(self.lease_ms) / 3)
+    }
+
     /// How long handing blocks over to a view may take.
     pub(crate) fn append_timeout(&self) -> Duration {
         Duration::from_millis(self.append_timeout_ms)

@@ -28,6 +28,16 @@ pub enum Error {
         /// What the sampler said.
         problem: String,
     },
+    /// A policy that cannot be followed here.
+    #[error(
+        "`start.prefill_policy` is `{policy}`: {problem}; hint: give all processes the same version and `model.head_plan`"
+    )]
+    Policy {
+        /// What the caller named.
+        policy: String,
+        /// Why not.
+        problem: String,
+    },
     /// Too many sequences wait.
     #[error("{limit} sequences are under way or waiting already; hint: retry later or add a decode worker")]
     QueueFull {
@@ -63,7 +73,7 @@ impl Error {
         match self {
             Self::Engine(error) => error.kind(),
             Self::Request(error) => error.code,
-            Self::Sampling { .. } => Code::InvalidArgument,
+            Self::Sampling { .. } | Self::Policy { .. } => Code::InvalidArgument,
             Self::Choice { .. } => Code::Internal,
             Self::QueueFull { .. } | Self::Stalled { .. } | Self::NotStored { .. } => Code::ResourceExhausted,
             Self::ShuttingDown => Code::Unavailable,
@@ -83,6 +93,7 @@ impl From<Error> for longshore_fabric::Error {
             Error::Engine(error) => error.into(),
             Error::Request(error) => error,
             Error::Sampling { .. } => converted.with_field("start.sampling"),
+            Error::Policy { .. } => converted.with_field("start.prefill_policy"),
             Error::QueueFull { .. } | Error::NotStored { .. } => converted.with_retry_after(QUEUE_RETRY),
             Error::Choice { .. } | Error::Stalled { .. } | Error::ShuttingDown => converted,
         }

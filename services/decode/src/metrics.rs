@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use longshore_chassis::Metrics;
-use longshore_engine::{AttendTimes, Error, StepInput, StepObserver};
+use longshore_engine::{AnswerVisits, AttendTimes, Error, StepInput, StepObserver};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
 /// Buckets of the time of one step, in seconds.
@@ -51,6 +51,10 @@ pub struct DecodeMetrics {
     pub attend_local_seconds: Histogram,
     /// Seconds that folding a layer's partials took.
     pub attend_merge_seconds: Histogram,
+    /// Blocks that answers under policies with streaming heads visited: one count per row, layer and KV head.
+    pub visited_blocks: Counter,
+    /// Blocks that exact attention would have visited for them.
+    pub causal_blocks: Counter,
 }
 
 impl DecodeMetrics {
@@ -72,6 +76,16 @@ impl DecodeMetrics {
         metrics.register("tokens", "Tokens generated", own.tokens.clone());
         metrics.register("stored_blocks", "Blocks that shards acknowledged", own.stored_blocks.clone());
         metrics.register("put_failures", "Attempts to store a block that failed", own.put_failures.clone());
+        metrics.register(
+            "visited_blocks",
+            "Blocks that answers under policies with streaming heads visited, by row, layer and KV head",
+            own.visited_blocks.clone(),
+        );
+        metrics.register(
+            "causal_blocks",
+            "Blocks that exact attention would have visited for answers under policies with streaming heads",
+            own.causal_blocks.clone(),
+        );
         metrics.register("step_seconds", "Seconds per step", own.step_seconds.clone());
         metrics.register("step_rows", "Rows per step", own.step_rows.clone());
         for (name, help, histogram) in [
@@ -101,6 +115,11 @@ impl DecodeMetrics {
 impl StepObserver for &DecodeMetrics {
     fn layer_done(&mut self, _layer: usize, _batch: &[StepInput<'_>]) -> Result<(), Error> {
         Ok(())
+    }
+
+    fn answered(&mut self, visits: &AnswerVisits) {
+        self.visited_blocks.inc_by(visits.blocks);
+        self.causal_blocks.inc_by(visits.of);
     }
 
     fn attended(&mut self, _layer: usize, times: &AttendTimes) {
@@ -133,6 +152,8 @@ impl Default for DecodeMetrics {
             attend_wait_seconds: Histogram::new(ATTEND_BUCKETS),
             attend_local_seconds: Histogram::new(ATTEND_BUCKETS),
             attend_merge_seconds: Histogram::new(ATTEND_BUCKETS),
+            visited_blocks: Counter::default(),
+            causal_blocks: Counter::default(),
         }
     }
 }

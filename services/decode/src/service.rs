@@ -1,11 +1,15 @@
 //! Takes sequences, waits for their places, opens their views and hands them to the engine thread.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use async_trait::async_trait;
+use longshore_attention::{HeadPlan, PrefillPolicy};
 use longshore_chassis::Tasks;
 use longshore_engine::{EventSender, Sequence, TokenIntake, WorkerParts, event_channel, within};
 use longshore_fabric::{BoxStream, CallContext, Code, Decoder};
@@ -54,6 +58,7 @@ pub struct DecodeWorker {
 pub(crate) struct Worker {
     pub(crate) config: Config,
     pub(crate) parts: WorkerParts,
+    head_plan: Option<Arc<HeadPlan>>,
     pub(crate) tasks: Tasks,
     pub(crate) metrics: DecodeMetrics,
     pub(crate) commands: mpsc::Sender<Command>,
@@ -63,8 +68,14 @@ pub(crate) struct Worker {
 }
 
 impl DecodeWorker {
-    /// A worker whose engine thread runs until `tasks` is cancelled. Must be called on a runtime.
-    pub fn new(config: Config, parts: WorkerParts, tasks: &Tasks, metrics: DecodeMetrics) -> Arc<Self> {
+    /// A worker whose engine thread runs until `tasks` is cancelled; `head_plan` is the deployment's. Must be called on a runtime.
+    pub fn new(
+        config: Config,
+        parts: WorkerParts,
+        head_plan: Option<Arc<HeadPlan>>,
+        tasks: &Tasks,
+        metrics: DecodeMetrics,
+    ) -> Arc<Self> {
         // Senders are tasks that wait, so that the bound only keeps the thread from being flooded.
         let (commands, inbox) = mpsc::channel(4 * config.max_sequences);
         let worker = Arc::new(Worker {
@@ -72,6 +83,7 @@ impl DecodeWorker {
             slots: Arc::new(Semaphore::new(config.max_sequences)),
             next_id: AtomicU64::new(0),
             parts,
+            head_plan,
             tasks: tasks.child(),
             metrics,
             commands,
@@ -106,16 +118,23 @@ impl Decoder for DecodeWorker {
         let total = start.prompt_tokens.saturating_add(start.generated_tokens);
         worker.parts.limits.check_length("start.generated_tokens", total)?;
         let sampler = sampler(&start.sampling)?;
+        let policy = worker.policy(&start.prefill_policy)?;
         let places = worker.take_seat()?;
         let ctx = ctx.child();
         let (events, stream) = event_channel(worker.config.event_buffer, ctx.cancel.clone());
-        let admission = Admission { worker: Arc::clone(worker), ctx, start, sampler, places };
+        let admission = Admission { worker: Arc::clone(worker), ctx, start, policy, sampler, places };
         worker.tasks.spawn("decode-admission", admission.run(tokens, events));
         Ok(stream)
     }
 }
 
 impl Worker {
+    /// The policy whose streaming heads stream in an answer.
+    fn policy(&self, text: &str) -> Result<PrefillPolicy, Error> {
+        PrefillPolicy::from_fingerprint(text, self.head_plan.as_deref())
+            .map_err(|error| Error::Policy { policy: text.to_owned(), problem: error.to_string() })
+    }
+
     fn take_seat(&self) -> Result<Places, Error> {
         if self.tasks.is_cancelled() {
             return Err(Error::ShuttingDown);
@@ -154,6 +173,7 @@ struct Admission {
     worker: Arc<Worker>,
     ctx: CallContext,
     start: DecodeStart,
+    policy: PrefillPolicy,
     sampler: Sampler,
     places: Places,
 }
@@ -196,7 +216,8 @@ impl Admission {
         let slot = within(&self.ctx, Arc::clone(&worker.slots).acquire_owned()).await?;
         self.places.slot = Some(slot.expect("the slots are never closed"));
         worker.metrics.active_sequences.inc();
-        let sequence = self.open(&tokens).await?;
+        let mut sequence = self.open(&tokens).await?;
+        sequence.set_answer(&worker.parts.engine, &self.policy, start.prompt_tokens)?;
         let (prompt, generated) = tokens.split_at(start.prompt_tokens as usize);
         self.sampler.observe_prompt(prompt);
         generated.iter().for_each(|&token| self.sampler.observe_generated(token));
@@ -259,6 +280,7 @@ impl Ready {
             events,
             puts: worker.tasks.token().child_token(),
             paused: false,
+            kept: Instant::now(),
             _places: places,
         }
     }

@@ -53,6 +53,7 @@ impl Stepper {
         while self.receive() {
             self.reap();
             self.hand_over();
+            self.keep_views();
             self.step();
             self.seal();
         }
@@ -286,6 +287,27 @@ impl Stepper {
         // From the back, because ending one moves those behind it.
         for (index, cause) in broken.into_iter().flatten().rev() {
             self.end(index, Err(longshore_engine::Error::Broken(cause).into()));
+        }
+    }
+
+    /// Renews the leases of views that streaming heads may not ask for long.
+    fn keep_views(&mut self) {
+        let config = &self.worker.config;
+        let (timeout, due) = (config.append_timeout(), config.keep_after());
+        let is_due =
+            |active: &&mut Active| active.sequence.leaves_views_idle() && active.kept.elapsed() >= due;
+        let kept: Vec<_> = self
+            .active
+            .iter_mut()
+            .filter(is_due)
+            .map(|active| {
+                active.kept = Instant::now();
+                let (ctx, sequence) = (active.ctx.child().with_timeout(timeout), &active.sequence);
+                async move { sequence.keep_views(&ctx).await }
+            })
+            .collect();
+        if !kept.is_empty() {
+            self.runtime.block_on(futures::future::join_all(kept));
         }
     }
 

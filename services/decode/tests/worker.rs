@@ -6,7 +6,7 @@ mod support;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use futures::StreamExt;
-use longshore_attention::KvDtype;
+use longshore_attention::{KvDtype, PrefillPolicy};
 use longshore_blocks::Deployment;
 use longshore_decode::Config;
 use longshore_engine::testing::tokens;
@@ -68,6 +68,50 @@ async fn a_resumed_answer_goes_on_with_the_same_tokens() {
             let (rest, stopped) = world.generate(&so_far, generated, sampling.clone()).await;
             assert_eq!((&rest[..], stopped), (&whole[generated..], false), "after {generated} tokens");
         }
+    }
+}
+
+/// The prompt is exact here, the answer is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn streaming_heads_stream_in_answers_wherever_they_are_resumed() {
+    let policy = PrefillPolicy::parse("streaming:sink=16,recent=20,min_positions=0", None);
+    let policy = policy.expect("the text is a policy");
+    let prompt = tokens(61, 150);
+    for shards in [1, 3] {
+        let world = World::new(shards, Config::default());
+        world.prefill(&prompt).await;
+        let start = |tokens: &[u32], generated: usize| DecodeStart {
+            prefill_policy: policy.fingerprint(),
+            ..world.start(tokens, generated, greedy(60))
+        };
+        let stream = world.call(start(&prompt, 0), &prompt).await.expect("the call is good");
+        let expected = world.streamed(&policy, &prompt, 60);
+        assert_eq!(finished(stream).await, (expected.clone(), false));
+        assert_ne!(expected, world.reference(&prompt, &greedy(60)), "the policy must change something");
+        let (visited, causal) = (world.metrics.visited_blocks.get(), world.metrics.causal_blocks.get());
+        assert!(visited > 0 && visited * 2 < causal, "{visited} of {causal}");
+        // The blocks that were sealed on the way are found again.
+        let so_far = [&prompt[..], &expected[..30]].concat();
+        let sealed = || so_far.len() / BLOCK * 3 <= world.cluster.bodies().len();
+        assert!(settles(sealed).await);
+        let stream = world.call(start(&so_far, 30), &so_far).await.expect("the call is good");
+        assert_eq!(finished(stream).await, (expected[30..].to_vec(), false));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_that_mean_something_else_here_are_refused() {
+    let world = World::new(1, Config::default());
+    let prompt = tokens(62, 20);
+    for text in ["sparsest", "streaming", "heads:plan=0011"] {
+        let start = DecodeStart { prefill_policy: text.to_owned(), ..world.start(&prompt, 0, greedy(5)) };
+        let error = world.failure(start, &prompt).await;
+        assert_eq!(
+            (error.code, error.field.as_deref()),
+            (Code::InvalidArgument, Some("start.prefill_policy")),
+            "{error}"
+        );
+        assert!(error.message.contains(text), "{error}");
     }
 }
 

@@ -8,7 +8,7 @@ use longshore_blocks::{
     pool::{Admission, Page, Put, WriterId},
 };
 use longshore_chassis::Tasks;
-use longshore_fabric::{BoxStream, CallContext, Lane};
+use longshore_fabric::{BoxStream, CallContext, Lane, TileRooms};
 use longshore_proto::types::{Identity, PutAck, PutOutcome, TileMessage, WireTileShape};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -219,10 +219,16 @@ impl Session {
                 format!("`body` has {} bytes, its shape needs {}", message.data.len(), shape.bytes());
             return Err(bad(&problem));
         }
-        let (tile, copied) =
-            Tile::filled(shape, |body| message.data.copy_to(body)).map_err(|error| bad(&error))?;
-        // The copy is checked, not the message: what is stored is what the checksum stands for.
-        if copied.map_err(|error| bad(&error))? != message.crc32c {
+        // The copy is checked, not the message: what is stored is what the checksum stands for. Some lanes made the copy already.
+        let (tile, crc32c) = match TileRooms::new(shape).landed(message) {
+            Some(landed) => landed,
+            None => {
+                let filled = Tile::filled(shape, |body| message.data.copy_to(body));
+                let (tile, copied) = filled.map_err(|error| bad(&error))?;
+                (Arc::new(tile), copied.map_err(|error| bad(&error))?)
+            }
+        };
+        if crc32c != message.crc32c {
             return Err(Refusal::corrupt(format!("layer {} does not match its checksum", message.layer)));
         }
         // The executor passes over keys that are no numbers, which would be a wrong answer and not an error.
@@ -230,7 +236,7 @@ impl Session {
             let problem = "holds a value that is no finite number; hint: use f32 KV if the model exceeds f16";
             return Err(Refusal::corrupt(format!("layer {} {problem}", message.layer)));
         }
-        let page = Page { payload: Arc::new(tile), crc32c: message.crc32c };
+        let page = Page { payload: tile, crc32c };
         let put = self.store.with_inventory(|pool, inventory, now| {
             let put = pool.put(self.writer, message.key, message.layer, page, now);
             if matches!(put, Ok(Put::Sealed(_))) {

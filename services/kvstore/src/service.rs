@@ -10,10 +10,10 @@ use longshore_attention::Tile;
 use longshore_blocks::{BlockKey, BlockPlace, Namespace, pool::ViewId};
 use longshore_chassis::{Metrics, Tasks};
 use longshore_compute::ComputePool;
-use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard, StripePartial};
+use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard, StripePartial, TileRooms};
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, BlockPage, DrainStats, GetBlocks, GetSummaries, Identity, InventoryNews,
-    ListBlocks, Lookup, OpenView, OpenedView, PutAck, ScrubStarted, ShardStats, SummariesMessage,
+    ListBlocks, Lookup, OpenView, OpenedView, PutAck, ScrubStarted, ShardStats, SummariesMessage, TileMemory,
     TileMessage, WatchInventory, WireTileShape,
 };
 use tokio::{sync::mpsc, time::MissedTickBehavior};
@@ -178,6 +178,10 @@ impl Shard for KvStore {
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, CallError> {
         Ok(get::start(&self.store, &self.tasks, ctx, get)?)
+    }
+
+    fn tile_memory(&self) -> Option<Arc<dyn TileMemory>> {
+        Some(Arc::new(TileRooms::new(self.store.identity().tile_shape)))
     }
 
     async fn open_view(&self, _ctx: &CallContext, open: OpenView) -> Result<OpenedView, CallError> {

@@ -3,6 +3,7 @@
 mod bench;
 mod calibrate;
 mod client;
+mod cuda;
 mod doctor;
 mod eval;
 mod model;
@@ -10,14 +11,15 @@ mod serve;
 mod store;
 mod trace;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use bench::{
-    BenchCommand, BenchComputeArgs, BenchPrefillArgs, BenchServeArgs, BenchStoreArgs, ComputePart, StoreEnd,
-    StoreLane,
+    BenchCommand, BenchComputeArgs, BenchCudaArgs, BenchPrefillArgs, BenchServeArgs, BenchStoreArgs,
+    ComputePart, StoreEnd, StoreLane,
 };
 pub(crate) use calibrate::{CalibrateArgs, Search};
 pub(crate) use client::{ChatArgs, GenerateArgs, SamplingArgs};
+pub(crate) use cuda::{CudaCommand, SelftestArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use eval::{
     EvalArgs, EvalCommand, FidelityArgs, OutputArgs, PerplexityArgs, RecallArgs, RulerArgs, RulerTask,
@@ -38,6 +40,29 @@ pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// What was typed; a usage error ends the process.
+    pub(crate) fn of_process() -> Self {
+        let matches = with_plain_usage(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// Usage errors show how a command is typed. Left alone they show the flags that have a value, such as those that an environment
+/// variable gives, as if one had to type them.
+fn with_plain_usage(mut command: clap::Command) -> clap::Command {
+    command.build();
+    plain_usage(command)
+}
+
+fn plain_usage(mut command: clap::Command) -> clap::Command {
+    let usage = command.render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage:").trim().to_owned();
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    let command = command.override_usage(usage);
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, plain_usage))
 }
 
 const EXAMPLES: &str = "Examples:
@@ -79,6 +104,12 @@ pub(crate) enum Command {
     },
     /// Examine this machine, its settings and the model; problems come with a remedy.
     Doctor(DoctorArgs),
+    /// Check the GPU half of this program on this machine's GPU.
+    Cuda {
+        /// What to check.
+        #[command(subcommand)]
+        command: CudaCommand,
+    },
     /// What policies of sparse prefill keep of a model's answers, against exact attention.
     Eval {
         /// What to look at.
@@ -97,13 +128,12 @@ pub(crate) enum Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        with_plain_usage(Cli::command()).debug_assert();
     }
 
     #[test]

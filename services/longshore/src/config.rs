@@ -1,6 +1,7 @@
 //! The one configuration of every process: each component's part lies in its own crate.
 
 mod compute;
+mod cuda;
 mod position;
 
 use longshore_attention::KvDtype;
@@ -15,9 +16,13 @@ use longshore_model::Linear;
 use longshore_router::Policies;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DEFAULT_MODEL, ModelRef};
+use crate::{
+    device::Choice,
+    model::{DEFAULT_MODEL, ModelRef},
+};
 
 pub(crate) use compute::ComputeConfig;
+pub(crate) use cuda::CudaConfig;
 pub(crate) use position::PositionScaling;
 
 /// Everything that can be configured.
@@ -26,8 +31,10 @@ pub(crate) use position::PositionScaling;
 pub(crate) struct Config {
     /// Which model, and how its KV looks.
     pub(crate) model: ModelConfig,
-    /// Threads that compute.
+    /// Where a process computes.
     pub(crate) compute: ComputeConfig,
+    /// Libraries and compiled kernels of GPUs.
+    pub(crate) cuda: CudaConfig,
     /// Addresses.
     pub(crate) listen: ListenConfig,
     /// Who belongs to the cluster.
@@ -70,8 +77,8 @@ pub(crate) struct ModelConfig {
     /// Consecutive blocks that are placed together.
     pub(crate) stripe_blocks: u32,
     /// File that says what each attention head visits in a prefill: budgets as `longshore calibrate` writes them (JSON), or
-    /// as MInference (JSON) or DuoAttention (TSV) do; empty: what is shipped for the model, if anything. Routers and prefill
-    /// workers read it.
+    /// as MInference (JSON) or DuoAttention (TSV) do; empty: what is shipped for the model, if anything. Routers, prefill
+    /// and decode workers read it.
     pub(crate) head_plan: String,
 }
 
@@ -100,13 +107,20 @@ pub(crate) struct ListenConfig {
     pub(crate) http: String,
     /// gRPC.
     pub(crate) grpc: String,
+    /// Port of the `tcp` lane of a shard, at the address of `grpc`; 0: any that is free, which the others are told.
+    pub(crate) tiles_port: u16,
     /// Health, metrics and configuration.
     pub(crate) admin: String,
 }
 
 impl Default for ListenConfig {
     fn default() -> Self {
-        Self { http: "127.0.0.1:8000".to_owned(), grpc: "127.0.0.1:9000".to_owned(), admin: String::new() }
+        Self {
+            http: "127.0.0.1:8000".to_owned(),
+            grpc: "127.0.0.1:9000".to_owned(),
+            tiles_port: 0,
+            admin: String::new(),
+        }
     }
 }
 
@@ -161,9 +175,10 @@ impl StoreConfig {
 
 impl ModelConfig {
     /// Whether `policy` may mean a head plan, that of the configuration or one that is shipped, so that nobody can judge it before
-    /// the model is known.
+    /// the model is known. A name that is none can be judged at once.
     pub(crate) fn may_plan(&self, policy: &str) -> bool {
-        !self.head_plan.is_empty() || policy.starts_with("heads")
+        let name = policy.trim().split_once(':').map_or(policy.trim(), |(name, _)| name);
+        name == "heads" || (!self.head_plan.is_empty() && Policies::names().any(|known| known == name))
     }
 
     /// Arithmetic of the linear layers.
@@ -183,6 +198,15 @@ impl ModelConfig {
 }
 
 impl Config {
+    /// The arithmetic that K and V are results of, by its name in the configuration: `auto` and what it amounts to for a file refuse
+    /// each other, and so do the arithmetic of the CPU and that of GPUs.
+    pub(crate) fn arithmetic(&self) -> String {
+        match self.compute.choice() {
+            Some(Choice::Cuda(_)) => format!("cuda {}", self.model.linear),
+            _ => self.model.linear.clone(),
+        }
+    }
+
     /// Element type of the KV cache.
     pub(crate) fn kv_dtype(&self) -> KvDtype {
         self.model.dtype().expect("a configuration was validated")
@@ -212,6 +236,7 @@ impl Validate for Config {
         self.store.faults(&join(path, "store"), faults);
         self.telemetry.faults(&join(path, "telemetry"), faults);
         self.compute.faults(&join(path, "compute"), faults);
+        self.cuda.faults(&join(path, "cuda"), faults);
         check_range(faults, &join(path, "drain"), "deadline_ms", self.drain.deadline_ms, 0..=3_600_000);
     }
 }

@@ -1,13 +1,14 @@
 //! `longshore doctor`: what this machine has, what was chosen, what applies, and what is wrong with a remedy for each.
 
 mod findings;
+mod gpu;
 mod settings;
 
 use anyhow::{Context, Result};
 use longshore_compute::InstructionSet;
 use serde::Serialize;
 
-use self::{findings::Problem, settings::Settings};
+use self::{findings::Problem, gpu::Gpu, settings::Settings};
 use crate::{
     cli::DoctorArgs,
     config::Config,
@@ -27,7 +28,7 @@ struct Examination {
     compute_threads: usize,
     pinned_cores: Vec<usize>,
     peaks: Peaks,
-    gpu: &'static str,
+    gpu: Gpu,
     model_cache: String,
     model_cache_free_bytes: Option<u64>,
     model: ModelState,
@@ -72,7 +73,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<()> {
         compute_threads: pool.threads(),
         pinned_cores: config.compute.pool_options().pin,
         peaks,
-        gpu: "none built in",
+        gpu: Gpu::look(&config),
         model_cache: cache.models().display().to_string(),
         model_cache_free_bytes: free_disk_bytes(&cache.models()),
         model,
@@ -155,10 +156,9 @@ fn lines(e: &Examination) -> Vec<(&'static str, String)> {
         ("compute threads", format!("{}, {pinned}", e.compute_threads)),
         ("multiply-adds", format!("{:.0} GFLOP/s (f32, all compute threads)", e.peaks.gflops)),
         ("memory read", format!("{:.1} GB/s", e.peaks.read_gbps)),
-        ("GPU", e.gpu.to_owned()),
-        ("model cache", format!("{}, {free} free", e.model_cache)),
-        ("model", model),
     ];
+    lines.extend(e.gpu.lines());
+    lines.extend([("model cache", format!("{}, {free} free", e.model_cache)), ("model", model)]);
     lines.extend(e.settings.lines());
     lines
 }

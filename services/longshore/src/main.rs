@@ -5,6 +5,8 @@ mod cli;
 mod client;
 mod config;
 mod console;
+mod cuda;
+mod device;
 mod doctor;
 mod eval;
 mod head_plan;
@@ -23,13 +25,12 @@ mod wiring;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use longshore_cluster::Role;
 
-use cli::{BenchCommand, Cli, Command, ModelCommand};
+use cli::{BenchCommand, Cli, Command, CudaCommand, ModelCommand};
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    match run(Cli::of_process()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             console::fail(&error);
@@ -71,6 +72,12 @@ async fn dispatch(command: Command) -> Result<()> {
         }
         Command::Bench { command: BenchCommand::Trace(args) } => {
             role::blocking(move || bench::trace(&args)).await
+        }
+        Command::Bench { command: BenchCommand::Cuda(args) } => {
+            role::blocking(move || bench::cuda(&args)).await
+        }
+        Command::Cuda { command: CudaCommand::Selftest(args) } => {
+            role::blocking(move || cuda::selftest(&args)).await
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What every process of a deployment derives from the model and the configuration: shapes, digests, limits, the backend.
 
+mod backend;
+
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -7,14 +9,13 @@ use longshore_attention::{CpuExecutor, HeadPlan, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
-use longshore_model::{Backend as _, CpuBackend, CpuOptions, LoadProgress, LoadedModel, ModelInfo};
+use longshore_model::{LoadProgress, LoadedModel, ModelInfo};
 use longshore_proto::types::{ModelDescription, WireTileShape};
 use longshore_router::Policies;
 
 use crate::{
     config::Config,
     console, head_plan,
-    machine::Machine,
     model::{self, ModelRef},
 };
 
@@ -59,18 +60,11 @@ impl Node {
             LoadedModel::open(&path, &read).context("cannot read the model")?;
         bar.set_prefix("packing");
         let node = Self::of(config, &reference, info)?;
-        let linear = config.model.linear().context("`model.linear` must be `auto`, `int8` or `f32`")?;
-        let needed = CpuBackend::expected_bytes(&node.info.config, &weights, linear)?;
-        check_room(needed, Machine::read().memory_available_bytes)?;
-        let options = CpuOptions { pool: Arc::clone(pool), linear };
-        let backend = CpuBackend::new(node.info.config.clone(), &weights, options, &read)
-            .context("cannot pack the weights")?;
+        let backend = backend::load(config, &node.info.config, &weights, pool, &read)?;
         bar.finish_and_clear();
-        let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
-        tracing::info!(%packed, %linear, threads = pool.threads(), "packed the weights");
         let options = EngineOptions { kv_dtype: node.tile_shape.dtype, ..EngineOptions::default() };
         let engine = Engine::new(
-            Arc::new(backend),
+            backend,
             Arc::new(CpuExecutor::new(Arc::clone(pool))),
             Arc::clone(pool),
             node.geometry,
@@ -99,8 +93,7 @@ impl Node {
             representation: dtype.name(),
             block_tokens: geometry.block_tokens(),
             stripe_blocks: geometry.stripe_blocks(),
-            // By its name in the configuration: `auto` and what it amounts to for a file refuse each other.
-            linear: &config.model.linear,
+            linear: &config.arithmetic(),
         });
         let name = if config.model.name.is_empty() { reference.name() } else { config.model.name.clone() };
         let context_tokens = context_tokens(config, &info)?;
@@ -161,29 +154,4 @@ fn context_tokens(config: &Config, info: &ModelInfo) -> Result<u64> {
     let tokens = if asked == 0 { own } else { asked };
     ensure!(tokens >= 2, "`model.max_context_tokens` is {tokens}, must be at least 2");
     Ok(tokens)
-}
-
-/// Refuses weights that the machine has no memory for: packing them would end the process, and perhaps others. `available` of 0 is
-/// unknown.
-fn check_room(needed: u64, available: u64) -> Result<()> {
-    ensure!(
-        available == 0 || needed <= available,
-        "`model.reference`: the packed weights need {}, this machine has {} available; hint: take a smaller or more quantised \
-         model, `model.linear = \"int8\"`, or another machine",
-        console::bytes(needed),
-        console::bytes(available)
-    );
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn weights_must_fit_into_memory() {
-        assert!(check_room(5 << 30, 5 << 30).is_ok() && check_room(5 << 30, 0).is_ok());
-        let refusal = check_room(5 << 30, 1 << 30).unwrap_err().to_string();
-        assert!(refusal.contains("`model.reference`") && refusal.contains("5.0 GiB"), "{refusal}");
-    }
 }

@@ -19,7 +19,7 @@ use longshore_proto::types::{self, Describe, ModelDescription};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
-use crate::{cli::ServeArgs, config::Config, console};
+use crate::{cli::ServeArgs, config::Config, console, device};
 
 /// Where the configuration of this process comes from.
 pub(crate) fn sources(serve: &ServeArgs, sets: Vec<String>) -> Sources {
@@ -28,8 +28,17 @@ pub(crate) fn sources(serve: &ServeArgs, sets: Vec<String>) -> Sources {
         .reserve("LONGSHORE_TEST_PYTHON")
 }
 
-/// Reads the configuration. `None`: it was only to be printed.
+/// Reads the configuration, and looks for the GPU if it asks for one. `None`: it was only to be printed.
 pub(crate) fn configuration(serve: &ServeArgs, sets: Vec<String>) -> Result<Option<Config>> {
+    let mut config = settings(serve, sets)?;
+    if let Some(config) = &mut config {
+        device::resolve(config)?;
+    }
+    Ok(config)
+}
+
+/// Reads the configuration of a command that finds its device itself. `None`: it was only to be printed.
+pub(crate) fn settings(serve: &ServeArgs, sets: Vec<String>) -> Result<Option<Config>> {
     let config: Config = load(&sources(serve, sets))?;
     if serve.print_config {
         console::say(render(&config).trim_end());

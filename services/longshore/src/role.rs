@@ -8,14 +8,21 @@ use longshore_cluster::{Labels, Member, Membership, Role, StaticMembership};
 use longshore_engine::Engine;
 use longshore_fabric::{GrpcConnector, GrpcOptions};
 
-use crate::{cli::RoleArgs, config::Config, console, members, node::Node, process, ready, wiring::Parts};
+use crate::{
+    cli::RoleArgs, config::Config, console, device, members, node::Node, process, ready, wiring::Parts,
+};
 
 /// Runs until a signal, then drains.
 pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
-    let Some(mut config) = process::configuration(&args.serve, args.all_sets())? else { return Ok(()) };
+    let Some(mut config) = process::settings(&args.serve, args.all_sets())? else { return Ok(()) };
+    match role {
+        Role::Prefill | Role::Decode => device::resolve(&mut config)?,
+        Role::KvStore => device::note_cpu(&config, "a shard attends"),
+        Role::Router => {}
+    }
     let (this, membership) = membership(role, &args, &mut config)?;
-    if matches!(role, Role::Decode | Role::KvStore) {
-        // Only those who choose or follow policies read the plan; the others' machines need not have the file.
+    if role == Role::KvStore {
+        // Only those who choose or follow policies read the plan; machines of shards need not have the file.
         config.model.head_plan.clear();
     }
     if process::only_checked(&args.serve) {

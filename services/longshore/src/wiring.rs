@@ -92,7 +92,8 @@ impl Parts {
     /// A decode worker.
     pub(crate) fn decode(&self, this: &Member, engine: Arc<Engine>, tasks: &Tasks) -> Arc<DecodeWorker> {
         let metrics = longshore_decode::DecodeMetrics::register(&self.labelled(this));
-        DecodeWorker::new(self.config.decode.clone(), self.worker(engine, tasks), tasks, metrics)
+        let (config, head_plan) = (self.config.decode.clone(), self.node.head_plan.clone());
+        DecodeWorker::new(config, self.worker(engine, tasks), head_plan, tasks, metrics)
     }
 
     fn worker(&self, engine: Arc<Engine>, tasks: &Tasks) -> WorkerParts {
@@ -151,7 +152,8 @@ impl Parts {
         add: impl FnOnce(Services) -> Services,
         tasks: &Tasks,
     ) {
-        self.serve_with(ServerOptions::default(), listener, add, tasks);
+        let options = ServerOptions { tcp_port: self.config.listen.tiles_port, ..ServerOptions::default() };
+        self.serve_with(options, listener, add, tasks);
     }
 
     /// Serves gRPC to clients, with smaller windows.

@@ -80,6 +80,7 @@ impl Prefill<'_> {
         let tile_bytes = engine.tile_shape().bytes() as u64;
         let mut sequence = self.open_prefix()?;
         sequence.set_prefill(Arc::clone(&job.policy.policy), job.policy.dense_from)?;
+        sequence.set_answer(engine, &job.policy.policy, job.policy.answer_from)?;
         // Moves as much as it likes, within the request's deadline, as fetching would.
         let loaded = self.runtime.block_on(sequence.load_summaries(&job.ctx))?;
         self.worker.metrics.summary_bytes.inc_by(loaded);

@@ -76,6 +76,16 @@ pub enum Error {
         /// Tokens of the prompt.
         prompt_tokens: u64,
     },
+    /// More of the answer than there is of all.
+    #[error(
+        "`start.generated_tokens` is {generated_tokens}, must be at most the {prompt_tokens} tokens that follow"
+    )]
+    Generated {
+        /// What the caller sent.
+        generated_tokens: u64,
+        /// Tokens that follow.
+        prompt_tokens: u64,
+    },
     /// A policy that selects needs something of the whole prompt's KV in this process.
     #[error(
         "`start.prompt_tokens` is {prompt_tokens}: with the prefill policy `{policy}` a worker keeps {kept} of the whole prompt, \
@@ -106,7 +116,7 @@ impl Error {
             Self::Engine(error) => error.kind(),
             Self::Request(error) => error.code,
             Self::QueueFull { .. } | Self::NoSpace { .. } => Code::ResourceExhausted,
-            Self::Policy { .. } | Self::DenseFrom { .. } => Code::InvalidArgument,
+            Self::Policy { .. } | Self::DenseFrom { .. } | Self::Generated { .. } => Code::InvalidArgument,
             Self::TooLongForPolicy { .. } => Code::OutOfRange,
             Self::Corrupt { .. } => Code::DataLoss,
             Self::Stalled { .. } | Self::ShuttingDown => Code::Unavailable,
@@ -129,6 +139,7 @@ impl From<Error> for longshore_fabric::Error {
             Error::NoSpace { .. } => converted.with_retry_after(SPACE_RETRY),
             Error::Policy { .. } => converted.with_field("start.prefill_policy"),
             Error::DenseFrom { .. } => converted.with_field("start.dense_from"),
+            Error::Generated { .. } => converted.with_field("start.generated_tokens"),
             Error::TooLongForPolicy { .. } => converted.with_field("start.prompt_tokens"),
             Error::Corrupt { .. } | Error::Stalled { .. } | Error::ShuttingDown => converted,
         }

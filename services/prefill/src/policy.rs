@@ -18,6 +18,8 @@ pub(crate) struct JobPolicy {
     pub(crate) policy: Arc<PrefillPolicy>,
     /// Rows from this position on are exact.
     pub(crate) dense_from: u64,
+    /// Rows from this position on belong to the answer, of which some was generated before.
+    pub(crate) answer_from: u64,
 }
 
 impl JobPolicy {
@@ -31,16 +33,17 @@ impl JobPolicy {
     ) -> Result<Self, Error> {
         let text = &start.prefill_policy;
         let refused = |problem: String| Error::Policy { policy: text.clone(), problem };
-        let policy = PrefillPolicy::parse(text, plan).map_err(|error| refused(error.to_string()))?;
-        let here = policy.fingerprint();
-        if here != *text {
-            return Err(refused(format!("it means `{here}` in this process")));
-        }
+        let policy =
+            PrefillPolicy::from_fingerprint(text, plan).map_err(|error| refused(error.to_string()))?;
         let aligned = start.dense_from.is_multiple_of(QUERY_TILE as u64);
         if !aligned || start.dense_from > start.prompt_tokens {
             return Err(Error::DenseFrom { position: start.dense_from, prompt_tokens: start.prompt_tokens });
         }
-        let policy = Self { policy: Arc::new(policy), dense_from: start.dense_from };
+        let Some(answer_from) = start.prompt_tokens.checked_sub(start.generated_tokens) else {
+            let (generated_tokens, prompt_tokens) = (start.generated_tokens, start.prompt_tokens);
+            return Err(Error::Generated { generated_tokens, prompt_tokens });
+        };
+        let policy = Self { policy: Arc::new(policy), dense_from: start.dense_from, answer_from };
         policy.check_room(start, engine, config)?;
         Ok(policy)
     }

@@ -378,3 +378,29 @@ async fn a_worker_that_stops_ends_its_prompts_and_takes_no_more() {
     let error = world.call(start, &prompt).await.err().expect("it is over");
     assert_eq!(error.code, Code::Unavailable, "{error}");
 }
+
+/// A decode worker died with a part of the answer: whoever computes its rows again does as it did.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_an_answer_are_computed_as_a_decode_worker_computes_them() {
+    let all = tokens(20, 14 * BLOCK + 5);
+    let prompt_tokens = 100;
+    let text = "streaming:sink=16,recent=20,min_positions=0";
+    let policy = std::sync::Arc::new(PrefillPolicy::parse(text, None).expect("the text is a policy"));
+    for prefix in [PrefixPolicy::Ship, PrefixPolicy::Fetch] {
+        let world = World::new(2, Config { prefix, ..chunks_of(64) });
+        let start = |tokens: usize, cached: usize| PrefillStart {
+            prefill_policy: policy.fingerprint(),
+            dense_from: 64,
+            generated_tokens: (tokens - tokens.min(prompt_tokens)) as u64,
+            ..world.start(tokens, cached)
+        };
+        world.events(start(prompt_tokens, 0), &all[..prompt_tokens]).await;
+        world.events(start(all.len(), 6), &all).await;
+        let expected = world.reference_answer(&policy, 64, prompt_tokens, &all[..14 * BLOCK]);
+        assert!(world.cluster.bodies() == expected, "{prefix:?}");
+    }
+    let world = World::new(1, Config::default());
+    let start = PrefillStart { generated_tokens: 21, ..world.start(20, 0) };
+    let error = world.failure(start, &all[..20]).await;
+    assert_eq!(error.field.as_deref(), Some("start.generated_tokens"), "{error}");
+}

@@ -69,11 +69,18 @@ impl Chosen {
         Ok(Self { fingerprint, name: label(text), policy })
     }
 
-    /// Position from which on rows are exact, for a prompt of `prompt_tokens` tokens as the client sent it: on the grid of
-    /// query tiles, so that it cuts none. What was generated since does not count, so that a request that is begun again
-    /// keeps its value.
-    pub(crate) fn dense_from(&self, prompt_tokens: u64) -> u64 {
-        self.policy.dense_from(prompt_tokens)
+    /// Position from which on rows are exact, for a prompt of `prompt_tokens` tokens as the client sent it, of which prefill
+    /// workers store the first `stored_tokens`: on the grid of query tiles, so that it cuts none. The decode worker computes the rest
+    /// exactly, and so does whoever computes it again. What was generated since does not count, so that a request that is begun
+    /// again keeps its value.
+    pub(crate) fn dense_from(&self, prompt_tokens: u64, stored_tokens: u64) -> u64 {
+        let tile = longshore_attention::QUERY_TILE as u64;
+        self.policy.dense_from(prompt_tokens).min(stored_tokens / tile * tile)
+    }
+
+    /// What decode workers are told: the policy where it has heads that stream in answers too.
+    pub(crate) fn in_answers(&self) -> &str {
+        if self.policy.streams_answers() { &self.fingerprint } else { longshore_blocks::EXACT_PREFILL }
     }
 }
 
@@ -154,6 +161,8 @@ mod tests {
         let policies = policies("balanced");
         let balanced = policies.choose("balanced").unwrap();
         let tail = u64::from(PrefillPolicy::parse("balanced", None).unwrap().last_tiles()) * 32;
+        assert_eq!(balanced.dense_from(1_000, 320), 320, "rows of the decode worker are exact");
+        assert_eq!(balanced.dense_from(1_000, 336), 320, "between tiles");
         for (prompt_tokens, expected) in [
             (1, 0),
             (tail, 0),
@@ -164,9 +173,19 @@ mod tests {
             (tail + 1_000_000, 1_000_000),
             (u64::MAX, (u64::MAX - tail) / 32 * 32),
         ] {
-            assert_eq!(balanced.dense_from(prompt_tokens), expected, "{prompt_tokens}");
-            assert_eq!(policies.choose("exact").unwrap().dense_from(prompt_tokens), 0);
+            assert_eq!(balanced.dense_from(prompt_tokens, prompt_tokens), expected, "{prompt_tokens}");
+            assert_eq!(policies.choose("exact").unwrap().dense_from(prompt_tokens, prompt_tokens), 0);
         }
+    }
+
+    #[test]
+    fn decode_workers_are_told_of_policies_that_stream() {
+        let policies = policies("exact");
+        for silent in ["exact", "balanced", "fast", "minference"] {
+            assert_eq!(policies.choose(silent).unwrap().in_answers(), "exact", "{silent}");
+        }
+        let streaming = policies.choose("streaming").unwrap();
+        assert_eq!(streaming.in_answers(), streaming.fingerprint);
     }
 
     #[test]

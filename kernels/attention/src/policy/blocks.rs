@@ -11,6 +11,7 @@ use crate::{Error, PagedKv};
 
 use super::antidiagonal;
 use super::grid::{Grid, TileRows};
+use super::levels::{Bounds, Panels, spread};
 use super::list::{Chosen, List};
 use super::pack::{Packed, head, mean_queries};
 use super::scores::{CellSums, RowSums, Score, energies, peaks};
@@ -64,6 +65,8 @@ pub(super) struct BlockPlanner<'a> {
     set: InstructionSet,
     /// `[kv_heads][blocks]`: visited because their keys are unlike their mean; empty when that does not count.
     escaped: Vec<bool>,
+    /// Of each KV head, where its rule has two levels.
+    bounds: Vec<Option<Bounds>>,
     scored: usize,
 }
 
@@ -89,7 +92,15 @@ impl<'a> BlockPlanner<'a> {
             grid.check_tiles(scored)?;
         }
         let escaped = escaped(grid, &rules, scored)?;
-        Ok(Self { grid, rules, set, escaped, scored })
+        let bounds = |(kv_head, rule): (usize, &Option<Blocks>)| {
+            let panels = rule.filter(|rule| rule.two_levels).map(|_| {
+                let at = Panels::of(grid.stripe as usize);
+                (panels_of(grid, grid.input.summaries, kv_head, scored, None), at)
+            });
+            panels.map(|(panels, at)| Bounds::of(&panels, at, scored))
+        };
+        let bounds = rules.iter().enumerate().map(bounds).collect();
+        Ok(Self { grid, rules, set, escaped, bounds, scored })
     }
 
     /// How many tiles are best planned together: so that each key that is read serves more rows.
@@ -165,6 +176,10 @@ impl<'a> BlockPlanner<'a> {
             return BlockScores::default();
         }
         let group = queries.shape.group;
+        let bounds = self.bounds[kv_head].as_ref();
+        let open =
+            bounds.and_then(|bounds| bounds.open(self.grid, self.set, (tile, kv_head), scored, scratch));
+        let open = open.as_deref();
         if rule.scorer == Scorer::PooledQuery {
             score_mean_queries(self.grid, self.set, tile, kv_head, true, scratch);
         } else {
@@ -172,20 +187,27 @@ impl<'a> BlockPlanner<'a> {
                 head(queries, tile.rows.start + packed / group, kv_head * group + packed % group)
             };
             scratch.packed.fill(tile.rows.len() * group, queries.shape.head_dim, row);
-            score_means(self.grid, self.set, kv_head, scored, scratch);
+            score_means(self.grid, self.set, kv_head, (scored, open), scratch);
             if rule.scorer == Scorer::SecondOrder {
-                add_spreads(self.grid, self.set, kv_head, scored, scratch);
+                add_spreads(self.grid, self.set, kv_head, (scored, open), scratch);
             }
-            hide_tail(self.grid, scored, scratch);
+            hide_tail(self.grid, (scored, open), scratch);
         }
         if matches!(rule.scorer, Scorer::RowNormalised | Scorer::SecondOrder) {
             row_sums(self.set, scratch);
         }
         let (rows, panels) = (scratch.packed.rows, scratch.scores.len() / scratch.packed.rows);
         let sums = cell_sums(self.set, 0..rows, panels, scratch);
-        scores(rule, sums, 1, self.grid.stripe as usize, scored)
+        let Some(open) = open else { return scores(rule, sums, 1, self.grid.stripe as usize, scored) };
+        let cells = scores(rule, sums, 1, LANES, open.len() * LANES);
+        let at = Panels::of(self.grid.stripe as usize);
+        let peaks = rule.peak.map(|_| spread(&cells.peaks, open, at, scored)).unwrap_or_default();
+        BlockScores { energies: spread(&cells.energies, open, at, scored), peaks }
     }
 }
+
+/// The first so many blocks, and which panels of them count; `None`: all.
+type Scored<'a> = (usize, Option<&'a [usize]>);
 
 fn scores(rule: &Blocks, sums: &[[Lane; 2]], cells: usize, per_run: usize, blocks: usize) -> BlockScores {
     let peaks = rule.peak.map(|_| peaks(sums, cells, per_run, blocks)).unwrap_or_default();
@@ -248,14 +270,20 @@ fn score_packed_means(
 ) {
     let (dim, means) = (grid.input.queries.shape.head_dim, &scratch.means);
     scratch.packed.fill(means.len() / dim, dim, |row| &means[row * dim..][..dim]);
-    score_means(grid, set, kv_head, blocks, scratch);
-    hide_tail(grid, blocks, scratch);
+    score_means(grid, set, kv_head, (blocks, None), scratch);
+    hide_tail(grid, (blocks, None), scratch);
 }
 
 /// Scores of the packed rows against the mean keys of the first `blocks` blocks; those of the last panels' other cells mean
 /// nothing.
-fn score_means(grid: &Grid<'_>, set: InstructionSet, kv_head: usize, blocks: usize, scratch: &mut Scratch) {
-    let panels = panels_of(grid, grid.input.summaries, kv_head, blocks);
+fn score_means(
+    grid: &Grid<'_>,
+    set: InstructionSet,
+    kv_head: usize,
+    (blocks, open): Scored<'_>,
+    scratch: &mut Scratch,
+) {
+    let panels = panels_of(grid, grid.input.summaries, kv_head, blocks, open);
     scratch.clear(panels.len());
     let scale = grid.input.queries.scale * std::f32::consts::LOG2_E;
     let (rows, scores) = (&scratch.packed, &mut scratch.scores[..]);
@@ -264,9 +292,15 @@ fn score_means(grid: &Grid<'_>, set: InstructionSet, kv_head: usize, blocks: usi
 
 /// Adds half the variance of the scores within each block, elements taken as independent: log of the mean of 2^score, as far
 /// as two moments tell. Packed queries are squared for it.
-fn add_spreads(grid: &Grid<'_>, set: InstructionSet, kv_head: usize, blocks: usize, scratch: &mut Scratch) {
+fn add_spreads(
+    grid: &Grid<'_>,
+    set: InstructionSet,
+    kv_head: usize,
+    (blocks, open): Scored<'_>,
+    scratch: &mut Scratch,
+) {
     let spreads = grid.input.spreads.expect("checked when the planner was made");
-    let panels = panels_of(grid, spreads, kv_head, blocks);
+    let panels = panels_of(grid, spreads, kv_head, blocks, open);
     let scale = grid.input.queries.scale;
     let scale = 0.5 * scale * scale * std::f32::consts::LOG2_E;
     scratch.packed.square();
@@ -274,14 +308,23 @@ fn add_spreads(grid: &Grid<'_>, set: InstructionSet, kv_head: usize, blocks: usi
     dispatch(set, Score::<f32> { rows, panels: &panels, scales: &[], scale, onto: true, scores });
 }
 
-/// The panels of keys of the first `blocks` blocks in summaries or spreads.
+/// The panels of keys of the first `blocks` blocks in summaries or spreads; of those that are open, where some are not.
 fn panels_of<'a>(
     grid: &Grid<'_>,
     means: &'a dyn PagedKv,
     kv_head: usize,
     blocks: usize,
+    open: Option<&[usize]>,
 ) -> Vec<&'a [[f32; LANES]]> {
     let (stripe, dim) = (grid.stripe as usize, grid.input.queries.shape.head_dim);
+    if let Some(open) = open {
+        let per_stripe = stripe.div_ceil(LANES);
+        let panel = |&panel: &usize| {
+            let head = means.tile(panel / per_stripe).head::<f32>(kv_head);
+            &head.k[panel % per_stripe * dim..][..dim]
+        };
+        return open.iter().map(panel).collect();
+    }
     let mut panels = Vec::with_capacity(blocks.div_ceil(LANES));
     for tile in 0..blocks.div_ceil(stripe) {
         let head = means.tile(tile).head::<f32>(kv_head);
@@ -292,13 +335,11 @@ fn panels_of<'a>(
 }
 
 /// Makes the scores of cells that are no blocks −∞.
-fn hide_tail(grid: &Grid<'_>, blocks: usize, scratch: &mut Scratch) {
-    let (rows, stripe) = (scratch.packed.rows, grid.stripe as usize);
-    let per_stripe = stripe.div_ceil(LANES);
-    for (panel, scores) in scratch.scores.chunks_exact_mut(rows).enumerate() {
-        let first = panel / per_stripe * stripe + panel % per_stripe * LANES;
-        let end = blocks.min((panel / per_stripe + 1) * stripe);
-        hide(scores, end - first);
+fn hide_tail(grid: &Grid<'_>, (blocks, open): Scored<'_>, scratch: &mut Scratch) {
+    let (rows, at) = (scratch.packed.rows, Panels::of(grid.stripe as usize));
+    for (index, scores) in scratch.scores.chunks_exact_mut(rows).enumerate() {
+        let panel = open.map_or(index, |open| open[index]);
+        hide(scores, at.cells(panel, blocks));
     }
 }
 
@@ -310,7 +351,7 @@ pub(super) fn hide(scores: &mut [Lane], cells: usize) {
 }
 
 /// Divides each row by its sum: later sums are of its shares.
-fn row_sums(set: InstructionSet, scratch: &mut Scratch) {
+pub(super) fn row_sums(set: InstructionSet, scratch: &mut Scratch) {
     let Scratch { scores, tops, sums, offsets, packed, .. } = scratch;
     tops.resize(packed.rows, [0.0; LANES]);
     sums.resize(packed.rows, [0.0; LANES]);

@@ -5,13 +5,14 @@
 
 use longshore_compute::InstructionSet;
 
-use crate::{CpuExecutor, Error};
+use crate::{CpuExecutor, Error, HeadShape};
 
 use super::blocks::{cell_sums, score_mean_queries, with_scratch};
 use super::grid::{Grid, TileRows, spans};
 use super::list::{Chosen, List};
 use super::scores::energies;
 use super::select::heaviest;
+use super::streaming::Streaming;
 use super::vertical_slash::{Budget, Index, SPAN, index};
 use super::{HeadPattern, Heads, invalid};
 
@@ -35,7 +36,7 @@ impl<'a> HeadPlanner<'a> {
         executor: &CpuExecutor,
         tiles: &[&TileRows],
     ) -> Result<Self, Error> {
-        let patterns = patterns(grid, heads)?;
+        let patterns = patterns(heads, grid.input.layer, grid.input.queries.shape)?;
         let any = |wanted: fn(&HeadPattern) -> bool| patterns.iter().any(wanted);
         let slashes = any(HeadPattern::is_vertical_slash);
         let scores = any(|pattern| matches!(pattern, HeadPattern::BlockSparse { .. }));
@@ -91,11 +92,9 @@ impl<'a> HeadPlanner<'a> {
     }
 
     fn stream(&self, tile: &TileRows, sink: u64, recent: u64, chosen: &mut Chosen) {
-        let (block, seen) = (self.grid.block, chosen.blocks.len());
-        let sink = sink.div_ceil(block).min(seen as u64) as usize;
-        chosen.blocks[..sink].fill(true);
-        let oldest = (tile.first + 1).saturating_sub(recent);
-        chosen.blocks[(oldest / block) as usize..].fill(true);
+        for run in (Streaming { sink, recent }).blocks(tile.first, tile.last, self.grid.block) {
+            chosen.blocks[run.start as usize..run.end as usize].fill(true);
+        }
     }
 
     /// Of the tile's span; None when the call has not all of it.
@@ -138,9 +137,8 @@ impl<'a> HeadPlanner<'a> {
     }
 }
 
-/// Patterns of the query heads of the call's layer.
-fn patterns(grid: &Grid<'_>, heads: &Heads) -> Result<Vec<HeadPattern>, Error> {
-    let (shape, layer) = (grid.input.queries.shape, grid.input.layer);
+/// Patterns of the query heads of a layer.
+pub(super) fn patterns(heads: &Heads, layer: usize, shape: HeadShape) -> Result<Vec<HeadPattern>, Error> {
     let plan = match heads {
         Heads::Uniform(pattern) => return Ok(vec![*pattern; shape.query_heads()]),
         Heads::Planned(plan) => plan,

@@ -13,12 +13,15 @@ pub(super) struct Keys<'a> {
     preset: Vec<(&'a str, &'a str)>,
     /// Keys that were asked for: those that are valid.
     asked: Vec<&'static str>,
+    /// Keys that are valid in another form of the policy, with what that form is.
+    otherwise: Option<(&'static str, &'static [&'static str])>,
 }
 
 impl<'a> Keys<'a> {
     /// Splits the part after the colon.
     pub(super) fn new(given: &'a str, preset: &'a str) -> Result<Self, Error> {
-        let keys = Self { given: pairs(given)?, preset: pairs(preset)?, asked: Vec::new() };
+        let (given, preset) = (pairs(given)?, pairs(preset)?);
+        let keys = Self { given, preset, asked: Vec::new(), otherwise: None };
         for (index, (key, _)) in keys.given.iter().enumerate() {
             if keys.given[..index].iter().any(|(other, _)| other == key) {
                 return invalid("policy", format!("has the key {} twice", shown(key)));
@@ -87,6 +90,11 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// Lets errors name the keys of another form of the policy.
+    pub(super) fn otherwise(&mut self, form: &'static str, keys: &'static [&'static str]) {
+        self.otherwise = Some((form, keys));
+    }
+
     /// A key that was given and is none of these.
     pub(super) fn stranger(&self, known: &[&str]) -> Option<&'a str> {
         self.given.iter().map(|(key, _)| *key).find(|key| !known.contains(key))
@@ -94,17 +102,19 @@ impl<'a> Keys<'a> {
 
     /// Refuses what nobody asked for.
     pub(super) fn finish(self, name: &str) -> Result<(), Error> {
-        match self.given.iter().find(|(key, _)| !self.asked.contains(key)) {
-            None => Ok(()),
-            Some((key, _)) => invalid(
-                "policy",
-                format!(
-                    "has the key {}, which `{name}` with these values does not have; it has: {}",
-                    shown(key),
-                    self.asked.join(", ")
-                ),
+        let Some((key, _)) = self.given.iter().find(|(key, _)| !self.asked.contains(key)) else {
+            return Ok(());
+        };
+        let otherwise =
+            self.otherwise.map(|(form, keys)| format!("; {form}: {}", keys.join(", "))).unwrap_or_default();
+        invalid(
+            "policy",
+            format!(
+                "has the key {}, which `{name}` with these values does not have; it has: {}{otherwise}",
+                shown(key),
+                self.asked.join(", ")
             ),
-        }
+        )
     }
 }
 

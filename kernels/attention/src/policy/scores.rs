@@ -216,6 +216,11 @@ pub(super) fn energies(sums: &[[Lane; 2]], cells: usize, per_run: usize, blocks:
             let [tops, sums] = &run[index / LANES];
             (tops[index % LANES], sums[index % LANES])
         };
+        if cells == 1 {
+            // What follows, of one cell: its sum lies relative to its own largest.
+            energies.extend((0..here).map(cell).map(|(top, sum)| top + log2(sum)));
+            continue;
+        }
         energies.extend((0..here).map(|block| {
             let own = block * cells..(block + 1) * cells;
             let top = own.clone().fold(f32::NEG_INFINITY, |top, index| top.max(cell(index).0));

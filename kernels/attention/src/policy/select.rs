@@ -34,15 +34,21 @@ fn mass(gamma: f32, energies: &[f32], blocks: &mut [bool]) {
     let top = largest(energies);
     let weight = |block: usize| f64::from(exp2(energies[block] - top));
     let wanted = f64::from(gamma) * (0..energies.len()).map(weight).sum::<f64>();
-    let mut order: Vec<usize> = (0..energies.len()).collect();
-    order.sort_unstable_by(|&a, &b| heavier(energies, a, b));
-    let mut reached = 0.0;
-    for block in order {
-        if reached >= wanted {
+    let mut order = Places::of(energies);
+    let (mut reached, mut size) = (0.0, FEW);
+    loop {
+        let next = order.heaviest(size);
+        if next.len() == 0 {
             return;
         }
-        reached += weight(block);
-        blocks[block] = true;
+        for block in next {
+            if reached >= wanted {
+                return;
+            }
+            reached += weight(block);
+            blocks[block] = true;
+        }
+        size *= 4;
     }
 }
 
@@ -54,18 +60,44 @@ fn top_k(k: usize, energies: &[f32], blocks: &mut [bool]) {
 
 /// The `k` heaviest, in no order.
 pub(super) fn heaviest(k: usize, weights: &[f32]) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..weights.len() as u32).collect();
+    let mut places = Places::of(weights).0;
     if k == 0 {
-        order.clear();
-    } else if k < order.len() {
-        order.select_nth_unstable_by(k - 1, |&a, &b| heavier(weights, a as usize, b as usize));
-        order.truncate(k);
+        places.clear();
+    } else if k < places.len() {
+        places.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+        places.truncate(k);
     }
-    order
+    places.into_iter().map(|place| place as u32).collect()
 }
 
-fn heavier(weights: &[f32], a: usize, b: usize) -> std::cmp::Ordering {
-    weights[b].total_cmp(&weights[a]).then(b.cmp(&a))
+/// How many of the heaviest blocks are looked at first: a selection leaves out most.
+const FEW: usize = 64;
+
+/// Blocks that were not taken yet. Each is a number, its weight above its index, so that the order of numbers is the order of
+/// blocks.
+struct Places(Vec<u64>);
+
+impl Places {
+    fn of(weights: &[f32]) -> Self {
+        let place = |(block, weight): (usize, &f32)| {
+            let bits = weight.to_bits();
+            // As `f32::total_cmp` orders them.
+            let ordered = bits ^ if bits >> 31 == 1 { u32::MAX } else { 1 << 31 };
+            u64::from(ordered) << 32 | block as u64
+        };
+        Self(weights.iter().enumerate().map(place).collect())
+    }
+
+    /// Takes the `count` heaviest, in order: the rest, often thousands, is never sorted.
+    fn heaviest(&mut self, count: usize) -> impl Iterator<Item = usize> + ExactSizeIterator {
+        let first = self.0.len().saturating_sub(count);
+        if first > 0 {
+            self.0.select_nth_unstable(first);
+        }
+        let mut heaviest = self.0.split_off(first);
+        heaviest.sort_unstable_by(|a, b| b.cmp(a));
+        heaviest.into_iter().map(|place| place as u32 as usize)
+    }
 }
 
 #[cfg(test)]
@@ -99,6 +131,36 @@ mod tests {
         check(Selector::Mass(0.0), &energies, &[]);
         check(Selector::Mass(1.0), &[0.0, -500.0], &[0, 1]);
         check(Selector::Mass(0.3), &[1.0; 4], &[2, 3]);
+    }
+
+    /// More than are looked at first, against a full sort.
+    #[test]
+    fn many_blocks_are_kept_as_if_all_were_sorted() {
+        for (step, count) in [(7, 64), (7, 65), (31, 300), (11, 1500)] {
+            let energies: Vec<f32> = (0..count).map(|i| ((i * step % 97) as f32 - 60.0) / 8.0).collect();
+            let top = energies.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let weight = |block: usize| f64::from(crate::exp2::exp2(energies[block] - top));
+            let mut order: Vec<usize> = (0..count).collect();
+            order.sort_by(|&a, &b| energies[b].total_cmp(&energies[a]).then(b.cmp(&a)));
+            let all: f64 = (0..count).map(weight).sum();
+            for gamma in [0.01_f32, 0.5, 0.9, 0.999] {
+                let mut reached = 0.0;
+                let below = |block: &usize| {
+                    let wanted = reached < f64::from(gamma) * all;
+                    reached += weight(*block);
+                    wanted
+                };
+                let mut kept: Vec<usize> = order.iter().copied().take_while(below).collect();
+                kept.sort_unstable();
+                check(Selector::Mass(gamma), &energies, &kept);
+            }
+            for k in [1, 64, 200] {
+                let mut kept: Vec<usize> = order.iter().copied().take(k).collect();
+                kept.sort_unstable();
+                check(Selector::TopK(k), &energies, &kept);
+            }
+        }
+        check(Selector::TopK(3), &[-0.0, 0.0, f32::NEG_INFINITY, f32::NAN, -1.0], &[0, 1, 3]);
     }
 
     #[test]

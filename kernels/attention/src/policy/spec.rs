@@ -78,8 +78,22 @@ const SELECTORS: &[(&str, SelectorName)] =
     &[("alpha", SelectorName::Alpha), ("mass", SelectorName::Mass), ("top-k", SelectorName::TopK)];
 
 /// Keys of the skeleton: whoever gives one does not mean the budgets of a plan.
-const BLOCK_KEYS: &[&str] =
-    &["scorer", "stride", "selector", "alpha", "gamma", "k", "correction", "sink", "local", "escape", "peak"];
+const BLOCK_KEYS: &[&str] = &[
+    "scorer",
+    "stride",
+    "selector",
+    "alpha",
+    "gamma",
+    "k",
+    "correction",
+    "sink",
+    "local",
+    "escape",
+    "peak",
+    "levels",
+];
+
+const LEVELS: &[(&str, bool)] = &[("1", false), ("2", true)];
 
 const SWITCH: &[(&str, bool)] = &[("on", true), ("off", false)];
 
@@ -91,7 +105,10 @@ pub(super) fn parse(text: &str, plan: Option<&HeadPlan>) -> Result<PrefillPolicy
     if let Some((_, preset)) = PRESETS.iter().find(|(preset, _)| *preset == name) {
         let mut keys = Keys::new(rest, preset)?;
         let method = match planned_preset(name, &mut keys, plan)? {
-            Some(level) => Method::Budgets(level),
+            Some(level) => {
+                keys.otherwise("in place of the head plan's level", BLOCK_KEYS);
+                Method::Budgets(level)
+            }
             None => Method::Blocks(blocks(&mut keys)?),
         };
         let guards = guards(&mut keys, 2)?;
@@ -208,6 +225,7 @@ fn blocks(keys: &mut Keys<'_>) -> Result<Blocks, Error> {
         SelectorName::TopK => Selector::TopK(keys.number("k", 64, 0..=COUNT_MAX as usize)?),
     };
     let shares = !matches!(scorer, Scorer::Pooled | Scorer::PooledQuery);
+    let each_row = matches!(scorer, Scorer::Pooled | Scorer::RowNormalised | Scorer::SecondOrder);
     Ok(Blocks {
         scorer,
         selector,
@@ -217,6 +235,8 @@ fn blocks(keys: &mut Keys<'_>) -> Result<Blocks, Error> {
         escape: keys.switched("escape", -1.0..=1.0)?,
         // Only some scorers know shares of rows.
         peak: if shares { keys.switched("peak", f32::MIN_POSITIVE..=1.0)? } else { None },
+        // And only some score mean keys row by row.
+        two_levels: each_row && keys.word("levels", LEVELS, false)?,
     })
 }
 
@@ -291,7 +311,9 @@ pub(super) fn canonical(policy: &PrefillPolicy) -> String {
 }
 
 pub(super) fn canonical_blocks(blocks: &Blocks) -> String {
-    let Blocks { scorer, selector, correction, sink, local, escape, peak } = *blocks;
+    let Blocks { scorer, selector, correction, sink, local, escape, peak, two_levels } = *blocks;
+    // Policies of one level keep the texts that they had.
+    let levels = if two_levels { ",levels=2" } else { "" };
     let peak = peak.map_or_else(String::new, |peak| format!(",peak={peak}"));
     let scorer = match scorer {
         Scorer::Pooled => "pooled".to_owned(),
@@ -307,7 +329,7 @@ pub(super) fn canonical_blocks(blocks: &Blocks) -> String {
     };
     let (correction, escape) = (if correction { "on" } else { "off" }, switched(escape));
     format!(
-        "blocks:scorer={scorer},selector={selector},correction={correction},sink={sink},local={local},escape={escape}{peak}"
+        "blocks:scorer={scorer},selector={selector},correction={correction},sink={sink},local={local},escape={escape}{peak}{levels}"
     )
 }
 

@@ -31,6 +31,20 @@ fn elements_lie_where_the_layout_says() {
 }
 
 #[test]
+fn a_version_names_one_content() {
+    let mut tile = Tile::zeroed(shape(16, 1, 4, KvDtype::F16));
+    let (before, copy) = (tile.version(), tile.clone());
+    assert_eq!(copy.version(), before);
+    tile.write(0, &[1.0; 4], &[2.0; 4]).unwrap();
+    let other = Tile::from_bytes(tile.shape(), tile.as_bytes()).unwrap();
+    let versions = [before, tile.version(), other.version(), Tile::zeroed(tile.shape()).version()];
+    let different: std::collections::HashSet<u64> = versions.into_iter().collect();
+    assert_eq!((different.len(), copy.version()), (4, before));
+    assert!(tile.write(20, &[1.0; 4], &[2.0; 4]).is_err());
+    assert_eq!(tile.version(), versions[1], "nothing was written");
+}
+
+#[test]
 fn what_is_written_is_read() {
     println!("seed 41");
     let mut rng = ChaCha8Rng::seed_from_u64(41);

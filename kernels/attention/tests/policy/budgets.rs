@@ -69,6 +69,18 @@ fn shared_keys_lie_beneath_those_of_a_head() {
 }
 
 #[test]
+fn a_mistyped_key_is_told_the_keys_of_both_forms() {
+    let plan = plan(&[("balanced", "selector=mass", ["gamma=0.5", "dense"])]);
+    let told = parse("balanced:gama=0.9", &plan).unwrap_err().to_string();
+    for key in ["`gama`", "plan", "last_tiles", "gamma", "scorer", "peak", "in place of the head plan"] {
+        assert!(told.contains(key), "{key}: {told}");
+    }
+    // Without a level there is one form.
+    let told = parse("faithful:gama=0.9", &plan).unwrap_err().to_string();
+    assert!(told.contains("gamma") && !told.contains("in place of"), "{told}");
+}
+
+#[test]
 fn layers_that_are_dense_are_exact() {
     let heads: Vec<&[&str]> = vec![&["dense", "dense"], &["dense", "gamma=0.5"]];
     let budgets = HeadBudgets::new("test", vec![level("a", "selector=mass", &heads)], 2, 2).unwrap();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "the whole file is test code, its helpers too")]
 
+mod answers;
 mod attend;
 mod blocks;
 mod budgets;
@@ -10,6 +11,7 @@ mod cuts;
 mod flex;
 mod head_plans;
 mod heads;
+mod levels;
 mod oracle;
 mod refusals;
 mod speed;

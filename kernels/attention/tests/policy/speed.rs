@@ -73,3 +73,36 @@ fn speed() {
         );
     }
 }
+
+/// Planning alone, far out: the last 128 rows of half a million positions of the recall model's shape.
+#[test]
+#[ignore = "a measurement"]
+fn planning() {
+    let tokens = 524_288;
+    let heads = HeadShape { kv_heads: 1, group: 2, head_dim: 64 };
+    let shape = Shape { heads, block: 64, dtype: KvDtype::F16, stripe: 32, tokens, size: 1.0 };
+    let mut rng = generator(0);
+    let few = Shape { tokens: 65_536, ..shape }.case(&mut rng);
+    // Blocks repeat after a while, a little longer each time, so that none weighs what another does.
+    let width = 64;
+    let keys: Vec<f32> = (0..tokens * width)
+        .map(|index| few.keys[index % few.keys.len()] * (1.0 + 0.01 * (index / few.keys.len()) as f32))
+        .collect();
+    let q: Vec<f32> = few.q.iter().copied().cycle().take(tokens * 2 * width).collect();
+    let case = Case::new(shape, &keys, q);
+    let executor = CpuExecutor::serial();
+    let input = case.input(tokens - 128, tokens);
+    for text in [
+        "blocks:scorer=pooled,selector=top-k,k=96,correction=off",
+        "blocks:scorer=pooled,selector=alpha,alpha=0.1",
+        "blocks:scorer=row-normalised,selector=top-k,k=96",
+        "blocks:scorer=row-normalised,selector=mass,gamma=0.5,peak=0.25",
+        "blocks:scorer=row-normalised,selector=mass,gamma=0.9,peak=0.25",
+        "blocks:scorer=row-normalised,selector=mass,gamma=0.9,peak=0.25,levels=2",
+    ] {
+        let policy = policy(text);
+        let seconds = best(|| policy.plan(&executor, &input).unwrap());
+        let visited = density(&policy.plan(&executor, &input).unwrap(), 8192);
+        println!("{text}: {:.2} ms a tile, density {:.1} %", seconds * 1e3 / 4.0, visited * 100.0);
+    }
+}

@@ -35,6 +35,10 @@ fn presets_are_values_of_blocks() {
         policy("fast:alpha=0.2,skip=off")
     );
     assert_eq!(policy("exact").fingerprint(), "exact");
+    assert_eq!(policy("balanced:levels=1").fingerprint(), text, "one level says nothing");
+    assert_eq!(policy("balanced:levels=2").fingerprint(), text.replace("peak=0.25", "peak=0.25,levels=2"));
+    let told = PrefillPolicy::parse("xattention:levels=2", None).unwrap_err().to_string();
+    assert!(told.contains("`levels`"), "antidiagonal sums have no mean keys to bound: {told}");
 }
 
 #[test]
@@ -43,8 +47,16 @@ fn fingerprints_read_back() {
     let texts = ["exact", "faithful", "fast", "xattention", "flexprefill", "minference", "streaming"];
     all.extend(texts.map(policy));
     all.extend(
-        ["fast:alpha=0.30000001", "fast:alpha=0", "fast:alpha=-0", "balanced:escape=-0.5", "balanced:peak=1"]
-            .map(policy),
+        [
+            "fast:levels=2",
+            "balanced:levels=2",
+            "fast:alpha=0.30000001",
+            "fast:alpha=0",
+            "fast:alpha=-0",
+            "balanced:escape=-0.5",
+            "balanced:peak=1",
+        ]
+        .map(policy),
     );
     for one in &all {
         let text = one.fingerprint();

@@ -156,7 +156,8 @@ pub(super) fn means(device: &Arc<dyn Device>, shape: TileShape) -> Result<f64, E
         let (lower, upper) = bounds(tile);
         for head in 0..heads {
             let place = head * CAPACITY + FIRST + block;
-            for (to, from) in wanted.iter_mut().zip([mean.key(), mean.value(), mean.spread(), &lower, &upper]) {
+            for (to, from) in wanted.iter_mut().zip([mean.key(), mean.value(), mean.spread(), &lower, &upper])
+            {
                 to[place * dim..][..dim].copy_from_slice(&from[head * dim..][..dim]);
             }
             wanted[5][place] = mean.cosines()[head];
@@ -184,7 +185,11 @@ fn bounds(tile: &Tile) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// How far rounded means lie from the means.
-pub(super) fn rounded_means(device: &Arc<dyn Device>, shape: TileShape, element: PageElement) -> Result<f64, Error> {
+pub(super) fn rounded_means(
+    device: &Arc<dyn Device>,
+    shape: TileShape,
+    element: PageElement,
+) -> Result<f64, Error> {
     let tiles = random_tiles(&mut Random(15), shape, 2, 2.0);
     let pages = Pages::new(device, &pages_of(&tiles))?;
     let elements = shape.kv_heads * tiles.len() * shape.head_dim;
@@ -206,7 +211,9 @@ pub(super) fn rounded_means(device: &Arc<dyn Device>, shape: TileShape, element:
     let all: Vec<Mean> = tiles.iter().map(Mean::of).collect();
     let wanted = |part: fn(&Mean) -> &[f32]| -> Vec<f32> {
         (0..shape.kv_heads)
-            .flat_map(|head| all.iter().flat_map(move |mean| &part(mean)[head * shape.head_dim..][..shape.head_dim]))
+            .flat_map(|head| {
+                all.iter().flat_map(move |mean| &part(mean)[head * shape.head_dim..][..shape.head_dim])
+            })
             .copied()
             .collect()
     };

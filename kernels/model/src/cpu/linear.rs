@@ -38,6 +38,7 @@ mod panels;
 use std::fmt;
 use std::str::FromStr;
 
+pub use group::QuantisedGroup;
 pub use layer::LinearLayer;
 
 pub(super) use input::{Computed, Forms, Input, Plain};

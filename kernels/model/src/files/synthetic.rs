@@ -6,7 +6,7 @@ use super::dequantize::TensorType;
 
 impl TensorType {
     /// Blocks with random quants and one small scale, all finite; the same for the same seed.
-    pub(crate) fn random_blocks(self, blocks: usize, seed: u64) -> Vec<u8> {
+    pub fn random_blocks(self, blocks: usize, seed: u64) -> Vec<u8> {
         let (_, bytes) = self.block();
         let mut state = seed;
         let mut data = Vec::with_capacity(blocks * bytes + 8);

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::dequantize::{TensorType, dequantize};
@@ -128,15 +129,33 @@ pub struct Matrix {
 
 /// A weight as a file has it, row-major; vectors have one row.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct StoredMatrix<'a> {
+pub struct StoredMatrix<'a> {
     /// Element type.
-    pub(crate) kind: TensorType,
+    pub kind: TensorType,
     /// Rows (outputs of a projection).
-    pub(crate) rows: usize,
+    pub rows: usize,
     /// Columns (inputs of a projection).
-    pub(crate) cols: usize,
+    pub cols: usize,
     /// Whole rows of whole blocks.
-    pub(crate) bytes: Cow<'a, [u8]>,
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl StoredMatrix<'_> {
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        let (elements, bytes) = self.kind.block();
+        self.cols / elements * bytes
+    }
+
+    /// Dequantises some rows, f32 `[rows.len(), cols]`; tells whether all of it is finite.
+    ///
+    /// # Panics
+    /// When the matrix does not have the rows, or `out` not their size.
+    #[must_use]
+    pub fn dequantize(&self, rows: Range<usize>, out: &mut [f32]) -> bool {
+        let bytes = self.row_bytes();
+        dequantize(self.kind, &self.bytes[rows.start * bytes..rows.end * bytes], out)
+    }
 }
 
 /// Names of weights in a family of files.
@@ -284,7 +303,7 @@ impl Weights {
     }
 
     /// A weight as the file has it.
-    pub(crate) fn stored_matrix(&self, name: WeightName) -> Result<StoredMatrix<'_>, Error> {
+    pub fn stored_matrix(&self, name: WeightName) -> Result<StoredMatrix<'_>, Error> {
         let stored = self.stored(name).ok_or_else(|| self.corrupt(name, "is missing"))?;
         let bytes = &self.files[stored.file][stored.start..stored.start + stored.bytes];
         let cols = *stored.shape.last().expect("tensors have one or more dimensions");
@@ -293,12 +312,12 @@ impl Weights {
     }
 
     /// What is wrong with a weight that holds an infinity or NaN.
-    pub(crate) fn not_finite(&self, name: WeightName) -> Error {
+    pub fn not_finite(&self, name: WeightName) -> Error {
         self.corrupt(name, "holds a value that is not finite")
     }
 
     /// Lets the pages of a weight go; they are read again when they are touched.
-    pub(crate) fn release(&self, name: WeightName) {
+    pub fn release(&self, name: WeightName) {
         if let Some(stored) = self.stored(name) {
             self.files[stored.file].release(stored.start, stored.bytes);
         }

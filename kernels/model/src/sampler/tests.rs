@@ -259,4 +259,38 @@ proptest! {
         all[..cut as usize].iter().for_each(|token| resumed.observe_generated(*token));
         prop_assert_eq!(run(&mut resumed, cut..12), &all[cut as usize..]);
     }
+
+    /// A choice out of candidates is the choice out of all logits.
+    #[test]
+    fn candidates_are_enough(logits in any_logits(), params in any_params(), greedy: bool, logprobs in 0_u32..8) {
+        let temperature = if greedy { 0.0 } else { params.temperature };
+        let logprobs = (logprobs > 0).then_some(logprobs);
+        let chooser = sampler(SamplerParams { temperature, logprobs, ..params });
+        let Some(count) = chooser.candidates(logits.len()) else {
+            let all = params.top_k == 0 || params.top_k as usize >= logits.len();
+            prop_assert!(temperature > 0.0 && all);
+            prop_assert!(chooser.sample_best(&[(0, 0.0)], 0.0, logits.len(), 0).is_err());
+            return Ok(());
+        };
+        let candidates = |count| -> Vec<(u32, f32)> {
+            best(&logits, count).into_iter().map(|token| (token, logits[token as usize])).collect()
+        };
+        let sum = log_sum_exp(&logits);
+        for index in 0..5 {
+            let expected = chooser.sample(&logits, index).unwrap();
+            prop_assert_eq!(&chooser.sample_best(&candidates(count), sum, logits.len(), index).unwrap(), &expected);
+            prop_assert_eq!(&chooser.sample_best(&candidates(count + 3), sum, logits.len(), index).unwrap(), &expected);
+        }
+        prop_assert!(chooser.sample_best(&candidates(count - 1), sum, logits.len(), 0).is_err());
+    }
+}
+
+#[test]
+fn penalised_tokens_take_all_logits() {
+    let mut chooser = sampler(SamplerParams { repetition_penalty: 2.0, ..SamplerParams::greedy() });
+    assert_eq!(chooser.candidates(100), Some(1));
+    chooser.observe_generated(7);
+    assert_eq!(chooser.candidates(100), None);
+    let error = chooser.sample_best(&[(1, 2.0)], 3.0, 100, 0).unwrap_err();
+    assert!(error.to_string().contains("all logits"), "{error}");
 }

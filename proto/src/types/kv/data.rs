@@ -23,7 +23,34 @@ pub trait ForeignBytes: Send + Sync {
     fn copy_to(&self, offset: usize, into: &mut [u8]);
 }
 
-/// Body of a tile: contiguous, in the pieces in which it came, or memory shared with its sender. Its checksum was not verified
+/// Memory in which a lane puts the bodies of tiles that arrive, so that nobody has to copy them once more.
+pub trait TileMemory: Send + Sync + fmt::Debug {
+    /// Room for a body of `bytes`, exactly as long. `None`: the lane takes memory of its own, and the body has to be copied out of it.
+    fn room(&self, bytes: usize) -> Option<Box<dyn TileRoom>>;
+}
+
+/// Room for one body.
+pub trait TileRoom: AsRef<[u8]> + AsMut<[u8]> + Send + Sync + 'static {
+    /// The same, as whatever it is.
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
+
+impl<T: AsRef<[u8]> + AsMut<[u8]> + Send + Sync + 'static> TileRoom for T {
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+/// Lends a room as bytes.
+struct Lent(Arc<dyn TileRoom>);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
+/// Body of a tile: contiguous, in the pieces in which it came, in memory shared with its sender, or where its receiver wanted it. Its checksum was not verified
 /// yet: [`Self::copy_to`] tells that of the copy, which is what may be used. Cheap to clone. Dereferences to all of its bytes, which
 /// first gathers them in private memory where they are not contiguous: for tests and rare paths.
 #[derive(Clone)]
@@ -38,6 +65,7 @@ enum Source {
     Whole(Bytes),
     Pieces { pieces: Arc<[Bytes]>, bytes: usize },
     Foreign(Arc<dyn ForeignBytes>),
+    Landed { room: Arc<dyn TileRoom>, crc32c: u32 },
 }
 
 impl TileData {
@@ -59,6 +87,19 @@ impl TileData {
         Self::of(Source::Foreign(foreign))
     }
 
+    /// A body that was read into `room`. `crc32c` is that of what was written there.
+    pub fn from_landed(room: Box<dyn TileRoom>, crc32c: u32) -> Self {
+        Self::of(Source::Landed { room: room.into(), crc32c })
+    }
+
+    /// The memory that a body was read into, and the CRC-32C of what was written there, where it is a `T` of its receiver.
+    pub fn landed<T: Send + Sync + 'static>(&self) -> Option<(Arc<T>, u32)> {
+        match &self.source {
+            Source::Landed { room, crc32c } => Some((Arc::clone(room).into_any().downcast().ok()?, *crc32c)),
+            Source::Whole(_) | Source::Pieces { .. } | Source::Foreign(_) => None,
+        }
+    }
+
     fn of(source: Source) -> Self {
         Self { source, gathered: OnceLock::new(), held: None }
     }
@@ -74,6 +115,7 @@ impl TileData {
             Source::Whole(bytes) => bytes.len(),
             Source::Pieces { bytes, .. } => *bytes,
             Source::Foreign(foreign) => foreign.bytes(),
+            Source::Landed { room, .. } => (**room).as_ref().len(),
         }
     }
 
@@ -99,6 +141,7 @@ impl TileData {
                 })
             }
             Source::Foreign(foreign) => fill_crc32c(0, into, |offset, part| foreign.copy_to(offset, part)),
+            Source::Landed { room, .. } => copy_crc32c(0, into, (**room).as_ref()),
         })
     }
 
@@ -116,6 +159,9 @@ impl TileData {
                 self.copy_to(&mut all).expect("the lengths are equal");
                 all.into()
             }),
+            Source::Landed { room, .. } => {
+                self.gathered.get_or_init(|| Bytes::from_owner(Lent(Arc::clone(room))))
+            }
         }
     }
 
@@ -123,7 +169,7 @@ impl TileData {
     pub fn pieces(&self) -> Vec<Bytes> {
         match &self.source {
             Source::Pieces { pieces, .. } => pieces.to_vec(),
-            Source::Whole(_) | Source::Foreign(_) => vec![self.contiguous().clone()],
+            Source::Whole(_) | Source::Foreign(_) | Source::Landed { .. } => vec![self.contiguous().clone()],
         }
     }
 }
@@ -168,6 +214,7 @@ impl fmt::Debug for TileData {
             Source::Whole(_) => "whole",
             Source::Pieces { .. } => "pieces",
             Source::Foreign(_) => "foreign",
+            Source::Landed { .. } => "landed",
         };
         f.debug_struct("TileData").field("bytes", &self.len()).field("kind", &kind).finish()
     }
@@ -178,9 +225,9 @@ mod tests {
     use super::*;
 
     /// Private memory that pretends to be shared.
-    struct Lent(Vec<u8>);
+    struct Pretended(Vec<u8>);
 
-    impl ForeignBytes for Lent {
+    impl ForeignBytes for Pretended {
         fn bytes(&self) -> usize {
             self.0.len()
         }
@@ -201,7 +248,8 @@ mod tests {
             TileData::from(all.clone()),
             cut(&[0, 30_000]),
             cut(&[0, 0, 1, 9_000, 9_000, 29_999, 30_000]),
-            TileData::from_foreign(Arc::new(Lent(all.clone()))),
+            TileData::from_foreign(Arc::new(Pretended(all.clone()))),
+            TileData::from_landed(Box::new(all.clone()), crc32c(&all)),
         ];
         for body in &bodies {
             let mut copy = vec![0; all.len()];
@@ -214,5 +262,17 @@ mod tests {
             assert_eq!(fault.field(), "data");
         }
         assert!(cut(&[0, 0]).is_empty() && cut(&[0, 0]).pieces().concat().is_empty());
+    }
+
+    #[test]
+    fn a_landed_body_is_the_memory_that_it_was_read_into() {
+        let room = vec![7u8; 100];
+        let place = room.as_ptr();
+        let body = TileData::from_landed(Box::new(room), 9);
+        let (landed, crc32c) = body.landed::<Vec<u8>>().unwrap();
+        assert_eq!((landed.as_ptr(), crc32c, body.contiguous().as_ptr()), (place, 9, place));
+        assert!(body.landed::<String>().is_none(), "what its receiver did not give it cannot take");
+        assert!(TileData::from(vec![7u8; 100]).landed::<Vec<u8>>().is_none());
+        assert_ne!(body.copy_to(&mut vec![0; 100]), Ok(9), "a copy has a checksum of its own");
     }
 }

@@ -105,6 +105,7 @@ impl From<GetBlocks> for v1::GetBlocksRequest {
             keys: check::join_keys(get.keys.iter()),
             first_layer: get.first_layer,
             layers: get.layers.unwrap_or(0),
+            connection: None,
         }
     }
 }

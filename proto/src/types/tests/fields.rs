@@ -289,7 +289,7 @@ fn work() {
     }
     // Callers from before there was a choice send none and mean exact KV.
     let unset = types::PrefillStart::try_from(prefill()).unwrap();
-    assert_eq!((unset.prefill_policy.as_str(), unset.dense_from), ("exact", 0));
+    assert_eq!((unset.prefill_policy.as_str(), unset.dense_from, unset.generated_tokens), ("exact", 0, 0));
     check::<_, types::PrefillEvent>(v1::PrefillResponse::default(), "event");
     let decided = types::Sampling { seed: Some(1), max_tokens: Some(1), ..Default::default() };
     let sampling = || v1::SamplingParams::from(decided.clone());
@@ -299,7 +299,12 @@ fn work() {
         sampling,
         ..Default::default()
     };
-    types::DecodeStart::try_from(decode(Some(sampling()))).unwrap();
+    let unset = types::DecodeStart::try_from(decode(Some(sampling()))).unwrap();
+    assert_eq!(unset.prefill_policy, "exact");
+    for prefill_policy in bad_policies() {
+        let bad = v1::DecodeStart { prefill_policy, ..decode(Some(sampling())) };
+        check::<_, types::DecodeStart>(bad, "prefill_policy");
+    }
     check::<_, types::DecodeStart>(decode(None), "sampling");
     let without = v1::SamplingParams { seed: None, ..sampling() };
     check::<_, types::DecodeStart>(decode(Some(without)), "sampling.seed");

@@ -83,6 +83,7 @@ fn seeds() -> Vec<Vec<u8>> {
         cached_blocks: 2,
         prefill_policy: "balanced".to_owned(),
         dense_from: 4_864,
+        generated_tokens: 9,
     };
     vec![
         v1::AttendRequest::from(query).encode_to_vec(),

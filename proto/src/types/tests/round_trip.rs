@@ -182,11 +182,11 @@ proptest! {
     fn work(prefill_policy in "[ -~]{1,256}", identity in identity(), sampling in sampling(), n in any::<[u32; 4]>(), top in vec(token_logprob(), 0..5), logprob in option::of(logprob())) {
         let request_id = "request 1".to_owned();
         let prompt_tokens = u64::from(n[0]) + 1;
-        check::<_, v1::PrefillStart>(PrefillStart { request_id: request_id.clone(), identity, prompt_tokens, cached_blocks: n[1].into(), prefill_policy, dense_from: n[2].into() });
+        check::<_, v1::PrefillStart>(PrefillStart { request_id: request_id.clone(), identity, prompt_tokens, cached_blocks: n[1].into(), prefill_policy: prefill_policy.clone(), dense_from: n[2].into(), generated_tokens: n[3].into() });
         check::<_, v1::PrefillResponse>(PrefillEvent::Progress { done_tokens: n[2].into() });
         check::<_, v1::PrefillResponse>(PrefillEvent::Finished { computed_blocks: n[2].into(), stored_bytes: n[3].into() });
         let sampling = Sampling { seed: Some(1), max_tokens: Some(n[1].max(1)), ..sampling };
-        check::<_, v1::DecodeStart>(DecodeStart { request_id, identity, prompt_tokens, generated_tokens: 1, sampling, stop_token_ids: n.to_vec() });
+        check::<_, v1::DecodeStart>(DecodeStart { request_id, identity, prompt_tokens, generated_tokens: 1, sampling, stop_token_ids: n.to_vec(), prefill_policy });
         check::<_, v1::DecodeResponse>(DecodeEvent::Token { token_id: n[3], logprob, top });
         check::<_, v1::DecodeResponse>(DecodeEvent::Finished { stopped: n[0] > n[1] });
     }

@@ -12,20 +12,25 @@ use crate::{
 /// Most stop tokens of one sequence.
 const STOP_TOKENS_MAX: usize = 1024;
 
+/// Callers that name no policy mean exact attention.
+fn policy_or_exact(text: String) -> String {
+    if text.is_empty() { EXACT_PREFILL.to_owned() } else { text }
+}
+
 impl TryFrom<v1::PrefillStart> for PrefillStart {
     type Error = WireError;
 
     fn try_from(wire: v1::PrefillStart) -> Result<Self, WireError> {
         check::request_id(&wire.request_id)?;
         check::prefill_policy(&wire.prefill_policy)?;
-        let unset = wire.prefill_policy.is_empty();
         Ok(Self {
             request_id: wire.request_id,
             identity: check::required(wire.identity, "identity")?,
             prompt_tokens: check::positive(wire.prompt_tokens, "prompt_tokens")?,
             cached_blocks: wire.cached_blocks,
-            prefill_policy: if unset { EXACT_PREFILL.to_owned() } else { wire.prefill_policy },
+            prefill_policy: policy_or_exact(wire.prefill_policy),
             dense_from: wire.dense_from,
+            generated_tokens: wire.generated_tokens,
         })
     }
 }
@@ -39,6 +44,7 @@ impl From<PrefillStart> for v1::PrefillStart {
             cached_blocks: start.cached_blocks,
             prefill_policy: start.prefill_policy,
             dense_from: start.dense_from,
+            generated_tokens: start.generated_tokens,
         }
     }
 }
@@ -96,6 +102,7 @@ impl TryFrom<v1::DecodeStart> for DecodeStart {
 
     fn try_from(wire: v1::DecodeStart) -> Result<Self, WireError> {
         check::request_id(&wire.request_id)?;
+        check::prefill_policy(&wire.prefill_policy)?;
         check::at_most(wire.stop_token_ids.len(), STOP_TOKENS_MAX, "token ids", "stop_token_ids")?;
         Ok(Self {
             request_id: wire.request_id,
@@ -104,6 +111,7 @@ impl TryFrom<v1::DecodeStart> for DecodeStart {
             generated_tokens: wire.generated_tokens,
             sampling: decided(wire.sampling).map_err(|fault| fault.within("sampling"))?,
             stop_token_ids: wire.stop_token_ids,
+            prefill_policy: policy_or_exact(wire.prefill_policy),
         })
     }
 }
@@ -117,6 +125,7 @@ impl From<DecodeStart> for v1::DecodeStart {
             generated_tokens: start.generated_tokens,
             sampling: Some(start.sampling.into()),
             stop_token_ids: start.stop_token_ids,
+            prefill_policy: start.prefill_policy,
         }
     }
 }

@@ -3,10 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use longshore_attention::KvDtype;
+use longshore_attention::{KvDtype, PrefillPolicy};
 use longshore_chassis::Tasks;
 use longshore_decode::{Config, DecodeMetrics, DecodeWorker};
-use longshore_engine::testing::{Bodies, TestCluster, reference_tiles};
+use longshore_engine::{
+    Logits, Sequence, StepInput,
+    testing::{Bodies, TestCluster, reference_tiles},
+};
 use longshore_fabric::{BoxStream, CallContext, Decoder, Error};
 use longshore_model::{Sampler, SamplerParams};
 use longshore_proto::types::{DecodeEvent, DecodeStart, Sampling};
@@ -35,7 +38,7 @@ impl World {
     pub(crate) fn with_dtype(shards: usize, config: Config, dtype: KvDtype) -> Self {
         let (cluster, tasks, metrics) =
             (TestCluster::new(shards, dtype), Tasks::new(), DecodeMetrics::default());
-        let worker = DecodeWorker::new(config, cluster.parts.clone(), &tasks, metrics.clone());
+        let worker = DecodeWorker::new(config, cluster.parts.clone(), None, &tasks, metrics.clone());
         Self { cluster, worker, tasks, metrics }
     }
 
@@ -48,6 +51,7 @@ impl World {
             generated_tokens: generated as u64,
             sampling,
             stop_token_ids: Vec::new(),
+            prefill_policy: "exact".to_owned(),
         }
     }
 
@@ -96,6 +100,24 @@ impl World {
     /// Tiles of the full blocks of `tokens`.
     pub(crate) fn reference_tiles(&self, tokens: &[u32]) -> Bodies {
         reference_tiles(&self.cluster.engine, self.cluster.identity(b""), self.cluster.links(), tokens).0
+    }
+
+    /// The greedy answer to `prompt` under a policy with streaming heads, one place, row by row.
+    pub(crate) fn streamed(&self, policy: &PrefillPolicy, prompt: &[u32], count: usize) -> Vec<u32> {
+        let engine = &self.cluster.engine;
+        let mut sequence = Sequence::new(engine, self.cluster.identity(b""), self.cluster.links());
+        sequence.set_answer(engine, policy, prompt.len() as u64).expect("the policy fits");
+        let (mut answer, mut next) = (Vec::new(), prompt.to_vec());
+        while answer.len() < count {
+            let input = StepInput { sequence: &mut sequence, tokens: &next, logits: Logits::Last };
+            let outputs = engine.step(&CallContext::new("reference"), &mut [input], &mut ());
+            let logits = outputs.expect("the step runs").remove(0).expect("nothing is remote");
+            let logits = logits.expect("they were wanted");
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+            next = vec![best.expect("there is a vocabulary") as u32];
+            answer.extend(&next);
+        }
+        answer
     }
 
     /// The answer to `prompt`, every token computed from scratch.

@@ -28,7 +28,8 @@ async fn appending_keeps_the_id_and_may_be_repeated() {
     let shard = shard(4);
     shard.store(&[1, 2, 3]).await;
     let view = shard.view(&[(0, 1)]).await;
-    for blocks in [&[(1, 2)][..], &[(1, 2)], &[(1, 2), (2, 3)]] {
+    // Of nothing: it renews the lease.
+    for blocks in [&[][..], &[(1, 2)], &[(1, 2)], &[], &[(1, 2), (2, 3)]] {
         let appended = shard.open("", blocks, Some(view)).await;
         assert_eq!(appended, Ok(OpenedView::Open { view_id: view }));
     }

@@ -1,6 +1,7 @@
 //! Attention of one layer over local and remote blocks, folded in the canonical order: blocks within their stripe, then
 //! stripes, whatever lies where.
 
+mod answer;
 mod elsewhere;
 mod remote;
 mod sparse;
@@ -10,12 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use longshore_attention::{AttendItem, ExactBlock, Partials, Queries, WorkList};
+use longshore_attention::{AttendItem, ExactBlock, Partials, Queries, SparseItem, SparseWork, WorkList};
 use longshore_compute::ComputePool;
 use longshore_fabric::CallContext;
 
 use crate::{Engine, Error, Sequence, StepInput, StepObserver};
 
+pub use answer::AnswerVisits;
 pub use sparse::RemoteVisits;
 
 /// One layer of a step.
@@ -95,7 +97,12 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
     ) -> Result<Vec<f32>, Error> {
         let width = self.row_width();
         let mut output = vec![0.0; q.len()];
-        let is_sparse = |part: &Part| self.batch[part.input].sequence.prefill().is_some();
+        let parts = self.cut_at_answers(parts);
+        if let Some(visits) = self.count_answers(&parts) {
+            observer.answered(&visits);
+        }
+        let is_sparse =
+            |part: &Part| self.batch[part.input].sequence.prefill().is_some() && !self.is_answer(part);
         let (sparse, parts): (Vec<Part>, Vec<Part>) = parts.into_iter().partition(is_sparse);
         for part in sparse {
             let rows = part.rows.start * width..part.rows.end * width;
@@ -158,7 +165,7 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
         let any_remote = !pending.is_empty();
         let started = Instant::now();
         let local: Vec<(usize, StripeWork)> =
-            self.stripe_work(wave, |sequence, stripe| !is_border(sequence, stripe));
+            self.stripe_work(wave, |sequence, stripe| !is_border(sequence, stripe))?;
         let mut partials = self.compute(wave, q, local, vec![Vec::new(); wave.len()])?;
         self.times.local += started.elapsed();
         let waiting = Instant::now();
@@ -168,7 +175,7 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
             self.times.round_trip += asked.elapsed();
         }
         let started = Instant::now();
-        let border = self.stripe_work(wave, is_border);
+        let border = self.stripe_work(wave, is_border)?;
         let mut partials = self.compute(wave, q, border, partials)?;
         self.times.local += started.elapsed();
         for (part, partials) in wave.iter().zip(&mut partials) {
@@ -180,7 +187,11 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
     }
 
     /// Work over the local blocks of the stripes that `wanted` chooses, per part.
-    fn stripe_work(&self, wave: &[Part], wanted: fn(&Sequence, u64) -> bool) -> Vec<(usize, StripeWork)> {
+    fn stripe_work(
+        &self,
+        wave: &[Part],
+        wanted: fn(&Sequence, u64) -> bool,
+    ) -> Result<Vec<(usize, StripeWork)>, Error> {
         let mut work = Vec::new();
         for (index, part) in wave.iter().enumerate() {
             let sequence = &self.batch[part.input].sequence;
@@ -188,13 +199,14 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
                 continue;
             }
             let end = part.first_position + part.rows.len() as u64;
-            for stripe in StripeWork::of(sequence, end) {
-                if wanted(sequence, stripe.stripe) {
-                    work.push((index, stripe));
-                }
-            }
+            let stripes = match self.streaming(part) {
+                Some(heads) => self.head_stripes(part, heads)?,
+                None => StripeWork::of(sequence, end),
+            };
+            let wanted = stripes.into_iter().filter(|stripe| wanted(sequence, stripe.stripe));
+            work.extend(wanted.map(|stripe| (index, stripe)));
         }
-        work
+        Ok(work)
     }
 
     /// Runs the executor over `work` and puts the partials to those of their parts. A partial of the same stripe that is
@@ -219,17 +231,31 @@ impl<'a, 'b> LayerAttention<'a, 'b> {
                 Some(own.swap_remove(index).1)
             })
             .collect();
-        let items: Vec<AttendItem<'_>> = work
-            .iter()
-            .zip(&initial)
-            .map(|((part, work), initial)| AttendItem {
-                queries: self.queries(&wave[*part], q),
-                kv: &tiles[*part],
-                work: &work.list,
-                initial: initial.as_ref(),
-            })
-            .collect();
-        let computed = self.engine.executor().attend(&items)?;
+        let (mut exact, mut sparse) = (Vec::new(), Vec::new());
+        for ((part, work), initial) in work.iter().zip(&initial) {
+            let (queries, kv, initial) = (self.queries(&wave[*part], q), &tiles[*part], initial.as_ref());
+            match &work.work {
+                Work::All(work) => exact.push(AttendItem { queries, kv, work, initial }),
+                // No visit names a mean.
+                Work::Heads(work) => sparse.push(SparseItem {
+                    queries,
+                    kv,
+                    summaries: kv,
+                    work,
+                    earlier: None,
+                    stripe: initial,
+                    skip_below: None,
+                }),
+            }
+        }
+        let mut exact = self.engine.executor().attend(&exact)?.into_iter();
+        let mut sparse = self.engine.executor().attend_sparse(&sparse)?.into_iter();
+        let computed = work.iter().map(|(_, work)| match &work.work {
+            Work::All(_) => exact.next(),
+            Work::Heads(_) => sparse.next(),
+        });
+        let computed: Vec<Partials> =
+            computed.map(|partial| partial.expect("an executor answers every item")).collect();
         for ((part, work), partial) in work.iter().zip(computed) {
             partials[*part].push((work.stripe, partial));
         }
@@ -258,7 +284,16 @@ fn is_border(sequence: &Sequence, stripe: u64) -> bool {
 #[derive(Debug)]
 struct StripeWork {
     stripe: u64,
-    list: WorkList,
+    work: Work,
+}
+
+/// What is visited of them.
+#[derive(Debug)]
+enum Work {
+    /// The same by every head.
+    All(WorkList),
+    /// By each KV head its own, at least one.
+    Heads(SparseWork),
 }
 
 impl StripeWork {
@@ -266,7 +301,7 @@ impl StripeWork {
     fn of(sequence: &Sequence, end: u64) -> Vec<Self> {
         let block_tokens = u64::from(sequence.geometry().block_tokens());
         let remote = sequence.remote_blocks();
-        let mut stripes: Vec<Self> = Vec::new();
+        let mut stripes: Vec<(u64, WorkList)> = Vec::new();
         for block in remote..sequence.blocks_before(end) {
             let first_position = block * block_tokens;
             let exact = ExactBlock {
@@ -275,15 +310,12 @@ impl StripeWork {
                 len: (end - first_position).min(block_tokens) as u32,
             };
             let stripe = sequence.geometry().stripe_of(block);
-            match stripes.last_mut().filter(|last| last.stripe == stripe) {
-                Some(last) => last.list.exact.push(exact),
-                None => {
-                    stripes
-                        .push(Self { stripe, list: WorkList { exact: vec![exact], ..WorkList::default() } });
-                }
+            match stripes.last_mut().filter(|(last, _)| *last == stripe) {
+                Some((_, list)) => list.exact.push(exact),
+                None => stripes.push((stripe, WorkList { exact: vec![exact], ..WorkList::default() })),
             }
         }
-        stripes
+        stripes.into_iter().map(|(stripe, list)| Self { stripe, work: Work::All(list) }).collect()
     }
 }
 

@@ -100,6 +100,7 @@ impl Error {
             Self::Model(error) if error.kind() == longshore_model::Kind::InvalidInput => {
                 Code::InvalidArgument
             }
+            Self::Model(error) if error.kind() == longshore_model::Kind::Exhausted => Code::ResourceExhausted,
             Self::Model(_) | Self::Attention(_) | Self::Blocks(_) => Code::Internal,
             Self::Missing { .. } => Code::NotFound,
             Self::Mismatch { .. } => Code::DataLoss,

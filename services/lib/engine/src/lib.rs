@@ -14,7 +14,7 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use attend::{AttendTimes, RemoteVisits};
+pub use attend::{AnswerVisits, AttendTimes, RemoteVisits};
 pub use error::Error;
 pub use events::{EventSender, SendOutcome, event_channel};
 pub use intake::{Limits, TokenIntake, WorkerParts, within};

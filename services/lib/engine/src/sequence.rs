@@ -1,5 +1,6 @@
 //! One sequence: a prefix of blocks on the shards, named by views, and the blocks after it in this process.
 
+mod answer;
 mod prefill;
 mod views;
 
@@ -17,6 +18,7 @@ use longshore_proto::types::{Identity, TileMessage};
 
 use crate::{Engine, Error, ShardLinks};
 
+use answer::Answer;
 use prefill::SparsePrefill;
 pub(crate) use views::{View, ViewPart};
 
@@ -36,8 +38,8 @@ impl LocalBlock {
     }
 
     /// A full block that came from elsewhere, one tile per layer.
-    pub fn from_tiles(tiles: Vec<Tile>) -> Self {
-        Self { tiles: tiles.into_iter().map(Arc::new).collect() }
+    pub fn from_tiles(tiles: impl IntoIterator<Item = impl Into<Arc<Tile>>>) -> Self {
+        Self { tiles: tiles.into_iter().map(Into::into).collect() }
     }
 
     /// The tile of one layer.
@@ -73,6 +75,7 @@ pub struct Sequence {
     links: Arc<ShardLinks>,
     broken: Option<&'static str>,
     prefill: Option<SparsePrefill>,
+    answer: Option<Answer>,
 }
 
 impl Sequence {
@@ -93,6 +96,7 @@ impl Sequence {
             links,
             broken: None,
             prefill: None,
+            answer: None,
         }
     }
 

@@ -11,7 +11,7 @@ use longshore_proto::types::{Dtype, WireTileShape};
 
 use crate::{
     Error, Sequence,
-    attend::{AttendTimes, LayerAttention, Part, RemoteVisits},
+    attend::{AnswerVisits, AttendTimes, LayerAttention, Part, RemoteVisits},
     error::check,
 };
 
@@ -93,6 +93,9 @@ pub trait StepObserver {
 
     /// Shards visited blocks for one sequence in one layer, by a policy that is not exact.
     fn visited_remotely(&mut self, _visits: &RemoteVisits) {}
+
+    /// Rows of answers were attended to in one layer, under policies with streaming heads.
+    fn answered(&mut self, _visits: &AnswerVisits) {}
 
     /// Attention of one sequence in one layer was computed by a policy that is not exact.
     fn probe(&mut self, _probe: &AttentionProbe<'_>) {}
@@ -238,7 +241,7 @@ impl Engine {
                 if rows.wanted.is_empty() {
                     break;
                 }
-                (x, q, parts) = rows.only_wanted(batch, x, q);
+                (x, q, parts) = rows.only_wanted(batch, x, q)?;
             }
             let mut attention = LayerAttention::new(self, ctx, layer, &*batch, &mut failed);
             let mut output = attention.run(&q, parts.clone(), observer)?;
@@ -323,7 +326,7 @@ impl Rows {
         batch: &[StepInput<'_>],
         x: Activations,
         q: Vec<f32>,
-    ) -> (Activations, Vec<f32>, Vec<Part>) {
+    ) -> Result<(Activations, Vec<f32>, Vec<Part>), Error> {
         let width = q.len() / self.tokens.len();
         let mut parts = Vec::new();
         let mut first = 0;
@@ -334,10 +337,10 @@ impl Rows {
             first += rows;
         }
         if self.wanted.len() == self.tokens.len() {
-            return (x, q, parts);
+            return Ok((x, q, parts));
         }
         let q = self.wanted.iter().flat_map(|row| &q[row * width..][..width]).copied().collect();
-        (x.select(&self.wanted), q, parts)
+        Ok((x.select(&self.wanted)?, q, parts))
     }
 }
 

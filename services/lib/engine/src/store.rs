@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt, stream::FuturesUnordered};
 use longshore_attention::Tile;
 use longshore_blocks::{BlockKey, quorum::Verdict};
-use longshore_fabric::{CallContext, Code};
+use longshore_fabric::{CallContext, Code, TileRooms};
 use longshore_proto::types::{GetBlocks, Identity, PutOutcome, TileMessage, WireTileShape};
 use tokio::sync::mpsc;
 
@@ -164,7 +164,8 @@ async fn fetch_into(
 ) -> Result<(), Error> {
     let get = GetBlocks { identity, keys: keys.to_vec(), first_layer: 0, layers: None };
     let of_shard = |source| Error::of_shard(ctx, &link.id, source);
-    let call = within(ctx, link.shard.get_blocks(ctx, get)).await.and_then(|answer| answer);
+    let memory = Arc::new(TileRooms::new(engine.tile_shape()));
+    let call = within(ctx, link.shard.get_blocks_into(ctx, get, memory)).await.and_then(|answer| answer);
     let mut answers = call.map_err(of_shard)?;
     let layers = engine.backend().config().layers;
     let mut missing = Vec::new();
@@ -200,7 +201,7 @@ fn verified(
     key: BlockKey,
     layer: usize,
     message: &TileMessage,
-) -> Result<Tile, Error> {
+) -> Result<Arc<Tile>, Error> {
     if message.key != key || message.layer as usize != layer {
         let problem =
             format!("block `{}` layer {} instead of `{key}` layer {layer}", message.key, message.layer);
@@ -208,10 +209,16 @@ fn verified(
     }
     let bad =
         |problem: &dyn std::fmt::Display| mismatch(link, format!("block `{key}` layer {layer}: {problem}"));
-    let (tile, copied) =
-        Tile::filled(engine.tile_shape(), |body| message.data.copy_to(body)).map_err(|error| bad(&error))?;
-    // The checksum of the copy counts: the message may lie in memory that its sender can still write to.
-    if copied.map_err(|error| bad(&error))? != message.crc32c {
+    // The checksum of the copy counts: the message may lie in memory that its sender can still write to. Some lanes made the copy.
+    let (tile, crc32c) = match TileRooms::new(engine.tile_shape()).landed(message) {
+        Some(landed) => landed,
+        None => {
+            let filled = Tile::filled(engine.tile_shape(), |body| message.data.copy_to(body));
+            let (tile, copied) = filled.map_err(|error| bad(&error))?;
+            (Arc::new(tile), copied.map_err(|error| bad(&error))?)
+        }
+    };
+    if crc32c != message.crc32c {
         return Err(mismatch(link, format!("block `{key}` layer {layer} with a wrong checksum")));
     }
     Ok(tile)

@@ -10,7 +10,7 @@ use longshore_proto::types::{
     AttendAnswer, AttendQuery, BlockPage, DecodeEvent, DecodeStart, Describe, DrainStats, GenerateEvent,
     GenerateStart, GetBlocks, GetSummaries, Identity, InventoryNews, ListBlocks, Lookup, ModelDescription,
     OpenView, OpenedView, PrefillEvent, PrefillStart, PromptChunk, PutAck, ScrubStarted, ShardStats,
-    SummariesMessage, TileMessage, WatchInventory, WireTileShape,
+    SummariesMessage, TileMemory, TileMessage, WatchInventory, WireTileShape,
 };
 use tokio::sync::mpsc;
 
@@ -39,6 +39,20 @@ pub trait Shard: Send + Sync + Debug {
         ctx: &CallContext,
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error>;
+    /// The same, with bodies read straight into `memory` where the lane can do that (`TileData::landed` tells); otherwise they come as
+    /// they do from [`Self::get_blocks`].
+    async fn get_blocks_into(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+        _memory: Arc<dyn TileMemory>,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        self.get_blocks(ctx, get).await
+    }
+    /// Memory for the bodies of tiles that others put here, so that a lane can read them to where they stay.
+    fn tile_memory(&self) -> Option<Arc<dyn TileMemory>> {
+        None
+    }
     /// Opens a view or appends to one.
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error>;
     /// Reads the summaries of a view's blocks: layer by layer, blocks in the order of the view, some in each message. Shards that

@@ -13,19 +13,22 @@ pub enum Lane {
     Local,
     /// Over a connection with shared memory.
     Shm,
+    /// Over gRPC, with tiles on a connection of their own.
+    Tcp,
     /// Over any other connection.
     Grpc,
 }
 
 impl Lane {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Local, Self::Shm, Self::Grpc];
+    pub const ALL: [Self; 4] = [Self::Local, Self::Shm, Self::Tcp, Self::Grpc];
 
     /// Name in metrics and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Local => "local",
             Self::Shm => "shm",
+            Self::Tcp => "tcp",
             Self::Grpc => "grpc",
         }
     }

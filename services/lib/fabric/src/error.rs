@@ -67,6 +67,12 @@ impl Error {
         self
     }
 
+    /// The same with the name of its field, where it has one, below `parent`; the message keeps the short name.
+    pub(crate) fn within(mut self, parent: &str) -> Self {
+        self.field = self.field.map(|field| format!("{parent}.{field}"));
+        self
+    }
+
     /// The same with a retry hint.
     pub fn with_retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);

@@ -1,10 +1,12 @@
 //! The `grpc` lane: the service traits over tonic clients.
 
 mod call;
+mod dial;
 mod front;
 mod lanes;
 mod pool;
 mod shard;
+mod streamed;
 mod tiles;
 mod workers;
 
@@ -12,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 
 use tonic::transport::Channel;
 
-use crate::{Connector, Decoder, Describer, Error, Inference, Prefiller, Shard};
+use crate::{Connector, Decoder, Describer, Error, Inference, Prefiller, Shard, TcpPatience};
 
 use pool::{Pool, Use};
 
@@ -37,6 +39,10 @@ pub struct GrpcOptions {
     pub frame_bytes_max: u32,
     /// Memory of each connection of the `shm` lane for what it sends, a multiple of 2 MiB; 0 never uses that lane.
     pub shm_arena_bytes: usize,
+    /// Connections of the `tcp` lane to a peer; calls beyond them send their tiles over gRPC. 0 never uses that lane.
+    pub tcp_connections_max: usize,
+    /// How long the `tcp` lane waits for peers.
+    pub tcp_patience: TcpPatience,
     /// Connections to a peer that carry tiles, by turns.
     pub tile_connections: usize,
 }
@@ -53,6 +59,8 @@ impl Default for GrpcOptions {
             connection_window_bytes: 16 << 20,
             frame_bytes_max: 1 << 20,
             shm_arena_bytes: 32 << 20,
+            tcp_connections_max: 16,
+            tcp_patience: TcpPatience::default(),
             tile_connections: 2,
         }
     }
@@ -77,6 +85,21 @@ impl GrpcConnector {
     pub async fn shm_shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
         lanes::shm_alone(address, &self.pool).await
     }
+
+    /// A client of a shard whose tiles travel over the `tcp` lane alone: `Unavailable` when that is not offered or does not work.
+    pub fn tcp_shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
+        Ok(Arc::new(self.shard_over_grpc(address, true)?))
+    }
+
+    fn shard_over_grpc(&self, address: &str, tcp_alone: bool) -> Result<shard::ShardClient, Error> {
+        let calls = self.pool.channel(address, Use::Calls)?;
+        let channels =
+            (0..self.pool.tile_connections()).map(|index| self.pool.channel(address, Use::Tiles(index)));
+        let limit = self.pool.message_bytes_max();
+        let dial = tiles::Streamed { dial: self.pool.dial(address)?, alone: tcp_alone };
+        let tiles = tiles::TileChannels::new(channels.collect::<Result<_, _>>()?, limit).with_dial(dial);
+        Ok(shard::ShardClient::new(calls, tiles, limit))
+    }
 }
 
 /// The generated client alone, tiles too.
@@ -86,12 +109,7 @@ pub(crate) fn stock(channel: Channel, message_bytes_max: usize) -> Arc<dyn Shard
 
 impl Connector for GrpcConnector {
     fn shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
-        let calls = self.pool.channel(address, Use::Calls)?;
-        let channels =
-            (0..self.pool.tile_connections()).map(|index| self.pool.channel(address, Use::Tiles(index)));
-        let limit = self.pool.message_bytes_max();
-        let tiles = tiles::TileChannels::new(channels.collect::<Result<_, _>>()?, limit);
-        let grpc = Arc::new(shard::ShardClient::new(calls, tiles, limit));
+        let grpc = Arc::new(self.shard_over_grpc(address, false)?);
         if self.pool.options().shm_arena_bytes == 0 {
             return Ok(grpc);
         }

@@ -12,6 +12,7 @@ mod local;
 pub mod server;
 mod shm;
 pub mod status;
+mod tcp;
 mod tiles;
 
 pub use api::{BoxStream, Connector, Decoder, Describer, Inference, Prefiller, Shard};
@@ -20,3 +21,4 @@ pub use error::{Code, Error};
 pub use grpc::{GrpcConnector, GrpcOptions};
 pub use link::{AttendLink, PendingAttend, StripePartial};
 pub use local::{AnyConnector, LocalConnector};
+pub use tcp::{TcpPatience, TileRooms};

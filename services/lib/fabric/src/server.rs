@@ -10,6 +10,7 @@ mod refusal;
 mod run;
 mod shard;
 mod socket;
+mod streamed;
 mod tiles;
 mod workers;
 
@@ -24,7 +25,10 @@ use longshore_proto::v1::{
 use tokio::sync::watch;
 use tonic::{Response, Status, server::NamedService, service::RoutesBuilder};
 
-use crate::{BoxStream, Decoder, Describer, Inference, Prefiller, Shard};
+use crate::{
+    BoxStream, Decoder, Describer, Inference, Prefiller, Shard,
+    tcp::{Buffers, Door},
+};
 
 pub(crate) use call::{REQUEST_ID, TRACEPARENT};
 pub use options::ServerOptions;
@@ -38,6 +42,8 @@ pub struct Services {
     names: Vec<&'static str>,
     desk: call::Desk,
     readiness: Readiness,
+    /// The tile connections of its shard, where it has one and offers them.
+    door: Option<Arc<Door>>,
 }
 
 impl Services {
@@ -49,13 +55,23 @@ impl Services {
             names: Vec::new(),
             desk: call::Desk::default(),
             readiness: Readiness { ready: Arc::new(watch::Sender::new(true)) },
+            door: None,
         }
     }
 
     /// Serves `KvStoreService`.
     pub fn shard(mut self, shard: Arc<dyn Shard>) -> Self {
         let limit = self.options.message_bytes_max;
-        let service = shard::ShardService { shard, desk: self.desk.clone() };
+        if self.options.tcp_connections_max > 0 {
+            let options = &self.options;
+            self.door = Some(Arc::new(Door::new(options.tcp_connections_max, limit, options.tcp_patience)));
+        }
+        let service = shard::ShardService {
+            shard,
+            desk: self.desk.clone(),
+            door: self.door.clone(),
+            buffers: Buffers::default(),
+        };
         let budget = budget::Budget::new(&self.options);
         self.add(tiles::TileService::new(service, budget, limit));
         self
@@ -133,7 +149,7 @@ impl Readiness {
 
 /// The adapter that the generated server wants, apart from any listener of ours.
 pub(crate) fn stock(shard: Arc<dyn Shard>) -> impl KvStoreService {
-    shard::ShardService { shard, desk: call::Desk::default() }
+    shard::ShardService { shard, desk: call::Desk::default(), door: None, buffers: Buffers::default() }
 }
 
 /// A response stream as tonic wants it.

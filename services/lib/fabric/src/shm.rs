@@ -70,4 +70,6 @@ pub(crate) struct Connection {
     pub(crate) link: Option<Arc<Link>>,
     /// Its tile streams under way.
     pub(crate) tile_streams: Arc<AtomicUsize>,
+    /// Tile connections that it asked for.
+    pub(crate) tile_connections: Arc<AtomicUsize>,
 }

@@ -8,10 +8,18 @@ mod attention;
 mod calls;
 #[path = "lanes/fake.rs"]
 mod fake;
+#[path = "lanes/forward.rs"]
+mod forward;
 #[path = "lanes/house.rs"]
 mod house;
 #[path = "lanes/prompts.rs"]
 mod prompts;
+#[path = "lanes/raw.rs"]
+mod raw;
+#[path = "lanes/tcp.rs"]
+mod tcp;
+#[path = "lanes/tcp_hostile.rs"]
+mod tcp_hostile;
 #[path = "lanes/tiles.rs"]
 mod tiles;
 #[path = "lanes/wire.rs"]

@@ -21,7 +21,7 @@ use self::{
 use crate::{
     cli::{BenchComputeArgs, ComputePart},
     config::Config,
-    console,
+    console, device,
     machine::{Machine, Peaks},
     process,
 };
@@ -50,6 +50,7 @@ pub(crate) fn compute(args: &BenchComputeArgs) -> Result<()> {
     if process::only_checked(&args.serve) {
         return Ok(());
     }
+    device::ensure_cpu(&config, "longshore bench compute")?;
     let pool = process::compute_pool(&config)?;
     if args.until_first_token {
         return first_token::reach(&config, &pool);

@@ -6,6 +6,7 @@ mod load;
 mod lookup;
 mod place;
 mod report;
+mod ring;
 mod slab;
 mod usage;
 
@@ -19,6 +20,7 @@ use self::{
     load::{Load, Operation, Source},
     place::{Place, Plan},
     report::{Point, Report},
+    ring::Ring,
 };
 use crate::{
     cli::{BenchStoreArgs, StoreEnd, StoreLane},
@@ -82,12 +84,14 @@ async fn measure(
 ) -> Result<()> {
     let plan = Plan::new(args, shape, end);
     let place = if processes == 1 { Place::here(&plan).await? } else { Place::child(&plan).await? };
+    let memory = Arc::new(Ring::new(source.tile_bytes()));
     for &lane in &args.lanes {
         let Some(shard) = place.shard(lane).await? else { continue };
         for &concurrency in &args.concurrency {
             let load = Arc::new(Load {
                 shard: Arc::clone(&shard),
                 source: Arc::clone(source),
+                memory: memory.clone(),
                 shape,
                 layers: args.layers,
                 concurrency,

@@ -17,6 +17,8 @@ pub(crate) enum BenchCommand {
     Prefill(Box<BenchPrefillArgs>),
     /// Tiles into shards and out of them over every lane, beside memcpy, raw TCP and stock tonic.
     Store(Box<BenchStoreArgs>),
+    /// Kernels of the GPU, as parts of what the GPU can do at most.
+    Cuda(Box<BenchCudaArgs>),
     /// Recorded requests: which of their blocks would have been held, by eviction policy and capacity.
     Trace(Box<BenchTraceArgs>),
 }
@@ -29,6 +31,8 @@ pub(crate) enum StoreLane {
     Local,
     /// Shared memory of one host.
     Shm,
+    /// TCP connections for tiles, beside gRPC.
+    Tcp,
     /// gRPC with our own bodies.
     Grpc,
     /// gRPC as tonic generates it, with its own settings: what to compare with.
@@ -49,11 +53,11 @@ pub(crate) enum StoreEnd {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   longshore bench store                                                every lane, one process and two; about two minutes
-  longshore bench store --lanes grpc,stock --tile-bytes 1048576 --json store.json
+  longshore bench store --lanes tcp,grpc,stock --tile-bytes 1048576 --json store.json
   longshore bench store --lanes grpc --ends slab --processes 2 --unverified    what the checksums cost")]
 pub(crate) struct BenchStoreArgs {
     /// Lanes.
-    #[arg(long, value_delimiter = ',', value_name = "LANES", default_value = "local,shm,grpc,stock")]
+    #[arg(long, value_delimiter = ',', value_name = "LANES", default_value = "local,shm,tcp,grpc,stock")]
     pub(crate) lanes: Vec<StoreLane>,
     /// What lies behind them.
     #[arg(long, value_delimiter = ',', value_name = "ENDS", default_value = "slab,store")]
@@ -82,7 +86,7 @@ pub(crate) struct BenchStoreArgs {
     /// HTTP/2 window of a stream of the grpc lane; that of a connection is twice as large.
     #[arg(long, default_value_t = 8 << 20, value_parser = clap::value_parser!(u32).range(65_535..=1 << 29))]
     pub(crate) window_bytes: u32,
-    /// Leave out the checksums of the slab end and of readers, to see what they cost. Nothing else can.
+    /// Leave out the checksums of the slab end and of readers, to see what they cost; the tcp lane takes them anyway. Nothing else can.
     #[arg(long)]
     pub(crate) unverified: bool,
     /// Leave out lookups of a prefix of a million tokens over four shards.
@@ -148,6 +152,27 @@ pub(crate) struct BenchComputeArgs {
     /// Load, prefill, sample one token, say so and end: what `first-token` starts and times.
     #[arg(long, hide = true)]
     pub(crate) until_first_token: bool,
+}
+
+/// Flags of `longshore bench cuda`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  longshore bench cuda                              the first GPU
+  longshore bench cuda --device cuda:1 --json -     another, for programs
+`python3 tests/perf/cuda_peers.py` measures what others do on the same shapes.")]
+pub(crate) struct BenchCudaArgs {
+    /// Device and libraries, as every server takes them.
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Keys of decode steps; those that the device has no room for are left out.
+    #[arg(long, value_delimiter = ',', value_name = "KEYS", default_value = "8192,131072,1048576", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) lengths: Vec<u32>,
+    /// Samples of each point; the median is shown.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeats: u32,
+    /// Write all figures as JSON; `-` is standard output, where the tables are left out then.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 /// Flags of `longshore bench prefill`.

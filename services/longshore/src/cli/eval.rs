@@ -115,6 +115,8 @@ pub(crate) enum RulerTask {
     Threading,
     /// An ancestor, over several relations.
     Ancestry,
+    /// The label of a text, by many examples whose labels are codes: the score is the share of right labels.
+    ManyShot,
 }
 
 /// Flags of `longshore eval recall`.

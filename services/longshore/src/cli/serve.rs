@@ -44,6 +44,9 @@ pub(crate) struct ServeArgs {
     /// Copies that must be confirmed before a block counts as stored [default: 1].
     #[arg(long, value_name = "N")]
     pub(crate) write_acks: Option<usize>,
+    /// Where to compute: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used [default: cpu].
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<String>,
     /// Compute threads [default: one per core].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -67,6 +70,7 @@ impl ServeArgs {
         push(&mut sets, "model.head_plan", self.head_plan.as_ref().map(|path| format!("{path:?}")));
         push(&mut sets, "store.copies", self.copies);
         push(&mut sets, "store.write_acks", self.write_acks);
+        push(&mut sets, "compute.device", self.device.as_ref().map(|device| format!("{device:?}")));
         push(&mut sets, "compute.threads", self.threads);
         // Quoted, like every text that could be read as something else: a single core would be a number.
         push(&mut sets, "compute.pin", self.pin.as_ref().map(|cores| format!("{cores:?}")));
@@ -192,6 +196,9 @@ pub(crate) struct RoleArgs {
     /// gRPC address to listen on.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
+    /// Port on which a shard takes and gives tiles beside gRPC, at the same address [default: any that is free].
+    #[arg(long, value_name = "PORT")]
+    pub(crate) tiles_port: Option<u16>,
     /// OpenAI HTTP address; only a router has one.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) http: Option<String>,
@@ -215,6 +222,7 @@ impl RoleArgs {
         let mut sets = self.serve.all_sets();
         push(&mut sets, "cluster.id", self.id.as_ref());
         push(&mut sets, "listen.grpc", self.listen.as_ref());
+        push(&mut sets, "listen.tiles_port", self.tiles_port.as_ref());
         push(&mut sets, "listen.http", self.http.as_ref());
         push(&mut sets, "listen.admin", self.admin.as_ref());
         push(&mut sets, "cluster.members_file", self.members_file.as_ref().map(|file| format!("{file:?}")));

@@ -70,8 +70,8 @@ pub(super) async fn run(
 ) -> Result<Answer> {
     let client = GrpcConnector::new(GrpcOptions::default())
         .inference(url)
-        .map_err(told)
-        .context("`--url` is no gRPC address")?;
+        .map_err(|error| anyhow::anyhow!("`--url` (or LONGSHORE_URL) is no gRPC address: {error}"))?;
+    let asked = start.prefill_policy.clone();
     let (send, receive) = mpsc::channel(4);
     let feed = async move {
         for chunk in prompt {
@@ -82,29 +82,40 @@ pub(super) async fn run(
         }
     };
     let show = async {
+        let failed = || format!("cannot generate at {url}");
         let stream = client.generate(ctx, start, receive).await.map_err(told);
-        let mut events = stream.with_context(|| format!("cannot generate at {url}"))?;
-        let mut shown = Shown::new();
+        let mut events = stream.with_context(failed)?;
+        let mut shown = Shown::new(asked);
         while let Some(event) = events.next().await {
-            shown.event(event.map_err(told)?);
+            shown.event(event.map_err(told).with_context(failed)?);
         }
         Ok(shown.close())
     };
     tokio::join!(feed, show).1
 }
 
+/// An error with a hint where nobody that speaks gRPC answered.
 fn told(error: Error) -> anyhow::Error {
+    // What a server of plain HTTP makes a gRPC client say.
+    let no_grpc = error.message.contains("grpc-status header missing");
     let hint = match error.code {
-        Code::Unavailable if !error.message.contains("hint:") => "; hint: is `longshore up` running there?",
+        Code::Unavailable if !error.message.contains("hint:") => WRONG_PORT,
+        _ if no_grpc => WRONG_PORT,
         _ => "",
     };
     anyhow::anyhow!("{:?}: {}{hint}", error.code, error.message)
 }
 
+const WRONG_PORT: &str = "; hint: is `longshore up` running there? `--url` (or LONGSHORE_URL) names the gRPC port of a router, 9000 \
+                          unless it was set; the port of the OpenAI HTTP API is another one";
+
 struct Shown {
     began: Instant,
     first_token: Option<Instant>,
     bar: Option<indicatif::ProgressBar>,
+    /// The policy that was asked for; empty: the router's.
+    asked: String,
+    /// The canonical text of the one that was used.
     policy: String,
     text: String,
     tokens: u64,
@@ -112,11 +123,12 @@ struct Shown {
 }
 
 impl Shown {
-    fn new() -> Self {
+    fn new(asked: String) -> Self {
         Self {
             began: Instant::now(),
             first_token: None,
             bar: None,
+            asked,
             policy: String::new(),
             text: String::new(),
             tokens: 0,
@@ -191,23 +203,30 @@ impl Shown {
             } else {
                 String::new()
             },
-            // Routers that know no policies say nothing.
-            if ["", EXACT_PREFILL].contains(&self.policy.as_str()) {
-                String::new()
-            } else {
-                format!(", prefill {}", short(&self.policy))
-            },
+            policy(&self.asked, &self.policy).map(|policy| format!(", prefill {policy}")).unwrap_or_default(),
             if placement.is_empty() { "less than one block".to_owned() } else { placement.join(", ") },
         )
     }
 }
 
-/// The name of a policy that is meant by its name alone, else its canonical text.
-fn short(fingerprint: &str) -> &str {
+/// What to say of a policy: as it was asked for, else the name that means it, else its canonical text; and beside it the digest of the
+/// head plan that it stands for. Nothing for exact attention, and where the router knows no policies.
+fn policy(asked: &str, fingerprint: &str) -> Option<String> {
+    if ["", EXACT_PREFILL].contains(&fingerprint) {
+        return None;
+    }
     let named = |name: &&str| {
         PrefillPolicy::parse(name, None).is_ok_and(|policy| policy.fingerprint() == fingerprint)
     };
-    longshore_router::Policies::names().find(named).unwrap_or(fingerprint)
+    let name = match asked.trim() {
+        "" => longshore_router::Policies::names().find(named).unwrap_or(fingerprint),
+        asked => asked,
+    };
+    let digest = fingerprint.strip_prefix("heads:plan=").and_then(|rest| rest.split(',').next());
+    Some(match digest.filter(|digest| !name.contains(digest)) {
+        Some(digest) => format!("{name} (head plan {digest})"),
+        None => name.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -215,11 +234,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn policies_are_told_by_the_name_that_they_were_asked_for() {
-        for name in ["exact", "balanced"] {
-            assert_eq!(short(&PrefillPolicy::parse(name, None).unwrap().fingerprint()), name);
+    fn policies_are_told_as_they_were_asked_for_with_their_plan() {
+        let uniform = PrefillPolicy::parse("balanced", None).unwrap().fingerprint();
+        let planned = "heads:plan=0011,dense_layers=0,min_positions=4096,last_tiles=4,skip=off";
+        let told = |asked: &str, fingerprint: &str| policy(asked, fingerprint).unwrap_or_default();
+        assert_eq!(told("balanced", planned), "balanced (head plan 0011)");
+        assert_eq!(told("balanced:plan=off", &uniform), "balanced:plan=off");
+        assert_eq!(told("heads:level=t10", planned), "heads:level=t10 (head plan 0011)");
+        assert_eq!(told(planned, planned), planned);
+        // The router's default.
+        assert_eq!(told("", planned), planned);
+        assert_eq!(told("", &uniform), "balanced");
+        assert_eq!((policy("", ""), policy("exact", "exact")), (None, None));
+    }
+
+    #[test]
+    fn errors_of_the_wrong_port_say_which_is_right() {
+        let refused = Error::new(Code::Unavailable, "tcp connect error");
+        let html =
+            Error::new(Code::Unimplemented, "grpc-status header missing, mapped from HTTP status code 404");
+        for error in [refused, html] {
+            let told = told(error).to_string();
+            assert!(told.contains("`--url`") && told.contains("OpenAI HTTP API"), "{told}");
         }
-        assert_eq!(short("heads:plan=0011"), "heads:plan=0011");
+        let other = told(Error::new(Code::Unavailable, "no worker; hint: start one")).to_string();
+        assert!(!other.contains("--url"), "{other}");
     }
 
     #[test]

@@ -1,22 +1,36 @@
-//! Threads that compute: how many, and on which cores.
+//! Where a process computes: the device, and threads of the processor, how many and on which cores.
 
 use longshore_chassis::{Fault, Validate, config::check_range};
 use longshore_compute::PoolOptions;
 use serde::{Deserialize, Serialize};
 
-use crate::machine;
+use crate::{device::Choice, machine};
 
-/// Threads that compute.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a process computes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ComputeConfig {
+    /// Device of the forward pass and of attention: `cpu`, `cuda` (the first GPU), `cuda:N`, or `auto`, which is the first GPU where
+    /// one can be used, else the CPU with a warning.
+    pub(crate) device: String,
     /// Compute threads of this process; 0: one per core, or one per core of `pin`.
     pub(crate) threads: usize,
     /// Cores that compute threads are bound to, as `0-3,6`; empty: wherever the system puts them.
     pub(crate) pin: String,
 }
 
+impl Default for ComputeConfig {
+    fn default() -> Self {
+        Self { device: "cpu".to_owned(), threads: 0, pin: String::new() }
+    }
+}
+
 impl ComputeConfig {
+    /// The device.
+    pub(crate) fn choice(&self) -> Option<Choice> {
+        Choice::parse(&self.device)
+    }
+
     /// What the compute pool is made with. `pin` must be valid, which configuration checks.
     pub(crate) fn pool_options(&self) -> PoolOptions {
         let pin = machine::parse_cores(&self.pin).unwrap_or_default();
@@ -39,12 +53,16 @@ impl ComputeConfig {
             (asked, _) => asked,
         };
         let pin: Vec<String> = own.iter().map(usize::to_string).collect();
-        Self { threads, pin: pin.join(",") }
+        Self { device: self.device.clone(), threads, pin: pin.join(",") }
     }
 }
 
 impl Validate for ComputeConfig {
     fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        if self.choice().is_none() {
+            let problem = format!("is `{}`, must be `cpu`, `cuda`, `cuda:N` or `auto`", self.device);
+            faults.push(Fault::new(path, "device", problem));
+        }
         check_range(faults, path, "threads", self.threads, 0..=1024);
         let usable = machine::usable_cores();
         let problem = match machine::parse_cores(&self.pin) {
@@ -64,7 +82,7 @@ mod tests {
     use super::*;
 
     fn config(threads: usize, pin: &str) -> ComputeConfig {
-        ComputeConfig { threads, pin: pin.to_owned() }
+        ComputeConfig { threads, pin: pin.to_owned(), ..ComputeConfig::default() }
     }
 
     #[test]
@@ -83,6 +101,20 @@ mod tests {
         assert_eq!(config(0, "0-2").pool_options(), PoolOptions { threads: 3, pin: vec![0, 1, 2] });
         assert_eq!(config(2, "0-2").pool_options().threads, 2);
         assert_eq!(config(0, "").pool_options(), PoolOptions::default());
+    }
+
+    #[test]
+    fn devices_that_are_none_are_refused() {
+        for device in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:99999999999", "CPU", "cuda:0 "] {
+            let config = ComputeConfig { device: device.to_owned(), ..ComputeConfig::default() };
+            let mut faults = Vec::new();
+            config.faults("compute", &mut faults);
+            assert_eq!(faults.len(), 1, "{device}");
+            assert!(
+                faults[0].key == "compute.device" && faults[0].problem.contains("`cuda:N`"),
+                "{faults:?}"
+            );
+        }
     }
 
     #[test]

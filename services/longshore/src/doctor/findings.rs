@@ -23,6 +23,7 @@ const FREE_DISK_BYTES: u64 = 1 << 30;
 
 /// Appends what is wrong.
 pub(super) fn look(e: &Examination, config: &Config, problems: &mut Vec<Problem>) {
+    e.gpu.problems(config, problems);
     let mut add = |problem: String, remedy: &str| problems.push(Problem::new(problem, remedy));
     if e.instruction_set == "portable" {
         add(
@@ -68,7 +69,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        doctor::{ModelState, Settings},
+        doctor::{Gpu, ModelState, Settings},
         machine::{Machine, Peaks},
     };
 
@@ -81,7 +82,7 @@ mod tests {
             compute_threads: threads,
             pinned_cores: Vec::new(),
             peaks: Peaks { gflops: 1.0, read_gbps: 1.0, copy_gbps: 1.0 },
-            gpu: "none built in",
+            gpu: Gpu::look(&Config::default()),
             model_cache: String::new(),
             model_cache_free_bytes: Some(1 << 40),
             model: ModelState { path: model.map(str::to_owned), ..ModelState::default() },

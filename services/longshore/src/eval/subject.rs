@@ -120,7 +120,7 @@ impl Subject {
         Ok(sequence)
     }
 
-    /// Computes a prompt and generates greedily after it, exactly, until an end token, `most` tokens, or `enough` says so.
+    /// Computes a prompt and generates greedily after it, exactly but for streaming heads, until an end token, `most` tokens, or `enough` says so.
     pub(super) fn answer(
         &self,
         tokens: &[u32],
@@ -137,6 +137,7 @@ impl Subject {
             Ok(())
         };
         let mut sequence = self.prefill(tokens, candidate, &wanted, &mut first, watch)?;
+        sequence.set_answer(&self.engine, &candidate.policy, end)?;
         let mut answer = Vec::new();
         while answer.len() < most && !self.node.info.tokenizer.eos_ids().contains(&next) {
             answer.push(next);

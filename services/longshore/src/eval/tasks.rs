@@ -4,6 +4,7 @@
 mod lists;
 mod needles;
 mod relations;
+mod shots;
 mod words;
 
 use anyhow::{Result, bail};
@@ -50,6 +51,7 @@ impl Kind {
                 RulerTask::Fwe => "fwe",
                 RulerTask::Threading => "threading",
                 RulerTask::Ancestry => "ancestry",
+                RulerTask::ManyShot => "many_shot",
             },
         }
     }
@@ -68,6 +70,7 @@ impl Kind {
                 RulerTask::Fwe => lists::frequent_words(units, random),
                 RulerTask::Threading => relations::threading(units, random),
                 RulerTask::Ancestry => relations::ancestry(units, random),
+                RulerTask::ManyShot => shots::classification(units, random),
             },
         }
     }

@@ -1,4 +1,4 @@
-//! The per-user cache of model files: `$LONGSHORE_CACHE`, else `$XDG_CACHE_HOME/longshore`, else `~/.cache/longshore`.
+//! The per-user cache of model files and compiled kernels: `$LONGSHORE_CACHE`, else `$XDG_CACHE_HOME/longshore`, else `~/.cache/longshore`.
 
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,11 @@ impl Cache {
     /// Folder of all models.
     pub(crate) fn models(&self) -> PathBuf {
         self.root.join("models")
+    }
+
+    /// Folder of compiled kernels of GPUs.
+    pub(crate) fn kernels(&self) -> PathBuf {
+        self.root.join("kernels")
     }
 
     /// Folder of the Hugging Face client.

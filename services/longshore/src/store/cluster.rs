@@ -139,6 +139,9 @@ async fn described(connector: &dyn Connector, endpoints: &[String]) -> Result<Ve
     let mut members = BTreeMap::new();
     let (mut answers, mut failures) = (0, Vec::new());
     for endpoint in endpoints {
+        if let Err(error) = connector.describer(endpoint) {
+            bail!("`--endpoint` (or LONGSHORE_URL) is `{endpoint}`: {error}");
+        }
         match describe(connector, endpoint).await {
             Ok(described) => {
                 answers += 1;

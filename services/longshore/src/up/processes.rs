@@ -126,6 +126,8 @@ fn without_addresses(config: &Config) -> Config {
     let mut config = config.clone();
     config.listen.http.clear();
     config.listen.grpc.clear();
+    // One port cannot be that of several shards of a host.
+    config.listen.tiles_port = 0;
     config.listen.admin.clear();
     config
 }

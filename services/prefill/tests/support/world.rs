@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use futures::StreamExt;
 use longshore_attention::{KvDtype, PrefillPolicy, TileShape};
 use longshore_chassis::Tasks;
-use longshore_engine::testing::{Bodies, TestCluster, reference_tiles};
+use longshore_engine::{
+    Logits, Sequence, StepInput,
+    testing::{Bodies, TestCluster, reference_tiles},
+};
 use longshore_fabric::{BoxStream, CallContext, Error, Prefiller};
 use longshore_prefill::{Config, PrefillMetrics, PrefillWorker};
 use longshore_proto::types::{PrefillEvent, PrefillStart};
@@ -41,6 +44,7 @@ impl World {
             cached_blocks: cached_blocks as u64,
             prefill_policy: "exact".to_owned(),
             dense_from: 0,
+            generated_tokens: 0,
         }
     }
 
@@ -95,6 +99,31 @@ impl World {
     pub(crate) fn reference(&self, prompt: &[u32], blocks: usize) -> Bodies {
         let identity = self.cluster.identity(b"");
         reference_tiles(&self.cluster.engine, identity, self.cluster.links(), &prompt[..blocks * BLOCK]).0
+    }
+}
+
+impl World {
+    /// Tiles of a prompt of `prompt_tokens` under `policy`, exact from `dense_from` on, and of the answer after it, row by row.
+    pub(crate) fn reference_answer(
+        &self,
+        policy: &Arc<PrefillPolicy>,
+        dense_from: u64,
+        prompt_tokens: usize,
+        all: &[u32],
+    ) -> Bodies {
+        let engine = &self.cluster.engine;
+        let mut sequence = Sequence::new(engine, self.cluster.identity(b""), self.cluster.links());
+        sequence.set_prefill(Arc::clone(policy), dense_from).expect("stripes are small");
+        sequence.set_answer(engine, policy, prompt_tokens as u64).expect("all heads are alike");
+        let (prompt, answer) = all.split_at(prompt_tokens);
+        for tokens in [prompt].into_iter().chain(answer.chunks(1)) {
+            let input = StepInput { sequence: &mut sequence, tokens, logits: Logits::None };
+            let outputs = engine.step(&CallContext::new("reference"), &mut [input], &mut ());
+            outputs.expect("the step runs").remove(0).expect("nothing is remote");
+        }
+        let blocks = 0..sequence.full_blocks();
+        let tiles = blocks.flat_map(|block| sequence.block_messages(block).expect("the block is local"));
+        tiles.map(|tile| ((tile.key, tile.layer as usize), tile.data.to_vec())).collect()
     }
 }
 

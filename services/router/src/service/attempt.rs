@@ -96,13 +96,16 @@ impl Attempt<'_> {
         cached_blocks: u64,
     ) -> Result<Result<(), CallError>, Fault> {
         let request = self.request;
+        let prompt_tokens = sequence.prompt_tokens();
+        let stored_tokens = sequence.tokens_of(request.inner.geometry.stored_blocks(prompt_tokens));
         let start = PrefillStart {
             request_id: request.ctx.request_id.clone(),
             identity: self.identity,
             prompt_tokens: sequence.total_tokens(),
             cached_blocks,
             prefill_policy: request.policy.fingerprint.clone(),
-            dense_from: request.policy.dense_from(sequence.prompt_tokens()),
+            dense_from: request.policy.dense_from(prompt_tokens, stored_tokens),
+            generated_tokens: sequence.generated_tokens(),
         };
         let stream = async {
             let client = request.inner.connector.prefiller(&picked.member.address)?;
@@ -220,6 +223,7 @@ impl Attempt<'_> {
             generated_tokens: progress.generated(),
             sampling: progress.sampling.clone(),
             stop_token_ids: if progress.sampling.ignore_eos { Vec::new() } else { ends.to_vec() },
+            prefill_policy: request.policy.in_answers().to_owned(),
         }
     }
 

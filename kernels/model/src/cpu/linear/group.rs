@@ -2,8 +2,45 @@
 
 use half::f16;
 
+use super::format::is_quantised;
 use super::panels::GROUP;
-use crate::files::{TensorType, scale_and_min};
+use crate::files::{StoredMatrix, TensorType, scale_and_min};
+
+/// 32 weights of a row as a file has quantised them: `scale * (quant - zero) + minimum`, where the first 16 and the last 16
+/// have a scale each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QuantisedGroup {
+    /// Unsigned, below twice `zero` where that is not 0.
+    pub quants: [u8; GROUP],
+    /// Scales of the lower and upper 16 weights.
+    pub scales: [f32; 2],
+    /// The quant of weight 0 in types without a minimum, else 0.
+    pub zero: u8,
+    /// Added to every weight.
+    pub minimum: f32,
+}
+
+impl StoredMatrix<'_> {
+    /// Weights `32 * index` to `32 * index + 31` of a row; `None` where the type is not quantised.
+    ///
+    /// # Panics
+    /// When the matrix has no such row or group.
+    pub fn quantised_group(&self, row: usize, index: usize) -> Option<QuantisedGroup> {
+        if !is_quantised(self.kind) {
+            return None;
+        }
+        let bytes = self.row_bytes();
+        let Group { first, second, quants } = stored(self.kind, &self.bytes[row * bytes..][..bytes], index);
+        let (scales, zero, minimum) = match self.kind {
+            TensorType::Q4_0 => ([first; 2], 8, 0.0),
+            TensorType::Q5_0 => ([first; 2], 16, 0.0),
+            TensorType::Q8_0 => ([first; 2], 128, 0.0),
+            TensorType::Q6K => ([first, second], 32, 0.0),
+            _ => ([first; 2], 0, second),
+        };
+        Some(QuantisedGroup { quants, scales, zero, minimum })
+    }
+}
 
 /// 32 weights of one output.
 #[derive(Debug, Clone, Copy)]
@@ -108,4 +145,35 @@ fn q6_k(block: &[u8], index: usize) -> Group {
         nibble | (top[k] >> (2 * quarter) & 3) << 4
     });
     Group { first: scale(0), second: scale(1), quants }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_the_dequantised_weights() {
+        for kind in TensorType::ALL {
+            let (elements, _) = kind.block();
+            let matrix = StoredMatrix {
+                kind,
+                rows: 3,
+                cols: 512,
+                bytes: kind.random_blocks(3 * 512 / elements, 9).into(),
+            };
+            let mut expected = vec![0.0; 2 * 512];
+            assert!(matrix.dequantize(1..3, &mut expected), "{kind}");
+            for (index, expected) in expected.chunks_exact(GROUP).enumerate() {
+                let Some(group) = matrix.quantised_group(1 + index / 16, index % 16) else {
+                    assert!(!is_quantised(kind), "{kind}");
+                    continue;
+                };
+                for (k, expected) in expected.iter().enumerate() {
+                    let quant = f32::from(group.quants[k]) - f32::from(group.zero);
+                    let weight = quant * group.scales[k / 16] + group.minimum;
+                    assert_eq!(weight, *expected, "{kind}, weight {k} of group {index}");
+                }
+            }
+        }
+    }
 }

@@ -285,6 +285,18 @@ fn views_expire_by_their_last_use() {
 }
 
 #[test]
+fn appending_nothing_renews_a_lease() {
+    let mut pool = pool(2);
+    store(&mut pool, tenant(0), 1, 0).unwrap();
+    let (kept, idle) = (open(&mut pool, tenant(0), &[1], 0), open(&mut pool, tenant(0), &[1], 0));
+    let nothing = open(&mut pool, tenant(0), &[], 900);
+    pool.append_view(tenant(0), kept, nothing, 900).unwrap();
+    assert_eq!(pool.expire(1_500), 1);
+    assert!(pool.view(tenant(0), idle, 1_500).is_err());
+    assert_eq!(pool.view(tenant(0), kept, 1_500).unwrap().len(), 1);
+}
+
+#[test]
 fn condemned_blocks_are_not_found_and_go_with_their_last_view() {
     let mut pool = pool(2);
     store(&mut pool, tenant(0), 1, 0).unwrap();

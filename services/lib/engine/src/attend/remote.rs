@@ -1,15 +1,17 @@
 //! The remote half of one layer's attention: one query per shard and tenant, and what its answer must look like.
 
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use longshore_attention::{HeadShape, Queries};
 use longshore_fabric::{Code, PendingAttend, StripePartial};
-use longshore_proto::types::{AttendItem, AttendQuery, Dtype, Identity, Tensor};
+use longshore_proto::types::{AttendItem, AttendQuery, Dtype, Identity, SparseVisits, Tensor};
 
-use super::{LayerAttention, Part, StripePartials};
+use super::{LayerAttention, Part, StripePartials, answer::HeadVisits};
 use crate::{Error, ShardLink, ShardLinks, sequence::View};
 
 /// A query for the sequences of one tenant on one shard.
@@ -17,11 +19,35 @@ pub(super) struct Group {
     links: Arc<ShardLinks>,
     shard: usize,
     identity: Identity,
-    /// Parts as indices into the wave, each with an index into the views of its sequence.
-    parts: Vec<(usize, usize)>,
+    /// By part, ascending.
+    items: Vec<Item>,
+}
+
+/// One item of a query.
+#[derive(Debug, Clone)]
+struct Item {
+    /// Index of the part in the wave.
+    part: usize,
+    /// Index of the view among those of its sequence.
+    view: usize,
+    /// What of the view is visited by which head; `None`: everything by all.
+    visits: Option<HeadVisits>,
 }
 
 impl Group {
+    /// Parts that it asks for, ascending.
+    fn parts(&self) -> Vec<usize> {
+        let mut parts: Vec<usize> = self.items.iter().map(|item| item.part).collect();
+        parts.dedup();
+        parts
+    }
+
+    /// What it asks for one part.
+    fn alone(&self, part: usize) -> Self {
+        let items = self.items.iter().filter(|item| item.part == part).cloned().collect();
+        Self { links: Arc::clone(&self.links), items, ..*self }
+    }
+
     fn link(&self) -> &ShardLink {
         &self.links.links()[self.shard]
     }
@@ -48,11 +74,11 @@ pub(crate) struct Lost {
 impl LayerAttention<'_, '_> {
     /// Sends one query per shard and tenant.
     pub(super) fn ask_shards(&self, wave: &[Part], q: &[f32]) -> Vec<Asked> {
-        let queries: Vec<Tensor> = wave.iter().map(|part| self.query_tensor(part, q)).collect();
+        let queries = self.query_tensors(wave, q);
         let mut groups = self.groups(wave);
         // Shards of this process compute while they are asked; the others shall compute meanwhile.
         groups.sort_by_key(|group| group.link().attend.is_here());
-        groups.into_iter().map(|group| self.ask(wave, &queries, group)).collect()
+        groups.into_iter().map(|group| self.ask(wave, (q, &queries), group)).collect()
     }
 
     fn groups(&self, wave: &[Part]) -> Vec<Group> {
@@ -63,18 +89,22 @@ impl LayerAttention<'_, '_> {
                 continue;
             }
             for (at, view) in sequence.views().iter().enumerate() {
+                let items = self.part_items(index, part, at, view);
+                if items.is_empty() {
+                    continue;
+                }
                 let same = |group: &&mut Group| {
                     group.shard == view.shard
                         && Arc::ptr_eq(&group.links, sequence.links())
                         && group.identity == *sequence.identity()
                 };
                 match groups.iter_mut().find(same) {
-                    Some(group) => group.parts.push((index, at)),
+                    Some(group) => group.items.extend(items),
                     None => groups.push(Group {
                         links: Arc::clone(sequence.links()),
                         shard: view.shard,
                         identity: *sequence.identity(),
-                        parts: vec![(index, at)],
+                        items,
                     }),
                 }
             }
@@ -82,8 +112,25 @@ impl LayerAttention<'_, '_> {
         groups
     }
 
-    fn view(&self, wave: &[Part], (part, view): (usize, usize)) -> &View {
-        &self.batch[wave[part].input].sequence.views()[view]
+    /// What a part asks of a view; nothing where its heads visit no block of it.
+    fn part_items(&self, index: usize, part: &Part, at: usize, view: &View) -> Vec<Item> {
+        let item = |visits| Item { part: index, view: at, visits };
+        match self.streaming(part) {
+            Some(heads) => {
+                self.head_visits(part, heads, view).into_iter().map(|visits| item(Some(visits))).collect()
+            }
+            None => vec![item(None)],
+        }
+    }
+
+    fn view(&self, wave: &[Part], item: &Item) -> &View {
+        &self.batch[wave[item.part].input].sequence.views()[item.view]
+    }
+
+    /// Queries of the parts of which every head visits everything, which many views share.
+    fn query_tensors(&self, wave: &[Part], q: &[f32]) -> Vec<Option<Tensor>> {
+        let all = |part: &Part| self.streaming(part).is_none().then(|| self.query_tensor(part, q));
+        wave.iter().map(all).collect()
     }
 
     fn query_tensor(&self, part: &Part, q: &[f32]) -> Tensor {
@@ -94,14 +141,8 @@ impl LayerAttention<'_, '_> {
         Tensor { dtype: Dtype::F32, shape, data: little_endian(data) }
     }
 
-    fn ask(&self, wave: &[Part], queries: &[Tensor], group: Group) -> Asked {
-        let items = group.parts.iter().map(|&(index, view)| AttendItem {
-            view_id: self.view(wave, (index, view)).id,
-            first_position: wave[index].first_position,
-            queries: queries[index].clone(),
-            scale: self.engine.backend().config().attention_scale(),
-            sparse: None,
-        });
+    fn ask(&self, wave: &[Part], queries: (&[f32], &[Option<Tensor>]), group: Group) -> Asked {
+        let items = group.items.iter().map(|item| self.wire_item(wave, queries, item));
         let query = AttendQuery {
             query_id: 0,
             identity: group.identity,
@@ -117,6 +158,25 @@ impl LayerAttention<'_, '_> {
         Asked { group, since, pending }
     }
 
+    fn wire_item(&self, wave: &[Part], (q, whole): (&[f32], &[Option<Tensor>]), item: &Item) -> AttendItem {
+        let part = &wave[item.part];
+        let (first_row, queries, sparse) = match &item.visits {
+            None => (0, whole[item.part].clone().unwrap_or_else(|| self.query_tensor(part, q)), None),
+            Some(HeadVisits { kv_head, rows, runs, .. }) => {
+                let queries = head_queries(&self.queries(part, q), rows, *kv_head);
+                let visits = SparseVisits { kv_head: *kv_head as u32, runs: runs.clone(), skip_below: None };
+                (rows.start as u64, queries, Some(visits))
+            }
+        };
+        AttendItem {
+            view_id: self.view(wave, item).id,
+            first_position: part.first_position + first_row,
+            queries,
+            scale: self.engine.backend().config().attention_scale(),
+            sparse,
+        }
+    }
+
     /// Waits for all answers. A shard refuses a query as a whole, so sequences that share a refused one are asked for
     /// again one by one: a sequence that lost its view must not take the others with it.
     pub(super) fn collect(
@@ -129,14 +189,14 @@ impl LayerAttention<'_, '_> {
         for Asked { group, since, pending } in asked {
             let Err(error) = self.receive(wave, &group, since, pending, partials) else { continue };
             crate::error::check(self.ctx)?;
-            if group.parts.len() == 1 || error.kind() == Code::Unavailable {
+            let parts = group.parts();
+            if parts.len() == 1 || error.kind() == Code::Unavailable {
                 self.fail(wave, &group, &error);
                 continue;
             }
-            let queries: Vec<Tensor> = wave.iter().map(|part| self.query_tensor(part, q)).collect();
-            for &part in &group.parts {
-                let alone = Group { links: Arc::clone(&group.links), parts: vec![part], ..group };
-                let Asked { group: alone, since, pending } = self.ask(wave, &queries, alone);
+            let queries = self.query_tensors(wave, q);
+            for part in parts {
+                let Asked { group: alone, since, pending } = self.ask(wave, (q, &queries), group.alone(part));
                 if let Err(error) = self.receive(wave, &alone, since, pending, partials) {
                     self.fail(wave, &alone, &error);
                 }
@@ -158,21 +218,50 @@ impl LayerAttention<'_, '_> {
         let answer = self.answer(wave, group, since, pending);
         link.note(&answer);
         let answer = answer?;
-        let views = group.parts.iter().enumerate();
-        let expected = views.flat_map(|(item, &part)| {
-            self.view(wave, part).parts.iter().map(move |part| (item as u32, part.stripe, part.used))
-        });
-        let named = expected.clone().map(|(item, stripe, _)| (item, stripe));
-        if !answer.iter().map(|partial| (partial.item, partial.stripe)).eq(named) {
+        let expected: Vec<(u32, u64, bool)> = self.expected(wave, group);
+        let named = expected.iter().map(|&(item, stripe, _)| (item, stripe));
+        let of_heads = |partial: &StripePartial| self.has_shape(&group.items[partial.item as usize], partial);
+        if !answer.iter().map(|partial| (partial.item, partial.stripe)).eq(named)
+            || !answer.iter().all(of_heads)
+        {
             let problem = "partials of other stripes than those of the view".to_owned();
             return Err(Error::Mismatch { shard: link.id.clone(), problem });
         }
-        for (partial, (item, stripe, used)) in answer.into_iter().zip(expected) {
-            if used {
-                partials[group.parts[item as usize].0].push((stripe, partial.partial));
+        let shape = self.engine.backend().config().heads;
+        for (StripePartial { item, stripe, partial }, (_, _, used)) in answer.into_iter().zip(expected) {
+            let Item { part, visits, .. } = &group.items[item as usize];
+            match visits {
+                Some(visits) => {
+                    visits.place((wave[*part].rows.len(), shape), stripe, &partial, &mut partials[*part])?;
+                }
+                None if used => partials[*part].push((stripe, partial)),
+                None => {}
             }
         }
         Ok(())
+    }
+
+    /// What an answer names, in order: item, stripe, and whether this shard is the one that counts.
+    fn expected(&self, wave: &[Part], group: &Group) -> Vec<(u32, u64, bool)> {
+        let mut expected = Vec::new();
+        for (index, item) in group.items.iter().enumerate() {
+            let index = index as u32;
+            match &item.visits {
+                Some(visits) => expected.extend(visits.stripes.iter().map(|&stripe| (index, stripe, true))),
+                None => {
+                    let parts = &self.view(wave, item).parts;
+                    expected.extend(parts.iter().map(|part| (index, part.stripe, part.used)));
+                }
+            }
+        }
+        expected
+    }
+
+    /// Whether a partial is one of the rows of one KV head that it was asked for.
+    fn has_shape(&self, item: &Item, found: &StripePartial) -> bool {
+        let HeadShape { group, head_dim, .. } = self.engine.backend().config().heads;
+        let fits = |visits: &HeadVisits| found.partial.shape() == (visits.rows.len(), group, head_dim);
+        item.visits.as_ref().is_none_or(fits)
     }
 
     fn answer(
@@ -188,7 +277,7 @@ impl LayerAttention<'_, '_> {
         if pending.is_ready() {
             return pending.wait_blocking().map_err(of_shard);
         }
-        let rows = group.parts.iter().map(|&(part, _)| wave[part].rows.len()).sum();
+        let rows = group.parts().into_iter().map(|part| wave[part].rows.len()).sum();
         let waited = self.engine.while_waiting(|| match self.late_after(group, rows, since) {
             None => Ok(pending.wait_blocking()),
             Some(patience) => pending.wait_blocking_for(patience).or_else(|late| {
@@ -227,7 +316,7 @@ impl LayerAttention<'_, '_> {
     }
 
     fn fail(&mut self, wave: &[Part], group: &Group, error: &Error) {
-        for &(part, _) in &group.parts {
+        for part in group.parts() {
             let late = matches!(error, Error::Late { .. });
             let lost = Lost { input: wave[part].input, shard: group.shard, late };
             if !self.lost.contains(&lost) {
@@ -237,6 +326,16 @@ impl LayerAttention<'_, '_> {
             failure.get_or_insert_with(|| error.clone());
         }
     }
+}
+
+/// Queries of one KV head in some rows, f32 `[rows, group, head_dim]`.
+pub(super) fn head_queries(queries: &Queries<'_>, rows: &Range<usize>, kv_head: usize) -> Tensor {
+    let HeadShape { group, head_dim, .. } = queries.shape;
+    let (width, own) = (queries.shape.query_heads() * head_dim, group * head_dim);
+    let values = rows.clone().flat_map(|row| &queries.data[row * width + kv_head * own..][..own]);
+    let values: Vec<f32> = values.copied().collect();
+    let shape = [rows.len(), group, head_dim].map(|extent| extent as u64).to_vec();
+    Tensor { dtype: Dtype::F32, shape, data: little_endian(&values) }
 }
 
 /// Elements as they travel.

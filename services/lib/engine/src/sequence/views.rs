@@ -253,7 +253,7 @@ impl Sequence {
         blocks.map(|block| (block, self.key(block).expect("a full block has a key"))).collect()
     }
 
-    async fn open_view(
+    pub(super) async fn open_view(
         &self,
         ctx: &CallContext,
         shard: usize,

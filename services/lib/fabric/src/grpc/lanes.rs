@@ -1,4 +1,5 @@
 //! Which lane leads to a shard: `shm` where it is a process of the same host that offers it, `grpc` otherwise and whenever `shm` fails.
+//! A client over `grpc` moves tiles over the `tcp` lane by itself where that is offered and works (`dial`).
 
 use std::{
     io,
@@ -16,7 +17,7 @@ use async_trait::async_trait;
 use http::Uri;
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, BlockPage, DrainStats, GetBlocks, GetSummaries, Identity, InventoryNews,
-    ListBlocks, Lookup, OpenView, OpenedView, PutAck, ScrubStarted, ShardStats, SummariesMessage,
+    ListBlocks, Lookup, OpenView, OpenedView, PutAck, ScrubStarted, ShardStats, SummariesMessage, TileMemory,
     TileMessage, WatchInventory, WireTileShape,
 };
 use tokio::{
@@ -164,6 +165,21 @@ impl Shard for LaneShard {
             }
         }
         self.grpc.get_blocks(ctx, get).await
+    }
+
+    async fn get_blocks_into(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+        memory: Arc<dyn TileMemory>,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        if let Some(shm) = self.shm().await {
+            match shm.get_blocks(ctx, get.clone()).await {
+                Err(error) if self.falls_back(&error) => {}
+                answer => return answer,
+            }
+        }
+        self.grpc.get_blocks_into(ctx, get, memory).await
     }
 
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {

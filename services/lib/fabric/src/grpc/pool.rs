@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use http::Uri;
@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{GrpcOptions, lanes::Tracked};
+use super::{GrpcOptions, dial::Dial, lanes::Tracked, shard::generated};
 use crate::Error;
 
 /// What a connection carries. Tiles have their own ones, by number, so that bulk never delays a query.
@@ -30,6 +30,8 @@ pub(super) struct Pool {
 #[derive(Debug, Default)]
 struct Slots {
     channels: HashMap<(String, Use), Slot>,
+    /// Tile connections by address, with the stamp of their last use.
+    dials: HashMap<String, (Arc<Dial>, u64)>,
     /// Counts requests for channels; the oldest slot has the lowest stamp.
     clock: u64,
 }
@@ -78,6 +80,25 @@ impl Pool {
         let channel = endpoint.connect_lazy();
         slots.channels.insert(key, Slot { channel: channel.clone(), stamp });
         Ok(channel)
+    }
+
+    /// The tile connections to `address`. The oldest make room as those of [`Self::channel`] do.
+    pub(super) fn dial(&self, address: &str) -> Result<Arc<Dial>, Error> {
+        let calls = generated(self.channel(address, Use::Calls)?, self.message_bytes_max());
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.clock += 1;
+        let stamp = slots.clock;
+        if let Some((dial, last)) = slots.dials.get_mut(address) {
+            *last = stamp;
+            return Ok(Arc::clone(dial));
+        }
+        if slots.dials.len() >= self.options.connections_max {
+            let oldest = slots.dials.iter().min_by_key(|(_, (_, stamp))| *stamp).map(|(key, _)| key.clone());
+            oldest.map(|key| slots.dials.remove(&key));
+        }
+        let dial = Arc::new(Dial::new(address, calls, &self.options));
+        slots.dials.insert(address.to_owned(), (Arc::clone(&dial), stamp));
+        Ok(dial)
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, Error> {

@@ -7,7 +7,7 @@ use longshore_proto::{
     types::{
         AttendAnswer, AttendQuery, BlockPage, DrainStats, GetBlocks, GetSummaries, Identity, InventoryNews,
         ListBlocks, Lookup, OpenView, OpenedView, PutAck, ScrubStarted, ShardStats, SummariesMessage,
-        TileMessage, WatchInventory, WireTileShape,
+        TileMemory, TileMessage, WatchInventory, WireTileShape,
     },
     v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
 };
@@ -72,7 +72,8 @@ impl Shard for ShardClient {
             return own.put_blocks(ctx, identity, shape, tiles).await;
         }
         let hop = Hop::new(ctx);
-        let start = v1::PutBlocksStart { identity: Some(identity.into()), shape: Some(shape.into()) };
+        let (identity, shape) = (Some(identity.into()), Some(shape.into()));
+        let start = v1::PutBlocksStart { identity, shape, connection: None };
         let part = |part| v1::PutBlocksRequest { part: Some(part) };
         let tiles = messages(&hop.context, Some(part(Part::Start(start))), tiles, move |tile| {
             vec![part(Part::Tile(tile.into()))]
@@ -88,12 +89,24 @@ impl Shard for ShardClient {
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
         if let Some(own) = &self.tiles {
-            return own.get_blocks(ctx, get).await;
+            return own.get_blocks(ctx, get, None).await;
         }
         let hop = Hop::new(ctx);
         let request = request(&hop.context, v1::GetBlocksRequest::from(get))?;
         let mut client = self.calls.clone();
         streaming(hop, client.get_blocks(request), Option::try_from).await
+    }
+
+    async fn get_blocks_into(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+        memory: Arc<dyn TileMemory>,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        match &self.tiles {
+            Some(own) => own.get_blocks(ctx, get, Some(memory)).await,
+            None => self.get_blocks(ctx, get).await,
+        }
     }
 
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {

@@ -11,7 +11,7 @@ use std::{
 use futures::{Stream, StreamExt};
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use longshore_proto::{
-    types::{GetBlocks, Identity, PutAck, TileMessage, WireTileShape},
+    types::{GetBlocks, Identity, PutAck, TileMemory, TileMessage, WireTileShape},
     v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
 };
 use prost::Message;
@@ -22,10 +22,11 @@ use tower::Service;
 
 use super::{
     call::{self, fault},
+    dial::{Dial, Lease},
     shard::generated,
 };
 use crate::{
-    BoxStream, CallContext, Error,
+    BoxStream, CallContext, Code, Error,
     lane::{self, Hop},
     shm::{self, Lender, Link},
     tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS, Rope},
@@ -36,20 +37,47 @@ use crate::{
 pub(super) struct TileChannels {
     channels: Vec<Channel>,
     link: Option<Arc<Link>>,
+    streamed: Option<Streamed>,
     turn: AtomicUsize,
     message_bytes_max: usize,
+}
+
+/// The `tcp` lane to the same peer.
+#[derive(Debug)]
+pub(super) struct Streamed {
+    pub(super) dial: Arc<Dial>,
+    /// Nothing else may carry tiles.
+    pub(super) alone: bool,
 }
 
 impl TileChannels {
     /// Takes turns among `channels`, of which there is at least one.
     pub(super) fn new(channels: Vec<Channel>, message_bytes_max: usize) -> Self {
         assert!(!channels.is_empty(), "tiles need a connection");
-        Self { channels, link: None, turn: AtomicUsize::new(0), message_bytes_max }
+        Self { channels, link: None, streamed: None, turn: AtomicUsize::new(0), message_bytes_max }
     }
 
     /// One connection with shared memory.
     pub(super) fn with_link(channel: Channel, link: Arc<Link>, message_bytes_max: usize) -> Self {
         Self { link: Some(link), ..Self::new(vec![channel], message_bytes_max) }
+    }
+
+    /// The same, with tiles on connections of their own where that works.
+    pub(super) fn with_dial(self, streamed: Streamed) -> Self {
+        Self { streamed: Some(streamed), ..self }
+    }
+
+    /// A tile connection for a call; `None` where its tiles have to travel over gRPC.
+    async fn lease(&self, ctx: &CallContext) -> Result<Option<Lease>, Error> {
+        let Some(Streamed { dial, alone }) = &self.streamed else { return Ok(None) };
+        let lease = lane::within(ctx, dial.lease(ctx)).await;
+        match lease {
+            Ok(lease) => Ok(Some(lease)),
+            Err(error) if *alone || matches!(error.code, Code::Cancelled | Code::DeadlineExceeded) => {
+                Err(error)
+            }
+            Err(_) => Ok(None),
+        }
     }
 
     /// The memory that it shares.
@@ -75,15 +103,24 @@ impl TileChannels {
         shape: WireTileShape,
         tiles: mpsc::Receiver<TileMessage>,
     ) -> Result<BoxStream<PutAck>, Error> {
+        let mut start = v1::PutBlocksStart {
+            identity: Some(identity.into()),
+            shape: Some(shape.into()),
+            connection: None,
+        };
+        if let Some(lease) = self.lease(ctx).await? {
+            start.connection = Some(lease.wire());
+            return self.put_streamed(Hop::new(ctx), start, tiles, lease).await;
+        }
         let hop = Hop::new(ctx);
-        let start = v1::PutBlocksStart { identity: Some(identity.into()), shape: Some(shape.into()) };
         let start = tiles::encoded(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
         let lender = self.link.as_ref().map(|link| Arc::new(link.lender()));
         let sending = lender.clone();
         let tiles = ReceiverStream::new(tiles).then(move |tile| outgoing(sending.clone(), tile));
         let messages = futures::stream::iter([Outgoing::Encoded(start)])
             .chain(tiles)
-            .take_until(hop.context.cancel.clone().cancelled_owned());
+            .take_until(hop.context.cancel.clone().cancelled_owned())
+            .map(Ok);
         let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await?;
         self.answers(hop, response, move |message| {
             // What the call lends comes back when the call is over.
@@ -93,16 +130,24 @@ impl TileChannels {
         })
     }
 
-    /// A read stream.
+    /// A read stream, into `memory` where the lane can read there.
     pub(super) async fn get_blocks(
         &self,
         ctx: &CallContext,
         get: GetBlocks,
+        memory: Option<Arc<dyn TileMemory>>,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        if let Some(lease) = self.lease(ctx).await? {
+            let begun = self.get_streamed(Hop::new(ctx), get.clone(), memory, lease).await;
+            match begun {
+                // The server forgot the connection, or it broke: nothing came yet.
+                Err(error) if error.code == Code::Unavailable && !self.is_tcp_alone() => {}
+                begun => return begun,
+            }
+        }
         let hop = Hop::new(ctx);
-        let request = tiles::encoded(&v1::GetBlocksRequest::from(get));
-        let messages = futures::stream::iter([Outgoing::Encoded(request)]);
-        let response = self.call(&hop.context, GET_BLOCKS, OutgoingBody::request(messages)).await?;
+        let request = v1::GetBlocksRequest::from(get);
+        let response = self.call(&hop.context, GET_BLOCKS, OutgoingBody::request(single(&request))).await?;
         let link = self.link.clone();
         self.answers(hop, response, move |message| match tiles::tile_answer(message) {
             Ok(Ok(tile)) => Ok(Some(tile)),
@@ -114,7 +159,15 @@ impl TileChannels {
         })
     }
 
-    async fn call(
+    fn is_tcp_alone(&self) -> bool {
+        self.streamed.as_ref().is_some_and(|streamed| streamed.alone)
+    }
+
+    pub(super) fn message_bytes_max(&self) -> usize {
+        self.message_bytes_max
+    }
+
+    pub(super) async fn call(
         &self,
         context: &CallContext,
         path: &'static str,
@@ -187,13 +240,13 @@ async fn outgoing(lender: Option<Arc<Lender>>, tile: TileMessage) -> Outgoing {
     }
 }
 
-fn decoded<M: Message + Default>(message: Rope) -> Result<M, Error> {
+pub(super) fn decoded<M: Message + Default>(message: Rope) -> Result<M, Error> {
     tiles::decoded(message).map_err(|status| undecodable(&status))
 }
 
 /// What the peer sent is not used.
 fn undecodable(status: &Status) -> Error {
-    Error::new(crate::Code::DataLoss, format!("the answer of the peer makes no sense: {}", status.message()))
+    Error::new(Code::DataLoss, format!("the answer of the peer makes no sense: {}", status.message()))
 }
 
 fn request(context: &CallContext, path: &'static str, body: OutgoingBody) -> Result<Request<Body>, Error> {
@@ -207,4 +260,11 @@ fn request(context: &CallContext, path: &'static str, body: OutgoingBody) -> Res
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     Ok(request)
+}
+
+/// The only message of a call.
+pub(super) fn single<M: Message>(
+    message: &M,
+) -> impl Stream<Item = Result<Outgoing, Status>> + Send + 'static + use<M> {
+    futures::stream::iter([Ok(Outgoing::Encoded(tiles::encoded(message)))])
 }

@@ -11,7 +11,7 @@ use std::{
 
 use longshore_blocks::Namespace;
 use longshore_proto::types::TileMessage;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ServerOptions;
 use crate::{Code, Error};
@@ -84,13 +84,17 @@ impl Budget {
 impl Reservation {
     /// Waits until the stream may have `tile` under way too, which it then has until the last clone of its body is dropped.
     pub(super) async fn charge(&self, mut tile: TileMessage) -> TileMessage {
-        // A tile that is larger than the bound goes alone.
-        let bytes = tile.data.len().min(self.budget.stream_bytes);
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        if let Ok(held) = Arc::clone(&self.bytes).acquire_many_owned(bytes).await {
+        if let Some(held) = self.room(tile.data.len()).await {
             tile.data = tile.data.holding(held);
         }
         tile
+    }
+
+    /// Waits until the stream may have so many bytes more under way, which it then has until what this gives is dropped.
+    pub(super) async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        // A tile that is larger than the bound goes alone.
+        let bytes = u32::try_from(bytes.min(self.budget.stream_bytes)).unwrap_or(u32::MAX);
+        Arc::clone(&self.bytes).acquire_many_owned(bytes).await.ok()
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::TcpPatience;
+
 /// Limits and timings of one gRPC listener.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
@@ -19,6 +21,12 @@ pub struct ServerOptions {
     pub connection_window_bytes: u32,
     /// Memory that each connection of the `shm` lane gets for what it sends, a multiple of 2 MiB; 0 offers no such lane.
     pub shm_arena_bytes: usize,
+    /// Most connections of the `tcp` lane, open ones and those that were offered; 0 offers no such lane.
+    pub tcp_connections_max: usize,
+    /// Port of the `tcp` lane, at the address of the listener; 0: any that is free.
+    pub tcp_port: u16,
+    /// How long the `tcp` lane waits for peers.
+    pub tcp_patience: TcpPatience,
     /// Bytes of tiles that all streams of one tenant may have under way; further streams are refused. A stream has at most its window.
     pub tenant_tile_bytes_max: usize,
     /// The same for all streams of one connection.
@@ -42,6 +50,7 @@ impl ServerOptions {
             stream_window_bytes: 256 << 10,
             connection_window_bytes: 1 << 20,
             shm_arena_bytes: 0,
+            tcp_connections_max: 0,
             ..Self::default()
         }
     }
@@ -58,6 +67,9 @@ impl Default for ServerOptions {
             stream_window_bytes: 8 << 20,
             connection_window_bytes: 16 << 20,
             shm_arena_bytes: 32 << 20,
+            tcp_connections_max: 1024,
+            tcp_port: 0,
+            tcp_patience: TcpPatience::default(),
             tenant_tile_bytes_max: 2 << 30,
             peer_tile_bytes_max: 1 << 30,
             frame_bytes_max: 1 << 20,

@@ -1,6 +1,6 @@
 //! The life of a listener: accept, tell health, drain, cut off.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use longshore_proto::v1;
@@ -15,7 +15,7 @@ use tonic_reflection::server::Builder as Reflection;
 use tower::util::MapResponseLayer;
 
 use super::{ServerOptions, Services, call::Desk, refusal, socket};
-use crate::{Code, Error, shm};
+use crate::{Code, Error, shm, tcp, tcp::Door};
 
 /// How long connections may take to flush the ends of their last calls.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -28,7 +28,7 @@ pub async fn serve(
     services: Services,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let Services { options, mut routes, names, desk, readiness } = services;
+    let Services { options, mut routes, names, desk, readiness, door } = services;
     let (reporter, health) = health_reporter();
     routes.add_service(health);
     let reflection = || names.iter().fold(reflection(), |builder, name| builder.with_service_name(*name));
@@ -38,6 +38,7 @@ pub async fn serve(
 
     let sever = CancellationToken::new();
     let beside = shm_listener(&listener, &options);
+    let tiles = tile_listener(&listener, &options, door).await;
     let sockets = socket::accept(listener, options.connections_max, sever.clone()).boxed();
     let sockets = match beside {
         Some(beside) => {
@@ -53,7 +54,12 @@ pub async fn serve(
         .serve_with_incoming_shutdown(sockets, shutdown.clone().cancelled_owned());
     let attendants = async {
         let health = tell_health(&reporter, &names, readiness.ready.subscribe(), &shutdown);
-        tokio::join!(health, drain(&desk, options.drain_timeout, &shutdown, &sever));
+        let tiles = async {
+            if let Some((listener, door)) = tiles {
+                tcp::serve(listener, door, sever.clone()).await;
+            }
+        };
+        tokio::join!(health, drain(&desk, options.drain_timeout, &shutdown, &sever), tiles);
         // The server ends by itself once its sockets are cut off.
         std::future::pending::<()>().await;
     };
@@ -70,6 +76,29 @@ fn shm_listener(listener: &TcpListener, options: &ServerOptions) -> Option<tokio
     }
     let opened = listener.local_addr().and_then(shm::listen);
     opened.inspect_err(|error| tracing::warn!(%error, "no shm lane beside this listener")).ok()
+}
+
+/// The port of the `tcp` lane, at the address of the listener. Without it everybody uses `grpc`.
+async fn tile_listener(
+    listener: &TcpListener,
+    options: &ServerOptions,
+    door: Option<Arc<Door>>,
+) -> Option<(TcpListener, Arc<Door>)> {
+    let door = door?;
+    let opening = async {
+        let opened = TcpListener::bind((listener.local_addr()?.ip(), options.tcp_port)).await?;
+        std::io::Result::Ok((opened.local_addr()?.port(), opened))
+    };
+    match opening.await {
+        Ok((port, opened)) => {
+            door.open(port);
+            Some((opened, door))
+        }
+        Err(error) => {
+            tracing::warn!(%error, port = options.tcp_port, "no tcp lane beside this listener");
+            None
+        }
+    }
 }
 
 fn internal(error: impl std::error::Error) -> Error {

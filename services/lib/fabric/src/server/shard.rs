@@ -22,6 +22,7 @@ use crate::{
     Error, Shard,
     shm::{Connection, Link},
     status::code_number,
+    tcp::{self, Buffers, Door},
 };
 
 /// Serves `shard`.
@@ -29,6 +30,10 @@ use crate::{
 pub(super) struct ShardService {
     pub(super) shard: Arc<dyn Shard>,
     pub(super) desk: Desk,
+    /// Its tile connections, where it offers some.
+    pub(super) door: Option<Arc<Door>>,
+    /// Memory for bodies that come there, where the shard gives none.
+    pub(super) buffers: Buffers,
 }
 
 #[tonic::async_trait]
@@ -169,6 +174,16 @@ impl KvStoreService for ShardService {
         let hop = self.desk.enter(&request)?;
         let drain = hop.answer(self.shard.drain(&hop.context, request.get_ref().cancel)).await?;
         Ok(Response::new(v1::DrainResponse { drain: Some(drain.into()) }))
+    }
+
+    async fn open_tile_connection(
+        &self,
+        request: Request<v1::OpenTileConnectionRequest>,
+    ) -> Result<Response<v1::OpenTileConnectionResponse>, Status> {
+        let _hop = self.desk.enter(&request)?;
+        let door = self.door.as_ref().ok_or_else(tcp::not_offered)?;
+        let connection = request.extensions().get::<Connection>().cloned().unwrap_or_default();
+        Ok(Response::new(door.offer(&connection.tile_connections, tokio::time::Instant::now())?))
     }
 }
 

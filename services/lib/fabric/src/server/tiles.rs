@@ -23,11 +23,13 @@ use super::{
     pump::{self, Step},
     refusal::from_request,
     shard::{ShardService, put_start},
+    streamed,
 };
 use crate::{
     BoxStream, Error, Lane,
     lane::{Hop, within},
     shm::{self, Connection, Lender, Link},
+    tcp::Lease,
     tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS, TileRequest},
 };
 
@@ -101,8 +103,22 @@ impl TileService {
 
     async fn put_blocks(&self, request: Request<Body>) -> Result<OutgoingBody, Error> {
         let (hop, mut messages, connection) = self.enter(request)?;
-        let (identity, shape) = put_start(first(&hop, &mut messages).await?)?;
+        let mut start = first(&hop, &mut messages).await?;
+        let wanted = start.connection.take();
+        let (identity, shape) = put_start(start)?;
         let reserved = Arc::new(self.budget.reserve(identity.namespace, &connection.tile_streams)?);
+        if let Some(wanted) = wanted {
+            let lease = self.lease(&wanted).map_err(|error| error.within("start"))?;
+            return streamed::put_blocks(
+                &self.shard,
+                hop.over(Lane::Tcp),
+                (identity, shape),
+                lease,
+                messages,
+                reserved,
+            )
+            .await;
+        }
         let (sender, received) = mpsc::channel(pump::QUEUE);
         let (link, held) = (connection.link, Arc::clone(&reserved));
         let incoming = messages
@@ -125,10 +141,15 @@ impl TileService {
             let message = messages.next().await.and_then(|message| message.map(tiles::decoded).transpose());
             message.map_err(|status| from_request(&status))
         });
-        let message: v1::GetBlocksRequest =
+        let mut message: v1::GetBlocksRequest =
             message.await?.ok_or_else(|| Error::invalid("message", "is missing: the call carries one"))?;
+        let wanted = message.connection.take();
         let get = GetBlocks::try_from(message)?;
         let reserved = Arc::new(self.budget.reserve(get.identity.namespace, &connection.tile_streams)?);
+        if let Some(wanted) = wanted {
+            let lease = self.lease(&wanted)?;
+            return streamed::get_blocks(&self.shard, hop.over(Lane::Tcp), get, lease, reserved).await;
+        }
         let context = hop.context.clone();
         let answers = hop.stream(self.shard.shard.get_blocks(&context, get)).await?;
         let lender = connection.link.map(|link| Arc::new(link.lender()));
@@ -136,6 +157,16 @@ impl TileService {
             let _reserved = &reserved;
             outgoing(lender.clone(), answer)
         })))
+    }
+}
+
+impl TileService {
+    /// The tile connection that a call names.
+    fn lease(&self, wanted: &v1::TileConnection) -> Result<Lease, Error> {
+        let offered = self.shard.door.as_ref();
+        let door = offered
+            .ok_or_else(|| Error::invalid("connection", "is set, there are no tile connections here"))?;
+        door.lease(wanted)
     }
 }
 

@@ -3,17 +3,22 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use futures::Stream;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
 use longshore_proto::types::TileMessage;
 use tonic::Status;
 
 use super::encode::{get_tile, put_tile};
+use crate::tcp::{KEPT, KEPT_VALUE};
 
 /// One message to send.
 #[derive(Debug)]
@@ -33,26 +38,36 @@ pub(crate) struct OutgoingBody {
     source: Option<Source>,
     frames: VecDeque<Bytes>,
     status: bool,
+    /// Says, when all is sent, whether the call's tile connection is kept.
+    kept: Option<Arc<AtomicBool>>,
 }
 
 impl OutgoingBody {
     /// The messages of a client. An error resets the call.
-    pub(crate) fn request(messages: impl Stream<Item = Outgoing> + Send + 'static) -> Self {
-        let source = futures::StreamExt::map(messages, Ok);
-        Self { source: Some(Box::pin(source)), frames: VecDeque::new(), status: false }
+    pub(crate) fn request(messages: impl Stream<Item = Result<Outgoing, Status>> + Send + 'static) -> Self {
+        Self { source: Some(Box::pin(messages)), frames: VecDeque::new(), status: false, kept: None }
     }
 
     /// The answers of a server; the first error is the status of the call.
     pub(crate) fn response(messages: impl Stream<Item = Result<Outgoing, Status>> + Send + 'static) -> Self {
-        Self { source: Some(Box::pin(messages)), frames: VecDeque::new(), status: true }
+        Self { source: Some(Box::pin(messages)), frames: VecDeque::new(), status: true, kept: None }
     }
 
-    fn end(&mut self, status: &Status) -> Option<Result<Frame<Bytes>, Status>> {
+    /// The same, of a call with a tile connection.
+    pub(crate) fn with_kept(self, kept: Arc<AtomicBool>) -> Self {
+        Self { kept: Some(kept), ..self }
+    }
+
+    fn end(&mut self, status: Status) -> Option<Result<Frame<Bytes>, Status>> {
+        // Whatever the call holds goes first: its tile connection, for instance.
         self.source = None;
         if !self.status {
-            return None;
+            return (status.code() != tonic::Code::Ok).then_some(Err(status));
         }
         let mut trailers = HeaderMap::new();
+        if self.kept.as_ref().is_some_and(|kept| kept.load(Ordering::Acquire)) {
+            trailers.insert(KEPT, HeaderValue::from_static(KEPT_VALUE));
+        }
         Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers)))
     }
 }
@@ -75,8 +90,8 @@ impl http_body::Body for OutgoingBody {
                 Some(Ok(Outgoing::Encoded(message))) => this.frames.push_back(message),
                 Some(Ok(Outgoing::Put(tile))) => put_tile(&tile, &mut this.frames),
                 Some(Ok(Outgoing::Got(tile))) => get_tile(&tile, &mut this.frames),
-                Some(Err(status)) => return Poll::Ready(this.end(&status)),
-                None => return Poll::Ready(this.end(&Status::ok(""))),
+                Some(Err(status)) => return Poll::Ready(this.end(status)),
+                None => return Poll::Ready(this.end(Status::ok(""))),
             }
         }
     }

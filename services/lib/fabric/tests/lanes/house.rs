@@ -15,6 +15,7 @@ use super::fake::{FakeRouter, FakeShard, Served};
 pub(crate) enum Lane {
     Local,
     Shm,
+    Tcp,
     Grpc,
     /// The generated client against our server.
     StockClient,
@@ -25,8 +26,8 @@ pub(crate) enum Lane {
 /// Lanes to services that clients reach.
 pub(crate) const LANES: [Lane; 2] = [Lane::Local, Lane::Grpc];
 /// Lanes to shards.
-pub(crate) const SHARD_LANES: [Lane; 5] =
-    [Lane::Local, Lane::Shm, Lane::Grpc, Lane::StockClient, Lane::StockServer];
+pub(crate) const SHARD_LANES: [Lane; 6] =
+    [Lane::Local, Lane::Shm, Lane::Tcp, Lane::Grpc, Lane::StockClient, Lane::StockServer];
 
 /// The fakes, served over one lane.
 pub(crate) struct House {
@@ -49,7 +50,7 @@ impl House {
     pub(crate) async fn with(lane: Lane, router: FakeRouter, options: ServerOptions) -> Self {
         let (shard, router) = (Arc::new(FakeShard::default()), Arc::new(router));
         let local = LocalConnector::new();
-        let grpc = GrpcConnector::new(GrpcOptions { shm_arena_bytes: 0, ..GrpcOptions::default() });
+        let grpc = GrpcConnector::new(plain());
         let connector = AnyConnector::new(local.clone(), grpc);
         let shutdown = CancellationToken::new();
         let mut served = JoinSet::new();
@@ -67,7 +68,7 @@ impl House {
                 served.spawn(baseline::serve(listener, shard, shutdown.clone()));
                 (address, None)
             }
-            Lane::Shm | Lane::Grpc | Lane::StockClient => {
+            Lane::Shm | Lane::Tcp | Lane::Grpc | Lane::StockClient => {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let address = format!("http://{}", listener.local_addr().unwrap());
                 let services = Services::new(options)
@@ -83,6 +84,10 @@ impl House {
             Lane::Shm => {
                 let shm = GrpcConnector::new(GrpcOptions::default());
                 Some(connected(&shm, &address).await)
+            }
+            Lane::Tcp => {
+                let tcp = GrpcConnector::new(GrpcOptions { shm_arena_bytes: 0, ..GrpcOptions::default() });
+                Some(tcp.tcp_shard(&address).unwrap())
             }
             Lane::StockClient => Some(baseline::shard(&address).unwrap()),
             Lane::Local | Lane::Grpc | Lane::StockServer => None,
@@ -104,6 +109,11 @@ impl House {
             .await
             .expect("the service noticed");
     }
+}
+
+/// Options of clients that know no other lane than `grpc`.
+pub(crate) fn plain() -> GrpcOptions {
+    GrpcOptions { shm_arena_bytes: 0, tcp_connections_max: 0, ..GrpcOptions::default() }
 }
 
 /// The server's task opens its sockets some time after it was spawned.

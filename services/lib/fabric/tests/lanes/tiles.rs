@@ -17,7 +17,7 @@ fn context() -> CallContext {
     CallContext::new("tiles").with_timeout(Duration::from_secs(30))
 }
 
-async fn put(shard: &dyn Shard, tiles: Vec<TileMessage>) -> Vec<(u8, PutOutcome)> {
+pub(crate) async fn put(shard: &dyn Shard, tiles: Vec<TileMessage>) -> Vec<(u8, PutOutcome)> {
     let (sender, received) = mpsc::channel(1);
     let acks = shard.put_blocks(&context(), identity(), shape(), received).await.unwrap();
     let feed = async {
@@ -32,13 +32,13 @@ async fn put(shard: &dyn Shard, tiles: Vec<TileMessage>) -> Vec<(u8, PutOutcome)
     acks.into_iter().map(|ack| (ack.key.0[0], ack.outcome)).collect()
 }
 
-async fn get(shard: &dyn Shard, names: &[u8]) -> Vec<Option<TileMessage>> {
+pub(crate) async fn get(shard: &dyn Shard, names: &[u8]) -> Vec<Option<TileMessage>> {
     let keys = names.iter().map(|name| BlockKey([*name; 16])).collect();
     let get = GetBlocks { identity: identity(), keys, first_layer: 0, layers: None };
     shard.get_blocks(&context(), get).await.unwrap().map(Result::unwrap).collect().await
 }
 
-fn block(name: u8, bytes: usize) -> Vec<TileMessage> {
+pub(crate) fn block(name: u8, bytes: usize) -> Vec<TileMessage> {
     (0..LAYERS).map(|layer| tile(BlockKey([name; 16]), layer, bytes)).collect()
 }
 
@@ -135,7 +135,8 @@ async fn shared_memory_is_refused_on_connections_without_it() {
         self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part,
     };
     let house = House::new(Lane::Grpc).await;
-    let start = v1::PutBlocksStart { identity: Some(identity().into()), shape: Some(shape().into()) };
+    let (identity, shape) = (Some(identity().into()), Some(shape().into()));
+    let start = v1::PutBlocksStart { identity, shape, connection: None };
     let shared = v1::SharedBytes { slot: 0, generation: 1, bytes: 100_000 };
     let lie = v1::Tile { key: vec![1; 16].into(), shared: Some(shared), ..v1::Tile::default() };
     let messages =

@@ -43,7 +43,7 @@ fn put(part: Part) -> v1::PutBlocksRequest {
 
 fn put_start() -> v1::PutBlocksRequest {
     let (identity, shape) = (Some(identity().into()), Some(shape().into()));
-    put(Part::Start(v1::PutBlocksStart { identity, shape }))
+    put(Part::Start(v1::PutBlocksStart { identity, shape, connection: None }))
 }
 
 fn put_tile(byte: u8, layer: u32) -> v1::Tile {
@@ -83,7 +83,7 @@ async fn bad_messages_in_a_stream_name_their_field() {
     check(vec![v1::PutBlocksRequest { part: None }], "start").await;
     check(vec![put(Part::Tile(put_tile(1, 0)))], "start").await;
     check(
-        vec![put(Part::Start(v1::PutBlocksStart { identity: None, shape: Some(shape().into()) }))],
+        vec![put(Part::Start(v1::PutBlocksStart { shape: Some(shape().into()), ..Default::default() }))],
         "start.identity",
     )
     .await;

@@ -20,7 +20,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::slab;
+use super::{ring, ring::Ring, slab};
 use crate::random::Random;
 
 /// Blocks of one stream that may be unacknowledged.
@@ -115,6 +115,8 @@ pub(super) struct Tally {
 pub(super) struct Load {
     pub(super) shard: Arc<dyn Shard>,
     pub(super) source: Arc<Source>,
+    /// Where lanes that can do so put the tiles that are read.
+    pub(super) memory: Arc<Ring>,
     pub(super) shape: TileShape,
     pub(super) layers: u32,
     pub(super) concurrency: u32,
@@ -226,7 +228,7 @@ impl Load {
 
     async fn get(&self, stream: u32, held: &[BlockKey], until: Instant) -> Result<Tally> {
         let mut tally = Tally::default();
-        let mut ring = self.source.ring(RING_BYTES);
+        let mut ring = Vec::new();
         let mut calls = held.chunks(GET_BLOCKS).cycle().skip(stream as usize);
         while Instant::now() < until {
             let keys = calls.next().context("there are blocks to read")?.to_vec();
@@ -238,17 +240,25 @@ impl Load {
     }
 
     /// One read call; the bytes that came and verified.
-    async fn read(&self, keys: Vec<BlockKey>, ring: &mut [u8]) -> Result<u64> {
+    async fn read(&self, keys: Vec<BlockKey>, ring: &mut Vec<u8>) -> Result<u64> {
         let wanted = keys.len() * self.layers as usize;
         let get = GetBlocks { identity: identity(), keys, first_layer: 0, layers: None };
-        let mut tiles = self.shard.get_blocks(&CallContext::new("bench"), get).await?;
+        let memory = self.memory.clone();
+        let mut tiles = self.shard.get_blocks_into(&CallContext::new("bench"), get, memory).await?;
         let tile_bytes = self.source.tile_bytes();
-        let slots = ring.len() / tile_bytes;
         let mut count = 0;
         while let Some(tile) = tiles.next().await {
             let tile = tile?.context("a block that was stored is missing")?;
-            let slot = &mut ring[count % slots * tile_bytes..][..tile_bytes];
-            let sound = tile.data.len() == tile_bytes && slab::land(&tile, slot, self.verify);
+            let sound = match ring::landed(&tile) {
+                Some(sound) => sound,
+                None => {
+                    if ring.is_empty() {
+                        *ring = self.source.ring(RING_BYTES);
+                    }
+                    slab::take(ring, &tile, count, self.verify)
+                }
+            };
+            let sound = sound && tile.data.len() == tile_bytes;
             ensure!(sound, "a tile does not match its checksum");
             count += 1;
         }

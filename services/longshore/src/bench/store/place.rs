@@ -39,6 +39,8 @@ use crate::{
 const CAPACITY_BYTES: u64 = 512 << 20;
 /// Bytes of tiles that the slab end gives.
 const SLAB_SOURCE_BYTES: usize = 64 << 20;
+/// Most streams at the same time, by the flag.
+const STREAMS_MAX: usize = 64;
 /// How long a child may take to start or to end.
 const CHILD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a shard may take to listen on its socket, and how often that is tried.
@@ -72,7 +74,8 @@ impl Plan {
         }
     }
 
-    fn grpc_options(&self, shm: bool) -> GrpcOptions {
+    /// For clients over `shm`, or over `tcp` with so many connections, or else over `grpc`.
+    fn grpc_options(&self, shm: bool, tcp_connections_max: usize) -> GrpcOptions {
         let server = self.server_options();
         GrpcOptions {
             frame_bytes_max: server.frame_bytes_max,
@@ -80,6 +83,7 @@ impl Plan {
             connection_window_bytes: server.connection_window_bytes,
             tile_connections: self.args.connections as usize,
             shm_arena_bytes: if shm { GrpcOptions::default().shm_arena_bytes } else { 0 },
+            tcp_connections_max,
             ..GrpcOptions::default()
         }
     }
@@ -184,8 +188,22 @@ pub(super) struct Place {
     child: Option<Child>,
     addresses: Vec<Addresses>,
     local: LocalConnector,
+    ways: Ways,
+}
+
+/// Clients of processes, by lane.
+#[derive(Debug)]
+struct Ways {
     grpc: GrpcConnector,
     shm: GrpcConnector,
+    tcp: GrpcConnector,
+}
+
+impl Ways {
+    fn new(plan: &Plan) -> Self {
+        let over = |shm, tcp| GrpcConnector::new(plan.grpc_options(shm, tcp));
+        Self { grpc: over(false, 0), shm: over(true, 0), tcp: over(false, STREAMS_MAX) }
+    }
 }
 
 impl Place {
@@ -196,9 +214,8 @@ impl Place {
         for (index, shard) in hosts.shards.iter().enumerate() {
             local.add_shard(index.to_string(), Arc::clone(shard));
         }
-        let (addresses, grpc) = (hosts.addresses.clone(), GrpcConnector::new(plan.grpc_options(false)));
-        let shm = GrpcConnector::new(plan.grpc_options(true));
-        Ok(Self { hosts: Some(hosts), child: None, addresses, local, grpc, shm })
+        let addresses = hosts.addresses.clone();
+        Ok(Self { hosts: Some(hosts), child: None, addresses, local, ways: Ways::new(plan) })
     }
 
     /// Shards in a child of this process.
@@ -215,9 +232,8 @@ impl Place {
             .context("the shard's process did not start")??;
         let addresses: Vec<Addresses> =
             serde_json::from_str(&line).with_context(|| format!("the shard's process said `{line}`"))?;
-        let (grpc, shm) = (plan.grpc_options(false), plan.grpc_options(true));
-        let (grpc, shm) = (GrpcConnector::new(grpc), GrpcConnector::new(shm));
-        Ok(Self { hosts: None, child: Some(child), addresses, local: LocalConnector::new(), grpc, shm })
+        let (local, ways) = (LocalConnector::new(), Ways::new(plan));
+        Ok(Self { hosts: None, child: Some(child), addresses, local, ways })
     }
 
     /// The first shard over a lane; `None` where the lane does not reach it.
@@ -228,7 +244,8 @@ impl Place {
         let addresses = self.addresses.first().context("there is a shard")?;
         match lane {
             StoreLane::Local => Ok(Some(self.local.shard("local:0")?)),
-            StoreLane::Grpc => Ok(Some(self.grpc.shard(&addresses.grpc)?)),
+            StoreLane::Grpc => Ok(Some(self.ways.grpc.shard(&addresses.grpc)?)),
+            StoreLane::Tcp => Ok(Some(self.ways.tcp.tcp_shard(&addresses.grpc)?)),
             StoreLane::Stock => Ok(Some(baseline::shard(&addresses.stock)?)),
             StoreLane::Shm => self.shm_shard(&addresses.grpc).await.map(Some),
         }
@@ -238,7 +255,7 @@ impl Place {
     async fn shm_shard(&self, address: &str) -> Result<Arc<dyn Shard>> {
         let started = Instant::now();
         loop {
-            match self.shm.shm_shard(address).await {
+            match self.ways.shm.shm_shard(address).await {
                 Err(_) if started.elapsed() < LISTEN_PATIENCE => tokio::time::sleep(LISTEN_PAUSE).await,
                 found => return Ok(found?),
             }
@@ -247,7 +264,7 @@ impl Place {
 
     /// All shards over gRPC.
     pub(super) fn shards(&self) -> Result<Vec<Arc<dyn Shard>>> {
-        self.addresses.iter().map(|addresses| Ok(self.grpc.shard(&addresses.grpc)?)).collect()
+        self.addresses.iter().map(|addresses| Ok(self.ways.grpc.shard(&addresses.grpc)?)).collect()
     }
 
     /// Seconds of processor time of all processes so far.

@@ -7,13 +7,13 @@ use futures::stream;
 use longshore_fabric::{BoxStream, CallContext, Code, Error, Shard};
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, GetBlocks, Identity, Lookup, OpenView, OpenedView, PutAck, PutOutcome,
-    ShardStats, TileMessage, WireTileShape,
+    ShardStats, TileMemory, TileMessage, WireTileShape,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 
-use super::load::Source;
+use super::{load::Source, ring, ring::Ring};
 
 /// Memory of one store stream, in tiles, used around.
 const RING_BYTES: usize = 32 << 20;
@@ -24,6 +24,8 @@ const ACKS_MAX: usize = 16;
 #[derive(Debug)]
 pub(super) struct SlabShard {
     source: Arc<Source>,
+    /// Where lanes that can do so put the tiles that come.
+    memory: Arc<Ring>,
     layers: u32,
     verify: bool,
     tasks: TaskTracker,
@@ -31,12 +33,13 @@ pub(super) struct SlabShard {
 
 impl SlabShard {
     pub(super) fn new(source: Arc<Source>, layers: u32, verify: bool) -> Self {
-        Self { source, layers, verify, tasks: TaskTracker::new() }
+        let memory = Arc::new(Ring::new(source.tile_bytes()));
+        Self { source, memory, layers, verify, tasks: TaskTracker::new() }
     }
 }
 
 /// Copies a tile to where it stays; whether it is what its sender says.
-pub(super) fn land(tile: &TileMessage, into: &mut [u8], verify: bool) -> bool {
+fn land(tile: &TileMessage, into: &mut [u8], verify: bool) -> bool {
     if verify {
         return tile.data.copy_to(into) == Ok(tile.crc32c);
     }
@@ -48,7 +51,8 @@ pub(super) fn land(tile: &TileMessage, into: &mut [u8], verify: bool) -> bool {
     at == into.len()
 }
 
-fn take(ring: &mut [u8], tile: &TileMessage, turn: usize, verify: bool) -> bool {
+/// The same, around in a ring.
+pub(super) fn take(ring: &mut [u8], tile: &TileMessage, turn: usize, verify: bool) -> bool {
     let slots = (ring.len() / tile.data.len().max(1)).max(1);
     let begin = turn % slots * tile.data.len();
     ring.get_mut(begin..begin + tile.data.len()).is_some_and(|slot| land(tile, slot, verify))
@@ -69,11 +73,19 @@ impl Shard for SlabShard {
     ) -> Result<BoxStream<PutAck>, Error> {
         let (acks, answer) = mpsc::channel(ACKS_MAX);
         let (layers, verify) = (self.layers, self.verify);
-        let mut ring = self.source.ring(RING_BYTES);
+        let (source, mut ring) = (Arc::clone(&self.source), Vec::new());
         self.tasks.spawn(async move {
             let (mut seen, mut turn) = (HashMap::new(), 0);
             while let Some(tile) = tiles.recv().await {
-                let sound = take(&mut ring, &tile, turn, verify);
+                let sound = match ring::landed(&tile) {
+                    Some(sound) => sound,
+                    None => {
+                        if ring.is_empty() {
+                            ring = source.ring(RING_BYTES);
+                        }
+                        take(&mut ring, &tile, turn, verify)
+                    }
+                };
                 turn += 1;
                 let count = seen.entry(tile.key).or_insert(0u32);
                 *count += 1;
@@ -101,6 +113,10 @@ impl Shard for SlabShard {
             (0..layers).map(move |layer| Ok(Some(source.tile(key, layer))))
         });
         Ok(Box::pin(stream::iter(tiles)))
+    }
+
+    fn tile_memory(&self) -> Option<Arc<dyn TileMemory>> {
+        Some(self.memory.clone())
     }
 
     async fn open_view(&self, _ctx: &CallContext, _open: OpenView) -> Result<OpenedView, Error> {

@@ -48,6 +48,19 @@ const CANDIDATES: &[(&str, f64)] = &[
     ("scorer=pooled,selector=alpha,alpha=0.1", MEANS),
     ("scorer=pooled,selector=alpha,alpha=0.01", MEANS),
     ("scorer=pooled,selector=alpha,alpha=0.001", MEANS),
+    // Without means, which some layers are better off without (docs/fidelity.md).
+    ("scorer=row-normalised,gamma=0,peak=off,correction=off", MEANS),
+    ("scorer=row-normalised,gamma=0.7,correction=off", MEANS),
+    ("scorer=row-normalised,gamma=0.9,correction=off", MEANS),
+    ("scorer=row-normalised,gamma=0.97,correction=off", MEANS),
+    ("scorer=second-order,gamma=0.9,correction=off", 2.0 * MEANS),
+    // By count: best at the 95th percentile where all heads have one budget.
+    ("scorer=second-order,selector=top-k,k=6,correction=off", 2.0 * MEANS),
+    ("scorer=second-order,selector=top-k,k=12,correction=off", 2.0 * MEANS),
+    ("scorer=second-order,selector=top-k,k=24,correction=off", 2.0 * MEANS),
+    ("scorer=second-order,selector=top-k,k=48,correction=off", 2.0 * MEANS),
+    ("scorer=second-order,selector=top-k,k=24", 2.0 * MEANS),
+    ("scorer=row-normalised,selector=top-k,k=24,correction=off", MEANS),
 ];
 /// A mean of 64 keys each.
 const MEANS: f64 = 0.5 / 64.0;
@@ -137,7 +150,9 @@ pub(super) fn search(
     let levels = targets.iter().map(|target| {
         let chosen = choose(&judged, target);
         summary.row(told(target, &judged, &chosen));
-        level(target, &chosen, &format!("prompts: {}; seed {}", names(prompts), args.seed))
+        let (from, tokens, seed) = (args.from, args.tokens, args.seed);
+        let note = format!("prompts: {}; positions {from} to {tokens}; seed {seed}", names(prompts));
+        level(target, &chosen, &note)
     });
     let levels: Vec<BudgetLevel> = levels.collect();
     let plan = HeadBudgets::new(&subject.node.name, levels, subject.layers(), shape.kv_heads)?;
@@ -257,7 +272,20 @@ mod tests {
                 BudgetLevel { name: "a".to_owned(), note: String::new(), blocks: SHARED.to_owned(), heads };
             let plan = HeadBudgets::new("m", vec![level], 1, 1);
             assert!(plan.is_ok(), "{text}: {plan:?}");
-            assert!(PrefillPolicy::parse(&format!("blocks:{}", over(text)), None).is_ok(), "{text}");
+            let policy = PrefillPolicy::parse(&format!("blocks:{}", over(text)), None);
+            let reads = policy.unwrap_or_else(|error| panic!("{text}: {error}")).reads();
+            assert!(!reads.all_keys, "{text} would make remote prefixes travel");
         }
+    }
+
+    /// Each costs a plan and an attention of every tile that is looked at: so many are ten minutes or a little more.
+    #[test]
+    fn candidates_are_few_different_and_of_every_kind() {
+        let texts: std::collections::BTreeSet<&str> = CANDIDATES.iter().map(|(text, _)| *text).collect();
+        assert!(texts.len() == CANDIDATES.len() && texts.len() <= 32, "{} candidates", texts.len());
+        for kinds in [["correction=off", "gamma="], ["correction=off", "top-k"], ["second-order", "top-k"]] {
+            assert!(texts.iter().any(|text| kinds.iter().all(|kind| text.contains(kind))), "{kinds:?}");
+        }
+        assert!(texts.iter().any(|text| text.contains("top-k") && !text.contains("correction=off")));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Needle(0.0),
     Kind::Needle(1.0),
     Kind::Ruler(RulerTask::NiahSingle),
@@ -14,6 +14,7 @@ const KINDS: [Kind; 11] = [
     Kind::Ruler(RulerTask::Fwe),
     Kind::Ruler(RulerTask::Threading),
     Kind::Ruler(RulerTask::Ancestry),
+    Kind::Ruler(RulerTask::ManyShot),
 ];
 
 /// Stands in for a tokenizer: a token is up to four bytes.
@@ -77,4 +78,40 @@ fn a_thread_leads_forward_to_its_end() {
         key = object[place..].split('"').nth(3).unwrap();
     }
     assert_eq!(key, task.answers[0]);
+}
+
+/// Reads the examples as a model would have to, and the question by what they say of its nouns.
+#[test]
+fn many_examples_tell_the_label_and_no_example_is_the_question() {
+    for sample in 0..8 {
+        let task = Kind::Ruler(RulerTask::ManyShot).fitted(8000, sample, &tokens).unwrap();
+        let mut told = std::collections::BTreeMap::new();
+        let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+        let mut texts = Vec::new();
+        let nouns = |text: &str| -> Vec<String> {
+            let words: Vec<&str> = text.split(' ').collect();
+            assert_eq!((words.len(), words[0], words[3], words[4]), (7, "the", "and", "the"), "{text}");
+            vec![words[2].to_owned(), words[6].to_owned()]
+        };
+        let mut lines = task.prompt.lines();
+        while let Some(line) = lines.next() {
+            let Some(text) = line.strip_prefix("text: ") else { continue };
+            let Some(label) = lines.next().and_then(|line| line.strip_prefix("label: ")) else {
+                assert!(!texts.contains(&text), "an example is the question: {text}");
+                let labels: Vec<&str> = nouns(text).iter().map(|noun| told[noun]).collect();
+                assert_eq!(labels, [task.answers[0].as_str(); 2], "{text}");
+                break;
+            };
+            for noun in nouns(text) {
+                assert_eq!(*told.entry(noun).or_insert(label), label, "a noun has one label");
+            }
+            *counts.entry(label).or_default() += 1;
+            texts.push(text);
+        }
+        let (least, most) = (counts.values().min().unwrap(), counts.values().max().unwrap());
+        assert!(counts.len() == 8 && *least > 20 && most - least <= 1, "{counts:?}");
+        assert_eq!(task.metric.score(&format!(" {}.", task.answers[0]), &task.answers), 1.0);
+        let other = counts.keys().find(|label| **label != task.answers[0]).unwrap();
+        assert_eq!(task.metric.score(other, &task.answers), 0.0);
+    }
 }

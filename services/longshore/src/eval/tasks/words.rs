@@ -2,12 +2,12 @@
 
 use crate::random::Random;
 
-const ADJECTIVES: [&str; 32] = [
+pub(super) const ADJECTIVES: [&str; 32] = [
     "amber", "brisk", "calm", "dusty", "eager", "faint", "gentle", "hollow", "icy", "jolly", "keen",
     "lively", "mellow", "narrow", "odd", "pale", "quiet", "rapid", "silent", "tidy", "upper", "vivid",
     "warm", "young", "zesty", "ancient", "bold", "crisp", "deep", "early", "fancy", "grand",
 ];
-const NOUNS: [&str; 48] = [
+pub(super) const NOUNS: [&str; 48] = [
     "anchor", "basket", "candle", "desert", "engine", "forest", "garden", "harbour", "island", "jacket",
     "kettle", "ladder", "meadow", "needle", "orchard", "pencil", "quarry", "river", "saddle", "temple",
     "umbrella", "valley", "window", "yard", "zipper", "bridge", "castle", "dragon", "eagle", "falcon",

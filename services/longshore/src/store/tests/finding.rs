@@ -49,7 +49,8 @@ async fn errors_tell_what_to_do() {
     let nobody = Cluster::find(&args(&["http://127.0.0.1:1"])).await.unwrap_err().to_string();
     assert!(nobody.contains("http://127.0.0.1:1") && nobody.contains("is the cluster running?"), "{nobody}");
     let nonsense = Cluster::find(&args(&["127.0.0.1"])).await.unwrap_err().to_string();
-    assert!(nonsense.contains("`address`"), "{nonsense}");
+    assert!(nonsense.contains("`--endpoint`") && nonsense.contains("`127.0.0.1`"), "{nonsense}");
+    assert!(nonsense.contains("`address`") && !nonsense.contains("nobody answers"), "{nonsense}");
     let of = |members: &[&str]| {
         let members = members.iter().map(|member| Member::parse(member).unwrap()).collect();
         Cluster::of(members, Arc::new(GrpcConnector::new(GrpcOptions::default()))).unwrap_err().to_string()

@@ -61,6 +61,7 @@ async fn a_takeover_keeps_where_rows_are_exact() {
     let prefills = fixture.prefillers[0].calls.lock().unwrap().clone();
     let lengths: Vec<_> = prefills.iter().map(|call| call.prompt_tokens).collect();
     assert_eq!(lengths, [1_500, 1_570]);
+    assert_eq!(prefills.iter().map(|call| call.generated_tokens).collect::<Vec<_>>(), [0, 70]);
     // As many tokens more would move it by two tiles.
     assert_eq!(prefills[0].dense_from, prefills[1].dense_from);
     assert!((1..1_500).contains(&prefills[0].dense_from), "{prefills:?}");

@@ -7,7 +7,7 @@ use std::{
 
 use longshore_attention::{HeadShape, Partials, PlanInput, Queries};
 use longshore_fabric::{PendingAttend, StripePartial};
-use longshore_proto::types::{AttendItem, AttendQuery, Dtype, SparseVisits, Tensor};
+use longshore_proto::types::{AttendItem, AttendQuery, SparseVisits};
 
 use super::{
     RemoteVisits,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Error, Sequence,
-    attend::{LayerAttention, Part, remote::little_endian},
+    attend::{LayerAttention, Part, remote::head_queries},
 };
 
 /// A list that went to a shard.
@@ -109,7 +109,7 @@ impl LayerAttention<'_, '_> {
                 items.push(AttendItem {
                     view_id,
                     first_position: plan.queries.first_position + span.rows.start as u64,
-                    queries: head_queries(&plan.queries, span, kv_head),
+                    queries: head_queries(&plan.queries, &span.rows, kv_head),
                     scale: plan.queries.scale,
                     sparse: Some(SparseVisits { kv_head: kv_head as u32, runs, skip_below }),
                 });
@@ -203,14 +203,4 @@ fn owners(sequence: &Sequence) -> HashMap<u64, usize> {
     let views = sequence.views().iter().enumerate();
     let parts = views.flat_map(|(view, opened)| opened.parts.iter().map(move |part| (part, view)));
     parts.filter(|(part, _)| part.used).map(|(part, view)| (part.stripe, view)).collect()
-}
-
-/// Queries of one KV head, f32 `[rows, group, head_dim]`.
-fn head_queries(queries: &Queries<'_>, span: &Span, kv_head: usize) -> Tensor {
-    let HeadShape { group, head_dim, .. } = queries.shape;
-    let (width, own) = (queries.shape.query_heads() * head_dim, group * head_dim);
-    let rows = span.rows.clone().flat_map(|row| &queries.data[row * width + kv_head * own..][..own]);
-    let values: Vec<f32> = rows.copied().collect();
-    let shape = [span.rows.len(), group, head_dim].map(|extent| extent as u64).to_vec();
-    Tensor { dtype: Dtype::F32, shape, data: little_endian(&values) }
 }

@@ -1,0 +1,51 @@
+//! Streams beside the device's own, for libraries that wait inside of a stream.
+#![allow(unsafe_code, reason = "calls the driver; see SAFETY")]
+
+use cudarc::driver::{
+    result,
+    sys::{self, CUresult, CUstream},
+};
+
+use super::CudaDevice;
+use crate::Error;
+
+impl CudaDevice {
+    /// Another stream; its owner gives it back with [`Self::destroy_stream`].
+    pub(crate) fn new_stream(&self) -> Result<CUstream, Error> {
+        self.enter()?;
+        self.check("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))
+    }
+
+    /// Gives a stream back, of which nothing is under way or nobody cares.
+    pub(crate) fn destroy_stream(&self, stream: CUstream) {
+        if self.enter().is_ok() {
+            // SAFETY: made by `new_stream` and given back once by its owner. A fault that lost the context is told later.
+            let _ = self.check("cuStreamDestroy", unsafe { result::stream::destroy(stream) });
+        }
+    }
+
+    /// What is queued on `stream` from now on begins when everything queued on the device's own stream is done.
+    pub(crate) fn order_after_main(&self, stream: CUstream) -> Result<(), Error> {
+        let main = self.enter()?;
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        let event = self.check("cuEventCreate", event)?;
+        // SAFETY: both streams and the event live. A destroyed event still ends the wait that was queued.
+        let outcome = unsafe {
+            let queued = result::event::record(event, main).and_then(|()| {
+                result::stream::wait_event(stream, event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
+            });
+            queued.and(result::event::destroy(event))
+        };
+        self.check("cuStreamWaitEvent", outcome)
+    }
+
+    /// Whether everything queued on `stream` is done.
+    pub(crate) fn stream_is_done(&self, stream: CUstream) -> Result<bool, Error> {
+        self.enter()?;
+        // SAFETY: the stream lives.
+        match unsafe { sys::cuStreamQuery(stream) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            status => self.check("cuStreamQuery", status.result()).map(|()| true),
+        }
+    }
+}

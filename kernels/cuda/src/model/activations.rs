@@ -1,0 +1,88 @@
+//! Rows that stay on the device.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use longshore_model::{Activations, DeviceRows};
+
+use super::compute::{At, Compute};
+use super::failed;
+use super::rows::RowsIn;
+use crate::{Buffer, Error};
+
+/// f32 rows on the device, without gaps: what an executor of the same device reads and writes.
+#[derive(Debug)]
+pub struct KeptRows {
+    compute: Arc<Compute>,
+    buffer: Buffer,
+    rows: usize,
+    width: usize,
+}
+
+impl KeptRows {
+    /// Rows of no defined content.
+    pub(super) fn new(compute: &Arc<Compute>, rows: usize, width: usize) -> Result<Self, Error> {
+        let buffer = Buffer::new(&compute.device, rows * width * size_of::<f32>())?;
+        Ok(Self { compute: Arc::clone(compute), buffer, rows, width })
+    }
+
+    /// Rows of the host.
+    pub(super) fn from_slice(compute: &Arc<Compute>, width: usize, data: &[f32]) -> Result<Self, Error> {
+        let buffer = Buffer::from_slice(&compute.device, data)?;
+        Ok(Self { compute: Arc::clone(compute), buffer, rows: data.len() / width, width })
+    }
+
+    /// What a device keeps of `activations`; `None` where they are in host memory, or of another kind of backend.
+    pub fn of(activations: &Activations) -> Option<&Self> {
+        let kept: &dyn Any = &**activations.on_device()?;
+        kept.downcast_ref()
+    }
+
+    /// Whether they are on the device of `compute`.
+    pub(super) fn is_on(&self, compute: &Compute) -> bool {
+        Arc::ptr_eq(&self.compute.device, &compute.device)
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// f32 `[rows, width]`.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    pub(super) fn at(&self) -> At {
+        At::f32(self.buffer.address(), self.width)
+    }
+
+    pub(super) fn activations(self) -> Activations {
+        Activations::from_device(self.rows, self.width, Arc::new(self))
+    }
+
+    /// The rows that `chosen` names, u32 `[rows]`; all of them in order without it.
+    pub(super) fn copied(&self, rows: usize, chosen: Option<&Buffer>) -> Result<Self, Error> {
+        let copy = Self::new(&self.compute, rows, self.width)?;
+        let chosen = chosen.map_or(0, Buffer::address);
+        self.compute.copy(RowsIn { x: self.at(), width: self.width, chosen }, rows, copy.at())?;
+        Ok(copy)
+    }
+}
+
+impl DeviceRows for KeptRows {
+    fn select(&self, rows: &[usize]) -> Result<Arc<dyn DeviceRows>, longshore_model::Error> {
+        let chosen: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+        let chosen = Buffer::from_slice(&self.compute.device, &chosen).map_err(failed)?;
+        Ok(Arc::new(self.copied(rows.len(), Some(&chosen)).map_err(failed)?))
+    }
+
+    fn read(&self) -> Result<Vec<f32>, longshore_model::Error> {
+        self.buffer.to_vec().map_err(failed)
+    }
+}

@@ -1,0 +1,87 @@
+//! Which selections are compared.
+
+use longshore_attention::HeadShape;
+
+use super::Case;
+use super::pages::{Rule, choose};
+use super::plan::{Prompt, energies, plan};
+use super::select::select;
+use crate::{PageElement, SelectGuards, Selector};
+
+fn heads(kv_heads: usize, group: usize, head_dim: usize) -> HeadShape {
+    HeadShape { kv_heads, group, head_dim }
+}
+
+/// Comparisons of scores, selectors, lists and plans.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for selector in [
+        Selector::Alpha(0.1),
+        Selector::Alpha(0.0),
+        Selector::TopK(0),
+        Selector::TopK(40),
+        Selector::TopK(1000),
+        Selector::Mass(0.0),
+        Selector::Mass(0.6),
+        Selector::Mass(0.97),
+        Selector::Mass(1.0),
+    ] {
+        for levels in [0, 5] {
+            let energies = if levels == 0 { "different" } else { "equal" };
+            let name = format!("select {selector:?} of {energies} energies");
+            cases.push(Case::new(name, 0.0, move |device| select(device, selector, levels)));
+        }
+    }
+    scores(&mut cases);
+    plans(&mut cases);
+    for (element, bounds, sum) in
+        [(PageElement::F16, true, false), (PageElement::Bf16, false, true), (PageElement::F32, true, true)]
+    {
+        let rule = Rule { heads: heads(2, 3, 80), element, bounds, sum };
+        let by = if bounds { "bounds" } else { "means" };
+        let name = format!("pages by {by} {element:?}, {}", if sum { "sum" } else { "largest" });
+        cases.push(Case::new(name, 0.0, move |device| choose(device, &rule)));
+    }
+    cases
+}
+
+/// Energies: distances of logarithms.
+fn scores(cases: &mut Vec<Case>) {
+    for (element, heads, limit) in [
+        (PageElement::F32, heads(2, 3, 64), 1e-4),
+        (PageElement::F16, heads(1, 4, 128), 1e-4),
+        (PageElement::Bf16, heads(2, 1, 80), 1e-4),
+        (PageElement::F16, heads(1, 2, 256), 1e-4),
+    ] {
+        for normalise in [false, true] {
+            let scorer = if normalise { "row-normalised" } else { "pooled" };
+            let HeadShape { kv_heads, group, head_dim } = heads;
+            let name = format!("score {scorer} {element:?} {kv_heads}×{group}×{head_dim}");
+            let run = move |device: &_| energies(device, &Prompt::new(heads, element, 544, 3), normalise);
+            cases.push(Case::new(name, limit, run));
+        }
+    }
+}
+
+/// Plans of f32 prompts by policies, against the CPU's.
+fn plans(cases: &mut Vec<Case>) {
+    let rules = "correction=off,dense_layers=0,min_positions=0,last_tiles=0";
+    let guards = SelectGuards { sink: 2, local: 4, peak: None };
+    for (policy, normalise, selector, guards) in [
+        ("scorer=pooled,selector=alpha,alpha=0.1".to_owned(), false, Selector::Alpha(0.1), guards),
+        (
+            "scorer=row-normalised,selector=mass,gamma=0.9,peak=0.25".to_owned(),
+            true,
+            Selector::Mass(0.9),
+            SelectGuards { peak: Some(0.25), ..guards },
+        ),
+        ("scorer=row-normalised,selector=top-k,k=9".to_owned(), true, Selector::TopK(9), guards),
+    ] {
+        let text = format!("blocks:{policy},{rules}");
+        let run = move |device: &_| {
+            let prompt = Prompt::new(heads(2, 3, 64), PageElement::F32, 512, 4);
+            plan(device, &prompt, &text, (normalise, selector, guards))
+        };
+        cases.push(Case::new(format!("plan {policy}"), 0.0, run));
+    }
+}

@@ -1,0 +1,150 @@
+//! Every kernel compiles for every architecture, within its budget of registers, without spills. Needs NVRTC, no GPU.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use longshore_cuda::{
+    Architecture, BUDGETS, Budget, HEADERS, Kernel, Nvrtc, Resources, argument_bytes, kernels, kernels_for,
+    resources,
+};
+
+#[path = "nvrtc/library_path.rs"]
+mod library_path;
+
+/// NVRTC. Where there is a wheel of it for this machine, the tests must not pass without it.
+fn nvrtc() -> Option<Nvrtc> {
+    let folders: Vec<PathBuf> = library_path::library_path();
+    match Nvrtc::open(&folders, None) {
+        Ok(nvrtc) => Some(nvrtc),
+        Err(error) if cfg!(all(target_os = "linux", target_arch = "x86_64")) => {
+            panic!(
+                "{error}\nhint: `tests/run` makes the environment that has it; or set LONGSHORE_TEST_PYTHON to its Python"
+            )
+        }
+        Err(error) => {
+            eprintln!("KERNELS WERE NOT COMPILED: {error}");
+            None
+        }
+    }
+}
+
+/// Kernels by what is compiled: a source with its constants has several entries.
+fn units(capability: u32) -> BTreeMap<String, Vec<Kernel>> {
+    let mut units: BTreeMap<String, Vec<Kernel>> = BTreeMap::new();
+    for kernel in kernels_for(capability) {
+        let constants: String =
+            kernel.constants.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+        units.entry(format!("{}{constants}", kernel.source.name)).or_default().push(kernel);
+    }
+    units
+}
+
+fn check(capability: u32) {
+    let Some(nvrtc) = nvrtc() else { return };
+    let architecture = Architecture::of(capability).unwrap();
+    let (mut faults, mut rows) = (Vec::new(), Vec::new());
+    for (unit, entries) in units(capability) {
+        let compiled = match nvrtc.compile(&entries[0], HEADERS, architecture) {
+            Ok(compiled) => compiled,
+            Err(error) => {
+                faults.push(format!("{unit}: {error}"));
+                continue;
+            }
+        };
+        let reports = resources(&compiled.log);
+        for kernel in &entries {
+            match reports.iter().find(|report| report.entry == kernel.entry) {
+                Some(report) => {
+                    rows.push(row(&unit, report));
+                    faults.extend(overdrawn(&unit, report));
+                }
+                None => faults
+                    .push(format!("{unit}: no entry `{}`, or no report: {}", kernel.entry, compiled.log)),
+            }
+            if let Err(error) = argument_bytes(&compiled.cubin, kernel.entry) {
+                faults.push(format!("{unit}: {error}"));
+            }
+        }
+    }
+    let table = format!("{architecture}\nunit | entry | registers | stack | spilled\n{}", rows.join("\n"));
+    assert!(faults.is_empty(), "{}\n\n{table}", faults.join("\n"));
+    println!("{table}");
+}
+
+fn row(unit: &str, r: &Resources) -> String {
+    format!(
+        "{unit} | {} | {} | {} | {}",
+        r.entry,
+        r.registers,
+        r.stack_bytes,
+        r.spill_store_bytes + r.spill_load_bytes
+    )
+}
+
+/// What a kernel takes beyond its budget.
+fn overdrawn(unit: &str, r: &Resources) -> Vec<String> {
+    let Some(budget) = BUDGETS.iter().find(|budget| budget.entry == r.entry) else {
+        return vec![format!("{unit}: `{}` has no budget; it takes {} registers", r.entry, r.registers)];
+    };
+    let what = [
+        ("registers", r.registers, budget.registers),
+        ("bytes of local memory", r.stack_bytes, 0),
+        ("bytes of spilled registers", r.spill_store_bytes + r.spill_load_bytes, 0),
+        ("bytes of static shared memory", r.static_shared_bytes, 0),
+    ];
+    let over = what.into_iter().filter(|(_, taken, most)| taken > most);
+    over.map(|(what, taken, most)| {
+        format!("{unit}: `{}` takes {taken} {what}, its budget is {most}", r.entry)
+    })
+    .collect()
+}
+
+#[test]
+fn kernels_keep_their_budget_on_sm_80() {
+    check(80);
+}
+
+#[test]
+fn kernels_keep_their_budget_on_sm_90() {
+    check(90);
+}
+
+#[test]
+fn kernels_keep_their_budget_on_sm_100() {
+    check(100);
+}
+
+#[test]
+fn every_kernel_has_one_budget_and_every_budget_a_kernel() {
+    let mut budgets: Vec<&str> = BUDGETS.iter().map(|budget| budget.entry).collect();
+    let sorted = budgets.is_sorted();
+    budgets.dedup();
+    let mut entries: Vec<&str> = kernels().iter().map(|kernel| kernel.entry).collect();
+    entries.sort_unstable();
+    entries.dedup();
+    assert!(sorted, "by name, so that additions do not collide: {budgets:?}");
+    assert_eq!(budgets, entries);
+}
+
+#[test]
+fn kernels_beyond_their_budget_are_found() {
+    let within = Resources {
+        entry: BUDGETS[0].entry.to_owned(),
+        registers: BUDGETS[0].registers,
+        stack_bytes: 0,
+        spill_store_bytes: 0,
+        spill_load_bytes: 0,
+        static_shared_bytes: 0,
+    };
+    assert_eq!(overdrawn("u", &within), Vec::<String>::new());
+    let Budget { registers, .. } = BUDGETS[0];
+    let beyond = [
+        Resources { registers: registers + 1, ..within.clone() },
+        Resources { stack_bytes: 8, ..within.clone() },
+        Resources { spill_load_bytes: 4, ..within.clone() },
+        Resources { static_shared_bytes: 1, ..within.clone() },
+        Resources { entry: "unknown".to_owned(), ..within.clone() },
+    ];
+    for resources in beyond {
+        assert_eq!(overdrawn("u", &resources).len(), 1, "{resources:?}");
+    }
+}

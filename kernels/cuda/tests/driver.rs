@@ -1,0 +1,306 @@
+//! What is made of the driver's answers, against a library that stands in for the driver: no GPU is needed, and none is used. It
+//! shows that calls are made in the right order with the right values and that faults are told; not that a GPU takes them.
+#![expect(unsafe_code, reason = "steers the library that stands in; see SAFETY")]
+
+use std::{
+    ffi::{CString, c_char, c_int, c_long},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use libloading::Library;
+use longshore_cuda::{
+    Buffer, Communicator, CudaDevice, CudaOptions, Device, Driver, Error, Kernel, Kind, Launch, Nccl, Rate,
+    Rates, Source, UniqueId,
+};
+use rand::{Rng as _, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+#[path = "nvrtc/library_path.rs"]
+mod library_path;
+
+/// A name that cudarc asks the loader for, and NVRTC does not: it looks for a driver too (`libcuda.so.1`), and trusts it.
+const SONAME: &str = "-Wl,-soname,libcuda.so";
+
+/// The library, with all its functions or without one of them.
+fn library(flags: &[&str]) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver{}", flags.concat()));
+    std::fs::create_dir_all(&folder).expect("the target folder can be written");
+    let fresh = folder.join(format!("{}.new", std::process::id()));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver/driver.cpp");
+    let output = Command::new("c++")
+        .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", SONAME])
+        .args(flags)
+        .arg(source)
+        .arg("-o")
+        .arg(&fresh)
+        .output()
+        .expect("a C++ compiler, `c++`, is there");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Test processes make it at the same time: each takes a whole one.
+    std::fs::rename(&fresh, folder.join("libcuda.so.1")).expect("renamed within a folder");
+    folder
+}
+
+/// Steers the library. Tests of one process take turns: the library is one for all.
+struct StandIn {
+    library: &'static Library,
+    options: CudaOptions,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl StandIn {
+    fn new() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        static OPENED: OnceLock<(PathBuf, Library)> = OnceLock::new();
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (folder, library) = OPENED.get_or_init(|| {
+            let folder = library(&[]);
+            // SAFETY: made of our own source, just now.
+            let library = unsafe { Library::new(folder.join("libcuda.so.1")) }.expect("a library");
+            (folder, library)
+        });
+        let mut library_path = vec![folder.clone()];
+        library_path.extend(library_path::library_path());
+        let stand_in = Self { library, options: CudaOptions { library_path, cache_path: None }, _turn: turn };
+        // SAFETY: the signature is that of the source.
+        unsafe { stand_in.library.get::<unsafe extern "C" fn()>("stand_in_reset").unwrap()() };
+        stand_in
+    }
+
+    fn set(&self, key: &str, value: i64) {
+        let (key, value) = (CString::new(key).unwrap(), c_long::try_from(value).unwrap());
+        // SAFETY: the signature is that of the source; the string lives past the call.
+        unsafe {
+            self.library.get::<unsafe extern "C" fn(*const c_char, c_long)>("stand_in_set").unwrap()(
+                key.as_ptr(),
+                value,
+            );
+        }
+    }
+
+    /// Makes the next call of a function fail.
+    fn fail(&self, call: &str, code: i32) {
+        let call = CString::new(call).unwrap();
+        // SAFETY: the signature is that of the source; the string lives past the call.
+        unsafe {
+            self.library.get::<unsafe extern "C" fn(*const c_char, c_int)>("stand_in_fail").unwrap()(
+                call.as_ptr(),
+                code,
+            );
+        }
+    }
+
+    fn calls(&self, call: &str) -> i64 {
+        let call = CString::new(call).unwrap();
+        // SAFETY: the signature is that of the source; the string lives past the call.
+        unsafe {
+            self.library.get::<unsafe extern "C" fn(*const c_char) -> c_long>("stand_in_calls").unwrap()(
+                call.as_ptr(),
+            )
+        }
+    }
+
+    /// Memory, streams, events, modules and contexts that were not given back.
+    fn live(&self) -> i64 {
+        // SAFETY: the signature is that of the source.
+        unsafe { self.library.get::<unsafe extern "C" fn() -> c_long>("stand_in_live").unwrap()() }
+    }
+
+    fn driver(&self) -> Result<Driver, Error> {
+        Driver::open(&self.options.library_path)
+    }
+
+    fn device(&self) -> Arc<dyn Device> {
+        Arc::new(CudaDevice::open(0, &self.options).unwrap())
+    }
+}
+
+fn bytes(count: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+fn told<T: std::fmt::Debug>(outcome: Result<T, Error>, kind: Kind) -> String {
+    let error = outcome.unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    error.to_string()
+}
+
+#[test]
+fn devices_are_named_and_those_that_are_not_there_refused() {
+    let stand_in = StandIn::new();
+    let driver = stand_in.driver().unwrap();
+    let names: Vec<String> = driver.devices().unwrap().iter().map(|device| device.description()).collect();
+    assert_eq!(names[1], "Stand-in 1, compute capability 9.0, 4 multiprocessors, 1.0 GiB");
+    let text = told(CudaDevice::open(2, &stand_in.options), Kind::InvalidInput);
+    assert!(
+        text.contains("no `cuda:2`") && text.contains("`cuda:0` (Stand-in 0), `cuda:1` (Stand-in 1)"),
+        "{text}"
+    );
+    stand_in.set("devices", 0);
+    assert!(told(CudaDevice::open(0, &stand_in.options), Kind::Unavailable).contains("--device cpu"));
+    stand_in.set("devices", 1);
+    stand_in.set("capability", 75);
+    let text = told(CudaDevice::open(0, &stand_in.options), Kind::Unavailable);
+    assert!(text.contains("7.5") && text.contains("8.0"), "{text}");
+}
+
+#[test]
+fn drivers_that_cannot_serve_say_why_and_what_would() {
+    let stand_in = StandIn::new();
+    stand_in.set("version", 11_080);
+    let text = told(stand_in.driver(), Kind::Unavailable);
+    assert!(text.contains("CUDA 11.8") && text.contains("12.0") && text.contains("525"), "{text}");
+    // New enough for us, too old for the code of the only compiler here.
+    stand_in.set("version", 12_040);
+    stand_in.driver().unwrap();
+    let text = told(CudaDevice::open(0, &stand_in.options), Kind::Unavailable);
+    assert!(text.contains("libnvrtc.so.12") || text.contains("580"), "{text}");
+    stand_in.set("version", 13_000);
+    for (code, sign) in
+        [(100, "no CUDA device"), (34, "stub"), (803, "kernel module"), (999, "no CUDA device")]
+    {
+        stand_in.fail("cuInit", code);
+        let text = told(stand_in.driver(), Kind::Unavailable);
+        assert!(text.contains(sign) && text.contains("hint: "), "{text}");
+    }
+    stand_in.driver().unwrap();
+}
+
+#[test]
+fn a_driver_without_a_function_is_refused_instead_of_panicking() {
+    let folder = library(&["-DWITHOUT_INIT"]);
+    let text = told(Driver::open(&[folder]), Kind::Unavailable);
+    assert!(text.contains("`cuInit`") && text.contains("libcuda"), "{text}");
+}
+
+#[test]
+fn what_is_uploaded_is_downloaded() {
+    let stand_in = StandIn::new();
+    for pools in [1, 0] {
+        stand_in.set("pools", pools);
+        let device = stand_in.device();
+        // Larger than all staging memory, and with a piece at the end.
+        let large = bytes((40 << 20) + 3, 1);
+        let first = Buffer::from_slice(&device, &large).unwrap();
+        // Small ones share chunks.
+        let small: Vec<Vec<u8>> = (0..3000).map(|index| bytes(1 + index * 7 % 9000, index as u64)).collect();
+        let buffers: Vec<Buffer> =
+            small.iter().map(|content| Buffer::from_slice(&device, content).unwrap()).collect();
+        for (content, buffer) in small.iter().zip(&buffers).step_by(100) {
+            assert!(buffer.to_vec::<u8>().unwrap() == *content);
+        }
+        assert!(first.to_vec::<u8>().unwrap() == large);
+        let empty = Buffer::from_slice::<u8>(&device, &[]).unwrap();
+        assert!(empty.address() != 0 && empty.to_vec::<u8>().unwrap().is_empty());
+        drop((first, buffers, empty, device));
+        assert_eq!(stand_in.live(), 0, "everything is given back");
+    }
+}
+
+#[test]
+fn memory_given_back_waits_for_what_uses_it_and_room_is_made() {
+    let stand_in = StandIn::new();
+    stand_in.set("capacity", 10 << 20);
+    let device = stand_in.device();
+    let content = bytes(6 << 20, 3);
+    let buffer = Buffer::from_slice(&device, &content).unwrap();
+    let text = told(Buffer::new(&device, 6 << 20), Kind::Exhausted);
+    assert!(text.contains(&(6 << 20).to_string()), "{text}");
+    assert!(Buffer::new(&device, 6 << 20).unwrap_err().retryable());
+    // Given back, but not yet: the next one waits for it instead of failing.
+    drop(buffer);
+    let next = Buffer::from_slice(&device, &content).unwrap();
+    assert!(next.to_vec::<u8>().unwrap() == content);
+}
+
+#[test]
+fn faults_that_lose_the_context_stay_and_others_do_not() {
+    let stand_in = StandIn::new();
+    let device = stand_in.device();
+    stand_in.fail("cuStreamSynchronize", 1);
+    told(device.synchronize(), Kind::Device);
+    device.synchronize().unwrap();
+    stand_in.fail("cuStreamSynchronize", 700);
+    let text = told(device.synchronize(), Kind::Device);
+    assert!(text.contains("STAND_IN_700") && text.contains("cuStreamSynchronize"), "{text}");
+    for outcome in [device.synchronize(), device.allocate(1).map(drop), device.upload(256, &[1])] {
+        let text = told(outcome, Kind::Device);
+        assert!(text.contains("an earlier call") && text.contains("STAND_IN_700"), "{text}");
+    }
+}
+
+#[test]
+fn a_device_that_cannot_be_set_up_leaves_nothing_behind() {
+    let stand_in = StandIn::new();
+    for call in ["cuStreamCreate", "cuMemHostAlloc", "cuEventCreate", "cuMemPoolSetAttribute"] {
+        stand_in.fail(call, 2);
+        let text = told(CudaDevice::open(0, &stand_in.options), Kind::Exhausted);
+        assert!(text.contains("STAND_IN_2"), "{text}");
+        assert_eq!(stand_in.live(), 0, "{call}");
+    }
+}
+
+#[test]
+fn kernels_are_compiled_loaded_once_and_launched_with_their_argument() {
+    let stand_in = StandIn::new();
+    let device = stand_in.device();
+    let rates = Rates::new(&device, 1 << 20, 1).unwrap();
+    rates.fill(&bytes(1 << 20, 5)).unwrap();
+    assert!(!rates.is_right(Rate::Copy).unwrap(), "nothing was copied yet");
+    rates.launch(Rate::Copy).unwrap();
+    rates.launch(Rate::Copy).unwrap();
+    assert!(rates.is_right(Rate::Copy).unwrap());
+    assert_eq!((stand_in.calls("cuModuleLoadData"), stand_in.calls("cuLaunchKernel")), (1, 2));
+    // The stand-in knows one kernel.
+    let text = told(rates.launch(Rate::Read), Kind::Device);
+    assert!(text.contains("cuModuleGetFunction"), "{text}");
+    drop((rates, device));
+    assert_eq!(stand_in.live(), 0, "everything is given back");
+}
+
+#[test]
+fn launches_that_do_not_fit_the_kernel_are_refused_before_the_driver_reads_them() {
+    const SOURCE: Source =
+        Source { name: "copy.cu", text: "struct P { u64 a, b, c; }; KERNEL(copy_words, 32, 1, P) {}" };
+    let stand_in = StandIn::new();
+    let device = stand_in.device();
+    let kernel = |entry| Kernel { source: SOURCE, entry, constants: Vec::new() };
+    let (copy, other) = (kernel("copy_words"), kernel("other"));
+    let text = told(device.launch(&Launch::new(&copy, [1, 1, 1], 32, &[0_u64; 2])), Kind::Internal);
+    assert!(text.contains("24 bytes, was given 16"), "{text}");
+    let text = told(device.launch(&Launch::new(&other, [1, 1, 1], 32, &[0_u64; 3])), Kind::Internal);
+    assert!(text.contains("`other` is not in the code"), "{text}");
+    let text = told(device.launch(&Launch::new(&copy, [1, 1, 1], 33, &[0_u64; 3])), Kind::InvalidInput);
+    assert!(text.contains("`threads`"), "{text}");
+    assert_eq!(stand_in.calls("cuLaunchKernel"), 0);
+}
+
+/// With the library of NVIDIA's wheel `nvidia-nccl-cu13` (340 MB), which works without a GPU up to the point where it needs one:
+/// `LONGSHORE_TEST_NCCL=…/site-packages cargo nextest run -p longshore-cuda --run-ignored only nccl`.
+#[test]
+#[ignore = "needs NCCL, in the folder that LONGSHORE_TEST_NCCL names"]
+fn nccl_makes_ids_and_tells_why_ranks_cannot_join() {
+    let folder = std::env::var_os("LONGSHORE_TEST_NCCL").expect("LONGSHORE_TEST_NCCL names a folder");
+    let nccl = Nccl::open(&[folder.into()]).unwrap();
+    println!("NCCL {} at {}", nccl.version_name(), nccl.path());
+    let (id, other) = (nccl.unique_id().unwrap(), nccl.unique_id().unwrap());
+    assert!(id != other && UniqueId::from_bytes(id.as_bytes()).unwrap() == id);
+    let stand_in = StandIn::new();
+    let device = Arc::new(CudaDevice::open(0, &stand_in.options).unwrap());
+    let mut looks = 0;
+    let mut go_on = || {
+        looks += 1;
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        looks < 1000
+    };
+    let outcome = Communicator::join(&nccl, &device, &id, (0, 2), &mut go_on);
+    let text = told(outcome, Kind::Communication);
+    assert!(text.contains("aborted"), "{text}");
+    println!("after {looks} looks: {text}");
+    drop(device);
+    assert_eq!(stand_in.live(), 0, "everything is given back");
+}

@@ -1,0 +1,151 @@
+//! The two methods that move tiles when those travel on a connection of their own (lane `tcp`).
+
+use std::sync::Arc;
+
+use futures::{StreamExt, stream};
+use longshore_proto::{
+    types::{GetBlocks, Identity, PutAck, TileMemory, TileMessage, WireTileShape},
+    v1,
+};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::{
+    budget::Reservation,
+    pump::{self, Step},
+    refusal::from_request,
+    shard::ShardService,
+};
+use crate::{
+    BoxStream, Error,
+    lane::{Hop, within},
+    tcp::{Buffers, Frame, Lease},
+    tiles::{self, Messages, Outgoing, OutgoingBody},
+};
+
+/// A store stream whose tiles come as frames of `lease`.
+pub(super) async fn put_blocks(
+    service: &ShardService,
+    hop: Hop,
+    (identity, shape): (Identity, WireTileShape),
+    lease: Lease,
+    messages: Messages,
+    reserved: Arc<Reservation>,
+) -> Result<OutgoingBody, Error> {
+    let kept = lease.kept();
+    let (sender, received) = mpsc::channel(pump::QUEUE);
+    let frames = Frames {
+        lease,
+        messages,
+        calls_end: false,
+        reserved: Arc::clone(&reserved),
+        memory: service.shard.tile_memory(),
+        buffers: service.buffers.clone(),
+    };
+    let pump = pump::pump(Box::pin(frames.tiles()), sender, None, |tile| Ok(Step::Forward(tile)));
+    let context = hop.context.clone();
+    let call = service.shard.put_blocks(&context, identity, shape, received);
+    let acks: BoxStream<PutAck> = pump::converse(hop, pump, call).await?;
+    let acks = acks.map(move |ack| {
+        let _reserved = &reserved;
+        let ack = v1::PutBlocksResponse::from(ack?);
+        Ok::<_, Status>(Outgoing::Encoded(tiles::encoded(&ack)))
+    });
+    Ok(OutgoingBody::response(acks).with_kept(kept))
+}
+
+/// What a store stream reads: frames, and the end of the call itself.
+struct Frames {
+    lease: Lease,
+    messages: Messages,
+    /// The client has no more messages: what frames are left are on their way.
+    calls_end: bool,
+    reserved: Arc<Reservation>,
+    memory: Option<Arc<dyn TileMemory>>,
+    buffers: Buffers,
+}
+
+impl Frames {
+    /// Until the end or the first error. The connection goes back, or is closed, before the stream ends.
+    fn tiles(self) -> impl stream::Stream<Item = Result<TileMessage, Status>> + Send + 'static {
+        stream::unfold(Some(self), |frames| async move {
+            let mut frames = frames?;
+            match frames.next().await {
+                Ok(Some(tile)) => Some((Ok(tile), Some(frames))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error.into()), None)),
+            }
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<TileMessage>, Error> {
+        match self.frame().await? {
+            Frame::Tile(head) => {
+                let held = self.reserved.room(head.bytes as usize).await;
+                let read = self.lease.stream().tile(head, self.memory.as_deref(), &self.buffers).await;
+                let mut tile = read.map_err(|fault| fault.of_request())?;
+                tile.data = tile.data.holding(held);
+                Ok(Some(tile))
+            }
+            Frame::Missing => {
+                Err(Error::invalid("frame.kind", "says that a block is missing, in a store stream"))
+            }
+            Frame::End => {
+                self.lease.finish();
+                Ok(None)
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Result<Frame, Error> {
+        loop {
+            let limit = self.calls_end.then(|| self.lease.patience().read);
+            tokio::select! {
+                frame = self.lease.stream().next(limit) => return frame.map_err(|fault| fault.of_request()),
+                message = self.messages.next(), if !self.calls_end => {
+                    if message.map_err(|status| from_request(&status))?.is_some() {
+                        let problem = "is a second message, the tiles of this call travel on its tile connection";
+                        return Err(Error::invalid("part", problem));
+                    }
+                    self.calls_end = true;
+                }
+            }
+        }
+    }
+}
+
+/// A read stream whose answers go out as frames of `lease`. The call itself has no messages but its status.
+pub(super) async fn get_blocks(
+    service: &ShardService,
+    hop: Hop,
+    get: GetBlocks,
+    lease: Lease,
+    reserved: Arc<Reservation>,
+) -> Result<OutgoingBody, Error> {
+    let kept = lease.kept();
+    let context = hop.context.clone();
+    let answers = hop.stream(service.shard.get_blocks(&context, get)).await?;
+    let sending = async move {
+        let _reserved = reserved;
+        // A reader that takes nothing holds this task only, until its deadline, its end or the patience of the lane.
+        within(&context, send(lease, answers)).await
+    };
+    let nothing = stream::once(sending).filter_map(|sent| {
+        let failure = sent.err().map(|error| Err(Status::from(error)));
+        std::future::ready(failure)
+    });
+    Ok(OutgoingBody::response(nothing).with_kept(kept))
+}
+
+async fn send(mut lease: Lease, mut answers: BoxStream<Option<TileMessage>>) -> Result<(), Error> {
+    while let Some(answer) = answers.next().await {
+        let sent = match answer? {
+            Some(tile) => lease.stream().send_tile(&tile).await,
+            None => lease.stream().send(Frame::Missing, &[]).await,
+        };
+        sent.map_err(|fault| fault.of_request())?;
+    }
+    lease.stream().send(Frame::End, &[]).await.map_err(|fault| fault.of_request())?;
+    lease.finish();
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! The report: Markdown and JSON.
+
+use anyhow::{Context, Result};
+use longshore_cuda::{DeviceInfo, Nvrtc, capability_name};
+use serde::Serialize;
+
+use super::super::statistics::Spread;
+use crate::console;
+
+/// Under what everything was measured.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Conditions {
+    version: &'static str,
+    device: String,
+    name: String,
+    capability: String,
+    multiprocessors: usize,
+    memory_bytes: u64,
+    nvrtc: String,
+}
+
+impl Conditions {
+    pub(super) fn of(info: &DeviceInfo, nvrtc: &Nvrtc, asked: &str) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            device: asked.to_owned(),
+            name: info.name.clone(),
+            capability: capability_name(info.capability),
+            multiprocessors: info.multiprocessors,
+            memory_bytes: info.memory_bytes,
+            nvrtc: nvrtc.version().to_string(),
+        }
+    }
+}
+
+/// What the device can do at most.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Peaks {
+    /// GB/s, read and written.
+    pub(super) copy_gbps: Spread,
+    /// GB/s, read.
+    pub(super) read_gbps: Spread,
+    /// TFLOP/s of `mma.sync`, bf16 with f32 sums.
+    pub(super) matrix_bf16_tflops: Spread,
+}
+
+/// A kernel, beside what the device can do.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Point {
+    what: String,
+    seconds: Spread,
+    gbps: Option<f64>,
+    tflops: Option<f64>,
+    /// Of the copy rate, or of the matrix rate.
+    share: f64,
+}
+
+impl Point {
+    /// One that reads `bytes`, beside the rate of copies.
+    pub(super) fn bytes(what: String, seconds: Spread, bytes: f64, peak_gbps: &Spread) -> Self {
+        let gbps = bytes / seconds.median / 1e9;
+        Self { what, seconds, gbps: Some(gbps), tflops: None, share: gbps / peak_gbps.median }
+    }
+
+    fn line(&self) -> String {
+        let rate = match (self.gbps, self.tflops) {
+            (Some(gbps), _) => format!("{gbps:.1} GB/s"),
+            (None, Some(tflops)) => format!("{tflops:.1} TFLOP/s"),
+            (None, None) => String::new(),
+        };
+        let ms = |seconds: f64| seconds * 1e3;
+        let s = &self.seconds;
+        format!(
+            "| {} | {:.3} ({:.3} to {:.3}) | {rate} | {:.0} % |",
+            self.what,
+            ms(s.median),
+            ms(s.min),
+            ms(s.max),
+            self.share * 100.0
+        )
+    }
+}
+
+/// Everything measured.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    #[serde(flatten)]
+    pub(super) conditions: Conditions,
+    pub(super) peaks: Peaks,
+    pub(super) points: Vec<Point>,
+}
+
+impl Report {
+    /// The whole report for programs.
+    pub(super) fn json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).context("a report is JSON")
+    }
+
+    /// The whole report for people.
+    pub(super) fn tables(&self) -> String {
+        let (c, p) = (&self.conditions, &self.peaks);
+        let row = |what: &str, rate: &Spread, unit: &str| {
+            format!("| {what} | {:.1} {unit} | {:.1} | {:.1} |", rate.median, rate.min, rate.max)
+        };
+        let rows = [
+            row("copy (read + written)", &p.copy_gbps, "GB/s"),
+            row("read", &p.read_gbps, "GB/s"),
+            row("bf16 multiply-adds (mma.sync)", &p.matrix_bf16_tflops, "TFLOP/s"),
+        ];
+        let points: Vec<String> = self.points.iter().map(Point::line).collect();
+        format!(
+            "longshore {}, {}, compute capability {}, {} multiprocessors, {}, NVRTC {}\n\n\
+             | peak | median | min | max |\n| --- | --- | --- | --- |\n{}\n\n\
+             | kernel (one layer of Llama-3-8B) | ms | rate | of peak |\n| --- | --- | --- | --- |\n{}\n",
+            c.version,
+            c.name,
+            c.capability,
+            c.multiprocessors,
+            console::bytes(c.memory_bytes),
+            c.nvrtc,
+            rows.join("\n"),
+            points.join("\n")
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_is_a_part_of_the_peak() {
+        let peak = Spread::of(vec![4000.0]);
+        let point = Point::bytes("decode".to_owned(), Spread::of(vec![2e-3, 1e-3, 3e-3]), 4e9, &peak);
+        assert_eq!(point.line(), "| decode | 2.000 (1.000 to 3.000) | 2000.0 GB/s | 50 % |");
+    }
+}

@@ -1,0 +1,68 @@
+//! Libraries and compiled kernels of GPUs.
+
+use std::path::PathBuf;
+
+use longshore_chassis::{Fault, Validate};
+use longshore_cuda::CudaOptions;
+use serde::{Deserialize, Serialize};
+
+use crate::model::Cache;
+
+/// Libraries and compiled kernels of GPUs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CudaConfig {
+    /// Folders that are searched first for CUDA's libraries: folders of libraries, or Python's `site-packages` with NVIDIA's
+    /// wheels. After them come the system's own and `/usr/local/cuda/lib64`.
+    pub(crate) library_path: Vec<String>,
+    /// Folder of compiled kernels; empty: `kernels` in the user's cache.
+    pub(crate) cache_path: String,
+}
+
+impl CudaConfig {
+    /// What the GPU half is opened with.
+    pub(crate) fn options(&self) -> CudaOptions {
+        // Without any cache kernels are compiled by every process anew, which works too.
+        let of_user = || Cache::of_user().ok().map(|cache| cache.kernels());
+        let own = (!self.cache_path.is_empty()).then(|| PathBuf::from(&self.cache_path));
+        CudaOptions {
+            library_path: self.library_path.iter().map(PathBuf::from).collect(),
+            cache_path: own.or_else(of_user),
+        }
+    }
+}
+
+impl Validate for CudaConfig {
+    fn faults(&self, path: &str, faults: &mut Vec<Fault>) {
+        for folder in self.library_path.iter().filter(|folder| !PathBuf::from(folder).is_dir()) {
+            faults.push(Fault::new(path, "library_path", format!("has `{folder}`, which is no folder")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_that_are_not_there_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().display().to_string();
+        let mut config = CudaConfig { library_path: vec![there.clone()], ..CudaConfig::default() };
+        let mut faults = Vec::new();
+        config.faults("cuda", &mut faults);
+        assert_eq!(faults, Vec::new());
+        assert_eq!(config.options().library_path, [PathBuf::from(&there)]);
+        config.library_path.push(format!("{there}/nowhere"));
+        config.faults("cuda", &mut faults);
+        assert!(faults.len() == 1 && faults[0].key == "cuda.library_path", "{faults:?}");
+    }
+
+    #[test]
+    fn the_cache_is_the_users_unless_it_is_named() {
+        let config = CudaConfig { cache_path: "/somewhere/else".to_owned(), ..CudaConfig::default() };
+        assert_eq!(config.options().cache_path, Some(PathBuf::from("/somewhere/else")));
+        let own = CudaConfig::default().options().cache_path;
+        assert!(own.is_none_or(|path| path.ends_with("kernels")));
+    }
+}

@@ -1,0 +1,182 @@
+//! `longshore cuda selftest`: every kernel against the CPU's results, on the GPU of this machine.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use longshore_cuda::{Device, DeviceInfo, Error, Rate, Rates, capability_name};
+use serde::Serialize;
+
+use crate::{cli::SelftestArgs, console, process};
+
+/// One comparison.
+#[derive(Debug, Clone, Serialize)]
+struct Row {
+    case: String,
+    /// Norm of the difference over the norm of the CPU's result, or a count of what differs; `None`: the case could not be run.
+    difference: Option<f64>,
+    limit: f64,
+    passed: bool,
+    problem: Option<String>,
+}
+
+/// All comparisons.
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    device: String,
+    capability: String,
+    nvrtc: String,
+    cases: Vec<Row>,
+}
+
+/// Runs the command; blocks, so never on a reactor thread.
+pub(crate) fn selftest(args: &SelftestArgs) -> Result<()> {
+    let Some(config) = process::settings(&args.serve, args.serve.all_sets())? else { return Ok(()) };
+    if process::only_checked(&args.serve) {
+        return Ok(());
+    }
+    let cases: Vec<Case> = cases()
+        .into_iter()
+        .filter(|case| args.only.as_ref().is_none_or(|only| case.name.contains(only)))
+        .collect();
+    ensure!(
+        !cases.is_empty(),
+        "`--only {}` names no case; hint: `--list`",
+        args.only.as_deref().unwrap_or_default()
+    );
+    if args.list {
+        cases.iter().for_each(|case| console::say(&case.name));
+        return Ok(());
+    }
+    let device = super::open(&config)?;
+    let (info, nvrtc) = (device.info().clone(), device.compiler().nvrtc().version().to_string());
+    let queue: Arc<dyn Device> = device;
+    let tables = args.json.as_ref().is_none_or(|path| path.as_os_str() != "-");
+    let report = report(&info, nvrtc, run(&queue, &cases, tables));
+    let json = || serde_json::to_string_pretty(&report).context("a report is JSON");
+    match &args.json {
+        None => {}
+        Some(path) if path.as_os_str() == "-" => console::say(json()?),
+        Some(path) => std::fs::write(path, json()? + "\n")
+            .with_context(|| format!("cannot write `{}`", path.display()))?,
+    }
+    let failed = report.cases.iter().filter(|row| !row.passed).count();
+    ensure!(failed == 0, "{failed} of {} cases failed on {}", report.cases.len(), report.device);
+    Ok(())
+}
+
+/// Bytes that the measuring kernels copy here: many times as many as run at once, with a rest.
+const COPY_BYTES: usize = (64 << 20) + 48;
+const ROUNDS: u32 = 1000;
+
+type Run = dyn Fn(&Arc<dyn Device>) -> Result<f64, Error>;
+
+/// A comparison with its name and its limit.
+struct Case {
+    name: String,
+    limit: f64,
+    /// Gives the error that was found: a relative L2 distance, or a count of what differs.
+    run: Box<Run>,
+}
+
+/// Every case: those of the tests on the emulator, and the kernels that everything is measured against.
+fn cases() -> Vec<Case> {
+    let rates =
+        [(Rate::Copy, "rates copy"), (Rate::Read, "rates read"), (Rate::MatrixBf16, "rates mma bf16")];
+    let rates = rates.map(|(rate, name)| {
+        let run: Box<Run> = Box::new(move |device| measures(device, rate));
+        Case { name: name.to_owned(), limit: 0.0, run }
+    });
+    let compared = [longshore_cuda::selftest::cases(), longshore_cuda::selftest::large_cases()];
+    let compared = compared.into_iter().flatten().map(|case| Case {
+        name: case.name.clone(),
+        limit: case.limit,
+        run: Box::new(move |device| case.run(device)),
+    });
+    rates.into_iter().chain(compared).collect()
+}
+
+/// 0 when a measuring kernel does all that it is measured for, else 1.
+fn measures(device: &Arc<dyn Device>, rate: Rate) -> Result<f64, Error> {
+    let rates = Rates::new(device, COPY_BYTES, ROUNDS)?;
+    let content: Vec<u8> = (0..COPY_BYTES as u64 / 8)
+        .flat_map(|index| (index.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes())
+        .collect();
+    rates.fill(&content)?;
+    rates.launch(rate)?;
+    Ok(if rates.is_right(rate)? { 0.0 } else { 1.0 })
+}
+
+/// Runs the cases one by one, and prints each row as it comes. What a fault of one leaves of the device is the next one's
+/// problem: a lost context fails them all, which is the truth.
+fn run(device: &Arc<dyn Device>, cases: &[Case], tables: bool) -> Vec<Row> {
+    if tables {
+        console::say("| case | relative L2, or count | limit | |\n| --- | --- | --- | --- |");
+    }
+    let outcome = |case: &Case| {
+        let (difference, problem) = match (case.run)(device) {
+            Ok(difference) => (Some(difference), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        // A difference that is no number is no agreement.
+        let passed = difference.is_some_and(|difference| difference <= case.limit);
+        let row = Row { case: case.name.clone(), difference, limit: case.limit, passed, problem };
+        if tables {
+            console::say(line(&row));
+        }
+        row
+    };
+    cases.iter().map(outcome).collect()
+}
+
+fn line(row: &Row) -> String {
+    let difference = match (&row.problem, row.difference) {
+        (Some(problem), _) => problem.lines().next().unwrap_or_default().to_owned(),
+        (None, Some(difference)) => format!("{difference:.2e}"),
+        (None, None) => String::new(),
+    };
+    format!(
+        "| {} | {difference} | {:.0e} | {} |",
+        row.case,
+        row.limit,
+        if row.passed { "ok" } else { "**failed**" }
+    )
+}
+
+fn report(info: &DeviceInfo, nvrtc: String, cases: Vec<Row>) -> Report {
+    Report {
+        version: env!("CARGO_PKG_VERSION"),
+        device: info.name.clone(),
+        capability: capability_name(info.capability),
+        nvrtc,
+        cases,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_have_names_of_their_own() {
+        let mut names: Vec<String> = cases().into_iter().map(|case| case.name).collect();
+        let all = names.len();
+        names.sort();
+        names.dedup();
+        assert!(names.len() == all && all > 0, "{names:?}");
+    }
+
+    #[test]
+    fn rows_tell_what_happened() {
+        let row = |difference, problem: Option<&str>, passed| Row {
+            case: "c".to_owned(),
+            difference,
+            limit: 1e-5,
+            passed,
+            problem: problem.map(str::to_owned),
+        };
+        assert_eq!(line(&row(Some(2e-6), None, true)), "| c | 2.00e-6 | 1e-5 | ok |");
+        assert_eq!(line(&row(Some(f64::NAN), None, false)), "| c | NaN | 1e-5 | **failed** |");
+        assert_eq!(line(&row(None, Some("no\nroom"), false)), "| c | no | 1e-5 | **failed** |");
+    }
+}

@@ -1,0 +1,131 @@
+//! The forward pass of a worker, on the device of the configuration.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use longshore_compute::ComputePool;
+use longshore_cuda::{CudaBackend, CudaDevice, Device, ModelOptions, Precision};
+use longshore_model::{Backend, CpuBackend, CpuOptions, Linear, LoadProgress, ModelConfig, Weights};
+
+use crate::{
+    config::Config,
+    console,
+    device::{self, Choice},
+    machine::Machine,
+};
+
+/// Packs the weights where the configuration says.
+pub(super) fn load(
+    config: &Config,
+    model: &ModelConfig,
+    weights: &Weights,
+    pool: &Arc<ComputePool>,
+    progress: &dyn Fn(LoadProgress),
+) -> Result<Arc<dyn Backend>> {
+    match device::choice(config) {
+        Choice::Cuda(index) => on_gpu(index, config, model, weights, pool, progress),
+        // What `auto` means was found out when the configuration was read.
+        Choice::Cpu | Choice::Auto => on_cpu(config, model, weights, pool, progress),
+    }
+}
+
+fn on_cpu(
+    config: &Config,
+    model: &ModelConfig,
+    weights: &Weights,
+    pool: &Arc<ComputePool>,
+    progress: &dyn Fn(LoadProgress),
+) -> Result<Arc<dyn Backend>> {
+    let linear = config.model.linear().context("`model.linear` must be `auto`, `int8` or `f32`")?;
+    let needed = CpuBackend::expected_bytes(model, weights, linear)?;
+    check_room(needed, Machine::read().memory_available_bytes)?;
+    let options = CpuOptions { pool: Arc::clone(pool), linear };
+    let backend =
+        CpuBackend::new(model.clone(), weights, options, progress).context("cannot pack the weights")?;
+    let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
+    tracing::info!(%packed, %linear, threads = pool.threads(), "packed the weights");
+    Ok(Arc::new(backend))
+}
+
+fn on_gpu(
+    index: u32,
+    config: &Config,
+    model: &ModelConfig,
+    weights: &Weights,
+    pool: &Arc<ComputePool>,
+    progress: &dyn Fn(LoadProgress),
+) -> Result<Arc<dyn Backend>> {
+    let device = CudaDevice::open(index, &config.cuda.options()).with_context(|| device::asked(config))?;
+    let precision = precision(config)?;
+    let options = ModelOptions { precision, ..ModelOptions::new(Arc::clone(pool)) };
+    let needed = CudaBackend::expected_bytes(model, weights, &options)?;
+    check_device_room(needed, device.memory()?.0 as u64)?;
+    let device: Arc<dyn Device> = Arc::new(device);
+    let backend = CudaBackend::load(Arc::clone(&device), model.clone(), weights, &options, progress)
+        .context("cannot bring the weights to the GPU")?;
+    let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
+    tracing::info!(device = %device.name(), %packed, %linear, "brought the weights to the GPU");
+    Ok(Arc::new(backend))
+}
+
+/// Precision of linear layers on a GPU; `None`: that of the weights.
+fn precision(config: &Config) -> Result<Option<Precision>> {
+    match config.model.linear() {
+        Some(Linear::Auto) => Ok(None),
+        Some(Linear::F32) => Ok(Some(Precision::F32)),
+        Some(Linear::Int8) | None => bail!(
+            "`model.linear` is `{}`, on GPUs it must be `auto` or `f32`; hint: leave it out, or use `--device cpu`",
+            config.model.linear
+        ),
+    }
+}
+
+/// Refuses weights that the machine has no memory for: packing them would end the process, and perhaps others. `available` of 0 is
+/// unknown.
+fn check_room(needed: u64, available: u64) -> Result<()> {
+    ensure!(
+        available == 0 || needed <= available,
+        "`model.reference`: the packed weights need {}, this machine has {} available; hint: take a smaller or more quantised \
+         model, `model.linear = \"int8\"`, or another machine",
+        console::bytes(needed),
+        console::bytes(available)
+    );
+    Ok(())
+}
+
+/// Refuses weights that the GPU has no memory for, before minutes are spent on them.
+fn check_device_room(needed: u64, free: u64) -> Result<()> {
+    ensure!(
+        needed <= free,
+        "`model.reference`: the packed weights need {}, the GPU has {} free; hint: take a smaller or more quantised model, another \
+         `--device cuda:N`, or end what else uses it",
+        console::bytes(needed),
+        console::bytes(free)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_must_fit_into_memory() {
+        assert!(check_room(5 << 30, 5 << 30).is_ok() && check_room(5 << 30, 0).is_ok());
+        let refusal = check_room(5 << 30, 1 << 30).unwrap_err().to_string();
+        assert!(refusal.contains("`model.reference`") && refusal.contains("5.0 GiB"), "{refusal}");
+        assert!(check_device_room(5 << 30, 5 << 30).is_ok());
+        let refusal = check_device_room(5 << 30, 1 << 30).unwrap_err().to_string();
+        assert!(refusal.contains("`model.reference`") && refusal.contains("1.0 GiB free"), "{refusal}");
+    }
+
+    #[test]
+    fn arithmetic_that_gpus_lack_is_refused() {
+        let mut config = Config::default();
+        assert_eq!(precision(&config).unwrap(), None);
+        config.model.linear = "f32".to_owned();
+        assert_eq!(precision(&config).unwrap(), Some(Precision::F32));
+        config.model.linear = "int8".to_owned();
+        assert!(precision(&config).unwrap_err().to_string().contains("`model.linear` is `int8`"));
+    }
+}

@@ -101,7 +101,7 @@ impl Choice {
 
     /// The kernel without matrix units.
     pub(super) fn scalar(shape: &PageShape) -> Self {
-        let shared = SCALAR_WARPS * shape.head_dim * size_of::<f32>();
+        let shared = SCALAR_WARPS * (shape.head_dim + 32) * size_of::<f32>();
         Self { warps: SCALAR_WARPS, row_tiles: 0, keys: 64, blocks: 1, shared }
     }
 

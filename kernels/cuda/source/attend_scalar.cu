@@ -28,27 +28,36 @@ DEVICE f32 logit(const Params& p, const Visit& visit, const f32* query, u32 key,
     return fmaf(sum, from_bits(p.scale), bias_of(p, visit, key));
 }
 
+// What a warp shares: its query row and the weights of 32 keys.
+struct Shared {
+    f32 query[HEAD_DIM];
+    f32 weights[32];
+};
+
 // Folds the keys [32 turn, 32 turn + 32) of a visit.
-DEVICE void fold(const Params& p, const Item& item, const Visit& visit, const f32* query, u32 turn, u64 position, State& state) {
+DEVICE void fold(const Params& p, const Item& item, const Visit& visit, Shared& shared, u32 turn, u64 position, State& state) {
     u32 key = turn * 32 + lane();
-    u64 row = key_row(p, visit, item.kv_head, key);
-    f32 own = logit(p, visit, query, key, row, position);
+    f32 own = logit(p, visit, shared.query, key, key_row(p, visit, item.kv_head, key), position);
     f32 top = fmaxf(state.top, reduce_max(own));
     if (top == negative_infinity()) return;
     f32 weight = exp2_approx(own - top), factor = exp2_approx(state.top - top);
     state.top = top;
     state.sum = fmaf(state.sum, factor, reduce_add(weight));
     for (u32 part = 0; part < PARTS; part++) state.output[part] *= factor;
-    u64 values = row + value_offset(p, visit);
+    shared.weights[lane()] = weight;
+    sync_warp();
+    u64 to_value = value_offset(p, visit);
     for (u32 from = 0; from < 32; from++) {
-        f32 of = shuffle(weight, from);
-        u64 low = shuffle(static_cast<u32>(values), from), high = shuffle(static_cast<u32>(values >> 32), from);
+        f32 of = shared.weights[from];
+        // Also of keys that there are not.
         if (of == 0) continue;
+        u64 value = key_row(p, visit, item.kv_head, turn * 32 + from) + to_value;
         for (u32 part = 0; part < PARTS; part++) {
             u32 index = part * 32 + lane();
-            if (index < HEAD_DIM) state.output[part] = fmaf(of, element(high << 32 | low, index), state.output[part]);
+            if (index < HEAD_DIM) state.output[part] = fmaf(of, element(value, index), state.output[part]);
         }
     }
+    sync_warp();
 }
 
 DEVICE void begin(const Params& p, const Item& item, u64 pair, State& state) {
@@ -80,20 +89,20 @@ DEVICE void store(const Params& p, const Item& item, u32 row, u64 pair, const St
 }
 
 KERNEL(attend_scalar, THREADS, 1, Params) {
-    f32* query = reinterpret_cast<f32*>(shared_memory()) + warp() * HEAD_DIM;
+    Shared& shared = reinterpret_cast<Shared*>(shared_memory())[warp()];
     const Item& item = reinterpret_cast<const Item*>(p.items)[block_index_x()];
     for (u32 row = warp(); row < item.rows; row += WARPS) {
         u64 pair = pair_of(p, item.kv_head, item.first_row + row);
         u64 position = p.first_position + (item.first_row + row) / p.group;
         for (u32 index = lane(); index < HEAD_DIM; index += 32) {
-            query[index] = reinterpret_cast<const f32*>(p.queries)[pair * HEAD_DIM + index];
+            shared.query[index] = reinterpret_cast<const f32*>(p.queries)[pair * HEAD_DIM + index];
         }
         sync_warp();
         State state;
         begin(p, item, pair, state);
         for (u32 number = 0; number < item.visits; number++) {
             Visit visit = visit_of(p, item, number);
-            for (u32 turn = 0; turn * 32 < keys_of(visit); turn++) fold(p, item, visit, query, turn, position, state);
+            for (u32 turn = 0; turn * 32 < keys_of(visit); turn++) fold(p, item, visit, shared, turn, position, state);
         }
         sync_warp();
         store(p, item, row, pair, state);

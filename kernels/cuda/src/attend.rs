@@ -10,7 +10,7 @@ pub use decode::{DecodeAttention, DecodeCall, DecodeItem, split_keys};
 pub use merge::{MergeItem, PartialMerger};
 pub use prefill::{DenseKeys, KeyColumn, KeyLists, KeyVisit, MeanPages, PrefillAttention, PrefillCall};
 
-/// Kernels of decode attention and merges.
-pub(crate) fn kernels() -> Vec<Kernel> {
-    [decode::all_kernels(), merge::all_kernels()].concat()
+/// Kernels of attention and merges on devices of a compute capability.
+pub(crate) fn kernels(capability: u32) -> Vec<Kernel> {
+    [decode::all_kernels(), merge::all_kernels(), prefill::kernels(capability)].concat()
 }

@@ -50,7 +50,7 @@ pub use nccl::{Communicator, Nccl, Part, UniqueId};
 pub use nvrtc::{Compiled, Nvrtc};
 pub use page_cache::{PageCache, PageStats, Pinned};
 pub use rates::{Rate, Rates};
-pub use registry::{BUDGETS, Budget, kernels};
+pub use registry::{BUDGETS, Budget, kernels, kernels_for};
 pub use select::{
     BlockScorer, BlockSelector, ListBuilder, ListCall, PageScoreCall, PageScoreItem, PageScorer, ScoreCall,
     SelectCall, SelectGuards, Selector,

@@ -1,6 +1,8 @@
 //! Every kernel that the host code can ask for, and what each may take of a multiprocessor. The one place where kernels are
 //! listed: a test compiles all of them for every architecture and holds them to their budget.
 
+use std::collections::HashSet;
+
 use crate::{Kernel, attend, model, rates, select, tile};
 
 /// What a kernel may take at most, whatever its constants and the architecture.
@@ -20,6 +22,8 @@ const fn budget(entry: &'static str, registers: u32) -> Budget {
 /// needs no table.
 pub const BUDGETS: &[Budget] = &[
     budget("attend_decode", 255),
+    budget("attend_prefill", 255),
+    budget("attend_scalar", 160),
     budget("block_means", 64),
     budget("checksum_tiles", 64),
     budget("choose_candidates", 64),
@@ -50,9 +54,16 @@ pub const BUDGETS: &[Budget] = &[
     budget("swiglu_rows", 64),
 ];
 
-/// Every kernel, with every combination of constants that is launched.
+/// Every kernel, with every combination of constants that is launched on a device of some compute capability.
+pub fn kernels_for(capability: u32) -> Vec<Kernel> {
+    let modules: &[fn() -> Vec<Kernel>] = &[model::kernels, rates::kernels, select::kernels, tile::kernels];
+    let others = modules.iter().flat_map(|kernels| kernels());
+    attend::kernels(capability).into_iter().chain(others).collect()
+}
+
+/// Every kernel, of devices of any compute capability.
 pub fn kernels() -> Vec<Kernel> {
-    let modules: &[fn() -> Vec<Kernel>] =
-        &[attend::kernels, model::kernels, rates::kernels, select::kernels, tile::kernels];
-    modules.iter().flat_map(|kernels| kernels()).collect()
+    let mut seen = HashSet::new();
+    let all = [80, 86, 90, 100].into_iter().flat_map(kernels_for);
+    all.filter(|kernel| seen.insert(kernel.clone())).collect()
 }

@@ -50,15 +50,16 @@ impl std::fmt::Debug for Case {
     }
 }
 
-/// Comparisons of the forward pass, pages, decode attention, merges, selection and summaries.
+/// Comparisons of the forward pass, pages, decode attention, merges, selection and summaries, prefill attention.
 pub fn cases() -> Vec<Case> {
-    let parts = [model::checks::cases(), tile_cases::cases(), decode_cases::cases(), select_cases::cases()];
-    parts.into_iter().flatten().collect()
+    let attention = [decode_cases::cases(), prefill_cases::cases()];
+    let parts = [model::checks::cases(), tile_cases::cases(), select_cases::cases()];
+    parts.into_iter().chain(attention).flatten().collect()
 }
 
-/// Comparisons of prefill attention; `large` ones too, which only a GPU has time for.
-pub fn prefill_cases(large: bool) -> Vec<Case> {
-    prefill_cases::cases(large)
+/// Comparisons of prefill attention in the shapes of models: too many keys for the emulator.
+pub fn large_cases() -> Vec<Case> {
+    prefill_cases::large_cases()
 }
 
 /// Comparisons of the executor: whole calls over tiles of the host.

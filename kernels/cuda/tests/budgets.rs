@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use longshore_cuda::{
-    Architecture, BUDGETS, Budget, HEADERS, Kernel, Nvrtc, Resources, argument_bytes, kernels, resources,
+    Architecture, BUDGETS, Budget, HEADERS, Kernel, Nvrtc, Resources, argument_bytes, kernels, kernels_for,
+    resources,
 };
 
 #[path = "nvrtc/library_path.rs"]
@@ -27,9 +28,9 @@ fn nvrtc() -> Option<Nvrtc> {
 }
 
 /// Kernels by what is compiled: a source with its constants has several entries.
-fn units() -> BTreeMap<String, Vec<Kernel>> {
+fn units(capability: u32) -> BTreeMap<String, Vec<Kernel>> {
     let mut units: BTreeMap<String, Vec<Kernel>> = BTreeMap::new();
-    for kernel in kernels() {
+    for kernel in kernels_for(capability) {
         let constants: String =
             kernel.constants.iter().map(|(name, value)| format!(" {name}={value}")).collect();
         units.entry(format!("{}{constants}", kernel.source.name)).or_default().push(kernel);
@@ -41,7 +42,7 @@ fn check(capability: u32) {
     let Some(nvrtc) = nvrtc() else { return };
     let architecture = Architecture::of(capability).unwrap();
     let (mut faults, mut rows) = (Vec::new(), Vec::new());
-    for (unit, entries) in units() {
+    for (unit, entries) in units(capability) {
         let compiled = match nvrtc.compile(&entries[0], HEADERS, architecture) {
             Ok(compiled) => compiled,
             Err(error) => {

@@ -15,8 +15,9 @@ use device::Emulator;
 fn run(part: &str) {
     let emulator = Emulator::new();
     let device: Arc<dyn Device> = emulator.clone();
-    let cases = selftest::prefill_cases(false);
-    let cases: Vec<_> = cases.iter().filter(|case| case.name.contains(part)).collect();
+    let cases = selftest::cases();
+    let cases: Vec<_> =
+        cases.iter().filter(|case| case.name.starts_with("prefill ") && case.name.contains(part)).collect();
     assert!(!cases.is_empty());
     for case in cases {
         let error = case.run(&device).unwrap_or_else(|error| panic!("{}: {error}", case.name));

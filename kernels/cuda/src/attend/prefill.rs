@@ -254,6 +254,9 @@ impl PrefillAttention {
 
     /// Queues the merges of lists that were cut. The rows of a position lie side by side, those of the next do not follow.
     fn merge(&self, call: &PrefillCall, cuts: &[Cut], parts: u64) -> Result<(), Error> {
+        if cuts.is_empty() {
+            return Ok(());
+        }
         let (group, record) = (self.heads.group, (2 + self.heads.head_dim) * size_of::<f32>());
         let width = if call.divide { record - 2 * size_of::<f32>() } else { record };
         let (mut items, mut sources) = (Vec::new(), Vec::new());

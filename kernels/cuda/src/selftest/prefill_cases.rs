@@ -43,8 +43,8 @@ fn base(element: PageElement, head_dim: usize) -> Prefill {
     }
 }
 
-/// All of them, in sizes that the emulator has time for, or such that a GPU has something to do.
-pub(super) fn cases(large: bool) -> Vec<Case> {
+/// All of them, in sizes that the emulator has time for.
+pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for element in [PageElement::F32, PageElement::F16, PageElement::Bf16] {
         for head_dim in [64, 80, 96, 128, 256] {
@@ -60,9 +60,6 @@ pub(super) fn cases(large: bool) -> Vec<Case> {
         let base = Prefill { way: Way { scalar: true, ..PLAIN }, rows: 33, ..base(element, 80) };
         cases.push(case("dense, scalar", base));
         cases.push(case("lists, scalar", Prefill { keys: Keys::Lists, ..base }));
-    }
-    if large {
-        cases.extend(large_cases());
     }
     cases
 }
@@ -101,13 +98,13 @@ fn odd_cases(base: Prefill) -> Vec<Case> {
 }
 
 /// The shapes of models, with enough keys that lists are cut.
-fn large_cases() -> Vec<Case> {
+pub(super) fn large_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for element in [PageElement::F16, PageElement::Bf16] {
         for (kv_heads, group, head_dim) in [(8, 4, 128), (4, 7, 128), (3, 3, 64), (2, 8, 256)] {
             let heads = HeadShape { kv_heads, group, head_dim };
             let base =
-                Prefill { heads, prefix: 4_000, rows: 300, stripe: 32, seed: 11, ..base(element, head_dim) };
+                Prefill { heads, prefix: 2_000, rows: 200, stripe: 32, seed: 11, ..base(element, head_dim) };
             cases.push(case("dense", base));
             cases.push(case("lists", Prefill { keys: Keys::Lists, ..base }));
         }

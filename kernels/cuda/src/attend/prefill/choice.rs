@@ -101,7 +101,7 @@ impl Choice {
 
     /// The kernel without matrix units.
     pub(super) fn scalar(shape: &PageShape) -> Self {
-        let shared = SCALAR_WARPS * shape.head_dim * size_of::<f32>();
+        let shared = SCALAR_WARPS * (shape.head_dim + 32) * size_of::<f32>();
         Self { warps: SCALAR_WARPS, row_tiles: 0, keys: 64, blocks: 1, shared }
     }
 
@@ -134,7 +134,8 @@ impl Choice {
     }
 }
 
-/// Kernels for the head sizes of models on devices of some compute capability, with all their warps; with fewer, of one size.
+/// Kernels for the head sizes of models on devices of some compute capability. f16 differs from bf16 in instructions of the same
+/// number and registers, and fewer warps in constants: of these one head size stands for all, since each takes a second to compile.
 pub(crate) fn kernels(capability: u32) -> Vec<Kernel> {
     let shared = match capability {
         80 | 87 => 163 << 10,
@@ -146,13 +147,16 @@ pub(crate) fn kernels(capability: u32) -> Vec<Kernel> {
     for element in [PageElement::F32, PageElement::F16, PageElement::Bf16] {
         for head_dim in [64, 80, 96, 128, 256] {
             let shape = PageShape { tokens: 64, kv_heads: 1, head_dim, element };
-            if element == PageElement::F32 {
-                kernels.push(Choice::scalar(&shape).kernel(&shape));
-                continue;
-            }
-            let rows: &[usize] = if head_dim == 128 { &[32, 64, 96, 128] } else { &[128] };
+            let rows: &[usize] = match (element, head_dim) {
+                (PageElement::Bf16, 128) => &[32, 128],
+                (PageElement::Bf16, _) | (PageElement::F16, 128) => &[128],
+                _ => &[],
+            };
             let choices = rows.iter().filter_map(|rows| Choice::new(&shape, *rows, limits).ok());
             kernels.extend(choices.map(|choice| choice.kernel(&shape)));
+            if element == PageElement::F32 || head_dim == 256 {
+                kernels.push(Choice::scalar(&shape).kernel(&shape));
+            }
         }
     }
     kernels

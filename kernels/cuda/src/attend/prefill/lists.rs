@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
-use longshore_attention::{SparseWork, Visit, WorkList};
+use longshore_attention::{ExactBlock, SparseWork, Visit, WorkList};
 
 use super::plan::List;
 use super::{PrefillCall, invalid};
@@ -45,7 +45,7 @@ enum Run {
     Keys { first: u64, count: u64, position: u64 },
     /// Columns.
     Columns { first: u64, count: u64 },
-    /// Means: up to 64 of a page, by the bits of `keys`.
+    /// Means: up to 64, counted through the table of their pages, by the bits of `keys`.
     Means { first: u64, keys: u64 },
 }
 
@@ -66,8 +66,8 @@ pub struct KeyLists {
 }
 
 impl KeyLists {
-    /// The lists of a [`SparseWork`], over pages at these addresses. A list is folded in order; stripes make no difference here.
-    /// Refuses columns of pages that are not there.
+    /// The lists of a [`SparseWork`], over pages at these addresses. Of a list, blocks are folded first, then columns, then means, each in
+    /// their order: what lies side by side is visited together, whatever stripes it is of. Refuses columns of pages that are not there.
     pub fn of_sparse(
         work: &SparseWork,
         shape: &PageShape,
@@ -84,11 +84,7 @@ impl KeyLists {
         }
         for kv_head in 0..work.kv_heads() {
             for tile in 0..work.tiles() {
-                let start = lists.runs.len();
-                for visit in work.list(kv_head, tile) {
-                    lists.visit(visit, shape, mean_tokens);
-                }
-                lists.lists.push(start..lists.runs.len());
+                lists.add(work.list(kv_head, tile), shape, mean_tokens);
             }
         }
         Ok(lists)
@@ -99,7 +95,7 @@ impl KeyLists {
         let tiles = if rows == 0 { Vec::new() } else { vec![0..rows] };
         let mut lists = Self { kv_heads: shape.kv_heads, tiles, ..Self::default() };
         for block in &work.exact {
-            lists.visit(&Visit::Block(*block), shape, 0);
+            lists.block(block, shape);
         }
         for column in &work.columns {
             lists.columns.push(column_of(shape, pages, (column.tile, column.offset), column.position)?);
@@ -113,27 +109,30 @@ impl KeyLists {
         Ok(lists)
     }
 
-    fn visit(&mut self, visit: &Visit, shape: &PageShape, mean_tokens: usize) {
-        match *visit {
-            Visit::Block(block) => {
-                self.pages_end = self.pages_end.max(block.tile as usize + 1);
-                let first = u64::from(block.tile) * shape.tokens as u64;
-                self.keys(first, u64::from(block.len), block.first_position);
+    fn add(&mut self, visits: &[Visit], shape: &PageShape, mean_tokens: usize) {
+        let start = self.runs.len();
+        let (mut columns, mut means) = (Vec::new(), Vec::new());
+        for visit in visits {
+            match *visit {
+                Visit::Block(block) => self.block(&block, shape),
+                Visit::Columns { first, count } => add_columns(&mut columns, first.into(), count.into()),
+                Visit::Means { tile, first, keys } => {
+                    self.means_end = self.means_end.max(u64::from(tile) + 1);
+                    add_means(&mut means, u64::from(tile) * mean_tokens as u64 + u64::from(first), keys);
+                }
+                Visit::EndOfStripe => {}
             }
-            Visit::Columns { first, count } => {
-                self.runs.push(Run::Columns { first: first.into(), count: count.into() });
-            }
-            Visit::Means { tile, first, keys } => {
-                self.means_end = self.means_end.max(u64::from(tile) + 1);
-                let first = u64::from(tile) * mean_tokens as u64 + u64::from(first);
-                self.runs.push(Run::Means { first, keys });
-            }
-            Visit::EndOfStripe => {}
         }
+        self.runs.extend(columns);
+        self.runs.extend(means);
+        self.lists.push(start..self.runs.len());
     }
 
     /// Keys that go on where the last ended are one run with them.
-    fn keys(&mut self, first: u64, count: u64, position: u64) {
+    fn block(&mut self, block: &ExactBlock, shape: &PageShape) {
+        self.pages_end = self.pages_end.max(block.tile as usize + 1);
+        let first = u64::from(block.tile) * shape.tokens as u64;
+        let (count, position) = (u64::from(block.len), block.first_position);
         let begun = self.lists.last().map_or(0, |list| list.end);
         if let Some(Run::Keys { first: before, count: so_far, position: from }) =
             self.runs[begun..].last_mut()
@@ -225,6 +224,31 @@ fn column_of(
     };
     let row = shape.head_dim * shape.element.bytes();
     Ok(KeyColumn { row: page + u64::from(offset) * row as u64, position })
+}
+
+/// Columns that follow the last are one run with them.
+fn add_columns(runs: &mut Vec<Run>, first: u64, count: u64) {
+    if let Some(Run::Columns { first: before, count: so_far }) = runs.last_mut()
+        && *before + *so_far == first
+    {
+        *so_far += count;
+        return;
+    }
+    runs.push(Run::Columns { first, count });
+}
+
+/// Means that lie within 64 from the first of the last are one run with them.
+fn add_means(runs: &mut Vec<Run>, first: u64, keys: u64) {
+    let end = first + u64::from(u64::BITS - keys.leading_zeros());
+    if let Some(Run::Means { first: before, keys: so_far }) = runs.last_mut()
+        && *before <= first
+        && end - *before <= u64::from(u64::BITS)
+        && *so_far & keys << (first - *before) == 0
+    {
+        *so_far |= keys << (first - *before);
+        return;
+    }
+    runs.push(Run::Means { first, keys });
 }
 
 /// Pieces of a run, as far as rows before the position `end` see it.

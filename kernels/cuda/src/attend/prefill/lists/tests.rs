@@ -90,6 +90,35 @@ fn blocks_that_follow_each_other_are_visited_together() {
 }
 
 #[test]
+fn columns_and_means_of_stripes_are_visited_together() {
+    let column = |position| Column { tile: 0, offset: position, position: position.into() };
+    let means = |tile, keys| Visit::Means { tile, first: 0, keys };
+    let visits = vec![
+        block(0, 0, 32),
+        Visit::Columns { first: 0, count: 2 },
+        means(0, 0xffff_ffff),
+        Visit::EndOfStripe,
+        block(1, 32, 32),
+        Visit::Columns { first: 2, count: 3 },
+        means(1, 5),
+        Visit::EndOfStripe,
+        means(2, 9),
+        means(2, 9),
+    ];
+    let work = SparseWork::new(1, vec![10], vec![(visits, (0..5).map(column).collect())]).unwrap();
+    let shape = PageShape { kv_heads: 1, ..SHAPE };
+    let (visits, _) = KeyLists::of_sparse(&work, &shape, &PAGES, 32).unwrap().cut(64, 1, 100, 32);
+    let wanted = [
+        KeyVisit::new(BLOCK, 64, 0, 0),
+        KeyVisit::new(COLUMNS, 5, 0, 0),
+        KeyVisit::new(MEANS, 35, 0, 5 << 32 | 0xffff_ffff),
+        KeyVisit::new(MEANS, 4, 64, 9),
+        KeyVisit::new(MEANS, 4, 64, 9),
+    ];
+    assert_eq!(visits, wanted, "means that are visited twice count twice");
+}
+
+#[test]
 fn columns_of_pages_that_are_not_there_are_refused() {
     let error = KeyLists::of_sparse(&work(), &SHAPE, &PAGES[..1], 128).unwrap_err();
     assert!(error.to_string().contains("columns"), "{error}");

@@ -51,3 +51,11 @@ impl std::fmt::Debug for Case {
 pub fn cases() -> Vec<Case> {
     [tile_cases::cases(), decode_cases::cases(), select_cases::cases()].into_iter().flatten().collect()
 }
+
+/// Comparisons that only a GPU has time for: sequences and lists as long as those of real prompts.
+pub fn large_cases() -> Vec<Case> {
+    [tile_cases::large_cases(), decode_cases::large_cases(), select_cases::large_cases()]
+        .into_iter()
+        .flatten()
+        .collect()
+}

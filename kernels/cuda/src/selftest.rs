@@ -66,3 +66,11 @@ pub fn large_cases() -> Vec<Case> {
 pub fn executor_cases() -> Vec<Case> {
     executor::cases()
 }
+
+/// Comparisons that only a GPU has time for: sequences and lists as long as those of real prompts.
+pub fn large_cases() -> Vec<Case> {
+    [tile_cases::large_cases(), decode_cases::large_cases(), select_cases::large_cases()]
+        .into_iter()
+        .flatten()
+        .collect()
+}

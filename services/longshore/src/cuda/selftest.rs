@@ -87,7 +87,7 @@ fn cases() -> Vec<Case> {
         let run: Box<Run> = Box::new(move |device| measures(device, rate));
         Case { name: name.to_owned(), limit: 0.0, run }
     });
-    let compared = [longshore_cuda::selftest::cases(), longshore_cuda::selftest::large_cases()];
+    let compared = [selftest::cases(), selftest::large_cases(), selftest::executor_cases()];
     let compared = compared.into_iter().flatten().map(|case| Case {
         name: case.name.clone(),
         limit: case.limit,

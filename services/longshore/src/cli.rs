@@ -7,6 +7,7 @@ mod doctor;
 mod eval;
 mod model;
 mod serve;
+mod size;
 mod store;
 mod trace;
 

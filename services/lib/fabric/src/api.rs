@@ -3,7 +3,7 @@
 //! Calls that take a channel give their stream as soon as they know that they want the work: callers may begin to feed
 //! the channel only then, and a failure may come from the call or, later, as the last item of the stream.
 
-use std::{fmt::Debug, pin::Pin, sync::Arc};
+use std::{fmt::Debug, ops::Range, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
 use longshore_proto::types::{
@@ -39,6 +39,16 @@ pub trait Shard: Send + Sync + Debug {
         ctx: &CallContext,
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error>;
+    /// Reads `heads` of the KV heads of tiles: as [`Self::get_blocks`], but each body is that part of its tile, with what proves it
+    /// ([`TileMessage::copy_heads`]).
+    async fn get_heads(
+        &self,
+        _ctx: &CallContext,
+        _get: GetBlocks,
+        _heads: Range<u32>,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        Err(Error::new(Code::Unimplemented, "this shard reads whole tiles only"))
+    }
     /// Opens a view or appends to one.
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error>;
     /// Reads the summaries of a view's blocks: layer by layer, blocks in the order of the view, some in each message. Shards that

@@ -11,7 +11,7 @@ use std::{
 use futures::{Stream, StreamExt};
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use longshore_proto::{
-    types::{GetBlocks, Identity, PutAck, TileMessage, WireTileShape},
+    types::{Identity, PutAck, TileMessage, WireTileShape},
     v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
 };
 use prost::Message;
@@ -97,10 +97,10 @@ impl TileChannels {
     pub(super) async fn get_blocks(
         &self,
         ctx: &CallContext,
-        get: GetBlocks,
+        get: v1::GetBlocksRequest,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
         let hop = Hop::new(ctx);
-        let request = tiles::encoded(&v1::GetBlocksRequest::from(get));
+        let request = tiles::encoded(&get);
         let messages = futures::stream::iter([Outgoing::Encoded(request)]);
         let response = self.call(&hop.context, GET_BLOCKS, OutgoingBody::request(messages)).await?;
         let link = self.link.clone();

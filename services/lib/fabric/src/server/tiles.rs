@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    ops::Range,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -25,7 +26,7 @@ use super::{
     shard::{ShardService, put_start},
 };
 use crate::{
-    BoxStream, Error, Lane,
+    BoxStream, CallContext, Error, Lane,
     lane::{Hop, within},
     shm::{self, Connection, Lender, Link},
     tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS, TileRequest},
@@ -127,15 +128,30 @@ impl TileService {
         });
         let message: v1::GetBlocksRequest =
             message.await?.ok_or_else(|| Error::invalid("message", "is missing: the call carries one"))?;
+        let heads = message.head_range()?;
         let get = GetBlocks::try_from(message)?;
         let reserved = Arc::new(self.budget.reserve(get.identity.namespace, &connection.tile_streams)?);
         let context = hop.context.clone();
-        let answers = hop.stream(self.shard.shard.get_blocks(&context, get)).await?;
+        let answers = read(&self.shard, hop, &context, get, heads).await?;
         let lender = connection.link.map(|link| Arc::new(link.lender()));
         Ok(OutgoingBody::response(answers.then(move |answer| {
             let _reserved = &reserved;
             outgoing(lender.clone(), answer)
         })))
+    }
+}
+
+/// Whole tiles, or some heads of them.
+pub(super) async fn read(
+    service: &ShardService,
+    hop: Hop,
+    context: &CallContext,
+    get: GetBlocks,
+    heads: Option<Range<u32>>,
+) -> Result<BoxStream<Option<TileMessage>>, Error> {
+    match heads {
+        None => hop.stream(service.shard.get_blocks(context, get)).await,
+        Some(heads) => hop.stream(service.shard.get_heads(context, get, heads)).await,
     }
 }
 

@@ -15,13 +15,13 @@ pub use generate::{
 };
 pub use kv::{
     AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, ForeignBytes, GetBlocks, GetSummaries,
-    Identity, InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RUNS_MAX,
-    RepairStats, ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats, TileData,
-    TileMemory, TileMessage, TileRoom, WatchInventory, WireTileShape,
+    HeadPart, Identity, InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome,
+    RUNS_MAX, RepairStats, ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats,
+    TileData, TileMemory, TileMessage, TileRoom, WatchInventory, WireTileShape,
 };
 pub use operations::{
     BlockEntry, BlockPage, BlockState, CopyStats, DepartureStats, DrainStats, LIST_BLOCKS_MAX, LaneStats,
-    ListBlocks, ScrubFinding, ScrubStarted,
+    ListBlocks, ScrubFinding, ScrubStarted, TenantStats,
 };
 pub use work::{DecodeEvent, DecodeStart, PrefillEvent, PrefillStart};
 

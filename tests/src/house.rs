@@ -22,7 +22,7 @@ use longshore_prefill::{PrefillWorker, PrefixPolicy};
 use longshore_proto::types::{
     Finished, GenerateEvent, GenerateStart, ModelDescription, PromptChunk, Sampling, WireTileShape,
 };
-use longshore_router::{DEFAULT_PREFILL_POLICY, Policies, Router};
+use longshore_router::{DEFAULT_PREFILL_POLICY, Policies, Router, RouterMetrics};
 use tokio::sync::{mpsc, watch};
 
 /// Puts something between the cluster and one of its shards.
@@ -68,6 +68,8 @@ impl Default for Plan {
 pub struct House {
     /// Front door.
     pub router: Router,
+    /// Its counters.
+    pub router_metrics: RouterMetrics,
     /// The shards themselves, unwrapped.
     pub shards: Vec<Arc<KvStore>>,
     /// What the KV depends on.
@@ -119,9 +121,14 @@ impl House {
         };
         let shards = site.shards().await;
         site.workers().await;
-        let router = site.router();
+        let (router, router_metrics) = site.router("router-0");
         let deployment = site.deployment;
-        Self { router, shards, deployment, geometry, site, _folder: folder }
+        Self { router, router_metrics, shards, deployment, geometry, site, _folder: folder }
+    }
+
+    /// One more front door with counters of its own.
+    pub fn another_router(&self) -> (Router, RouterMetrics) {
+        self.site.router("router-1")
     }
 
     /// The shard map of this moment.
@@ -355,18 +362,19 @@ impl Site {
         self.local.add_describer(id, Arc::new(Sign { this, model }));
     }
 
-    fn router(&self) -> Router {
+    fn router(&self, id: &str) -> (Router, RouterMetrics) {
         let this = Member {
-            id: "router-0".into(),
+            id: id.to_owned(),
             role: Role::Router,
-            address: "local:router-0".into(),
+            address: format!("local:{id}"),
             incarnation: 1,
             weight: 0,
             labels: Labels::default(),
         };
         let connector = AnyConnector::new(self.local.clone(), GrpcConnector::new(GrpcOptions::default()));
         let loaded = LoadedModel::open(&self.loaded.info.path, &|_| ()).expect("the tiny model loads again");
-        Router::new(longshore_router::Parts {
+        let metrics = RouterMetrics::register(&Metrics::new());
+        let router = Router::new(longshore_router::Parts {
             config: longshore_router::Config {
                 copies: self.plan.rule.copies() as u32,
                 ..longshore_router::Config::default()
@@ -383,9 +391,10 @@ impl Site {
             cluster: self.membership.watch(),
             connector: Arc::new(connector),
             tasks: self.tasks.clone(),
-            metrics: longshore_router::RouterMetrics::register(&Metrics::new()),
+            metrics: metrics.clone(),
             nonce: 1,
-        })
+        });
+        (router, metrics)
     }
 }
 

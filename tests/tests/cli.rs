@@ -249,6 +249,36 @@ fn every_fault_of_a_configuration_is_told_at_once() {
 }
 
 #[test]
+fn copies_that_cannot_be_are_refused_before_anything_starts() {
+    for arguments in [&["up", "--copies", "2"][..], &["up", "--processes", "--copies", "3", "--shards", "2"]]
+    {
+        for check in [&[][..], &["--check-config"]] {
+            let said = refused(&[arguments, check].concat());
+            assert!(said.contains("`store.copies` is ") && said.contains("hint: start more"), "{said}");
+        }
+    }
+    assert!(works(&["up", "--check-config", "--copies", "2", "--shards", "2"], "").contains("is valid"));
+    let members = [
+        "--member",
+        "kvstore=kv-0@http://127.0.0.1:1;host=a",
+        "--member",
+        "kvstore=kv-1@http://127.0.0.1:2;host=a",
+    ];
+    let said =
+        refused(&[&["kvstore", "--id", "kv-0", "--copies", "2", "--check-config"][..], &members].concat());
+    assert!(said.contains("`store.copies` is 2") && said.contains("shards on 1 host"), "{said}");
+}
+
+#[test]
+fn bytes_may_have_units() {
+    let printed = works(&["up", "--disk", "/nowhere", "--disk-bytes", "1.5GiB", "--print-config"], "");
+    assert!(printed.contains("capacity_bytes = 1610612736"), "{printed}");
+    let output = longshore(&["up", "--disk", "/nowhere", "--disk-bytes", "1 gigabyte"], "");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("`32GiB`"), "{}", stderr(&output));
+}
+
+#[test]
 fn the_default_policy_is_a_flag_of_what_has_a_router() {
     let names = Policies::names().collect::<Vec<_>>().join(", ");
     for command in ["up", "router", "generate", "chat"] {

@@ -8,8 +8,16 @@ use serde_json::Value;
 
 fn doctor(arguments: &[&str]) -> String {
     let output = Command::new(program()).arg("doctor").args(arguments).output().expect("the program starts");
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("results are UTF-8")
+    let said = String::from_utf8(output.stdout).expect("results are UTF-8");
+    let found_nothing = said.contains("no problem found") || said.contains("\"problems\": []");
+    let code = if found_nothing { 0 } else { 1 };
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    said
 }
 
 #[test]
@@ -45,6 +53,9 @@ fn a_program_reads_the_same() {
 fn a_faulty_configuration_and_a_missing_model_are_problems_with_remedies() {
     let text = doctor(&["--set", "prefill.nope=3"]);
     assert!(text.contains("problem: ") && text.contains("`prefill.nope` (--set)"), "{text}");
+    let text = doctor(&["--copies", "2"]);
+    assert!(text.contains("problem: `store.copies` is 2") && text.contains("remedy: start more"), "{text}");
+    assert!(!doctor(&["--copies", "2", "--shards", "2"]).contains("store.copies` is 2"));
     let text = doctor(&["--model", "pypi:no-such-package==1.0"]);
     let remedy = "remedy: run `longshore model pull pypi:no-such-package==1.0`";
     assert!(text.contains("not fetched") && text.contains(remedy), "{text}");

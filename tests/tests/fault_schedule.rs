@@ -1,12 +1,14 @@
 //! Real processes under a random schedule of faults, one at a time: killed, killed and away for a while, frozen, cut off from the
-//! network. Tokens stay the same, no acknowledged block is lost, no wrong byte is read, and copies are made anew. Another test
-//! fills the disk of a shard, and a measurement looks at its memory.
+//! network. Tokens stay the same, no acknowledged block is lost, no wrong byte is read, and copies are made anew. Other tests
+//! fill the disk of a shard and slow it down, and a measurement looks at its memory.
 //!
 //! `LONGSHORE_FAULT_ROUNDS=40` makes it longer, `LONGSHORE_FAULT_SEED=N` another schedule.
 
 use std::{
     fs,
+    io::Read,
     path::Path,
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -16,6 +18,7 @@ use longshore_tests::{
     client::{await_start, generate},
     draws::Draws,
     fleet::{Fleet, FleetPlan},
+    server::send_signal,
     store_client::StoreClient,
 };
 
@@ -178,7 +181,7 @@ impl SmallDisk {
     #[allow(clippy::print_stdout, reason = "a test says what it cannot do")]
     fn make() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut mount = std::process::Command::new("mount");
+        let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &format!("size={}", Self::BYTES), "tmpfs"]).arg(folder.path());
         let mounted = mount.output().is_ok_and(|output| output.status.success());
         if !mounted {
@@ -205,7 +208,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         if self.mounted {
-            let _ended = std::process::Command::new("umount").arg("-l").arg(self.path()).output();
+            let _ended = Command::new("umount").arg("-l").arg(self.path()).output();
         }
     }
 }
@@ -252,6 +255,107 @@ async fn a_full_disk_costs_blocks_and_never_a_wrong_byte_or_the_shard() {
     let found = all - client.unread().await;
     assert!(found > 0, "nothing was found on disk");
     println!("{found} blocks are found after a restart");
+}
+
+/// A disk that is slow, for as long as it lives: every read and write of files by offset waits first, in the kernel's hands. Sockets are read
+/// and written by other calls, so that only the disk tier notices.
+struct SlowDisk {
+    tracer: Child,
+}
+
+impl SlowDisk {
+    /// Makes the disk of a process slow; the error says what the machine does not allow.
+    fn make(pid: u32, delay: Duration) -> Result<Self, String> {
+        let inject = format!("inject=pread64,pwrite64:delay_enter={}", delay.as_micros());
+        let mut tracer = Command::new("strace");
+        tracer.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pread64,pwrite64", "-e", &inject]);
+        tracer
+            .args(["-p", &pid.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut tracer = tracer.spawn().map_err(|error| format!("`strace` cannot be run: {error}"))?;
+        let began = Instant::now();
+        while !is_traced(pid) {
+            if let Ok(Some(_)) = tracer.try_wait() {
+                let mut said = String::new();
+                let _said_nothing = tracer.stderr.take().map(|mut from| from.read_to_string(&mut said));
+                return Err(format!("`strace` may not look at a process: {}", said.trim()));
+            }
+            assert!(began.elapsed() < PATIENCE, "strace neither ends nor begins");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Self { tracer })
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        // It lets go of the process when it is asked to end, and the process runs on.
+        assert!(send_signal(self.tracer.id(), "-INT"), "strace could not be asked to end");
+        let _ended = self.tracer.wait();
+    }
+}
+
+/// Whether every thread of a process has a tracer.
+fn is_traced(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.flatten().all(|thread| {
+        let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+        tracer.is_some_and(|tracer| tracer.trim() != "0")
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_disk_costs_time_or_blocks_and_never_a_wrong_byte_or_the_shard() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().display().to_string();
+    let more = [
+        // 256 blocks of 4 KiB in memory, and room for all on disk.
+        "kvstore.capacity_bytes=1048576".to_owned(),
+        format!("kvstore.disk.path={path:?}"),
+        "kvstore.disk.capacity_bytes=8388608".to_owned(),
+        "kvstore.disk.write_wait_ms=50".to_owned(),
+        "kvstore.disk.pause_ms=500".to_owned(),
+        "kvstore.scrub_bytes_per_s=0".to_owned(),
+    ];
+    let mut fleet = Fleet::start(&FleetPlan {
+        shards: 1,
+        sets: [sets(), more.to_vec()].concat(),
+        ..FleetPlan::default()
+    });
+    let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
+    let mut client = StoreClient::new(fleet.members(), &describe.models[0], CopyRule::default());
+    for name in 0..6 {
+        assert_eq!(client.store(name, 50).await, 0, "without faults every block is stored");
+    }
+    assert_eq!(client.unread().await, 0, "300 blocks, some of them on disk");
+    let slow = match SlowDisk::make(fleet.id("kv-0"), Duration::from_millis(150)) {
+        Ok(slow) => slow,
+        Err(why) => return println!("NOT RUN: a disk that is slow, because {why}"),
+    };
+    let began = Instant::now();
+    let mut refused = 0;
+    for name in 6..8 {
+        refused += client.store(name, 50).await;
+    }
+    // Every byte that comes is checked; blocks may be late or lost, as in any cache.
+    let late = client.unread().await;
+    let stats = client.stats(0).await.expect("the shard answers beside its disk");
+    let on_disk = stats.tiers.iter().find(|tier| tier.name == "disk").expect("there is a disk tier");
+    println!(
+        "{:.1} s with a slow disk: {refused} of 100 blocks refused, {late} of {} not read in time, {on_disk:?}",
+        began.elapsed().as_secs_f64(),
+        client.stored().len()
+    );
+    assert!(on_disk.slow_total > 0, "nobody waited for the disk: {on_disk:?}");
+    drop(slow);
+    assert!(fleet.runs("kv-0"), "the shard lives");
+    // Afterwards new blocks are stored, and what was read before the fault and is still held is as it was.
+    assert_eq!(client.store(9, 50).await, 0);
+    let (all, unread) = (client.stored().len(), client.unread().await);
+    assert!(unread < all / 2, "{unread} of {all} blocks are gone");
 }
 
 /// Resident memory of a process, bytes.

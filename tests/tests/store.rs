@@ -88,10 +88,17 @@ async fn an_operator_looks_checks_moves_and_drains() {
 
     let drained = works(&server, &["drain", "kv-1", "--timeout", "120"]);
     assert!(drained.contains("kv-1: drained"), "{drained}");
+    let second = fails(&server, &["drain", "kv-2", "--timeout", "120"]);
+    assert!(second.contains("was not asked to drain") && second.contains("drain kv-1 --cancel"), "{second}");
+    let heads = works(&server, &["get", key, "--heads", "0..1", "--out", &file]);
+    assert!(heads.contains("KV heads 0 to 0 of 3"), "{heads}");
     server.kill("kv-1", "-KILL");
     let (again, usage) = complete(&server, &json!(prompt), 16).await;
     assert_eq!(again, answer, "no token is lost with it");
     assert!(usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0) > 0, "{usage}");
+    // Its supervisor would have started it again after half a second.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(server.process("kv-1"), None, "a shard that was drained stays away");
 }
 
 #[test]

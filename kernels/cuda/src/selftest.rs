@@ -57,11 +57,6 @@ pub fn cases() -> Vec<Case> {
     parts.into_iter().chain(attention).flatten().collect()
 }
 
-/// Comparisons of prefill attention in the shapes of models: too many keys for the emulator.
-pub fn large_cases() -> Vec<Case> {
-    prefill_cases::large_cases()
-}
-
 /// Comparisons of the executor: whole calls over tiles of the host.
 pub fn executor_cases() -> Vec<Case> {
     executor::cases()
@@ -69,8 +64,7 @@ pub fn executor_cases() -> Vec<Case> {
 
 /// Comparisons that only a GPU has time for: sequences and lists as long as those of real prompts.
 pub fn large_cases() -> Vec<Case> {
-    [tile_cases::large_cases(), decode_cases::large_cases(), select_cases::large_cases()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let attention = [decode_cases::large_cases(), prefill_cases::large_cases()];
+    let parts = [tile_cases::large_cases(), select_cases::large_cases()];
+    parts.into_iter().chain(attention).flatten().collect()
 }

@@ -5,16 +5,18 @@ use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace};
 
 pub use data::{ForeignBytes, TileData, TileMemory, TileRoom};
 
-use super::operations::{CopyStats, DepartureStats, DrainStats, LaneStats, ScrubFinding};
+use super::operations::{CopyStats, DepartureStats, DrainStats, LaneStats, ScrubFinding, TenantStats};
 
 mod attend;
 mod convert;
 mod data;
+mod heads;
 mod inventory;
 mod store;
 mod summaries;
 
 pub use attend::RUNS_MAX;
+pub use heads::HeadPart;
 
 /// Element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -325,6 +327,8 @@ pub struct ShardStats {
     pub drain: DrainStats,
     /// What the last rounds of the scrubber found damaged, the newest last.
     pub scrub_findings: Vec<ScrubFinding>,
+    /// How tenants share it.
+    pub tenants: TenantStats,
 }
 
 /// Occupancy and counters of one tier of a shard.

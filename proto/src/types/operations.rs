@@ -148,6 +148,25 @@ pub struct CopyStats {
     pub short: u64,
     /// Blocks of which nobody said what places them.
     pub unplaced_blocks: u64,
+    /// Blocks of which `short` says nothing yet.
+    pub unsearched_blocks: u64,
+}
+
+/// How the tenants of a shard, which are namespaces to it, share what there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TenantStats {
+    /// Tenants with views, streams or incomplete blocks.
+    pub tenants: u64,
+    /// Bytes of blocks that nothing may evict.
+    pub kept_bytes: u64,
+    /// The most of that which one tenant has.
+    pub most_kept_bytes: u64,
+    /// What was refused because one tenant would have taken too much, since start.
+    pub refused_total: u64,
+    /// Blocks dropped before their promise ended, since start.
+    pub broken_promises_total: u64,
+    /// Streams ended because they made no progress, since start.
+    pub stalled_streams_total: u64,
 }
 
 /// How a shard that is drained hands its blocks over.
@@ -372,7 +391,15 @@ numbers!(DepartureStats {
     duplicate_total,
 });
 numbers!(LaneStats { name, received_bytes_total, sent_bytes_total, puts_total, gets_total });
-numbers!(CopyStats { wanted, write_acks, short, unplaced_blocks });
+numbers!(CopyStats { wanted, write_acks, short, unplaced_blocks, unsearched_blocks });
+numbers!(TenantStats {
+    tenants,
+    kept_bytes,
+    most_kept_bytes,
+    refused_total,
+    broken_promises_total,
+    stalled_streams_total,
+});
 numbers!(DrainStats {
     draining,
     drained,

@@ -24,6 +24,13 @@ pub struct Config {
     pub reap_interval_ms: u64,
     /// Put streams at a time.
     pub writers_max: usize,
+    /// Get streams at a time.
+    pub readers_max: usize,
+    /// What one tenant alone may take of views, streams, incomplete blocks, and blocks that nothing may evict, per cent; the more tenants
+    /// take all that they may, the less each gets. 100: whoever comes first takes all.
+    pub tenant_percent: u32,
+    /// How long a put stream with incomplete blocks may bring nothing that is missing, and a get stream take nothing, before it is ended.
+    pub stall_ms: u64,
     /// Open views at a time.
     pub views_max: usize,
     /// Attention queries computed at the same time, over all streams.
@@ -160,6 +167,9 @@ impl Default for Config {
             eviction: Eviction::default().name().to_owned(),
             reap_interval_ms: 500,
             writers_max: 1_024,
+            readers_max: 1_024,
+            tenant_percent: 75,
+            stall_ms: 120_000,
             views_max: 65_536,
             attend_concurrency: 16,
             attend_stream_concurrency: 8,
@@ -182,6 +192,9 @@ impl Validate for Config {
         }
         check_range(faults, path, "reap_interval_ms", self.reap_interval_ms, 10..=60_000);
         check_range(faults, path, "writers_max", self.writers_max, 1..=65_536);
+        check_range(faults, path, "readers_max", self.readers_max, 1..=65_536);
+        check_range(faults, path, "tenant_percent", self.tenant_percent, 1..=100);
+        check_range(faults, path, "stall_ms", self.stall_ms, 100..=3_600_000);
         check_range(faults, path, "views_max", self.views_max, 1..=1 << 24);
         check_range(faults, path, "attend_concurrency", self.attend_concurrency, 1..=4_096);
         check_range(faults, path, "attend_stream_concurrency", self.attend_stream_concurrency, 1..=1_024);
@@ -218,6 +231,7 @@ mod tests {
         let bad = Config {
             capacity_bytes: 5,
             eviction: "mru".to_owned(),
+            tenant_percent: 0,
             views_max: 0,
             attend_query_bytes_max: 1 << 30,
             disk: DiskConfig {
@@ -233,6 +247,7 @@ mod tests {
         let named = [
             "capacity_bytes",
             "eviction",
+            "tenant_percent",
             "views_max",
             "attend_query_bytes_max",
             "disk.capacity_bytes",

@@ -52,15 +52,16 @@ impl Default for Drain {
 
 impl Drain {
     /// Begins or ends it; what it is already stays as it is.
-    pub(crate) fn set(&self, on: bool) {
+    /// False when it was so before.
+    pub(crate) fn set(&self, on: bool) -> bool {
         let mut state = self.lock();
         if on == state.since.is_some() {
-            return;
+            return false;
         }
         *state = State { since: on.then(Instant::now), found: None };
         self.refuses.store(false, Relaxed);
         self.on.send_replace(on);
-        tracing::info!(draining = on, "the shard was asked to hand its blocks over, or to stop that");
+        true
     }
 
     /// Whether the shard is being drained.

@@ -68,6 +68,18 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// A stream that keeps something from others made no progress.
+    #[error(
+        "{what} for {stall_ms} ms, so this {stream} stream is ended; hint: open it again when there is something to do"
+    )]
+    Stalled {
+        /// `put` or `get`.
+        stream: &'static str,
+        /// What its caller did not do.
+        what: &'static str,
+        /// How long it was waited for.
+        stall_ms: u64,
+    },
     /// The caller went away.
     #[error("the caller went away")]
     Cancelled,
@@ -120,7 +132,7 @@ impl Error {
             | Self::OtherEpoch { .. }
             | Self::Draining { .. } => Code::FailedPrecondition,
             Self::NotFinite { .. } => Code::DataLoss,
-            Self::Deaf { .. } => Code::ResourceExhausted,
+            Self::Deaf { .. } | Self::Stalled { .. } => Code::ResourceExhausted,
             Self::Cancelled => Code::Cancelled,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::ShuttingDown { .. } | Self::SlowDisk { .. } => Code::Unavailable,

@@ -1,20 +1,19 @@
 //! Get streams: tiles go out as they lie in memory or on disk, verified again. While some go out the next ones are read and verified.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, future::try_join_all, stream};
 use longshore_attention::Tile;
 use longshore_blocks::{
-    BlockKey, Namespace, crc32c,
+    BlockKey, Namespace, combine_crc32c, crc32c,
     pool::{Page, Payload, SealedBlock},
     tier::{Extent, Tier},
 };
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext};
-use longshore_proto::types::{GetBlocks, TileMessage};
+use longshore_proto::types::{GetBlocks, HeadPart, TileData, TileMessage};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     Error, lifetime,
@@ -31,36 +30,79 @@ const AHEAD_BLOCKS: usize = 8;
 /// Bytes of one block on disk that one thread reads; larger blocks are read by several.
 const PART_BYTES: usize = 2 << 20;
 
-/// Starts a get stream.
+/// What is read of each block.
+#[derive(Debug, Clone)]
+struct Wanted {
+    layers: Range<u32>,
+    /// KV heads; none: whole tiles.
+    heads: Option<Range<u32>>,
+}
+
+/// Starts a get stream, of some KV heads or of whole tiles.
 pub(crate) fn start(
     store: &Arc<Store>,
     tasks: &Tasks,
     ctx: &CallContext,
     get: GetBlocks,
+    heads: Option<Range<u32>>,
 ) -> Result<BoxStream<Option<TileMessage>>, Error> {
     store.check_identity(&get.identity)?;
     check_count("keys", get.keys.len())?;
-    let layers = layers(get.first_layer, get.layers, store.identity().layers)?;
+    check_heads(heads.as_ref(), store.identity().tile_shape.kv_heads)?;
+    let wanted = Wanted { layers: layers(get.first_layer, get.layers, store.identity().layers)?, heads };
+    let place = Place::take(store, get.identity.namespace)?;
     let (lane, lanes) = (ctx.lane, store.metrics.lanes.clone());
     lanes.get(lane);
     let (tiles, answer) = mpsc::channel(TILES_UNREAD_MAX);
+    let (end, answer) = lifetime::ending(answer);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-get", async move {
+        let _place = place;
         let failure = tokio::select! {
-            ended = send(&store, get, layers, &tiles) => ended.err(),
+            ended = send(&store, get, wanted, &tiles) => ended.err(),
             reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
             () = tiles.closed() => None,
         };
         if let Some(error) = failure {
-            let _caller_is_gone = tiles.try_send(Err(error.into()));
+            let _caller_is_gone = end.send(error.into());
         }
     });
-    let counted = futures::StreamExt::inspect(ReceiverStream::new(answer), move |tile| {
+    let counted = futures::StreamExt::inspect(answer, move |tile| {
         if let Ok(Some(tile)) = tile {
             lanes.sent(lane, tile.data.len() as u64);
         }
     });
     Ok(Box::pin(counted))
+}
+
+fn check_heads(heads: Option<&Range<u32>>, held: usize) -> Result<(), Error> {
+    match heads {
+        Some(heads) if heads.is_empty() || heads.end as usize > held => {
+            let problem =
+                format!("are {} to {} (exclusive), tiles have {held} KV heads", heads.start, heads.end);
+            Err(Error::invalid("heads", problem))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A stream's place among the get streams.
+struct Place {
+    store: Arc<Store>,
+    tenant: Namespace,
+}
+
+impl Place {
+    fn take(store: &Arc<Store>, tenant: Namespace) -> Result<Self, Error> {
+        store.with_pool(|pool, _| pool.open_reader(tenant))?;
+        Ok(Self { store: Arc::clone(store), tenant })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.store.with_pool(|pool, _| pool.close_reader(self.tenant));
+    }
 }
 
 /// First and end layer that were asked for, of those that blocks have.
@@ -80,11 +122,11 @@ pub(crate) fn layers(first: u32, layers: Option<u32>, held: u32) -> Result<Range
 
 type Tiles = mpsc::Sender<Result<Option<TileMessage>, longshore_fabric::Error>>;
 
-async fn send(store: &Arc<Store>, get: GetBlocks, layers: Range<u32>, tiles: &Tiles) -> Result<(), Error> {
-    let namespace = get.identity.namespace;
-    let block_bytes = store.identity().tile_shape.bytes() * layers.len();
+async fn send(store: &Arc<Store>, get: GetBlocks, wanted: Wanted, tiles: &Tiles) -> Result<(), Error> {
+    let (namespace, stall_ms) = (get.identity.namespace, store.config().stall_ms);
+    let block_bytes = store.identity().tile_shape.bytes() * wanted.layers.len();
     let ahead = (AHEAD_BYTES / block_bytes).clamp(1, AHEAD_BLOCKS);
-    let reads = get.keys.into_iter().map(|key| store.read(namespace, key, layers.clone()));
+    let reads = get.keys.into_iter().map(|key| store.read(namespace, key, wanted.clone()));
     let mut blocks = stream::iter(reads).buffered(ahead);
     while let Some(block) = blocks.next().await {
         let messages = match block? {
@@ -92,17 +134,39 @@ async fn send(store: &Arc<Store>, get: GetBlocks, layers: Range<u32>, tiles: &Ti
             None => vec![None],
         };
         for message in messages {
-            if tiles.send(Ok(message)).await.is_err() {
-                return Ok(());
+            match tokio::time::timeout(Duration::from_millis(stall_ms), tiles.send(Ok(message))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ok(()),
+                Err(_) => {
+                    store.metrics.stalled("get");
+                    return Err(Error::Stalled { stream: "get", what: "no tile was taken", stall_ms });
+                }
             }
         }
     }
     Ok(())
 }
 
-fn message(block: &SealedBlock<Arc<Tile>>, layer: u32, tile: Arc<Tile>) -> TileMessage {
-    let crc32c = block.checksums()[layer as usize];
-    TileMessage { key: block.key(), layer, data: Bytes::from_owner(Body(tile)).into(), crc32c, place: None }
+/// A tile, or some heads of it. None when the tile does not match its checksum, which only reads of heads look at.
+fn message(
+    block: &SealedBlock<Arc<Tile>>,
+    layer: u32,
+    tile: Arc<Tile>,
+    heads: Option<&Range<u32>>,
+) -> Option<TileMessage> {
+    let (stored, shape) = (block.checksums()[layer as usize], tile.shape());
+    let (key, whole) = (block.key(), Bytes::from_owner(Body(tile)));
+    let Some(heads) = heads else {
+        return Some(TileMessage { key, layer, data: whole.into(), crc32c: stored, place: None });
+    };
+    let part = HeadPart::of(&whole, shape.kv_heads, heads.start);
+    let own = part.head_crc32cs[heads.start as usize..heads.end as usize].iter();
+    let crc32c = own.fold(0, |crc, head| combine_crc32c(crc, *head, shape.head_bytes()));
+    let body =
+        whole.slice(heads.start as usize * shape.head_bytes()..heads.end as usize * shape.head_bytes());
+    let is_sound = part.tile_crc32c == stored;
+    let data = TileData::from(body).of_heads(part);
+    is_sound.then_some(TileMessage { key, layer, data, crc32c, place: None })
 }
 
 /// A tile's body, lent to a message without a copy.
@@ -115,22 +179,22 @@ impl AsRef<[u8]> for Body {
 }
 
 impl Store {
-    /// The tiles of a block in `layers`, wherever they lie, checked. A block with a bad one is dropped and as good as missing.
+    /// What is wanted of a block's tiles, wherever they lie, checked. A block with a bad one is dropped and as good as missing.
     async fn read(
         self: &Arc<Self>,
         namespace: Namespace,
         key: BlockKey,
-        layers: Range<u32>,
+        wanted: Wanted,
     ) -> Result<Option<Vec<TileMessage>>, Error> {
         let Some(block) = self.with_pool(|pool, now| pool.get(namespace, key, now)) else { return Ok(None) };
         if block.tier() == Tier::Disk {
             self.wish(std::iter::once(block.generation()));
         }
         if let Payload::Disk(extent) = block.payload() {
-            return self.read_parts(&block, &extent, layers).await;
+            return self.read_parts(&block, &extent, wanted).await;
         }
         let reader = self.clone();
-        self.off_reactor(move || reader.messages(&block, layers)).await
+        self.off_reactor(move || reader.messages(&block, &wanted)).await
     }
 
     /// Reads a block on disk, in parts when it is large; with all other streams no more parts at a time than there are readers.
@@ -138,49 +202,63 @@ impl Store {
         self: &Arc<Self>,
         block: &Arc<SealedBlock<Arc<Tile>>>,
         extent: &Arc<Extent>,
-        layers: Range<u32>,
+        wanted: Wanted,
     ) -> Result<Option<Vec<TileMessage>>, Error> {
         let Some(disk) = self.disk() else { return Err(self.panicked()) };
         let step = (PART_BYTES / self.identity().tile_shape.bytes()).max(1);
+        let Wanted { layers, heads } = wanted;
         let parts = layers.clone().step_by(step).map(|first| {
             let part = first..layers.end.min(first.saturating_add(step as u32));
-            let (reader, block, extent) = (self.clone(), block.clone(), extent.clone());
+            let (reader, block, extent, heads) = (self.clone(), block.clone(), extent.clone(), heads.clone());
             async move {
                 // Never closed while the shard is there.
                 let permit = disk.get_permits.clone().acquire_owned().await.map_err(|_| self.panicked())?;
-                let read = move || {
+                let read = move || -> Option<Vec<TileMessage>> {
                     let _one_of_few = permit;
-                    reader.read_layers(&block, &extent, part)
+                    // Whole tiles are read, since only they have a checksum that was stored.
+                    let tiles = reader.read_layers(&block, &extent, part.clone()).ok()?;
+                    let tiles = part.zip(tiles);
+                    tiles.map(|(layer, tile)| message(&block, layer, tile, heads.as_ref())).collect()
                 };
-                Ok::<_, Error>(self.off_reactor(read).await?.ok())
+                self.off_reactor(read).await
             }
         });
-        let parts: Option<Vec<_>> = try_join_all(parts).await?.into_iter().collect();
-        let tiles = parts.map(|parts| layers.zip(parts.into_iter().flatten()));
-        Ok(tiles.map(|tiles| tiles.map(|(layer, tile)| message(block, layer, tile)).collect()))
+        let parts: Option<Vec<Vec<TileMessage>>> = try_join_all(parts).await?.into_iter().collect();
+        Ok(parts.map(|parts| parts.into_iter().flatten().collect()))
     }
 
-    /// The same of all layers, off the reactor and without counting as a use.
+    /// All layers of a block, off the reactor and without counting as a use.
     pub(crate) async fn read_here(
         self: &Arc<Self>,
         namespace: Namespace,
         key: BlockKey,
     ) -> Option<Vec<TileMessage>> {
         let block = self.with_pool(|pool, _| pool.peek_block(namespace, key))?;
-        let (layers, reader) = (self.identity().layers, self.clone());
-        self.off_reactor(move || reader.messages(&block, 0..layers)).await.ok()?
+        let (wanted, reader) = (Wanted { layers: 0..self.identity().layers, heads: None }, self.clone());
+        self.off_reactor(move || reader.messages(&block, &wanted)).await.ok()?
     }
 
-    fn messages(&self, block: &SealedBlock<Arc<Tile>>, layers: Range<u32>) -> Option<Vec<TileMessage>> {
-        let tiles: Vec<_> = match block.payload() {
-            Payload::Memory(pages) if !is_sound(&pages, layers.clone()) => {
-                self.condemn(block);
-                return None;
+    fn messages(&self, block: &SealedBlock<Arc<Tile>>, wanted: &Wanted) -> Option<Vec<TileMessage>> {
+        let Wanted { layers, heads } = wanted;
+        let (tiles, is_checked): (Vec<_>, bool) = match block.payload() {
+            Payload::Memory(pages) => {
+                // The proof of a range of heads takes every byte of the tile, too.
+                let is_checked = heads.is_none();
+                if is_checked && !is_sound(&pages, layers.clone()) {
+                    self.condemn(block);
+                    return None;
+                }
+                (layers.clone().map(|at| pages[at as usize].payload.clone()).collect(), is_checked)
             }
-            Payload::Memory(pages) => layers.clone().map(|at| pages[at as usize].payload.clone()).collect(),
-            Payload::Disk(extent) => self.read_layers(block, &extent, layers.clone()).ok()?,
+            Payload::Disk(extent) => (self.read_layers(block, &extent, layers.clone()).ok()?, true),
         };
-        Some(layers.zip(tiles).map(|(layer, tile)| message(block, layer, tile)).collect())
+        let tiles = layers.clone().zip(tiles);
+        let messages: Option<Vec<_>> =
+            tiles.map(|(layer, tile)| message(block, layer, tile, heads.as_ref())).collect();
+        if messages.is_none() && !is_checked {
+            self.condemn(block);
+        }
+        messages
     }
 
     /// Drops a block whose bytes changed since they were stored.

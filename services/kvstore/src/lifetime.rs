@@ -1,7 +1,10 @@
 //! How long a stream goes on: until its caller leaves, its deadline passes or the process stops.
 
+use futures::{StreamExt as _, future::ready};
 use longshore_chassis::Tasks;
-use longshore_fabric::CallContext;
+use longshore_fabric::{BoxStream, CallContext, Error as CallError};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{Error, store::Store};
 
@@ -18,4 +21,14 @@ pub(crate) async fn ended(store: &Store, ctx: &CallContext, tasks: &Tasks) -> Er
         () = deadline => Error::DeadlineExceeded,
         () = tasks.cancelled() => Error::ShuttingDown { shard: store.identity().shard_id.clone() },
     }
+}
+
+/// A stream of what comes through `items`, and then of the error that the sender ended it with, if any: that arrives although its caller
+/// reads nothing for a while and `items` is full.
+pub(crate) fn ending<T: Send + 'static>(
+    items: mpsc::Receiver<Result<T, CallError>>,
+) -> (oneshot::Sender<CallError>, BoxStream<T>) {
+    let (end, ended) = oneshot::channel::<CallError>();
+    let last = futures::stream::once(ended).filter_map(|error| ready(error.ok().map(Err)));
+    (end, Box::pin(ReceiverStream::new(items).chain(last)))
 }

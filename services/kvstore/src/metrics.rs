@@ -1,5 +1,7 @@
 //! Counters of a shard, and its occupancy as it is at the moment of a scrape.
 
+mod shares;
+
 use std::{
     fmt,
     sync::{Arc, Weak},
@@ -7,7 +9,7 @@ use std::{
 
 use longshore_blocks::{pool::PoolStats, tier::Tier};
 use longshore_chassis::Metrics;
-use longshore_proto::types::{PutOutcome, RepairStats};
+use longshore_proto::types::{CopyStats, PutOutcome, RepairStats};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -65,6 +67,8 @@ pub(crate) struct StoreMetrics {
     scrubbed_blocks: Family<[(&'static str, &'static str); 1], Counter>,
     /// Blocks that the scrubber found damaged, by tier.
     scrub_bad_blocks: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Streams ended because they made no progress, by kind.
+    stalled_streams: Family<[(&'static str, &'static str); 1], Counter>,
     /// Rounds that the scrubber finished.
     pub(crate) scrub_rounds: Counter,
     scrub_done: Gauge,
@@ -93,6 +97,7 @@ impl StoreMetrics {
             disk_slow: Counter::default(),
             scrubbed_blocks: Family::default(),
             scrub_bad_blocks: Family::default(),
+            stalled_streams: Family::default(),
             scrub_rounds: Counter::default(),
             scrub_done: Gauge::default(),
             scrub_total: Gauge::default(),
@@ -139,6 +144,11 @@ impl StoreMetrics {
             ("scrub_rounds", "Rounds that the scrubber finished", &self.scrub_rounds),
         ];
         counters.into_iter().for_each(|(name, help, counter)| metrics.register(name, help, counter.clone()));
+        metrics.register(
+            "stalled_streams",
+            "Streams ended because they made no progress, by kind",
+            self.stalled_streams.clone(),
+        );
         metrics.register("scrubbed_blocks", "Blocks that the scrubber checked", self.scrubbed_blocks.clone());
         metrics.register(
             "scrub_bad_blocks",
@@ -147,6 +157,19 @@ impl StoreMetrics {
         );
         metrics.register("scrub_done_blocks", "Blocks of this round so far", self.scrub_done.clone());
         metrics.register("scrub_round_blocks", "Blocks of this round", self.scrub_total.clone());
+    }
+
+    /// A `put` or `get` stream was ended because it made no progress.
+    pub(crate) fn stalled(&self, stream: &'static str) {
+        self.stalled_streams.get_or_create(&[("stream", stream)]).inc();
+    }
+
+    /// Streams ended because they made no progress.
+    pub(crate) fn stalled_total(&self) -> u64 {
+        ["put", "get"]
+            .iter()
+            .map(|stream| self.stalled_streams.get_or_create(&[("stream", *stream)]).get())
+            .sum()
     }
 
     /// How far the scrubber is.
@@ -207,10 +230,9 @@ impl Collector for Occupancy {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(store) = self.store.upgrade() else { return Ok(()) };
         let stats = store.with_pool(|pool, _| pool.stats());
-        let repair = store.repair.stats();
-        for (name, help, value) in
-            gauges(&stats).into_iter().chain(repair_gauges(&repair, store.repair.copies().short))
-        {
+        let (repair, copies) = (store.repair.stats(), store.repair.copies(stats.blocks, stats.stored_total));
+        shares::encode(&mut encoder, &stats)?;
+        for (name, help, value) in gauges(&stats).into_iter().chain(repair_gauges(&repair, &copies)) {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(sample)?;
@@ -286,7 +308,7 @@ fn disk_counters(stats: &PoolStats) -> [(&'static str, &'static str, u64); 8] {
     ]
 }
 
-fn repair_gauges(stats: &RepairStats, short: u64) -> [(&'static str, &'static str, u64); 4] {
+fn repair_gauges(stats: &RepairStats, copies: &CopyStats) -> [(&'static str, &'static str, u64); 5] {
     [
         (
             "repair_unchecked_blocks",
@@ -295,7 +317,8 @@ fn repair_gauges(stats: &RepairStats, short: u64) -> [(&'static str, &'static st
         ),
         ("repair_backlog_blocks", "Missing copies that are to be sent", stats.backlog_blocks),
         ("peers_down", "Other shards that are not reached", stats.peers_down),
-        ("copies_short", "Copies that the last search found missing and did not send", short),
+        ("copies_short", "Copies that the last search found missing and did not send", copies.short),
+        ("copies_unsearched_blocks", "Blocks that no search looked at yet", copies.unsearched_blocks),
     ]
 }
 

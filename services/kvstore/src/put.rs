@@ -1,6 +1,6 @@
 //! Put streams: tiles come in, are verified and copied; blocks are acknowledged as soon as they are complete.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use longshore_attention::Tile;
 use longshore_blocks::{
@@ -11,7 +11,6 @@ use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext, Lane, TileRooms};
 use longshore_proto::types::{Identity, PutAck, PutOutcome, TileMessage, WireTileShape};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{Error, lifetime, store::Store};
 
@@ -38,18 +37,33 @@ pub(crate) fn start(
     let namespace = identity.namespace;
     let session = Session { store: store.clone(), namespace, writer, blocks: HashMap::new(), settled: 0 };
     let (acks, answer) = mpsc::channel(ACKS_UNREAD_MAX);
+    let (end, answer) = lifetime::ending(answer);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-put", async move {
         let failure = tokio::select! {
             ended = receive(session, ctx.lane, tiles, &acks) => ended.err(),
             reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
+            error = stalled(&store, writer) => Some(error),
             () = acks.closed() => None,
         };
         if let Some(error) = failure {
-            let _caller_is_gone = acks.try_send(Err(error.into()));
+            let _caller_is_gone = end.send(error.into());
         }
     });
-    Ok(Box::pin(ReceiverStream::new(answer)))
+    Ok(answer)
+}
+
+/// Resolves when the stream keeps room for blocks that it does not go on with.
+async fn stalled(store: &Store, writer: WriterId) -> Error {
+    let stall_ms = store.config().stall_ms;
+    loop {
+        let left_ms = store.with_pool(|pool, now| pool.patience_left_ms(writer, stall_ms, now));
+        if left_ms == Some(0) {
+            store.metrics.stalled("put");
+            return Error::Stalled { stream: "put", what: "no tile of an incomplete block came", stall_ms };
+        }
+        tokio::time::sleep(Duration::from_millis(left_ms.unwrap_or(stall_ms))).await;
+    }
 }
 
 type Acks = mpsc::Sender<Result<PutAck, longshore_fabric::Error>>;

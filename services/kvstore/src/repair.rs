@@ -91,6 +91,10 @@ async fn search(store: &Weak<Store>, peers: &Peers, rule: CopyRule) {
             }
         };
         // Ends early when something happens to a shard; the peers live as long as this task.
-        let _changed_or_due = tokio::time::timeout(pause, changes.changed()).await;
+        if tokio::time::timeout(pause, changes.changed()).await.is_ok()
+            && let Some(store) = store.upgrade()
+        {
+            store.repair.outdated();
+        }
     }
 }

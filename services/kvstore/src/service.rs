@@ -1,6 +1,7 @@
 //! The shard as a service: one method per call, and the reaper of views.
 
 use std::{
+    ops::Range,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -177,7 +178,16 @@ impl Shard for KvStore {
         ctx: &CallContext,
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, CallError> {
-        Ok(get::start(&self.store, &self.tasks, ctx, get)?)
+        Ok(get::start(&self.store, &self.tasks, ctx, get, None)?)
+    }
+
+    async fn get_heads(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+        heads: Range<u32>,
+    ) -> Result<BoxStream<Option<TileMessage>>, CallError> {
+        Ok(get::start(&self.store, &self.tasks, ctx, get, Some(heads))?)
     }
 
     fn tile_memory(&self) -> Option<Arc<dyn TileMemory>> {
@@ -242,7 +252,13 @@ impl Shard for KvStore {
     }
 
     async fn drain(&self, _ctx: &CallContext, cancel: bool) -> Result<DrainStats, CallError> {
-        self.store.drain.set(!cancel);
+        if self.store.drain.set(!cancel) {
+            let shard = &self.store.identity().shard_id;
+            match cancel {
+                false => tracing::info!(%shard, "asked to hand the blocks over: draining"),
+                true => tracing::info!(%shard, "the drain was cancelled"),
+            }
+        }
         Ok(stats::of(&self.store).drain)
     }
 }

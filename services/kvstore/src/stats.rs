@@ -1,7 +1,10 @@
 //! What a shard tells about itself.
 
-use longshore_blocks::{pool::PoolStats, tier::Tier};
-use longshore_proto::types::{CopyStats, DepartureStats, ScrubStats, ShardStats, TierStats};
+use longshore_blocks::{
+    pool::{PoolStats, Resource},
+    tier::Tier,
+};
+use longshore_proto::types::{CopyStats, DepartureStats, ScrubStats, ShardStats, TenantStats, TierStats};
 
 use crate::store::Store;
 
@@ -36,9 +39,25 @@ pub(crate) fn of(store: &Store) -> ShardStats {
         condemned_blocks: pool.condemned_blocks,
         departures: departures(store, &pool),
         lanes: store.metrics.lanes.stats(),
-        copies: CopyStats { unplaced_blocks: pool.blocks.saturating_sub(placed), ..store.repair.copies() },
+        copies: CopyStats {
+            unplaced_blocks: pool.blocks.saturating_sub(placed),
+            ..store.repair.copies(pool.blocks, pool.stored_total)
+        },
         drain: store.drain.stats(&pool, placed, store.config().repair.drain_settle_ms),
         scrub_findings: store.scrub.findings(),
+        tenants: tenants(store, &pool),
+    }
+}
+
+fn tenants(store: &Store, pool: &PoolStats) -> TenantStats {
+    let kept = pool.shares[Resource::KeptBlocks as usize];
+    TenantStats {
+        tenants: pool.tenants,
+        kept_bytes: kept.taken * store.block_bytes(),
+        most_kept_bytes: kept.most * store.block_bytes(),
+        refused_total: pool.shares.iter().map(|share| share.refused_total).sum(),
+        broken_promises_total: pool.broken_promises_total,
+        stalled_streams_total: store.metrics.stalled_total(),
     }
 }
 

@@ -107,6 +107,8 @@ impl Store {
             layers: identity.layers,
             retention_ms: config.retention_ms,
             writers_max: config.writers_max,
+            readers_max: config.readers_max,
+            tenant_percent: config.tenant_percent,
             views_max: config.views_max,
             view_blocks_max: VIEW_BLOCKS_MAX,
             view_secret: fresh_secret(),

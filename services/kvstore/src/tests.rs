@@ -4,6 +4,8 @@ mod attend;
 pub(crate) mod corruption;
 mod disk;
 mod disk_faults;
+mod greedy;
+mod heads;
 mod hostile;
 mod inventory;
 mod lifecycle;
@@ -125,9 +127,14 @@ struct Fixture {
     ctx: CallContext,
 }
 
-/// Room for `blocks` blocks and no retention, so that evictions need no waiting.
+/// Room for `blocks` blocks and no retention, so that evictions need no waiting; the first tenant may take all of it.
 fn config(blocks: u64) -> Config {
-    Config { capacity_bytes: blocks * block_bytes(), retention_ms: 0, ..Config::default() }
+    Config {
+        capacity_bytes: blocks * block_bytes(),
+        retention_ms: 0,
+        tenant_percent: 100,
+        ..Config::default()
+    }
 }
 
 fn shard(blocks: u64) -> Fixture {

@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod model;
 mod serve;
+mod size;
 mod store;
 mod trace;
 

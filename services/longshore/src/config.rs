@@ -1,6 +1,7 @@
 //! The one configuration of every process: each component's part lies in its own crate.
 
 mod compute;
+mod copies;
 mod cuda;
 mod position;
 

@@ -28,7 +28,22 @@ pub(crate) fn note(line: impl AsRef<str>) {
 
 /// An error with its causes, and a remedy where the text carries one.
 pub(crate) fn fail(error: &anyhow::Error) {
-    eprintln!("longshore: {error:#}");
+    eprintln!("longshore: {}", text(error));
+}
+
+/// An error with its causes. Those whose text the one above them repeats are left out: many of ours do, so that they read well alone.
+pub(crate) fn text(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    let mut last = text.clone();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !last.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        last = cause;
+    }
+    text
 }
 
 /// A bar over bytes on stderr; silent when stderr is no terminal.
@@ -94,6 +109,24 @@ pub(crate) fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Says what its cause says.
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot open: {0}, hint: look")]
+    struct Repeats(#[source] std::io::Error);
+
+    #[test]
+    fn causes_are_told_once() {
+        let system = || std::io::Error::from_raw_os_error(2);
+        let plain = anyhow::Error::new(system()).context("cannot read `x`");
+        assert_eq!(text(&plain), "cannot read `x`: No such file or directory (os error 2)");
+        let repeated = anyhow::Error::new(Repeats(system())).context("while starting");
+        assert_eq!(
+            text(&repeated),
+            "while starting: cannot open: No such file or directory (os error 2), hint: look"
+        );
+        assert_eq!(text(&anyhow::anyhow!("alone")), "alone");
+    }
 
     #[test]
     fn numbers_read_well() {

@@ -4,7 +4,7 @@ mod findings;
 mod gpu;
 mod settings;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use longshore_compute::InstructionSet;
 use serde::Serialize;
 
@@ -82,7 +82,12 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<()> {
         machine,
     };
     findings::look(&examination, &config, &mut problems);
-    tell(&Examination { problems, ..examination }, args.json)
+    findings::look_at_copies(&config, args.shards.into(), &mut problems);
+    let examination = Examination { problems, ..examination };
+    tell(&examination, args.json)?;
+    let found = examination.problems.len();
+    ensure!(found == 0, "{found} {} found", if found == 1 { "problem was" } else { "problems were" });
+    Ok(())
 }
 
 fn model_state(cache: &Cache, config: &Config, problems: &mut Vec<Problem>) -> ModelState {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use longshore_chassis::Tasks;
 use longshore_cluster::{Member, StaticMembership};
 
-use crate::config::ClusterConfig;
+use crate::{config::ClusterConfig, console};
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ async fn read_again(config: &ClusterConfig, this: &Member, membership: &StaticMe
             Ok(true) => tracing::info!(epoch = membership.view().epoch(), "the member list changed"),
             Ok(false) => {}
             Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "the member list is not taken");
+                tracing::error!(error = console::text(&error), "the member list is not taken");
             }
         }
         last = Some(text);

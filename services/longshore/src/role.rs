@@ -175,7 +175,15 @@ fn membership(role: Role, args: &RoleArgs, config: &mut Config) -> Result<(Membe
         this
     });
     let this = Member { incarnation: process::incarnation(), ..this };
-    Ok((this, StaticMembership::new(members).context("`cluster.members`")?))
+    let membership = StaticMembership::new(members).context("`cluster.members`")?;
+    match config.store.check_listed(&membership.view().shard_map()) {
+        // Others may still be written into the file.
+        Err(error) if !config.cluster.members_file.is_empty() => {
+            console::note(format!("{error}; until then there are fewer copies"));
+        }
+        checked => checked?,
+    }
+    Ok((this, membership))
 }
 
 /// Ends this process when the one that started it ends, however that happens.

@@ -16,6 +16,7 @@ use crate::{cli::UpArgs, node::Node, process, ready, role::blocking, wiring::Par
 /// Runs until Ctrl-C or SIGTERM, then drains.
 pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let Some(config) = process::configuration(&args.serve, args.all_sets())? else { return Ok(()) };
+    config.store.check_started(args.shards.into())?;
     if process::only_checked(&args.serve) {
         return Ok(());
     }

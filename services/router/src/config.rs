@@ -32,6 +32,11 @@ pub struct Config {
     /// Prefill policy of requests that name none, for example `exact` or `balanced`. Different defaults make no different
     /// deployments: only blocks of different policies are kept apart.
     pub prefill_policy: String,
+    /// Namespaces (a tenant under a prefill policy) whose blocks are followed by the shards' inventories, so that shards are asked only for
+    /// what they may hold; 0 turns that off. Those that were used least lately make way.
+    pub index_namespaces_max: u32,
+    /// Blocks of all these namespaces, counted once for each shard that holds them; about 16 bytes each.
+    pub index_blocks_max: u64,
     /// Copies of each block in the store, as all processes of the cluster are told. A binary that has a setting of its own for
     /// it sets this one.
     pub copies: u32,
@@ -76,6 +81,8 @@ impl Default for Config {
             lookup_timeout_ms: 2_000,
             handshake_timeout_ms: 3_000,
             prefill_policy: DEFAULT_PREFILL_POLICY.to_owned(),
+            index_namespaces_max: 16,
+            index_blocks_max: 1 << 20,
             copies: 1,
             retries_max: 3,
             retry_backoff_ms: 50,
@@ -125,6 +132,8 @@ impl Validate for Config {
         check("client_stall_ms", self.client_stall_ms, 1, hour);
         check("lookup_timeout_ms", self.lookup_timeout_ms, 1, hour);
         check("handshake_timeout_ms", self.handshake_timeout_ms, 1, hour);
+        check("index_namespaces_max", self.index_namespaces_max.into(), 0, 4_096);
+        check("index_blocks_max", self.index_blocks_max, 1, 1 << 32);
         check("copies", self.copies.into(), 1, 8);
         check("retries_max", self.retries_max.into(), 1, 100);
         check("retry_backoff_ms", self.retry_backoff_ms, 0, 60_000);

@@ -13,6 +13,6 @@ mod service;
 
 pub use config::{Config, HttpConfig};
 pub use error::{Error, Kind};
-pub use metrics::{Outcome, OutcomeLabel, PolicyLabel, RouterMetrics, code_name};
+pub use metrics::{IndexMetrics, Outcome, OutcomeLabel, PolicyLabel, RouterMetrics, code_name};
 pub use policies::{DEFAULT_PREFILL_POLICY, Policies};
 pub use service::{Parts, Router};

@@ -1,5 +1,7 @@
 //! Counters of the front door.
 
+mod index;
+
 use std::time::Duration;
 
 use longshore_chassis::Metrics;
@@ -9,6 +11,8 @@ use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
+
+pub use index::IndexMetrics;
 
 /// Buckets of the time to first token, in seconds; those of vLLM, so that dashboards compare.
 const FIRST_TOKEN_BUCKETS: [f64; 22] = [
@@ -110,6 +114,8 @@ pub struct RouterMetrics {
     pub resumes: Counter,
     /// Lookups that failed and counted as a miss.
     pub lookup_failures: Counter,
+    /// What the shards' inventories told.
+    pub index: IndexMetrics,
     /// Workers refused because they do not fit.
     pub mismatches: Counter,
     /// Time from the end of the prompt to the first token.
@@ -133,6 +139,7 @@ impl Default for RouterMetrics {
             generated_tokens: Counter::default(),
             resumes: Counter::default(),
             lookup_failures: Counter::default(),
+            index: IndexMetrics::default(),
             mismatches: Counter::default(),
             first_token_seconds: Histogram::new(FIRST_TOKEN_BUCKETS),
             inter_token_seconds: Histogram::new(INTER_TOKEN_BUCKETS),
@@ -160,6 +167,7 @@ impl RouterMetrics {
             "Shard lookups that failed and counted as a miss",
             own.lookup_failures.clone(),
         );
+        own.index.register(&to);
         to.register("worker_mismatches", "Workers refused because they do not fit", own.mismatches.clone());
         let first = own.first_token_seconds.clone();
         to.register("time_to_first_token_seconds", "Time from the end of a prompt to its first token", first);

@@ -5,6 +5,7 @@ mod answer;
 mod attempt;
 pub(crate) mod check;
 mod ids;
+mod inventory;
 mod lookup;
 mod outlet;
 mod prompt;
@@ -39,6 +40,7 @@ use crate::{
 };
 use admission::Admission;
 use ids::Ids;
+use inventory::Inventories;
 use outlet::Outlet;
 use prompt::PromptLimits;
 use request::Request;
@@ -105,6 +107,7 @@ pub(crate) struct Inner {
     ids: Ids,
     admission: Admission,
     workers: Workers,
+    inventories: Arc<Inventories>,
 }
 
 impl Router {
@@ -128,7 +131,16 @@ impl Router {
         };
         let connector = Arc::clone(&parts.connector);
         let workers = Workers::new(connector, parts.deployment, &parts.config, parts.metrics.clone());
+        let inventories = Inventories::new(
+            parts.deployment,
+            parts.cluster.clone(),
+            Arc::clone(&parts.connector),
+            parts.tasks.clone(),
+            parts.metrics.index.clone(),
+            (parts.config.index_namespaces_max, parts.config.index_blocks_max),
+        );
         let inner = Inner {
+            inventories,
             admission: Admission::new(&parts.config, parts.metrics.clone()),
             workers,
             config: parts.config,

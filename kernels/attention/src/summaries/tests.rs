@@ -143,7 +143,7 @@ fn what_does_not_fit_is_refused() {
     let shape = TileShape { block_tokens: 16, kv_heads: 2, head_dim: 5, dtype: KvDtype::F16 };
     let field = |found: Result<(), crate::Error>| match found {
         Err(crate::Error::Invalid { field, .. }) => field,
-        Ok(()) => "nothing",
+        _ => "nothing",
     };
     for stripe_blocks in [0, 257, 512, u32::MAX] {
         assert_eq!(field(Summaries::new(shape, stripe_blocks, 0).map(|_| ())), "stripe_blocks");

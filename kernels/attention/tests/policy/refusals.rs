@@ -11,7 +11,7 @@ use crate::cuts::policies;
 fn refused(policy: &PrefillPolicy, input: &PlanInput<'_>, field: &str) {
     match policy.plan(&CpuExecutor::serial(), input) {
         Err(Error::Invalid { field: found, problem }) => assert_eq!(found, field, "{problem}"),
-        Ok(_) => panic!("{policy} was planned; {field} should be refused"),
+        other => panic!("{policy}: {field} should be refused: {:?}", other.err()),
     }
 }
 

@@ -102,7 +102,7 @@ fn refused(text: &str, field: &str, lists: &str) {
             assert!(problem.contains(lists), "{problem} does not say {lists}");
             assert!(problem.len() < 500, "{} bytes", problem.len());
         }
-        Ok(policy) => panic!("{text} is {policy}"),
+        other => panic!("{text}: {other:?}"),
     }
 }
 

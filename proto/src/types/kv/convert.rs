@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace, crc32c};
 
-use super::{Dtype, Identity, Tensor, TileMessage, WireTileShape};
+use super::{Dtype, Identity, Tensor, TileData, TileMessage, WireTileShape};
 use crate::{WireError, types::check, v1};
 
 /// Most axes of a tensor.
@@ -186,7 +186,11 @@ impl TryFrom<v1::Tile> for TileMessage {
                 index: wire.block_index,
             }),
         };
-        Ok(Self { key, layer: wire.layer, data: wire.data.into(), crc32c: wire.crc32c, place })
+        let mut data = TileData::from(wire.data);
+        if let Some(part) = wire.heads {
+            data = data.of_heads(part.try_into().map_err(|fault: WireError| fault.within("heads"))?);
+        }
+        Ok(Self { key, layer: wire.layer, data, crc32c: wire.crc32c, place })
     }
 }
 
@@ -195,6 +199,7 @@ impl From<TileMessage> for v1::Tile {
         Self {
             key: Bytes::copy_from_slice(&tile.key.0),
             layer: tile.layer,
+            heads: tile.data.heads().map(Into::into),
             data: tile.data.into(),
             crc32c: tile.crc32c,
             shared: None,

@@ -10,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use longshore_blocks::{copy_crc32c, crc32c, fill_crc32c};
 
+use super::HeadPart;
 use crate::WireError;
 
 /// Bytes that may be copied but never read in place, because another process can write to them at any time.
@@ -58,6 +59,7 @@ pub struct TileData {
     source: Source,
     gathered: OnceLock<Bytes>,
     held: Option<Arc<dyn Any + Send + Sync>>,
+    heads: Option<Arc<HeadPart>>,
 }
 
 #[derive(Clone)]
@@ -101,7 +103,17 @@ impl TileData {
     }
 
     fn of(source: Source) -> Self {
-        Self { source, gathered: OnceLock::new(), held: None }
+        Self { source, gathered: OnceLock::new(), held: None, heads: None }
+    }
+
+    /// The same body, which is not a whole tile but some KV heads of one.
+    pub fn of_heads(self, part: HeadPart) -> Self {
+        Self { heads: Some(Arc::new(part)), ..self }
+    }
+
+    /// Which KV heads of its tile the body has, when it is not a whole tile.
+    pub fn heads(&self) -> Option<&HeadPart> {
+        self.heads.as_deref()
     }
 
     /// The same body, keeping `guard` until its last clone is dropped.
@@ -202,7 +214,7 @@ impl From<TileData> for Bytes {
 
 impl PartialEq for TileData {
     fn eq(&self, other: &Self) -> bool {
-        **self == **other
+        self.heads == other.heads && **self == **other
     }
 }
 

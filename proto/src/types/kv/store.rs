@@ -106,6 +106,8 @@ impl From<GetBlocks> for v1::GetBlocksRequest {
             first_layer: get.first_layer,
             layers: get.layers.unwrap_or(0),
             connection: None,
+            first_head: 0,
+            heads: 0,
         }
     }
 }
@@ -228,6 +230,7 @@ impl From<v1::StatsResponse> for ShardStats {
             copies: wire.copies.map(Into::into).unwrap_or_default(),
             drain: wire.drain.map(Into::into).unwrap_or_default(),
             scrub_findings: wire.scrub_findings.into_iter().filter_map(ScrubFinding::from_wire).collect(),
+            tenants: wire.tenants.map(Into::into).unwrap_or_default(),
         }
     }
 }
@@ -270,6 +273,7 @@ impl From<ShardStats> for v1::StatsResponse {
             copies: Some(stats.copies.into()),
             drain: Some(stats.drain.into()),
             scrub_findings: stats.scrub_findings.into_iter().map(Into::into).collect(),
+            tenants: Some(stats.tenants.into()),
         }
     }
 }

@@ -292,7 +292,15 @@ fn stats() {
             puts_total: 3,
             gets_total: 4,
         }],
-        copies: CopyStats { wanted: 2, write_acks: 1, short: 3, unplaced_blocks: 4 },
+        copies: CopyStats { wanted: 2, write_acks: 1, short: 3, unplaced_blocks: 4, unsearched_blocks: 5 },
+        tenants: TenantStats {
+            tenants: 1,
+            kept_bytes: 2,
+            most_kept_bytes: 3,
+            refused_total: 4,
+            broken_promises_total: 5,
+            stalled_streams_total: 6,
+        },
         drain: DrainStats {
             draining: true,
             drained: false,

@@ -19,6 +19,8 @@ pub(crate) struct RepairCounters {
     wanted: AtomicU32,
     write_acks: AtomicU32,
     short: AtomicU64,
+    /// Blocks that were ever stored when the last whole search began, and one more; 0: there is none that still counts.
+    searched: AtomicU64,
 }
 
 impl RepairCounters {
@@ -35,9 +37,15 @@ impl RepairCounters {
         }
     }
 
-    /// How the copies stand, but for what the pool knows.
-    pub(crate) fn copies(&self) -> CopyStats {
+    /// How the copies of `blocks` stand, with `stored_total` blocks ever stored; but for what else the pool knows.
+    pub(crate) fn copies(&self, blocks: u64, stored_total: u64) -> CopyStats {
+        let unsearched_blocks = match (self.wanted.load(Relaxed), self.searched.load(Relaxed)) {
+            (0 | 1, _) => 0,
+            (_, 0) => blocks,
+            (_, searched) => (stored_total + 1).saturating_sub(searched).min(blocks),
+        };
         CopyStats {
+            unsearched_blocks,
             wanted: self.wanted.load(Relaxed),
             write_acks: self.write_acks.load(Relaxed),
             short: self.short.load(Relaxed),
@@ -51,9 +59,15 @@ impl RepairCounters {
         self.write_acks.store(rule.write_acks() as u32, Relaxed);
     }
 
-    /// A search ended and found so many copies missing.
-    pub(super) fn short(&self, copies: u64) {
+    /// A whole search, which began when `stored_total` blocks had ever been stored, found so many copies missing.
+    pub(super) fn short(&self, copies: u64, stored_total: u64) {
         self.short.store(copies, Relaxed);
+        self.searched.store(stored_total + 1, Relaxed);
+    }
+
+    /// Something happened to a shard: what the last search found is no longer so.
+    pub(super) fn outdated(&self) {
+        self.searched.store(0, Relaxed);
     }
 
     /// So many blocks are still to be looked at.
@@ -93,5 +107,32 @@ impl RepairCounters {
 
     pub(super) fn peers_down(&self, count: usize) {
         self.peers_down.store(count as u64, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_search_looked_at_is_told() {
+        let counters = RepairCounters::default();
+        assert_eq!(
+            counters.copies(5, 5).unsearched_blocks,
+            0,
+            "nobody knows how many copies there should be"
+        );
+        counters.rule(CopyRule::default());
+        assert_eq!(counters.copies(5, 5).unsearched_blocks, 0, "one copy is never searched for");
+        counters.rule(CopyRule::new(2, 1).expect("a rule"));
+        assert_eq!(counters.copies(5, 5).unsearched_blocks, 5, "no search ended yet");
+        counters.short(1, 5);
+        assert_eq!((counters.copies(5, 5).unsearched_blocks, counters.copies(5, 5).short), (0, 1));
+        assert_eq!(counters.copies(7, 8).unsearched_blocks, 3, "so many came since");
+        assert_eq!(counters.copies(2, 8).unsearched_blocks, 2, "but not more than there are");
+        counters.outdated();
+        assert_eq!(counters.copies(7, 8).unsearched_blocks, 7, "something happened to a shard");
+        counters.short(0, 0);
+        assert_eq!(counters.copies(0, 0).unsearched_blocks, 0, "a search of nothing counts");
     }
 }

@@ -13,6 +13,11 @@ pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
     ::crc32c::crc32c_append(crc, bytes)
 }
 
+/// CRC-32C of bytes that have `first`, and `second_bytes` bytes that have `second` behind them.
+pub fn combine_crc32c(first: u32, second: u32, second_bytes: usize) -> u32 {
+    ::crc32c::crc32c_combine(first, second, second_bytes)
+}
+
 /// Fills `into` a step at a time through `copy` (offset, where to) and goes on with the checksum `crc` over what was written. Memory is
 /// read once and written once; the checksum is that of the copy, whatever becomes of the source meanwhile.
 pub fn fill_crc32c(mut crc: u32, into: &mut [u8], mut copy: impl FnMut(usize, &mut [u8])) -> u32 {
@@ -34,7 +39,7 @@ pub fn copy_crc32c(crc: u32, into: &mut [u8], from: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{copy_crc32c, crc32c, crc32c_append};
+    use super::{combine_crc32c, copy_crc32c, crc32c, crc32c_append};
 
     #[test]
     fn agrees_with_the_published_vectors() {
@@ -53,6 +58,9 @@ mod tests {
             assert_eq!(copy, source[..length]);
         }
         let (head, tail) = source.split_at(12_345);
+        assert_eq!(combine_crc32c(crc32c(head), crc32c(tail), tail.len()), crc32c(&source));
+        assert_eq!(combine_crc32c(crc32c(head), crc32c(&[]), 0), crc32c(head));
+        assert_eq!(combine_crc32c(0, crc32c(head), head.len()), crc32c(head));
         assert_eq!(crc32c_append(crc32c(head), tail), crc32c(&source));
         let mut copy = vec![0; tail.len()];
         assert_eq!(copy_crc32c(crc32c(head), &mut copy, tail), crc32c(&source));

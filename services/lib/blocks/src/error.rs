@@ -50,6 +50,21 @@ pub enum Error {
         /// The budget.
         budget_bytes: u64,
     },
+    /// One tenant would take so much that too little was left for others.
+    #[error(
+        "the tenant has {taken} of the {limit} {what} that there may be, and more would leave too little for others; hint: retry when \
+         some ended, or raise `kvstore.tenant_percent` (it is {percent}) or the limit"
+    )]
+    Share {
+        /// What it takes too much of, in the plural.
+        what: &'static str,
+        /// What it has.
+        taken: u64,
+        /// What there may be, of all tenants.
+        limit: u64,
+        /// What one tenant alone may have.
+        percent: u32,
+    },
     /// A bounded set is full.
     #[error("there are {limit} {what} already, the most allowed")]
     Full {
@@ -67,7 +82,7 @@ impl Error {
             Self::Invalid { .. } => Kind::InvalidInput,
             Self::NotFound { .. } => Kind::NotFound,
             Self::Corrupt { .. } => Kind::Corrupt,
-            Self::NoSpace { .. } | Self::Full { .. } => Kind::NoSpace,
+            Self::NoSpace { .. } | Self::Share { .. } | Self::Full { .. } => Kind::NoSpace,
         }
     }
 

@@ -13,7 +13,7 @@ pub mod repair;
 pub mod tier;
 
 pub use admission::{AdmissionFilter, AdmissionRule, Sketch};
-pub use checksum::{copy_crc32c, crc32c, crc32c_append, fill_crc32c};
+pub use checksum::{combine_crc32c, copy_crc32c, crc32c, crc32c_append, fill_crc32c};
 pub use error::{Error, Kind};
 pub use geometry::Geometry;
 pub use key::{BlockKey, KeyChain};

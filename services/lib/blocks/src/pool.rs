@@ -6,6 +6,7 @@ mod journal;
 mod list;
 mod notes;
 mod sealed;
+mod shares;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub use journal::{Departure, PoolEvent};
 pub use list::{Listed, Moving};
 pub use notes::Noted;
 pub use sealed::{Generation, Note, Page, Pages, Payload, SealedBlock};
+pub use shares::{Resource, ResourceStats};
 pub use stats::{DiskStats, PoolStats};
 pub use tiers::{DiskConfig, Promote, Promotion, Spill};
 pub use view::{Opened, ViewBlock, ViewId};
@@ -49,6 +51,10 @@ pub struct PoolConfig {
     pub retention_ms: u64,
     /// Most writers at a time.
     pub writers_max: usize,
+    /// Most readers at a time.
+    pub readers_max: usize,
+    /// What one tenant alone may take of what all share, per cent, from 1 to 100 ([`Resource`]).
+    pub tenant_percent: u32,
     /// Most views at a time.
     pub views_max: usize,
     /// Most blocks of one view.
@@ -79,6 +85,7 @@ pub struct BlockPool<T> {
     noted: BTreeSet<(u64, Generation)>,
     note_bytes: u64,
     disk: Option<tiers::Disk<T>>,
+    shares: shares::Shares,
     writers: HashMap<WriterId, write::Writer<T>>,
     views: HashMap<ViewId, view::View<T>>,
     open_blocks: u64,
@@ -140,6 +147,7 @@ impl<T> BlockPool<T> {
         config.validate()?;
         let blocks = usize::try_from(config.budget_bytes / config.block_bytes()).unwrap_or(usize::MAX);
         Ok(Self {
+            shares: shares::Shares::new(config.tenant_percent),
             ghosts: Ghosts::new(blocks.saturating_mul(GHOSTS_PER_BLOCK)),
             config,
             held: HashMap::new(),
@@ -291,8 +299,13 @@ impl<T> BlockPool<T> {
         match (held.stage, held.pins > 0) {
             _ if held.condemned => {}
             (Stage::Memory, true) => _ = self.pinned.remove(&(held.uses.last, generation)),
-            (Stage::Memory, false) if !self.leases.remove(&lease) => {
-                self.policy.remove(generation);
+            (Stage::Memory, false) => {
+                let tenant = held.block.namespace();
+                if self.leases.remove(&lease) {
+                    self.shares.give(tenant, Resource::PromisedBlocks);
+                } else {
+                    self.policy.remove(generation);
+                }
             }
             (Stage::Disk, false) => {
                 let disk = self.disk.as_mut().expect("blocks on disk have one");
@@ -314,7 +327,10 @@ impl<T> BlockPool<T> {
         match (held.stage, held.pins > 0, &mut self.disk) {
             _ if held.condemned => {}
             (Stage::Memory, true, _) => _ = self.pinned.insert((held.uses.last, generation)),
-            (Stage::Memory, false, _) => _ = self.leases.insert(lease),
+            (Stage::Memory, false, _) => {
+                self.leases.insert(lease);
+                self.shares.take(held.block.namespace(), Resource::PromisedBlocks);
+            }
             (Stage::Disk, false, Some(disk)) => _ = disk.leases.insert(lease),
             _ => {}
         }
@@ -350,8 +366,12 @@ impl<T> BlockPool<T> {
         if held.pins == 0 && !held.condemned {
             self.pinned_blocks += 1;
         }
+        let is_first = held.pins == 0;
         held.pins += 1;
         let block = held.block.clone();
+        if is_first {
+            self.shares.take(block.namespace(), Resource::KeptBlocks);
+        }
         self.queue(generation);
         block
     }
@@ -363,6 +383,10 @@ impl<T> BlockPool<T> {
         let held = self.held.get_mut(&generation).expect("pinned blocks are held");
         held.pins -= 1;
         let (pinned, condemned, moving) = (held.pins > 0, held.condemned, held.stage.is_moving());
+        let tenant = held.block.namespace();
+        if !pinned {
+            self.shares.give(tenant, Resource::KeptBlocks);
+        }
         if !pinned && !condemned {
             self.pinned_blocks -= 1;
         }
@@ -404,6 +428,9 @@ impl PoolConfig {
         let invalid = |field, problem: String| Err(Error::Invalid { field, problem });
         if self.tile_bytes == 0 {
             return invalid("tile_bytes", "is 0, must be at least 1".to_owned());
+        }
+        if !(1..=100).contains(&self.tenant_percent) {
+            return invalid("tenant_percent", format!("is {}, must be from 1 to 100", self.tenant_percent));
         }
         if self.layers == 0 {
             return invalid("layers", "is 0, must be at least 1".to_owned());

@@ -3,7 +3,7 @@
 //! Calls that take a channel give their stream as soon as they know that they want the work: callers may begin to feed
 //! the channel only then, and a failure may come from the call or, later, as the last item of the stream.
 
-use std::{fmt::Debug, pin::Pin, sync::Arc};
+use std::{fmt::Debug, ops::Range, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
 use longshore_proto::types::{
@@ -52,6 +52,16 @@ pub trait Shard: Send + Sync + Debug {
     /// Memory for the bodies of tiles that others put here, so that a lane can read them to where they stay.
     fn tile_memory(&self) -> Option<Arc<dyn TileMemory>> {
         None
+    }
+    /// Reads `heads` of the KV heads of tiles: as [`Self::get_blocks`], but each body is that part of its tile, with what proves it
+    /// ([`TileMessage::copy_heads`]).
+    async fn get_heads(
+        &self,
+        _ctx: &CallContext,
+        _get: GetBlocks,
+        _heads: Range<u32>,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        Err(Error::new(Code::Unimplemented, "this shard reads whole tiles only"))
     }
     /// Opens a view or appends to one.
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error>;

@@ -35,6 +35,8 @@ const DATA: u8 = 0x1a;
 const SEED: u8 = 0x2a;
 /// Tag of `Tile.block_index`: field 6, varint.
 const INDEX: u8 = 0x30;
+/// Tag of `Tile.heads`: field 8, length-delimited.
+const HEADS: u8 = 0x42;
 /// Tag of `Tile.crc32c`: field 4, four bytes.
 const CRC: u8 = 0x25;
 

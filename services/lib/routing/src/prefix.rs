@@ -151,6 +151,44 @@ impl PrefixPlan {
     }
 }
 
+/// How much of a sequence may be held, as far as somebody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Likely {
+    /// Blocks from the beginning on that may be held without a gap.
+    pub blocks: u64,
+    /// Blocks that are worth asking for: those, and what is left of the stripe in which they end, or the whole next one. When all of
+    /// these are held, more may be.
+    pub ask: u64,
+}
+
+/// How much of the first `blocks` blocks of `chain`, of which there are `copies`, may be held, where `may_hold` says whether a shard
+/// may hold a block.
+pub fn likely_prefix(
+    chain: &KeyChain,
+    map: &ShardMap,
+    blocks: u64,
+    copies: usize,
+    may_hold: impl Fn(&ShardId, &BlockKey) -> bool,
+) -> Likely {
+    let mut likely = 0;
+    for stripe in stripes(chain, map, limit(chain, blocks), copies) {
+        let mut left = u32::MAX;
+        let held = chain.keys()[stripe.blocks.clone()].iter().take_while(|key| {
+            let holders = stripe.candidates.iter().enumerate().fold(0u32, |bits, (rank, &shard)| {
+                bits | u32::from(may_hold(&map.shards()[shard].id, key)) << rank
+            });
+            left &= holders;
+            left != 0
+        });
+        let held = held.count();
+        likely += held;
+        if held < stripe.blocks.len() {
+            return Likely { blocks: likely as u64, ask: stripe.blocks.end as u64 };
+        }
+    }
+    Likely { blocks: likely as u64, ask: likely as u64 }
+}
+
 /// The stripes of the first `blocks` blocks. Nothing when there are no shards.
 fn stripes(chain: &KeyChain, map: &ShardMap, blocks: usize, copies: usize) -> Vec<Stripe> {
     let mut stripes: Vec<Stripe> = Vec::new();

@@ -109,8 +109,8 @@ pub(crate) struct UpArgs {
     /// Folder where shards keep the blocks that memory has no room for, each in one of its own [default: none].
     #[arg(long, value_name = "DIR")]
     pub(crate) disk: Option<String>,
-    /// Bytes that each shard may keep there [default: 32 GiB].
-    #[arg(long, value_name = "N", requires = "disk")]
+    /// Bytes that each shard may keep there, as `34359738368` or `32GiB` [default: 32 GiB].
+    #[arg(long, value_name = "BYTES", requires = "disk", value_parser = super::size::bytes)]
     pub(crate) disk_bytes: Option<u64>,
     /// Address of the OpenAI HTTP API [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS")]

@@ -29,6 +29,7 @@ pub(crate) const STORE_EXAMPLES: &str = "Examples:
   longshore store stat --watch 2                           the same every two seconds, with rates
   longshore store ls --limit 20                            some blocks and who holds them
   longshore store get 1f3c9a --out block.lsb               the one block whose key begins so
+  longshore store get 1f3c9a --heads 0..2 --out two.lsh    its first two KV heads
   longshore store put block.lsb                            back again
   longshore store verify --all                             is every copy there and sound?
   longshore store scrub --bytes-per-second 268435456       check everything, 256 MiB/s each
@@ -53,11 +54,49 @@ pub(crate) struct ClusterArgs {
     pub(crate) members_file: Option<PathBuf>,
 }
 
+const STAT_COLUMNS: &str = "Columns, table by table; counts are since the start of a shard unless they tell what is there now.
+  UP, EPOCH, INCARNATION   time since its start, number of the shard map that it sees, number of this start
+  BLOCKS PINNED OPEN       blocks that are held, of these those that a view keeps, and blocks that are still being written
+  CONDEMNED                damaged blocks that nobody finds any more, kept until the views that hold them end
+  VIEWS WRITERS            open views, open put streams
+  STORED HITS MISSES       blocks that were stored, keys that were looked up and were there, or were not
+  HIT RATE ATTENDS         share of lookups that found their block, attention queries answered
+
+  TIER USED CAPACITY       memory (dram) and disk: bytes of blocks and how many there may be
+  ALSO ABOVE               blocks on disk that are in memory too
+  LEAVING RISING           blocks on their way to the disk, and to memory
+  SPILLED PROMOTED         blocks that went to the disk, and to memory
+  I/O ERRORS SLOW          reads and writes that failed, and that took longer than somebody waits
+
+  EVICTED FROM MEMORY      blocks lost to make room in memory; of these NOT ADMITTED ones were not worth a write to disk,
+                           and DISK FULL ones found no room there
+  EVICTED FROM DISK        blocks lost to make room on disk
+  DAMAGED MOVED            blocks whose bytes failed a check, and blocks dropped because their owners hold them
+  INCOMPLETE NO ROOM       blocks that never became whole, and blocks that were refused for want of room
+
+  COPIES                   copies that each block should have
+  SHORT                    copies that the last search found missing; UNSEARCHED blocks came after it began, or something
+                           happened to a shard since: of these it says nothing yet
+  BACKLOG UNCHECKED        copies that are about to be sent, and blocks that the running search did not look at yet
+  UNPLACED                 blocks of which nobody said where they belong; they are served and never copied
+  SENT SENT BYTES FAILED   copies that went to other shards, and that found no room there or did not arrive
+  PEERS DOWN               other shards that it does not reach
+  SCRUBBED ROUNDS DAMAGED  blocks checked of those of this round, rounds, damaged blocks that were found
+  DRAIN                    no, draining, or drained: it can be stopped
+
+  TENANTS                  namespaces (a tenant under one prefill policy) with views, streams or incomplete blocks
+  KEPT MOST KEPT           bytes of blocks that nothing may evict, and the most of that which one tenant has
+  REFUSED                  views, streams and blocks refused because one tenant would have taken too much
+  PROMISES BROKEN          blocks dropped before their promise ended, because their tenant kept most
+  STALLED                  streams ended because they made no progress
+
+  LANE                     local (this process), shm (shared memory of a host) or grpc
+  RECEIVED SENT            bytes of tiles; /S is a mean since the start, with --watch of the time since the look before";
+
 /// Flags of `longshore store stat`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Rates of lanes are means since the start of a shard; with --watch, of the time since the look before.\n\
-    `short` are copies that are missing, `backlog` those that are about to be made."
+    after_help = STAT_COLUMNS
 )]
 pub(crate) struct StoreStatArgs {
     /// How to find the shards.
@@ -116,6 +155,17 @@ pub(crate) struct StoreGetArgs {
     /// Of equal keys, the one of this namespace (first hexadecimal digits).
     #[arg(long, value_name = "HEX")]
     pub(crate) namespace: Option<String>,
+    /// Only these KV heads of every layer, from A to B - 1 (docs/protocol.md, "Files of heads").
+    #[arg(long, value_name = "A..B", value_parser = heads)]
+    pub(crate) heads: Option<std::ops::Range<u32>>,
+}
+
+fn heads(text: &str) -> Result<std::ops::Range<u32>, String> {
+    let form = "must be A..B with A below B, as `0..2` for the first two heads";
+    let (first, end) = text.split_once("..").ok_or(form)?;
+    let number = |text: &str| text.trim().parse::<u32>().map_err(|_| form.to_owned());
+    let heads = number(first)?..number(end)?;
+    if heads.is_empty() { Err(form.to_owned()) } else { Ok(heads) }
 }
 
 /// Flags of `longshore store put`.
@@ -174,12 +224,19 @@ pub(crate) struct StoreScrubArgs {
     /// Only these shards; may be repeated.
     #[arg(long = "shard", value_name = "ID")]
     pub(crate) shards: Vec<String>,
-    /// Bytes a second that each shard reads [default: as it is configured].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Bytes a second that each shard reads, as `268435456` or `256MiB` [default: as it is configured].
+    #[arg(long, value_name = "BYTES", value_parser = some_bytes)]
     pub(crate) bytes_per_second: Option<u64>,
     /// Seconds to wait for the end; the round goes on without.
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     pub(crate) timeout: u64,
+}
+
+fn some_bytes(text: &str) -> Result<u64, String> {
+    match super::size::bytes(text)? {
+        0 => Err("is 0, must be at least 1".to_owned()),
+        bytes => Ok(bytes),
+    }
 }
 
 /// Flags of `longshore store drain`.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_cuda::{Device, DeviceInfo, Error, Rate, Rates, capability_name};
+use longshore_cuda::{Device, DeviceInfo, Error, Rate, Rates, capability_name, selftest};
 use serde::Serialize;
 
 use crate::{cli::SelftestArgs, console, process};

@@ -1,9 +1,10 @@
 //! What can be wrong with a machine or its settings, and what to do about it.
 
+use longshore_cluster::ClusterView;
 use serde::Serialize;
 
 use super::Examination;
-use crate::{config::Config, console};
+use crate::{config::Config, console, members};
 
 /// Something that is wrong, and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,6 +64,27 @@ pub(super) fn look(e: &Examination, config: &Config, problems: &mut Vec<Problem>
     }
 }
 
+/// Appends that there can never be as many copies as asked for: with so many shards of `longshore up`, or those that are listed.
+pub(super) fn look_at_copies(config: &Config, shards: usize, problems: &mut Vec<Problem>) {
+    let store = &config.store;
+    let cluster = &config.cluster;
+    let checked = if cluster.members.is_empty() && cluster.members_file.is_empty() {
+        store.check_started(shards)
+    } else {
+        let members = members::listed(cluster).map_err(|error| console::text(&error));
+        let view = members.and_then(|members| ClusterView::new(members).map_err(|error| error.to_string()));
+        match view {
+            Ok(view) => store.check_listed(&view.shard_map()),
+            Err(error) => return problems.push(Problem::new(error, "mend the member list")),
+        }
+    };
+    if let Err(error) = checked {
+        let told = error.to_string();
+        let (problem, remedy) = told.split_once("; hint: ").unwrap_or((&told, "lower `--copies`"));
+        problems.push(Problem::new(problem, remedy));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use longshore_chassis::Sources;
@@ -96,6 +118,26 @@ mod tests {
         look(e, &Config::default(), &mut problems);
         assert!(problems.iter().all(|problem| !problem.remedy.is_empty()), "{problems:?}");
         problems.into_iter().map(|problem| problem.problem).collect()
+    }
+
+    #[test]
+    fn copies_that_cannot_be_are_a_problem() {
+        let look = |copies: usize, shards: usize, members: &[&str]| {
+            let mut config = Config::default();
+            (config.store.copies, config.store.write_acks) = (copies, 1);
+            config.cluster.members = members.iter().map(|&member| member.to_owned()).collect();
+            let mut problems = Vec::new();
+            look_at_copies(&config, shards, &mut problems);
+            problems
+        };
+        assert_eq!(look(1, 1, &[]), []);
+        assert_eq!(look(2, 2, &[]), []);
+        let [one] = &look(2, 1, &[])[..] else { panic!("one problem") };
+        assert!(one.problem.contains("`store.copies` is 2") && one.remedy.contains("--shards 2"), "{one:?}");
+        let listed = ["kvstore=kv-0@http://a:1", "kvstore=kv-1@http://b:1"];
+        assert_eq!(look(2, 1, &listed), [], "the list counts");
+        assert!(look(3, 9, &listed)[0].problem.contains("2 hosts"));
+        assert!(look(1, 1, &["nonsense"])[0].problem.contains("cluster.members"));
     }
 
     #[test]

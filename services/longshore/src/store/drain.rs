@@ -1,8 +1,9 @@
 //! `longshore store drain`: a shard hands its blocks to the others, and this waits until it has.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
+use longshore_fabric::Error;
 use longshore_proto::types::{DrainStats, ShardStats};
 use tokio::time::Instant;
 
@@ -14,7 +15,7 @@ use crate::{cli::StoreDrainArgs, console};
 
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How long nothing may change before what cannot be moved is told instead of waited for.
+/// How long nothing may change before what cannot be moved is told, once; it is still waited for.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 /// Runs the command.
@@ -46,9 +47,13 @@ pub(super) async fn run(cluster: &Cluster, at: usize, timeout: Duration) -> Resu
         shard.id
     );
     let before = cluster.stats_of(at).await?;
+    if !before.drain.draining {
+        let others = Others::of(cluster, at, &cluster.stats().await);
+        ensure!(others.are_enough(&before), "{}", others.too_few(&shard.id, &before));
+    }
     shard.client.drain(&call(), false).await.with_context(|| unreachable(shard))?;
     let (mut progress, started) = (Progress::new("drain"), Instant::now());
-    let (mut last, mut changed) = (DrainStats::default(), started);
+    let (mut last, mut changed, mut is_told) = (DrainStats::default(), started, false);
     loop {
         let stats = cluster.stats_of(at).await?;
         ensure!(
@@ -68,12 +73,85 @@ pub(super) async fn run(cluster: &Cluster, at: usize, timeout: Duration) -> Resu
         }
         let stuck = drain.waiting_blocks == 0
             && drain.no_room_blocks + drain.too_few_hosts_blocks + stats.copies.unplaced_blocks > 0
-            && changed.elapsed() >= STUCK_AFTER.min(timeout / 2);
-        if stuck || started.elapsed() >= timeout {
-            progress.end();
-            bail!("{}", left(&shard.id, &stats));
+            && changed.elapsed() >= STUCK_AFTER;
+        let is_late = started.elapsed() >= timeout;
+        if is_late || (stuck && !is_told) {
+            let others = Others::of(cluster, at, &cluster.stats().await);
+            let told = left(&shard.id, &stats, &others);
+            if is_late {
+                progress.end();
+                bail!("{told}");
+            }
+            is_told = true;
+            console::note(format!("{told}; still waiting (Ctrl-C ends the waiting, not the drain)"));
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Who could take a shard's blocks.
+#[derive(Debug, Default)]
+pub(super) struct Others {
+    /// Hosts of shards that answer and are not drained.
+    hosts: usize,
+    /// Shards that take blocks.
+    taking: Vec<String>,
+    /// Shards that are being drained too.
+    draining: Vec<String>,
+    /// Shards that do not answer.
+    silent: Vec<String>,
+}
+
+impl Others {
+    fn of(cluster: &Cluster, at: usize, stats: &[Result<ShardStats, Error>]) -> Self {
+        let (map, mut others, mut hosts) = (cluster.view.shard_map(), Self::default(), BTreeSet::new());
+        for (other, stats) in stats.iter().enumerate().filter(|(other, _)| *other != at) {
+            let id = format!("`{}`", cluster.shards[other].id);
+            match stats {
+                Ok(stats) if stats.drain.draining => others.draining.push(id),
+                Ok(_) => {
+                    hosts.insert(map.host_of(other));
+                    others.taking.push(id);
+                }
+                Err(_) => others.silent.push(id),
+            }
+        }
+        others.hosts = hosts.len();
+        others
+    }
+
+    /// Whether every block can have all its copies without the shard.
+    fn are_enough(&self, stats: &ShardStats) -> bool {
+        self.hosts >= stats.copies.wanted.max(1) as usize
+    }
+
+    fn too_few(&self, id: &str, stats: &ShardStats) -> String {
+        let taking = match self.taking.is_empty() {
+            true => "none takes them".to_owned(),
+            false => format!("{} of {} hosts take them", self.taking.join(", "), self.hosts),
+        };
+        format!(
+            "`{id}` was not asked to drain: its blocks need {} copies on other hosts, and of the other shards {taking}; hint: {}",
+            stats.copies.wanted.max(1),
+            self.remedy()
+        )
+    }
+
+    /// How there would be more of them.
+    fn remedy(&self) -> String {
+        let mut remedies = Vec::new();
+        if let Some(first) = self.draining.first() {
+            remedies.push(format!(
+                "end the drain of {} (`longshore store drain {} --cancel`)",
+                self.draining.join(", "),
+                first.trim_matches('`')
+            ));
+        }
+        if !self.silent.is_empty() {
+            remedies.push(format!("bring {} back", self.silent.join(", ")));
+        }
+        remedies.push("add a shard on another host".to_owned());
+        remedies.join(", or ")
     }
 }
 
@@ -88,8 +166,12 @@ fn said(stats: &ShardStats) -> String {
 }
 
 /// Why a drain is not done, cause by cause, each with its remedy.
-pub(super) fn left(id: &str, stats: &ShardStats) -> String {
+pub(super) fn left(id: &str, stats: &ShardStats, others: &Others) -> String {
     let drain = &stats.drain;
+    let few_hosts = format!(
+        "are on every other host that takes blocks, which are fewer than there should be copies; hint: {}",
+        others.remedy()
+    );
     let causes = [
         (
             drain.waiting_blocks,
@@ -100,10 +182,7 @@ pub(super) fn left(id: &str, stats: &ShardStats) -> String {
             "found no room on their new owners, and drive nothing out there; hint: raise `kvstore.capacity_bytes` or \
              `kvstore.disk.capacity_bytes` there, or add a shard",
         ),
-        (
-            drain.too_few_hosts_blocks,
-            "are on every other host, which are fewer than there should be copies; hint: add a shard on another host",
-        ),
+        (drain.too_few_hosts_blocks, few_hosts.as_str()),
         (
             stats.copies.unplaced_blocks,
             "cannot be moved because nobody said where they belong; hint: they are computed again when they are asked for",

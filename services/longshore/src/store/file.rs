@@ -1,6 +1,7 @@
 //! Block files: one block with all that names it and checks it. The format is described in docs/protocol.md; its version changes
 //! with it.
 
+mod heads;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,8 @@ use bytes::Bytes;
 use longshore_attention::{KvDtype, LAYOUT_CPU_PANELS, TileShape};
 use longshore_blocks::{BlockKey, BlockPlace, Deployment, Namespace, crc32c};
 use longshore_proto::types::{Dtype, WireTileShape};
+
+pub(super) use heads::{HeadsFile, HeadsLayer};
 
 /// First bytes of every block file.
 const MAGIC: [u8; 8] = *b"LSBLOCK\0";
@@ -30,7 +33,7 @@ const LAYERS_MAX: u32 = 4_096;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FileError {
     /// The system refused.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// A field has a value that can never work.
     #[error("`{field}` {problem}")]
@@ -78,16 +81,7 @@ struct Header {
 impl BlockFile {
     /// Writes it to `path`, in the place of what is there only when all of it is written. Refuses a block that it would not read.
     pub(super) fn write(&self, path: &Path) -> Result<u64, FileError> {
-        let header = self.header()?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
-        file.write_all(&header)?;
-        for (_, body) in &self.tiles {
-            file.write_all(body)?;
-        }
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok((header.len() + self.tiles.iter().map(|(_, body)| body.len()).sum::<usize>()) as u64)
+        replace(path, &self.header()?, self.tiles.iter().map(|(_, body)| body))
     }
 
     /// Reads `path` whole and checks it.
@@ -149,10 +143,19 @@ impl BlockFile {
                 return Err(FileError::Checksum { field: format!("tiles[{layer}]") });
             }
         }
+        let mut header = self.fixed(MAGIC, tile_bytes);
+        self.tiles.iter().for_each(|(crc, _)| header.extend_from_slice(&crc.to_le_bytes()));
+        let crc = crc32c(&header);
+        header.extend_from_slice(&crc.to_le_bytes());
+        Ok(header)
+    }
+
+    /// What comes before the checksums of the tiles.
+    fn fixed(&self, magic: [u8; 8], tile_bytes: usize) -> Vec<u8> {
         let mut header = Vec::with_capacity(FIXED_BYTES + 4 * self.tiles.len() + 4);
         let place = self.place.unwrap_or(BlockPlace { stripe_seed: [0; 32], index: 0 });
         let shape = &self.shape;
-        header.extend_from_slice(&MAGIC);
+        header.extend_from_slice(&magic);
         header.extend_from_slice(&VERSION.to_le_bytes());
         header.extend_from_slice(&(if self.place.is_some() { PLACED } else { 0 }).to_le_bytes());
         header.extend_from_slice(self.deployment.as_bytes());
@@ -171,11 +174,27 @@ impl BlockFile {
         numbers.iter().for_each(|number| header.extend_from_slice(&number.to_le_bytes()));
         header.extend_from_slice(&(tile_bytes as u64).to_le_bytes());
         debug_assert_eq!(header.len(), FIXED_BYTES);
-        self.tiles.iter().for_each(|(crc, _)| header.extend_from_slice(&crc.to_le_bytes()));
-        let crc = crc32c(&header);
-        header.extend_from_slice(&crc.to_le_bytes());
-        Ok(header)
+        header
     }
+}
+
+/// Writes a header and bodies to `path`, in the place of what is there only when all of it is written; returns the bytes.
+fn replace<'a>(
+    path: &Path,
+    header: &[u8],
+    bodies: impl Iterator<Item = &'a Bytes>,
+) -> Result<u64, FileError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    file.write_all(header)?;
+    let mut bytes = header.len();
+    for body in bodies {
+        file.write_all(body)?;
+        bytes += body.len();
+    }
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(bytes as u64)
 }
 
 /// Fills `into`; a file that ends before is said to lack `field`.
@@ -200,6 +219,11 @@ fn digest<const N: usize>(fixed: &[u8; FIXED_BYTES], at: usize) -> [u8; N] {
 
 /// Checks what must be known before the header's checksum can be; returns the layers.
 fn begins_well(fixed: &[u8; FIXED_BYTES]) -> Result<u32, FileError> {
+    if fixed[..8] == heads::MAGIC {
+        let problem =
+            "is that of a file of heads, not of a whole block; hint: `longshore store get` without `--heads`";
+        return Err(invalid("magic", problem));
+    }
     if fixed[..8] != MAGIC {
         return Err(invalid("magic", "is not that of a block file; hint: `longshore store get` writes them"));
     }
@@ -251,7 +275,7 @@ fn parse(fixed: &[u8; FIXED_BYTES]) -> Result<Header, FileError> {
 }
 
 /// Bytes of a tile of a shape that this program knows; refuses others by the name of the field.
-fn tile_bytes(shape: &WireTileShape) -> Result<usize, FileError> {
+pub(super) fn tile_bytes(shape: &WireTileShape) -> Result<usize, FileError> {
     if shape.layout != LAYOUT_CPU_PANELS {
         return Err(invalid(
             "layout",

@@ -1,6 +1,6 @@
 //! `longshore store get`: a block into a file.
 
-use std::time::Duration;
+use std::{ops::Range, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use longshore_proto::types::{GetBlocks, Identity, ListBlocks, ModelDescription, 
 
 use super::{
     cluster::{Cluster, hex_digits, shown, unreachable},
-    file::BlockFile,
+    file::{BlockFile, HeadsFile, HeadsLayer, tile_bytes},
     listing::{Listing, Row},
 };
 use crate::{cli::StoreGetArgs, console};
@@ -22,6 +22,9 @@ const BLOCK_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) async fn get(args: &StoreGetArgs) -> Result<()> {
     let cluster = Cluster::find(&args.cluster).await?;
     let row = find(&cluster, &args.key, args.namespace.as_deref().unwrap_or("")).await?;
+    if let Some(heads) = &args.heads {
+        return get_heads(&cluster, &row, heads, &args.out).await;
+    }
     let (block, shard) = fetch(&cluster, &row).await?;
     let written = block.write(&args.out).with_context(|| format!("cannot write {}", args.out.display()))?;
     console::say(format!(
@@ -33,6 +36,73 @@ pub(super) async fn get(args: &StoreGetArgs) -> Result<()> {
         console::bytes(written),
     ));
     Ok(())
+}
+
+/// Some KV heads of a block into a file.
+async fn get_heads(cluster: &Cluster, row: &Row, heads: &Range<u32>, out: &Path) -> Result<()> {
+    let (file, shard) = fetch_heads(cluster, row, heads).await?;
+    let written = file.write(out).with_context(|| format!("cannot write {}", out.display()))?;
+    console::say(format!(
+        "{}: KV heads {} to {} of {} of block {} of {}, {} layers, {}, from {shard}",
+        out.display(),
+        heads.start,
+        heads.end - 1,
+        file.block.shape.kv_heads,
+        row.key,
+        shown(&row.namespace),
+        file.block.shape.layers,
+        console::bytes(written),
+    ));
+    Ok(())
+}
+
+/// Some KV heads of a block from the first of its holders whose copy is sound, and the id of that.
+pub(super) async fn fetch_heads(
+    cluster: &Cluster,
+    row: &Row,
+    heads: &Range<u32>,
+) -> Result<(HeadsFile, String)> {
+    let model = cluster.model().await?;
+    let kv_heads = model.tile_shape.kv_heads;
+    ensure!(
+        heads.end <= kv_heads,
+        "`--heads {}..{}` is beyond the tiles, which have {kv_heads} KV heads; hint: at most `--heads 0..{kv_heads}`",
+        heads.start,
+        heads.end
+    );
+    let mut failures = Vec::new();
+    for (at, _) in &row.copies {
+        let shard = &cluster.shards[*at];
+        match fetch_heads_from(cluster, *at, row, &model, heads).await {
+            Ok(file) => return Ok((file, shard.id.clone())),
+            Err(error) => failures.push(format!("`{}`: {}", shard.id, console::text(&error))),
+        }
+    }
+    bail!("no copy of block {} can be read: {}", row.key, failures.join("; "))
+}
+
+async fn fetch_heads_from(
+    cluster: &Cluster,
+    at: usize,
+    row: &Row,
+    model: &ModelDescription,
+    heads: &Range<u32>,
+) -> Result<HeadsFile> {
+    let shape = model.tile_shape;
+    let head_bytes = tile_bytes(&shape)? / shape.kv_heads as usize;
+    let (ctx, get) = request(cluster, at, row, model).await?;
+    let mut answers = cluster.shards[at].client.get_heads(&ctx, get, heads.clone()).await?;
+    let mut layers = Vec::new();
+    while let Some(answer) = answers.next().await {
+        let tile = answer?.context("it no longer holds the block")?;
+        due(&tile, row, layers.len(), shape.layers)?;
+        let read = tile.copy_heads(heads.clone(), shape.kv_heads, head_bytes);
+        let (body, tile_crc32c) = read.with_context(|| format!("layer {}", tile.layer))?;
+        let part = tile.data.heads().context("its heads are proven")?;
+        layers.push(HeadsLayer { tile_crc32c, head_crc32cs: part.head_crc32cs.clone(), body: body.into() });
+    }
+    ensure!(layers.len() == shape.layers as usize, "it sent {} of {} layers", layers.len(), shape.layers);
+    Ok(HeadsFile { block: named(row, model, Vec::new()), heads: heads.clone(), layers })
 }
 
 /// The one block whose key and namespace begin so.
@@ -69,33 +139,19 @@ pub(super) async fn fetch(cluster: &Cluster, row: &Row) -> Result<(BlockFile, St
         let shard = &cluster.shards[*at];
         match fetch_from(cluster, *at, row, &model).await {
             Ok(block) => return Ok((block, shard.id.clone())),
-            Err(error) => failures.push(format!("`{}`: {error:#}", shard.id)),
+            Err(error) => failures.push(format!("`{}`: {}", shard.id, console::text(&error))),
         }
     }
     bail!("no copy of block {} can be read: {}", row.key, failures.join("; "))
 }
 
 async fn fetch_from(cluster: &Cluster, at: usize, row: &Row, model: &ModelDescription) -> Result<BlockFile> {
-    let shard = &cluster.shards[at];
-    let identity = Identity {
-        deployment: model.deployment,
-        namespace: row.namespace,
-        shard_map_epoch: cluster.stats_of(at).await?.shard_map_epoch,
-    };
-    let ctx = CallContext::new("store").with_timeout(BLOCK_TIMEOUT);
-    let get = GetBlocks { identity, keys: vec![row.key], first_layer: 0, layers: None };
-    let mut answers = shard.client.get_blocks(&ctx, get).await?;
+    let (ctx, get) = request(cluster, at, row, model).await?;
+    let mut answers = cluster.shards[at].client.get_blocks(&ctx, get).await?;
     let mut tiles: Vec<(u32, Bytes)> = Vec::new();
     while let Some(answer) = answers.next().await {
         let tile = answer?.context("it no longer holds the block")?;
-        ensure!(
-            tile.key == row.key && tile.layer as usize == tiles.len() && tile.layer < model.tile_shape.layers,
-            "it sent layer {} of block {} where layer {} of {} is due",
-            tile.layer,
-            tile.key,
-            tiles.len(),
-            row.key
-        );
+        due(&tile, row, tiles.len(), model.tile_shape.layers)?;
         tiles.push(verified(&tile)?);
     }
     ensure!(
@@ -104,9 +160,42 @@ async fn fetch_from(cluster: &Cluster, at: usize, row: &Row, model: &ModelDescri
         tiles.len(),
         model.tile_shape.layers
     );
+    Ok(named(row, model, tiles))
+}
+
+/// What a shard is asked for a whole block with.
+async fn request(
+    cluster: &Cluster,
+    at: usize,
+    row: &Row,
+    model: &ModelDescription,
+) -> Result<(CallContext, GetBlocks)> {
+    let identity = Identity {
+        deployment: model.deployment,
+        namespace: row.namespace,
+        shard_map_epoch: cluster.stats_of(at).await?.shard_map_epoch,
+    };
+    let ctx = CallContext::new("store").with_timeout(BLOCK_TIMEOUT);
+    Ok((ctx, GetBlocks { identity, keys: vec![row.key], first_layer: 0, layers: None }))
+}
+
+/// Refuses a tile that is not the one that is due.
+fn due(tile: &TileMessage, row: &Row, layer: usize, layers: u32) -> Result<()> {
+    ensure!(
+        tile.key == row.key && tile.layer as usize == layer && tile.layer < layers,
+        "it sent layer {} of block {} where layer {layer} of {} is due",
+        tile.layer,
+        tile.key,
+        row.key
+    );
+    Ok(())
+}
+
+/// A block with all that names it.
+fn named(row: &Row, model: &ModelDescription, tiles: Vec<(u32, Bytes)>) -> BlockFile {
     let place = row.copies.iter().find_map(|(_, entry)| entry.place);
     let (deployment, namespace, key, shape) = (model.deployment, row.namespace, row.key, model.tile_shape);
-    Ok(BlockFile { deployment, namespace, key, place, shape, tiles })
+    BlockFile { deployment, namespace, key, place, shape, tiles }
 }
 
 /// An own copy of a tile's body that matches its checksum.

@@ -68,13 +68,31 @@ pub(super) async fn ls(args: &StoreLsArgs) -> Result<()> {
         }
     }
     print(&cluster, &rows, args.json)?;
+    let mut failed = 0;
     for (shard, error) in listing.failures() {
+        failed += 1;
         console::note(format!("shard `{}` is left out: {error}", shard.id));
+    }
+    if count == 0 {
+        console::note(nothing(args, cluster.shards.len() - failed));
     }
     if let Some((namespace, key)) = more {
         console::note(format!("there are more: --after {}:{key}", shown(&namespace)));
     }
     Ok(())
+}
+
+/// What to say when no block was listed by so many shards.
+pub(super) fn nothing(args: &StoreLsArgs, answered: usize) -> String {
+    let shards =
+        if answered == 1 { "the one shard that answers".to_owned() } else { format!("{answered} shards") };
+    let wanted = [("`--namespace", &args.namespace), ("`--prefix", &args.prefix), ("`--after", &args.after)];
+    let wanted: Vec<String> =
+        wanted.iter().filter_map(|(flag, value)| Some(format!("{flag} {}`", value.as_ref()?))).collect();
+    match wanted.is_empty() {
+        true => format!("the store is empty: {shards} told of no block"),
+        false => format!("no block matches {}: {shards} told of none", wanted.join(" and ")),
+    }
 }
 
 fn print(cluster: &Cluster, rows: &[Row], json: bool) -> Result<()> {

@@ -113,9 +113,11 @@ async fn store(
             Ok(PutOutcome::Stored) => placed.holders.push((shard.id.clone(), false)),
             Ok(PutOutcome::Duplicate) => placed.holders.push((shard.id.clone(), true)),
             Ok(other) => placed.refusals.push(format!("shard `{}` did not take it: {other:?}", shard.id)),
-            Err(ref error) => {
-                placed.refusals.push(format!("shard `{}` did not take it: {error:#}", shard.id))
-            }
+            Err(ref error) => placed.refusals.push(format!(
+                "shard `{}` did not take it: {}",
+                shard.id,
+                console::text(error)
+            )),
         }
         match outcome {
             Ok(PutOutcome::Stored | PutOutcome::Duplicate) => tally.held(at),

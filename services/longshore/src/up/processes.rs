@@ -144,7 +144,8 @@ fn worker(process: &Planned, planned: &[Planned], file: &Path, config: &Config) 
     arguments.extend(["--config".to_owned(), file.display().to_string(), "--supervised".to_owned()]);
     arguments.extend(compute_flags(config, planned, process));
     arguments.extend(members(planned));
-    Recipe { name: process.id.clone(), arguments }
+    let shard = (process.role == "kvstore").then(|| format!("http://127.0.0.1:{}", process.port));
+    Recipe { name: process.id.clone(), arguments, shard }
 }
 
 fn router(planned: &[Planned], file: &Path, config: &Config, http: &str, grpc: &str) -> Recipe {
@@ -156,7 +157,7 @@ fn router(planned: &[Planned], file: &Path, config: &Config, http: &str, grpc: &
     }
     arguments.extend(["--config".to_owned(), file.display().to_string()]);
     arguments.extend(members(planned));
-    Recipe { name: "router-0".to_owned(), arguments }
+    Recipe { name: "router-0".to_owned(), arguments, shard: None }
 }
 
 async fn await_ready(planned: &[Planned]) -> Result<()> {

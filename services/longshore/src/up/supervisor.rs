@@ -1,9 +1,10 @@
 //! Child processes of `longshore up --processes`: started, told apart, restarted when they die, ended in order.
 
-use std::{process::Stdio, time::Duration};
+use std::{convert::Infallible, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result};
 use longshore_chassis::Tasks;
+use longshore_fabric::{CallContext, Connector, GrpcConnector, GrpcOptions};
 use tokio::{
     process::{Child, Command},
     time::{Instant, sleep},
@@ -19,6 +20,8 @@ pub(super) struct Recipe {
     pub(super) name: String,
     /// Arguments of this same program.
     pub(super) arguments: Vec<String>,
+    /// gRPC address, of a shard: one that ends when it was drained is not started again.
+    pub(super) shard: Option<String>,
 }
 
 /// A supervised child: restarted until told to end.
@@ -33,6 +36,8 @@ pub(super) struct Supervised {
 const RESTART_FIRST: Duration = Duration::from_millis(500);
 const RESTART_LAST: Duration = Duration::from_secs(15);
 const GOOD_RUN: Duration = Duration::from_secs(60);
+/// How often a shard is asked whether it was drained, and how long it may take to answer.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 impl Supervised {
     /// Starts the child and its watcher. `deadline` is what it gets to end after SIGTERM.
@@ -68,10 +73,21 @@ async fn watch(recipe: Recipe, mut child: Child, stop: CancellationToken, deadli
     let mut pause = RESTART_FIRST;
     loop {
         let began = Instant::now();
+        let mut drained = false;
         let status = tokio::select! {
             status = child.wait() => status.with_context(|| format!("cannot wait for {}", recipe.name))?,
             () = stop.cancelled() => return end(&recipe, child, deadline).await,
+            never = look(recipe.shard.as_deref(), &mut drained) => match never {},
         };
+        if drained {
+            console::note(format!(
+                "{} ended ({status}) after it was drained: it is not started again; start the cluster anew with fewer `--shards` when it \
+                 is to stay away",
+                recipe.name
+            ));
+            stop.cancelled().await;
+            return Ok(());
+        }
         if began.elapsed() > GOOD_RUN {
             pause = RESTART_FIRST;
         }
@@ -86,6 +102,20 @@ async fn watch(recipe: Recipe, mut child: Child, stop: CancellationToken, deadli
         }
         pause = (pause * 2).min(RESTART_LAST);
         child = spawn(&recipe)?;
+    }
+}
+
+/// Keeps asking a shard whether it is drained.
+async fn look(shard: Option<&str>, drained: &mut bool) -> Infallible {
+    let client = shard.and_then(|url| GrpcConnector::new(GrpcOptions::default()).shard(url).ok());
+    let Some(client) = client else { return std::future::pending().await };
+    loop {
+        sleep(LOOK_EVERY).await;
+        let ctx = CallContext::new("supervisor").with_timeout(LOOK_EVERY);
+        // One that does not answer any more may have ended because it was drained.
+        if let Ok(stats) = client.stats(&ctx).await {
+            *drained = stats.drain.drained;
+        }
     }
 }
 

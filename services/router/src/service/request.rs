@@ -189,14 +189,7 @@ impl Request<'_> {
     ) -> Result<FinishReason, Fault> {
         let inner = self.inner;
         let identity = self.identity(view);
-        let cached = lookup::cached_blocks(
-            &self.ctx,
-            inner.connector.as_ref(),
-            view,
-            identity,
-            &progress.sequence,
-            (&inner.config, &inner.metrics),
-        );
+        let cached = lookup::cached_blocks(&self.ctx, inner, view, identity, &progress.sequence);
         let cached = cached.await.map_err(Fault::Final)?;
         if !*accepted {
             self.accept(progress, cached).await.map_err(Fault::Final)?;

@@ -65,7 +65,7 @@ impl Counts {
 
     /// Tells what the whole search found.
     pub(super) fn tell(&self, store: &Store) {
-        store.repair.short(self.short);
+        store.repair.short(self.short, self.found.stored_total);
         store.drain.found(self.found);
     }
 }

@@ -103,6 +103,8 @@ mod tests {
             layers: 1,
             retention_ms: 50,
             writers_max: 4,
+            readers_max: 4,
+            tenant_percent: 100,
             views_max: 4,
             view_blocks_max: 16,
             view_secret: [7; 32],

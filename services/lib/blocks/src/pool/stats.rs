@@ -1,6 +1,6 @@
 //! Occupancy and counters of a pool.
 
-use super::BlockPool;
+use super::{BlockPool, Resource, ResourceStats};
 
 /// Occupancy now and counters since start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,6 +41,12 @@ pub struct PoolStats {
     pub misses_total: u64,
     /// Views that expired since start.
     pub expired_views_total: u64,
+    /// Tenants with views, streams or incomplete blocks.
+    pub tenants: u64,
+    /// How each resource is shared, in the order of [`Resource::ALL`].
+    pub shares: [ResourceStats; Resource::ALL.len()],
+    /// Blocks dropped before their promise ended, because their tenant kept most, since start.
+    pub broken_promises_total: u64,
     /// The tier below memory; all zero without one.
     pub disk: DiskStats,
 }
@@ -90,6 +96,7 @@ pub(super) struct Totals {
     pub(super) hits: u64,
     pub(super) misses: u64,
     pub(super) expired_views: u64,
+    pub(super) broken_promises: u64,
     pub(super) hits_disk: u64,
     pub(super) spilled: u64,
     pub(super) spills_failed: u64,
@@ -127,6 +134,9 @@ impl<T> BlockPool<T> {
             hits_total: self.totals.hits,
             misses_total: self.totals.misses,
             expired_views_total: self.totals.expired_views,
+            tenants: self.shares.tenants(),
+            shares: self.shares.stats(),
+            broken_promises_total: self.totals.broken_promises,
             disk: self.disk_stats(),
         }
     }

@@ -2,6 +2,7 @@
 
 mod notes;
 mod schedule;
+mod shares;
 mod tiers;
 
 use super::*;
@@ -19,6 +20,8 @@ fn config(blocks: u64) -> PoolConfig {
         layers: LAYERS,
         retention_ms: RETENTION_MS,
         writers_max: 8,
+        readers_max: 8,
+        tenant_percent: 100,
         views_max: 8,
         view_blocks_max: 64,
         view_secret: [7; 32],
@@ -154,6 +157,8 @@ fn refuses_layers_and_configurations_that_cannot_be() {
     for broken in [
         PoolConfig { tile_bytes: 0, ..config(1) },
         PoolConfig { layers: 0, ..config(1) },
+        PoolConfig { tenant_percent: 0, ..config(1) },
+        PoolConfig { tenant_percent: 101, ..config(1) },
         PoolConfig { budget_bytes: BLOCK_BYTES - 1, ..config(1) },
         PoolConfig { tile_bytes: u64::MAX, ..config(1) },
     ] {

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{BlockPool, Departure, EvictionPolicy, Generation, Held, Pages, SealedBlock, Stage, Uses};
+use super::{
+    BlockPool, Departure, EvictionPolicy, Generation, Held, Pages, Resource, SealedBlock, Stage, Uses,
+};
 use crate::{
     AdmissionFilter, BlockKey, Error, Namespace,
     tier::{Extent, Extents, Tier},
@@ -160,10 +162,16 @@ impl<T> BlockPool<T> {
         true
     }
 
-    /// Makes room for one more block in memory, or fails.
-    pub(super) fn make_room(&mut self, now_ms: u64) -> Result<Room, Error> {
-        let room = self.room_for(self.config.block_bytes(), now_ms);
-        room.ok_or_else(|| self.no_space())
+    /// Makes room for one more block of `tenant` in memory, or fails.
+    pub(super) fn make_room(&mut self, tenant: Namespace, now_ms: u64) -> Result<Room, Error> {
+        loop {
+            if let Some(room) = self.room_for(self.config.block_bytes(), now_ms) {
+                return Ok(room);
+            }
+            if !self.break_promise(tenant) {
+                return Err(self.no_space());
+            }
+        }
     }
 
     /// Makes room of `bytes` in memory: first by blocks that nothing keeps, then by moving those that something keeps to the tier
@@ -228,7 +236,9 @@ impl<T> BlockPool<T> {
         }
         while let Some(&(until, generation)) = self.leases.first().filter(|(until, _)| *until <= now_ms) {
             self.leases.remove(&(until, generation));
-            let uses = self.held.get(&generation).expect("leased blocks are held").uses;
+            let held = self.held.get(&generation).expect("leased blocks are held");
+            let (tenant, uses) = (held.block.namespace(), held.uses);
+            self.shares.give(tenant, Resource::PromisedBlocks);
             self.policy.insert(uses.candidate(generation));
         }
     }

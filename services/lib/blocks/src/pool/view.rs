@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BlockPool, Generation, SealedBlock};
+use super::{BlockPool, Generation, Resource, SealedBlock};
 use crate::{BlockKey, Error, Namespace};
 
 /// Names a view; never 0, unique in its pool and unguessable without the pool's secret.
@@ -36,7 +36,7 @@ pub enum Opened {
 /// An open view.
 #[derive(Debug)]
 pub(super) struct View<T> {
-    namespace: Namespace,
+    pub(super) namespace: Namespace,
     /// Ascending by index. Shared with readers, copied when it changes under them.
     blocks: Arc<Vec<ViewBlock<T>>>,
     lease_ms: u64,
@@ -84,6 +84,11 @@ impl<T> BlockPool<T> {
             let missing = blocks.iter().zip(&found).filter(|(_, found)| found.is_none());
             return Ok(Opened::Missing(missing.map(|((_, key), _)| *key).collect()));
         }
+        self.shares.ask(namespace, Resource::Views, 1, self.config.views_max as u64)?;
+        let is_new = |generation: &&Generation| self.held.get(*generation).is_some_and(|held| held.pins == 0);
+        let fresh = found.iter().flatten().filter(is_new).count() as u64;
+        self.ask_to_keep(namespace, fresh)?;
+        self.shares.take(namespace, Resource::Views);
         let pinned = blocks.iter().zip(found.into_iter().flatten());
         let blocks =
             pinned.map(|((index, _), found)| ViewBlock { index: *index, block: self.pin(found, now_ms) });
@@ -176,6 +181,7 @@ impl<T> BlockPool<T> {
     /// Lets go of a view's blocks. Unknown views are no error.
     pub fn close_view(&mut self, id: ViewId) {
         let Some(view) = self.views.remove(&id) else { return };
+        self.shares.give(view.namespace, Resource::Views);
         // Last block first: the tail then goes before the head, without which it is worth nothing.
         let used_ms = view.used_ms;
         view.blocks.iter().rev().for_each(|entry| self.unpin(entry.block.generation(), used_ms));

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{BlockPool, Generation, Held, Page, SealedBlock, Stage, tiers::Room};
+use super::{BlockPool, Generation, Held, Page, Resource, SealedBlock, Stage, tiers::Room};
 use crate::{BlockKey, Error, Namespace};
 
 /// Names a writer of a pool.
@@ -44,8 +44,10 @@ pub enum Put {
 /// One writer: a put stream.
 #[derive(Debug)]
 pub(super) struct Writer<T> {
-    namespace: Namespace,
+    pub(super) namespace: Namespace,
     open: HashMap<BlockKey, Open<T>>,
+    /// When it last began a block or brought a tile that was missing.
+    progress_ms: u64,
 }
 
 /// A block that a writer began.
@@ -57,14 +59,23 @@ enum Open<T> {
     Superseded,
 }
 
+impl<T> Writer<T> {
+    /// Blocks that it began and that are incomplete.
+    pub(super) fn open_blocks(&self) -> u64 {
+        self.open.values().filter(|open| matches!(open, Open::Pages(_))).count() as u64
+    }
+}
+
 impl<T> BlockPool<T> {
     /// A writer of blocks of `namespace`.
     pub fn open_writer(&mut self, namespace: Namespace) -> Result<WriterId, Error> {
         if self.writers.len() >= self.config.writers_max {
             return Err(Error::Full { what: "writers", limit: self.config.writers_max as u64 });
         }
+        self.shares.ask(namespace, Resource::Writers, 1, self.config.writers_max as u64)?;
+        self.shares.take(namespace, Resource::Writers);
         let id = WriterId(self.next_id());
-        self.writers.insert(id, Writer { namespace, open: HashMap::new() });
+        self.writers.insert(id, Writer { namespace, open: HashMap::new(), progress_ms: 0 });
         Ok(id)
     }
 
@@ -108,12 +119,15 @@ impl<T> BlockPool<T> {
             self.totals.duplicates += 1;
             return Ok(Admission::Duplicate);
         }
-        if self.make_room(now_ms)? == Room::Moving {
+        self.ask_to_begin(namespace)?;
+        if self.make_room(namespace, now_ms)? == Room::Moving {
             return Ok(Admission::MakeRoom);
         }
         let pages = std::iter::repeat_with(|| None).take(self.config.layers as usize).collect();
-        self.writer(writer)?.open.insert(key, Open::Pages(pages));
-        self.open_blocks += 1;
+        let state = self.writer(writer)?;
+        state.open.insert(key, Open::Pages(pages));
+        state.progress_ms = now_ms;
+        self.begun(namespace);
         Ok(Admission::Wanted)
     }
 
@@ -137,13 +151,14 @@ impl<T> BlockPool<T> {
             unreachable!("an admitted tile has an open block")
         };
         pages[layer as usize] = Some(page);
+        state.progress_ms = now_ms;
         if pages.iter().any(Option::is_none) {
             return Ok(Put::Open);
         }
         let pages = pages.iter_mut().filter_map(Option::take).collect();
         state.open.remove(&key);
         let namespace = state.namespace;
-        self.open_blocks -= 1;
+        self.ended(namespace);
         Ok(Put::Sealed(self.seal(namespace, key, pages, now_ms)))
     }
 
@@ -175,20 +190,23 @@ impl<T> BlockPool<T> {
         }
         self.totals.stored += 1;
         // The others' pages are of no use any more.
+        let mut superseded = 0;
         for writer in self.writers.values_mut().filter(|writer| writer.namespace == namespace) {
             if let Some(open @ Open::Pages(_)) = writer.open.get_mut(&key) {
                 *open = Open::Superseded;
-                self.open_blocks -= 1;
+                superseded += 1;
             }
         }
+        (0..superseded).for_each(|_| self.ended(namespace));
         generation
     }
 
     /// Drops what a writer brought of one block, because a tile of it was bad.
     pub fn discard(&mut self, writer: WriterId, key: BlockKey) {
         let Some(state) = self.writers.get_mut(&writer) else { return };
+        let namespace = state.namespace;
         if matches!(state.open.remove(&key), Some(Open::Pages(_))) {
-            self.open_blocks -= 1;
+            self.ended(namespace);
             self.totals.dropped += 1;
         }
     }
@@ -196,9 +214,17 @@ impl<T> BlockPool<T> {
     /// Ends a writer and drops its incomplete blocks. Unknown writers are no error.
     pub fn close_writer(&mut self, writer: WriterId) {
         let Some(state) = self.writers.remove(&writer) else { return };
-        let dropped = state.open.values().filter(|open| matches!(open, Open::Pages(_))).count() as u64;
-        self.open_blocks -= dropped;
+        let dropped = state.open_blocks();
+        (0..dropped).for_each(|_| self.ended(state.namespace));
         self.totals.dropped += dropped;
+        self.shares.give(state.namespace, Resource::Writers);
+    }
+
+    /// Milliseconds that a writer still has to bring a tile that is missing before it counts as stalled: after `patience_ms` without
+    /// one. `None` when no block of it is open, or it is unknown.
+    pub fn patience_left_ms(&self, writer: WriterId, patience_ms: u64, now_ms: u64) -> Option<u64> {
+        let state = self.writers.get(&writer).filter(|state| state.open_blocks() > 0)?;
+        Some(state.progress_ms.saturating_add(patience_ms).saturating_sub(now_ms))
     }
 
     fn writer(&mut self, id: WriterId) -> Result<&mut Writer<T>, Error> {

@@ -1,6 +1,6 @@
 //! [`Shard`] over `KvStoreService`.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use async_trait::async_trait;
 use longshore_proto::{
@@ -37,6 +37,20 @@ impl ShardClient {
     pub(super) fn with_link(channel: Channel, link: Arc<Link>, message_bytes_max: usize) -> Self {
         let tiles = TileChannels::with_link(channel.clone(), link, message_bytes_max);
         Self { tiles: Some(tiles), ..Self::stock(channel, message_bytes_max) }
+    }
+
+    async fn read(
+        &self,
+        ctx: &CallContext,
+        get: v1::GetBlocksRequest,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        if let Some(own) = &self.tiles {
+            return own.get_blocks(ctx, get, None).await;
+        }
+        let hop = Hop::new(ctx);
+        let request = request(&hop.context, get)?;
+        let mut client = self.calls.clone();
+        streaming(hop, client.get_blocks(request), Option::try_from).await
     }
 
     pub(super) fn stock(channel: Channel, message_bytes_max: usize) -> Self {
@@ -88,13 +102,19 @@ impl Shard for ShardClient {
         ctx: &CallContext,
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
-        if let Some(own) = &self.tiles {
-            return own.get_blocks(ctx, get, None).await;
+        self.read(ctx, get.into()).await
+    }
+
+    async fn get_heads(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+        heads: Range<u32>,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        if heads.is_empty() {
+            return Err(Error::invalid("heads", format!("are {heads:?}, which is none")));
         }
-        let hop = Hop::new(ctx);
-        let request = request(&hop.context, v1::GetBlocksRequest::from(get))?;
-        let mut client = self.calls.clone();
-        streaming(hop, client.get_blocks(request), Option::try_from).await
+        self.read(ctx, v1::GetBlocksRequest::from(get).with_heads(Some(heads))).await
     }
 
     async fn get_blocks_into(
@@ -104,7 +124,7 @@ impl Shard for ShardClient {
         memory: Arc<dyn TileMemory>,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
         match &self.tiles {
-            Some(own) => own.get_blocks(ctx, get, Some(memory)).await,
+            Some(own) => own.get_blocks(ctx, get.into(), Some(memory)).await,
             None => self.get_blocks(ctx, get).await,
         }
     }

@@ -7,7 +7,7 @@ use std::{
 
 use futures::{Stream, StreamExt, stream};
 use longshore_proto::{
-    types::{GetBlocks, PutAck, TileMemory, TileMessage},
+    types::{PutAck, TileMemory, TileMessage},
     v1::{self, put_blocks_request::Part},
 };
 use tokio::sync::mpsc;
@@ -78,11 +78,11 @@ impl TileChannels {
     pub(super) async fn get_streamed(
         &self,
         hop: Hop,
-        get: GetBlocks,
+        get: v1::GetBlocksRequest,
         memory: Option<Arc<dyn TileMemory>>,
         lease: Lease,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
-        let request = v1::GetBlocksRequest { connection: Some(lease.wire()), ..get.into() };
+        let request = v1::GetBlocksRequest { connection: Some(lease.wire()), ..get };
         let body = OutgoingBody::request(single(&request));
         let response = self.call(&hop.context, GET_BLOCKS, body).await;
         let response = response.inspect_err(|error| forget(&lease.dial(), error))?;

@@ -11,7 +11,7 @@ use std::{
 use futures::{Stream, StreamExt};
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use longshore_proto::{
-    types::{GetBlocks, Identity, PutAck, TileMemory, TileMessage, WireTileShape},
+    types::{Identity, PutAck, TileMemory, TileMessage, WireTileShape},
     v1::{self, kv_store_service_client::KvStoreServiceClient, put_blocks_request::Part},
 };
 use prost::Message;
@@ -134,10 +134,12 @@ impl TileChannels {
     pub(super) async fn get_blocks(
         &self,
         ctx: &CallContext,
-        get: GetBlocks,
+        get: v1::GetBlocksRequest,
         memory: Option<Arc<dyn TileMemory>>,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
-        if let Some(lease) = self.lease(ctx).await? {
+        // Parts of tiles come as messages: nobody keeps them as they come.
+        let is_whole = get.heads == 0;
+        if is_whole && let Some(lease) = self.lease(ctx).await? {
             let begun = self.get_streamed(Hop::new(ctx), get.clone(), memory, lease).await;
             match begun {
                 // The server forgot the connection, or it broke: nothing came yet.
@@ -146,8 +148,7 @@ impl TileChannels {
             }
         }
         let hop = Hop::new(ctx);
-        let request = v1::GetBlocksRequest::from(get);
-        let response = self.call(&hop.context, GET_BLOCKS, OutgoingBody::request(single(&request))).await?;
+        let response = self.call(&hop.context, GET_BLOCKS, OutgoingBody::request(single(&get))).await?;
         let link = self.link.clone();
         self.answers(hop, response, move |message| match tiles::tile_answer(message) {
             Ok(Ok(tile)) => Ok(Some(tile)),

@@ -1,6 +1,6 @@
 //! The traits over the registry: looks the service up at each call and puts the call under its caller's context.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use async_trait::async_trait;
 use longshore_proto::types::{
@@ -64,6 +64,17 @@ impl Shard for Local {
         let (shard, hop) = (self.shard()?, Hop::new(ctx));
         let context = hop.context.clone();
         hop.stream(shard.get_blocks(&context, get)).await
+    }
+
+    async fn get_heads(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+        heads: Range<u32>,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        let (shard, hop) = (self.shard()?, Hop::new(ctx));
+        let context = hop.context.clone();
+        hop.stream(shard.get_heads(&context, get, heads)).await
     }
 
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {

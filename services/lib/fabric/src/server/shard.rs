@@ -17,6 +17,7 @@ use super::{
     Answers, answer,
     call::Desk,
     pump::{self, Step},
+    tiles,
 };
 use crate::{
     Error, Shard,
@@ -76,9 +77,11 @@ impl KvStoreService for ShardService {
         request: Request<v1::GetBlocksRequest>,
     ) -> Result<Response<Self::GetBlocksStream>, Status> {
         let hop = self.desk.enter(&request)?;
-        let get = GetBlocks::try_from(request.into_inner()).map_err(Error::from)?;
+        let request = request.into_inner();
+        let heads = request.head_range().map_err(Error::from)?;
+        let get = GetBlocks::try_from(request).map_err(Error::from)?;
         let context = hop.context.clone();
-        Ok(answer(hop.stream(self.shard.get_blocks(&context, get)).await?))
+        Ok(answer(tiles::read(self, hop, &context, get, heads).await?))
     }
 
     async fn open_view(

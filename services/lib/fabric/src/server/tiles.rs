@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    ops::Range,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -26,7 +27,7 @@ use super::{
     streamed,
 };
 use crate::{
-    BoxStream, Error, Lane,
+    BoxStream, CallContext, Error, Lane,
     lane::{Hop, within},
     shm::{self, Connection, Lender, Link},
     tcp::Lease,
@@ -144,14 +145,20 @@ impl TileService {
         let mut message: v1::GetBlocksRequest =
             message.await?.ok_or_else(|| Error::invalid("message", "is missing: the call carries one"))?;
         let wanted = message.connection.take();
+        let heads = message.head_range()?;
         let get = GetBlocks::try_from(message)?;
         let reserved = Arc::new(self.budget.reserve(get.identity.namespace, &connection.tile_streams)?);
         if let Some(wanted) = wanted {
+            if heads.is_some() {
+                return Err(
+                    Error::invalid("connection", "is set, but parts of tiles come as messages").into()
+                );
+            }
             let lease = self.lease(&wanted)?;
             return streamed::get_blocks(&self.shard, hop.over(Lane::Tcp), get, lease, reserved).await;
         }
         let context = hop.context.clone();
-        let answers = hop.stream(self.shard.shard.get_blocks(&context, get)).await?;
+        let answers = read(&self.shard, hop, &context, get, heads).await?;
         let lender = connection.link.map(|link| Arc::new(link.lender()));
         Ok(OutgoingBody::response(answers.then(move |answer| {
             let _reserved = &reserved;
@@ -167,6 +174,20 @@ impl TileService {
         let door = offered
             .ok_or_else(|| Error::invalid("connection", "is set, there are no tile connections here"))?;
         door.lease(wanted)
+    }
+}
+
+/// Whole tiles, or some heads of them.
+pub(super) async fn read(
+    service: &ShardService,
+    hop: Hop,
+    context: &CallContext,
+    get: GetBlocks,
+    heads: Option<Range<u32>>,
+) -> Result<BoxStream<Option<TileMessage>>, Error> {
+    match heads {
+        None => hop.stream(service.shard.get_blocks(context, get)).await,
+        Some(heads) => hop.stream(service.shard.get_heads(context, get, heads)).await,
     }
 }
 

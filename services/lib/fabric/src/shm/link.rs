@@ -133,7 +133,9 @@ impl Link {
         }
         let body = self.borrow(&shared)?;
         let mut tile = TileMessage::try_from(wire)?;
-        tile.data = TileData::from_foreign(Arc::new(body));
+        let part = tile.data.heads().cloned();
+        let data = TileData::from_foreign(Arc::new(body));
+        tile.data = part.map_or(data.clone(), |part| data.of_heads(part));
         Ok(tile)
     }
 
@@ -169,7 +171,8 @@ impl Lender {
         let ticket = self.link.slot(self.call).await?;
         let shared = self.write(ticket, &tile.data.pieces());
         let bare = TileMessage { data: bytes::Bytes::new().into(), ..tile.clone() };
-        Some(v1::Tile { shared: Some(shared), ..v1::Tile::from(bare) })
+        let heads = tile.data.heads().map(Into::into);
+        Some(v1::Tile { shared: Some(shared), heads, ..v1::Tile::from(bare) })
     }
 
     /// Copies bytes into a slot that is free now and says where; `None` when they must travel on the socket.

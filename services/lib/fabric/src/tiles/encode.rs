@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use longshore_proto::types::TileMessage;
+use longshore_proto::{types::TileMessage, v1};
 use prost::Message;
 
-use super::{CRC, DATA, GET_TILE, INDEX, KEY, LAYER, PREFIX_BYTES, PUT_TILE, SEED};
+use super::{CRC, DATA, GET_TILE, HEADS, INDEX, KEY, LAYER, PREFIX_BYTES, PUT_TILE, SEED};
 
-/// Most bytes of a frame's head: prefix, two tags with lengths, key, layer, checksum, place.
+/// Bytes of a frame's head: prefix, two tags with lengths, key, layer, checksum, place. Parts of tiles need more.
 const HEAD_BYTES_MAX: usize = 112;
 
 /// A whole message with its prefix.
@@ -46,6 +46,12 @@ fn tile_frames(outer: u8, tile: &TileMessage, into: &mut VecDeque<Bytes>) {
         inner.put_slice(&place.stripe_seed);
         inner.put_u8(INDEX);
         put_varint(&mut inner, place.index);
+    }
+    if let Some(part) = tile.data.heads() {
+        let part = v1::HeadPart::from(part);
+        inner.put_u8(HEADS);
+        put_varint(&mut inner, part.encoded_len() as u64);
+        part.encode(&mut inner).expect("the buffer grows");
     }
     inner.put_u8(DATA);
     put_varint(&mut inner, tile.data.len() as u64);

@@ -31,6 +31,9 @@ pub(crate) const MISSHAPEN_VIEW: u64 = 666;
 /// Tokens of a prompt that the router accepts.
 pub(crate) const PROMPT_TOKENS_MAX: usize = 200_000;
 
+/// KV heads of tiles that are read by heads.
+pub(crate) const HEADS: u32 = 4;
+
 pub(crate) fn identity() -> Identity {
     let deployment = Deployment::from_bytes([1; 32]);
     Identity { deployment, namespace: Namespace::from_bytes([2; 32]), shard_map_epoch: 3 }
@@ -134,6 +137,16 @@ impl FakeShard {
     }
 }
 
+/// Some of the [`HEADS`] heads of a tile.
+fn part_of(tile: &TileMessage, heads: &std::ops::Range<u32>) -> TileMessage {
+    let whole = bytes::Bytes::from(tile.data.clone());
+    let head_bytes = whole.len() / HEADS as usize;
+    let body = whole.slice(heads.start as usize * head_bytes..heads.end as usize * head_bytes);
+    let part = HeadPart::of(&whole, HEADS as usize, heads.start);
+    let crc32c = longshore_blocks::crc32c(&body);
+    TileMessage { data: TileData::from(body).of_heads(part), crc32c, ..tile.clone() }
+}
+
 #[async_trait]
 impl Shard for Served<FakeShard> {
     async fn lookup(&self, ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error> {
@@ -182,6 +195,16 @@ impl Shard for Served<FakeShard> {
         };
         let tiles: Vec<_> = get.keys.iter().flat_map(read).map(Ok).collect();
         Ok(Box::pin(futures::stream::iter(tiles)))
+    }
+
+    async fn get_heads(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+        heads: std::ops::Range<u32>,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        let tiles = self.get_blocks(ctx, get).await?;
+        Ok(Box::pin(tiles.map(move |tile| Ok(tile?.map(|tile| part_of(&tile, &heads))))))
     }
 
     async fn open_view(&self, _: &CallContext, open: OpenView) -> Result<OpenedView, Error> {

@@ -9,7 +9,7 @@ use longshore_proto::types::*;
 use tokio::sync::mpsc;
 
 use super::{
-    fake::{LAYERS, identity, lookup, shape, tile},
+    fake::{HEADS, LAYERS, identity, lookup, shape, tile},
     house::{House, Lane, SHARD_LANES},
 };
 
@@ -56,6 +56,34 @@ async fn tiles_of_every_size_go_round() {
             let read = get(&*client, &[name]).await;
             let sent: Vec<_> = block(name, bytes).into_iter().map(Some).collect();
             assert_eq!(read, sent, "{lane:?}, {bytes} bytes");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_of_tiles_go_round_with_what_proves_them() {
+    for lane in SHARD_LANES {
+        let house = House::new(lane).await;
+        let client = house.client();
+        for (name, bytes) in (1u8..).zip([4, 1_024, 400_000, 8 << 20]) {
+            put(&*client, block(name, bytes)).await;
+            for heads in [0..1, 1..4, 0..4] {
+                let get = GetBlocks {
+                    identity: identity(),
+                    keys: vec![BlockKey([name; 16]), BlockKey([99; 16])],
+                    first_layer: 0,
+                    layers: None,
+                };
+                let read = client.get_heads(&context(), get, heads.clone()).await.unwrap();
+                let read: Vec<_> = read.map(Result::unwrap).collect().await;
+                assert_eq!((read.len(), read.last()), (LAYERS as usize + 1, Some(&None)), "{lane:?}");
+                for (read, whole) in read.iter().flatten().zip(block(name, bytes)) {
+                    let (copy, told) = read.copy_heads(heads.clone(), HEADS, bytes / HEADS as usize).unwrap();
+                    let (first, end) = (heads.start as usize * bytes / 4, heads.end as usize * bytes / 4);
+                    assert_eq!(copy, &whole.data[first..end], "{lane:?}, {bytes} bytes, {heads:?}");
+                    assert_eq!(told, whole.crc32c);
+                }
+            }
         }
     }
 }

@@ -40,6 +40,31 @@ fn without_shards_nothing_is_planned() {
 }
 
 #[test]
+fn what_is_worth_asking_for_ends_with_the_stripe_of_the_first_gap() {
+    let (chain, map) = (chain(16 * 20, 4), map(&[1, 1, 1]));
+    let position = |key: &BlockKey| chain.keys().iter().position(|other| other == key).unwrap();
+    for (held, ask) in [(0, 4), (3, 4), (4, 8), (5, 8), (19, 20), (20, 20)] {
+        for copies in [1, 2] {
+            let likely = likely_prefix(&chain, &map, 20, copies, |_, key| position(key) < held);
+            assert_eq!(likely, Likely { blocks: held as u64, ask }, "{held} of 20, {copies} copies");
+        }
+    }
+    // Blocks of one stripe on different shards make no prefix beyond the first of them; a shard that is not known may hold all.
+    let owner = |index: u64, rank: usize| {
+        let owners = map.owners(&chain.stripe_seed(index), 2);
+        map.shards()[owners[rank]].id.clone()
+    };
+    let split = |shard: &ShardId, key: &BlockKey| {
+        let at = position(key);
+        *shard == owner(at as u64, at % 2)
+    };
+    assert_eq!(likely_prefix(&chain, &map, 20, 2, split), Likely { blocks: 1, ask: 4 });
+    assert_eq!(likely_prefix(&chain, &map, 20, 2, |_, _| true), Likely { blocks: 20, ask: 20 });
+    assert_eq!(likely_prefix(&chain, &map, 6, 1, |_, _| true), Likely { blocks: 6, ask: 6 });
+    assert_eq!(likely_prefix(&chain, &map, 6, 1, |_, _| false), Likely { blocks: 0, ask: 4 });
+}
+
+#[test]
 fn wrong_answers_are_refused_and_change_nothing() {
     let mut plan = PrefixPlan::new(&chain(160, 4), &map(&[1]), 10, KEYS_MAX, 1).unwrap();
     for held in [&[][..], &[true; 9], &[true; 11]] {

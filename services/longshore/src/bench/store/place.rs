@@ -144,7 +144,9 @@ fn shard(plan: &Plan, index: usize, epochs: &watch::Receiver<u64>, tasks: &Tasks
         let source = Arc::new(Source::new(plan.shape, SLAB_SOURCE_BYTES));
         return Ok(Arc::new(SlabShard::new(source, plan.layers, !plan.args.unverified)));
     }
-    let config = Config { capacity_bytes: CAPACITY_BYTES, retention_ms: 0, ..Config::default() };
+    // One tenant, who may have all of it.
+    let config =
+        Config { capacity_bytes: CAPACITY_BYTES, retention_ms: 0, tenant_percent: 100, ..Config::default() };
     let identity = ShardIdentity {
         shard_id: ShardId(format!("kv-{index}")),
         deployment: deployment(),

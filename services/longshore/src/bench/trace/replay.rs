@@ -89,6 +89,8 @@ impl Shards {
                 layers: 1,
                 retention_ms: cluster.retention_ms,
                 writers_max: 1,
+                readers_max: 1,
+                tenant_percent: 100,
                 views_max: 2,
                 view_blocks_max: usize::MAX,
                 view_secret: [0; 32],

@@ -1,12 +1,13 @@
 //! Figures, lists, files.
 
-use longshore_blocks::{Deployment, EXACT_PREFILL};
+use longshore_blocks::{Deployment, EXACT_PREFILL, crc32c};
 use longshore_proto::types::ListBlocks;
 
-use super::house::{House, block, block_bytes, deployment, key};
+use super::house::{House, LAYERS, block, block_bytes, deployment, key};
+use crate::cli::{ClusterArgs, StoreLsArgs};
 use crate::store::{
     file::BlockFile,
-    get::{fetch, find},
+    get::{fetch, fetch_heads, find},
     listing::Listing,
     ls,
     put::put_file,
@@ -43,7 +44,18 @@ async fn figures_add_up_over_the_shards() {
     assert_eq!(json["total"]["blocks"], 16);
     assert_eq!(json["shards"][0]["drain"], "no");
     let text = second.text();
-    for word in ["kv-0", "total", "HIT RATE", "EVICTED FROM MEMORY", "SHORT", "RECEIVED/S", "dram", "grpc"] {
+    for word in [
+        "kv-0",
+        "total",
+        "HIT RATE",
+        "EVICTED FROM MEMORY",
+        "SHORT",
+        "UNSEARCHED",
+        "MOST KEPT",
+        "RECEIVED/S",
+        "dram",
+        "grpc",
+    ] {
         assert!(text.contains(word), "{word} is not in\n{text}");
     }
 }
@@ -106,6 +118,73 @@ async fn a_block_goes_into_a_file_and_back() {
     let placed = put_file(&elsewhere.cluster, &path, None).await.unwrap();
     assert_eq!(placed.holders, [("kv-0".to_owned(), false)]);
     assert_eq!(fetch(&elsewhere.cluster, &elsewhere.rows().await[0]).await.unwrap().0, block(7));
+}
+
+#[tokio::test]
+async fn heads_of_a_block_go_into_a_file_that_proves_them() {
+    let house = House::new(2, 1).await;
+    house.put(7).await;
+    let row = find(&house.cluster, "0707", "").await.unwrap();
+    let path = house.folder.path().join("heads.lsh");
+    let head_bytes = block(7).tiles[0].1.len() / 2;
+    for heads in [0..1, 1..2, 0..2] {
+        let (file, _) = fetch_heads(&house.cluster, &row, &heads).await.unwrap();
+        file.write(&path).unwrap();
+        // Read by the table in docs/protocol.md.
+        let bytes = std::fs::read(&path).unwrap();
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        assert_eq!((&bytes[..8], word(8)), (&b"LSHEADS\0"[..], 1));
+        assert_eq!(&bytes[80..96], &key(7).0);
+        assert_eq!((word(168), word(172)), (heads.start, heads.end - heads.start));
+        let (layers, tables) = (LAYERS as usize, 176 + 4 * LAYERS as usize);
+        let bodies = tables + 4 * 2 * layers + 4;
+        assert_eq!(crc32c(&bytes[..bodies - 4]), word(bodies - 4), "the header's own checksum");
+        let part = head_bytes * heads.len();
+        assert_eq!(bytes.len(), bodies + part * layers);
+        for (layer, (crc, whole)) in block(7).tiles.iter().enumerate() {
+            assert_eq!(word(176 + 4 * layer), *crc, "that of the whole tile");
+            let own = [0, 1].map(|head| crc32c(&whole[head * head_bytes..(head + 1) * head_bytes]));
+            assert_eq!([0, 1].map(|head| word(tables + 4 * (2 * layer + head))), own);
+            let body = &bytes[bodies + layer * part..bodies + (layer + 1) * part];
+            assert_eq!(body, &whole[heads.start as usize * head_bytes..heads.end as usize * head_bytes]);
+        }
+        let refused = format!("{:#}", put_file(&house.cluster, &path, None).await.unwrap_err());
+        assert!(refused.contains("`magic` is that of a file of heads"), "{refused}");
+    }
+    let beyond = format!("{:#}", fetch_heads(&house.cluster, &row, &(1..3)).await.unwrap_err());
+    assert!(beyond.contains("`--heads 1..3`") && beyond.contains("2 KV heads"), "{beyond}");
+    let (mut file, _) = fetch_heads(&house.cluster, &row, &(0..1)).await.unwrap();
+    file.layers[1].head_crc32cs[1] ^= 1;
+    let forged = file.write(&path).unwrap_err().to_string();
+    assert!(forged.contains("`tiles[1]` does not match its checksum"), "{forged}");
+}
+
+#[tokio::test]
+async fn heads_come_from_a_sound_copy() {
+    let house = House::new(3, 2).await;
+    house.put(7).await;
+    let holders = house.holders(7).await;
+    let row = find(&house.cluster, "07", "").await.unwrap();
+    assert!(house.shards[*holders.first().unwrap()].corrupt_for_test(key(7), 1));
+    // The damage is in head 0; who asks for head 1 does not get a part of a damaged tile either.
+    let (file, from) = fetch_heads(&house.cluster, &row, &(1..2)).await.unwrap();
+    assert_eq!(from, format!("kv-{}", holders.last().unwrap()));
+    assert_eq!(file.layers[1].tile_crc32c, block(7).tiles[1].0);
+}
+
+#[test]
+fn an_empty_list_says_so() {
+    let args = |prefix: Option<&str>| StoreLsArgs {
+        cluster: ClusterArgs { endpoints: Vec::new(), members_file: None },
+        namespace: None,
+        prefix: prefix.map(str::to_owned),
+        limit: 100,
+        after: None,
+        json: false,
+    };
+    assert_eq!(ls::nothing(&args(None), 3), "the store is empty: 3 shards told of no block");
+    let none = ls::nothing(&args(Some("1f")), 1);
+    assert_eq!(none, "no block matches `--prefix 1f`: the one shard that answers told of none");
 }
 
 #[tokio::test]

@@ -67,6 +67,11 @@ async fn with_one_copy_the_blocks_move_and_writers_are_not_cut_off() {
 async fn what_cannot_be_moved_is_told_with_its_cause() {
     let house = House::new(2, 2).await;
     house.put(1).await;
+    let refused = drain::run(&house.cluster, 0, Duration::from_secs(2)).await.unwrap_err().to_string();
+    assert!(refused.contains("was not asked to drain") && refused.contains("add a shard"), "{refused}");
+    assert!(!house.cluster.stats_of(0).await.unwrap().drain.draining, "nothing was begun");
+    // Somebody asked it all the same.
+    house.cluster.shards[0].client.drain(&call(), false).await.unwrap();
     let few = drain::run(&house.cluster, 0, Duration::from_secs(2)).await.unwrap_err().to_string();
     assert!(few.contains("1 blocks are on every other host") && few.contains("add a shard"), "{few}");
     assert!(few.contains("it still takes new blocks") && few.contains("`--cancel`"), "{few}");
@@ -81,6 +86,26 @@ async fn what_cannot_be_moved_is_told_with_its_cause() {
         "{unplaced}"
     );
     assert_eq!(house.holders(9).await, BTreeSet::from([0]), "{}", key(9));
+}
+
+#[tokio::test]
+async fn a_second_shard_is_not_drained_when_too_few_would_be_left() {
+    let house = House::new(3, 2).await;
+    for name in 1..=8 {
+        house.put(name).await;
+    }
+    drain::run(&house.cluster, 1, PATIENCE).await.unwrap();
+    let refused = drain::run(&house.cluster, 2, PATIENCE).await.unwrap_err().to_string();
+    for sign in
+        ["`kv-2` was not asked", "2 copies", "`kv-0`", "end the drain of `kv-1`", "drain kv-1 --cancel"]
+    {
+        assert!(refused.contains(sign), "`{sign}` is missing in {refused}");
+    }
+    assert!(!house.cluster.stats_of(2).await.unwrap().drain.draining, "nothing was begun");
+    // The first one is drained still, and once it owns its part again the second one can be.
+    drain::run(&house.cluster, 1, PATIENCE).await.unwrap();
+    house.cluster.shards[1].client.drain(&call(), true).await.unwrap();
+    drain::run(&house.cluster, 2, PATIENCE).await.unwrap();
 }
 
 #[tokio::test]

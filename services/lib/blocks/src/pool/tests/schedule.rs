@@ -220,6 +220,10 @@ impl Run {
             );
         }
         self.check_tiers();
+        for namespace in [tenant(0), tenant(1), tenant(9)] {
+            let told = Resource::ALL.map(|resource| pool.shares.of(namespace, resource));
+            assert_eq!(told, pool.count_taken(namespace), "views, writers, readers, open, kept, promised");
+        }
         assert!(pins.keys().all(|generation| pool.held.contains_key(generation)), "a pinned block is gone");
         assert_eq!(pool.index.len() as u64, stats.blocks);
         let pinned = pool.held.values().filter(|held| held.pins > 0 && !held.condemned).count() as u64;
@@ -329,16 +333,17 @@ fn run(mut pool: BlockPool<u32>, ops: &[Op]) {
     run.settle();
 }
 
-fn pool_with(policy: Eviction) -> BlockPool<u32> {
-    BlockPool::with_policy(config(BUDGET_BLOCKS), policy.policy()).expect("the configuration is valid")
+fn pool_with(policy: Eviction, tenant_percent: u32) -> BlockPool<u32> {
+    let config = PoolConfig { tenant_percent, ..config(BUDGET_BLOCKS) };
+    BlockPool::with_policy(config, policy.policy()).expect("the configuration is valid")
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn random_schedules_keep_the_books(ops in ops(), which in 0..Eviction::ALL.len()) {
-        run(pool_with(Eviction::ALL[which]), &ops);
+    fn random_schedules_keep_the_books(ops in ops(), which in 0..Eviction::ALL.len(), shared: bool) {
+        run(pool_with(Eviction::ALL[which], if shared { 60 } else { 100 }), &ops);
     }
 
     #[test]
@@ -346,10 +351,11 @@ proptest! {
         ops in ops(),
         which in 0..Eviction::ALL.len(),
         rule in 0..AdmissionRule::ALL.len(),
+        shared: bool,
     ) {
         let (policy, rule) = (Eviction::ALL[which], AdmissionRule::ALL[rule]);
         let disk = DiskConfig { blocks: DISK_BLOCKS, moves_max: MOVES_MAX, pause_ms: 1_000 };
         let filter = AdmissionFilter::new(rule, DISK_BLOCKS as usize, 7);
-        run(pool_with(policy).with_disk(disk, policy.policy(), filter), &ops);
+        run(pool_with(policy, if shared { 60 } else { 100 }).with_disk(disk, policy.policy(), filter), &ops);
     }
 }

@@ -1,0 +1,195 @@
+//! One tenant that takes all it can over a real connection, and another one whose calls keep working.
+
+use longshore_fabric::{
+    Code, Connector, GrpcConnector, GrpcOptions,
+    server::{ServerOptions, Services, serve},
+};
+use tokio::net::TcpListener;
+
+use super::*;
+
+/// A shard that serves gRPC, with the clients of two tenants, each with connections of its own.
+struct Served {
+    fixture: Fixture,
+    greedy: Arc<dyn Shard>,
+    modest: Arc<dyn Shard>,
+}
+
+impl Served {
+    async fn new(config: Config) -> Self {
+        let fixture = with_config(config);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = format!("http://{}", listener.local_addr().expect("a bound socket has an address"));
+        let services = Services::new(ServerOptions::default()).shard(fixture.shard.clone());
+        let tasks = &fixture.tasks;
+        tasks.spawn_critical("grpc", serve(listener, services, tasks.token()));
+        let client = || GrpcConnector::new(GrpcOptions::default()).shard(&address).expect("an address");
+        let (greedy, modest) = (client(), client());
+        Self { fixture, greedy, modest }
+    }
+
+    fn ctx(&self) -> CallContext {
+        CallContext::new("greedy").with_timeout(PATIENCE)
+    }
+
+    /// Begins a put stream of tenant `salt` over its own connection; it goes on while its sender lives.
+    async fn begin(
+        &self,
+        shard: &Arc<dyn Shard>,
+        salt: &str,
+    ) -> Result<(mpsc::Sender<TileMessage>, BoxStream<PutAck>), CallError> {
+        let (tiles, received) = mpsc::channel(4);
+        let acks = shard.put_blocks(&self.ctx(), identity(salt), wire_shape(), received).await?;
+        Ok((tiles, acks))
+    }
+
+    /// Stores, looks up, reads and attends over a block as the modest tenant; everything has to work.
+    async fn modest_goes_on(&self, name: u8) {
+        let (tiles, mut acks) = self.begin(&self.modest, "modest").await.expect("a put stream");
+        for tile in block(name) {
+            tiles.send(tile).await.expect("the shard reads");
+        }
+        let ack = acks.next().await.expect("an acknowledgement").expect("the stream goes on");
+        assert_eq!((ack.key, ack.outcome), (key(name), PutOutcome::Stored), "{}", ack.message);
+        drop((tiles, acks));
+        let lookup = Lookup { identity: identity("modest"), keys: vec![key(name)], peek: false };
+        assert_eq!(self.modest.lookup(&self.ctx(), lookup).await, Ok(vec![true]));
+        let get =
+            GetBlocks { identity: identity("modest"), keys: vec![key(name)], first_layer: 0, layers: None };
+        let read = self.modest.get_blocks(&self.ctx(), get).await.expect("a get stream");
+        let read: Vec<_> = collect(read).await.into_iter().map(|tile| tile.expect("a tile")).collect();
+        assert_eq!(read, block(name).into_iter().map(Some).collect::<Vec<_>>());
+        self.modest_attends(name).await;
+    }
+
+    async fn modest_attends(&self, name: u8) {
+        let blocks = vec![(0, key(name))];
+        let open = OpenView { identity: identity("modest"), blocks, append_to: None, lease_ms: 60_000 };
+        let opened = self.modest.open_view(&self.ctx(), open).await.expect("a view");
+        let OpenedView::Open { view_id } = opened else { panic!("{opened:?}") };
+        let (queries, received) = mpsc::channel(1);
+        let asked = AttendQuery { identity: identity("modest"), ..query(1, 0, vec![item(view_id, 16, 2)]) };
+        queries.send(asked).await.expect("there is room");
+        drop(queries);
+        let answers = self.modest.attend(&self.ctx(), received).await.expect("an attention stream");
+        let answers: Vec<_> = collect(answers).await.into_iter().map(|one| one.expect("an answer")).collect();
+        assert_eq!(partials_of(&answers, 1).0.len(), 1);
+        self.modest.close_view(&self.ctx(), view_id).await.expect("it is closed");
+    }
+
+    fn scraped(&self, line: &str) -> bool {
+        self.fixture.metrics.encode().lines().any(|have| have.ends_with(line) || have == line)
+    }
+}
+
+/// Room for 16 blocks, of which one tenant gets 12.
+fn limits() -> Config {
+    Config { tenant_percent: 75, retention_ms: 60_000, views_max: 16, readers_max: 8, ..config(16) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pinned_blocks_and_views_of_one_tenant_leave_room_for_another() {
+    let served = Served::new(limits()).await;
+    for name in 1..=14 {
+        served.fixture.put("greedy", block(name)).await;
+    }
+    let open = |name: u8| {
+        let blocks = vec![(0, key(name))];
+        OpenView { identity: identity("greedy"), blocks, append_to: None, lease_ms: 600_000 }
+    };
+    let mut views = 0;
+    for name in (1..=14).cycle().take(60) {
+        match served.greedy.open_view(&served.ctx(), open(name)).await {
+            Ok(OpenedView::Open { .. }) => views += 1,
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => {
+                assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+                assert!(error.retry_after.is_some() && error.message.contains("hint:"), "{error}");
+            }
+        }
+    }
+    assert_eq!(views, 12, "75 % of the views and of the blocks");
+    // More than the two blocks that are free: those that the greedy one was only promised make way.
+    for name in 1..=4 {
+        served.modest_goes_on(name).await;
+    }
+    let stats = served.fixture.stats().await;
+    assert_eq!((stats.tenants.tenants, stats.tenants.most_kept_bytes), (1, 12 * block_bytes()));
+    assert!(stats.tenants.refused_total >= 48 && stats.tenants.broken_promises_total > 0, "{stats:?}");
+    assert!(served.scraped("longshore_kvstore_tenants 1"), "{}", served.fixture.metrics.encode());
+    assert!(served.scraped("longshore_kvstore_tenant_most{resource=\"kept_blocks\"} 12"));
+    assert!(!served.scraped("longshore_kvstore_tenant_refused_total{resource=\"views\"} 0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn incomplete_blocks_of_one_tenant_leave_room_and_are_freed_when_nothing_comes() {
+    let served = Served::new(Config { stall_ms: 3_000, ..limits() }).await;
+    let (tiles, mut acks) = served.begin(&served.greedy, "greedy").await.unwrap();
+    for name in 1..=40 {
+        tiles.send(message(name, 0)).await.expect("the shard reads");
+    }
+    for _ in 0..28 {
+        let ack = acks.next().await.expect("a refusal").expect("the stream goes on");
+        assert_eq!(ack.outcome, PutOutcome::NoSpace, "{ack:?}");
+        assert!(ack.message.contains("incomplete blocks") && ack.message.contains("hint:"), "{ack:?}");
+    }
+    assert_eq!(served.fixture.stats().await.open_blocks, 12);
+    for name in 1..=4 {
+        served.modest_goes_on(name).await;
+    }
+    // It neither goes on nor leaves: its stream is ended and what it kept is free.
+    let end = collect(acks).await;
+    let error = end.last().expect("a reason").as_ref().expect_err("the stream ends by an error");
+    assert_eq!(error.code, Code::ResourceExhausted);
+    assert!(error.message.contains("put stream is ended"), "{error}");
+    served.fixture.settled("its blocks are free", |stats| stats.open_blocks == 0).await;
+    assert_eq!(served.fixture.stats().await.tenants.stalled_streams_total, 1);
+    drop(tiles);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_stream_that_goes_on_slowly_is_not_ended() {
+    let shard = with_config(Config { stall_ms: 1_000, ..limits() });
+    let (tiles, received) = mpsc::channel(4);
+    let acks = shard.shard.put_blocks(&shard.ctx, identity("slow"), wire_shape(), received).await.unwrap();
+    // Takes far longer than the patience, but never without progress.
+    for tile in [1, 2, 3].into_iter().flat_map(block) {
+        tiles.send(tile).await.expect("the shard reads");
+        tokio::time::sleep(Duration::from_millis(600)).await;
+    }
+    // Nothing is incomplete: it may be silent for as long as it likes.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    drop(tiles);
+    let acks: Vec<_> = collect(acks).await.into_iter().map(|ack| ack.expect("it goes on")).collect();
+    assert_eq!(outcomes(&acks), [1, 2, 3].map(|name| (name, PutOutcome::Stored)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_take_nothing_leave_room_for_others_and_are_ended() {
+    let served = Served::new(Config { stall_ms: 3_000, ..limits() }).await;
+    served.fixture.put("greedy", block(1)).await;
+    // Far more than all windows and buffers of a connection.
+    let get =
+        GetBlocks { identity: identity("greedy"), keys: vec![key(1); 65_536], first_layer: 0, layers: None };
+    let mut unread = Vec::new();
+    for _ in 0..6 {
+        unread.push(served.greedy.get_blocks(&served.ctx(), get.clone()).await.expect("75 % of 8 streams"));
+    }
+    let refused = served.greedy.get_blocks(&served.ctx(), get.clone()).await;
+    let error = match refused {
+        Err(error) => error,
+        Ok(stream) => collect(stream).await.pop().expect("an end").expect_err("it is refused"),
+    };
+    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    assert!(error.message.contains("get streams"), "{error}");
+    served.modest_goes_on(1).await;
+    let wanted = |stats: &ShardStats| stats.tenants.stalled_streams_total == 6;
+    served.fixture.settled("streams that nobody reads are ended", wanted).await;
+    served.modest_goes_on(2).await;
+    for stream in unread {
+        let mut end = collect(stream).await;
+        let error = end.pop().expect("an end").expect_err("the stream was not whole");
+        assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+        assert!(end.len() < 3 * 65_536 && end.iter().all(Result::is_ok), "what came before is sound");
+    }
+}

@@ -1,0 +1,126 @@
+//! One tenant that takes all it can, and what is left for another one.
+
+use super::*;
+
+const GREEDY: u8 = 1;
+const MODEST: u8 = 2;
+
+fn shared(blocks: u64) -> BlockPool<u32> {
+    let limits =
+        PoolConfig { tenant_percent: 75, views_max: 16, writers_max: 16, readers_max: 16, ..config(blocks) };
+    BlockPool::new(limits).expect("the configuration is valid")
+}
+
+fn is_share(error: &Error, of: &str) -> bool {
+    matches!(error, Error::Share { what, .. } if *what == of) && error.retryable()
+}
+
+#[test]
+fn pinned_blocks_of_one_leave_room_for_another() {
+    let mut pool = shared(8);
+    for name in 1..=8 {
+        store(&mut pool, tenant(GREEDY), name, 0).unwrap();
+    }
+    let mut pinned = 0;
+    for name in 1..=8 {
+        match pool.open_view(tenant(GREEDY), &[(0, key(name))], 1000, 0) {
+            Ok(Opened::Open(_)) => pinned += 1,
+            other => assert!(is_share(&other.unwrap_err(), "blocks in views and put streams")),
+        }
+    }
+    assert_eq!(pinned, 6, "75 % of 8");
+    // Its views go on, and a view of what it pins already takes nothing more.
+    let whole: Vec<_> = (1..=6).map(|name| (u64::from(name), key(name))).collect();
+    assert!(matches!(pool.open_view(tenant(GREEDY), &whole, 1000, 0), Ok(Opened::Open(_))));
+    // The other two blocks were promised for a while; they make way for somebody who keeps less.
+    assert!(matches!(store(&mut pool, tenant(MODEST), 1, 1), Ok(Put::Sealed(_))));
+    open(&mut pool, tenant(MODEST), &[1], 1);
+    assert_eq!(pool.stats().broken_promises_total, 1);
+    assert!(store(&mut pool, tenant(GREEDY), 20, 1).is_err(), "its own promises hold against itself");
+}
+
+#[test]
+fn a_view_of_more_than_ones_part_is_refused_whole() {
+    let mut pool = shared(8);
+    for name in 1..=8 {
+        store(&mut pool, tenant(GREEDY), name, 0).unwrap();
+    }
+    let all: Vec<_> = (1..=8).map(|name| (u64::from(name), key(name))).collect();
+    let refused = pool.open_view(tenant(GREEDY), &all, 1000, 0).unwrap_err();
+    assert!(is_share(&refused, "blocks in views and put streams"), "{refused}");
+    let stats = pool.stats();
+    assert_eq!((stats.views, stats.pinned_blocks), (0, 0));
+    assert_eq!(stats.shares[Resource::KeptBlocks as usize].refused_total, 1);
+}
+
+#[test]
+fn incomplete_blocks_of_one_leave_room_for_another() {
+    let mut pool = shared(8);
+    let writer = pool.open_writer(tenant(GREEDY)).unwrap();
+    let begun = (1..=8).filter(|name| pool.put(writer, key(*name), 0, page(0), 0).is_ok()).count();
+    assert_eq!((begun, pool.stats().open_blocks), (6, 6));
+    assert!(is_share(&pool.put(writer, key(20), 0, page(0), 0).unwrap_err(), "incomplete blocks"));
+    // One after the other, so that the promises of its own blocks run out meanwhile.
+    for name in 1..=3 {
+        let put = store(&mut pool, tenant(MODEST), name, 2 * RETENTION_MS * u64::from(name));
+        assert!(matches!(put, Ok(Put::Sealed(_))), "{name}: {put:?}");
+    }
+    // What it began it may finish.
+    for layer in 1..LAYERS {
+        pool.put(writer, key(1), layer, page(layer), 900).unwrap();
+    }
+    assert_eq!(pool.lookup(tenant(GREEDY), &[key(1)], 900), [true]);
+}
+
+#[test]
+fn views_and_streams_of_one_leave_some_for_another() {
+    let mut pool = shared(4);
+    store(&mut pool, tenant(GREEDY), 1, 0).unwrap();
+    let opened = |pool: &mut BlockPool<u32>, salt| pool.open_view(tenant(salt), &[], 1000, 0).is_ok();
+    assert_eq!((0..20).filter(|_| opened(&mut pool, GREEDY)).count(), 12);
+    assert!(opened(&mut pool, MODEST) && opened(&mut pool, MODEST));
+    let writers = (0..20).filter(|_| pool.open_writer(tenant(GREEDY)).is_ok()).count();
+    let readers = (0..20).filter(|_| pool.open_reader(tenant(GREEDY)).is_ok()).count();
+    assert_eq!((writers, readers), (12, 12));
+    assert!(pool.open_writer(tenant(MODEST)).is_ok() && pool.open_reader(tenant(MODEST)).is_ok());
+    let stats = pool.stats();
+    assert_eq!(stats.tenants, 2);
+    for (resource, refused) in [(Resource::Views, 8), (Resource::Writers, 8), (Resource::Readers, 8)] {
+        assert_eq!(stats.shares[resource as usize].refused_total, refused, "{resource:?}");
+    }
+    (0..12).for_each(|_| pool.close_reader(tenant(GREEDY)));
+    assert!(pool.open_reader(tenant(GREEDY)).is_ok());
+}
+
+#[test]
+fn promises_go_to_whoever_keeps_less_and_never_the_other_way() {
+    let mut pool = shared(4);
+    for name in 1..=4 {
+        store(&mut pool, tenant(GREEDY), name, 0).unwrap();
+    }
+    for name in 1..=2 {
+        assert!(matches!(store(&mut pool, tenant(MODEST), name, 1), Ok(Put::Sealed(_))), "{name}");
+    }
+    // Two each: nobody keeps more than the other would.
+    assert!(store(&mut pool, tenant(MODEST), 3, 1).is_err());
+    assert!(store(&mut pool, tenant(GREEDY), 9, 1).is_err());
+    assert_eq!(pool.lookup(tenant(GREEDY), &[1, 2, 3, 4].map(key), 1), [false, false, true, true]);
+    assert_eq!(pool.stats().broken_promises_total, 2);
+}
+
+#[test]
+fn a_writer_stalls_when_it_brings_nothing_that_is_missing() {
+    let mut pool = shared(4);
+    let writer = pool.open_writer(tenant(0)).unwrap();
+    assert_eq!(pool.patience_left_ms(writer, 100, 5), None, "it began nothing");
+    pool.put(writer, key(1), 0, page(0), 10).unwrap();
+    assert_eq!(pool.patience_left_ms(writer, 100, 10), Some(100));
+    pool.put(writer, key(1), 0, page(0), 60).unwrap();
+    assert_eq!(pool.patience_left_ms(writer, 100, 60), Some(50), "the same tile again is no progress");
+    pool.put(writer, key(1), 1, page(1), 70).unwrap();
+    assert_eq!(pool.patience_left_ms(writer, 100, 170), Some(0));
+    pool.put(writer, key(1), 2, page(2), 170).unwrap();
+    assert_eq!(pool.patience_left_ms(writer, 100, 999), None, "nothing is incomplete");
+    pool.close_writer(writer);
+    assert_eq!(pool.patience_left_ms(writer, 100, 999), None);
+}

@@ -86,7 +86,8 @@ impl CudaBackend {
         let (q_width, _) = self.head_widths();
         let q = KeptRows::new(&self.model.compute, x.rows(), q_width).map_err(failed)?;
         let to = |first| To::Pages { append, first };
-        self.project(layer, &self.on_device(x)?, positions, q.at(), &to).map_err(failed)?;
+        let x = self.on_device(x)?;
+        self.project(layer, &x, positions, q.at(), &to).map_err(failed)?;
         Ok(q.activations())
     }
 
@@ -273,8 +274,8 @@ impl std::ops::Deref for Held<'_> {
 
     fn deref(&self) -> &KeptRows {
         match self {
-            Held::Kept(rows) => rows,
-            Held::Copied(rows) => rows,
+            Self::Kept(rows) => rows,
+            Self::Copied(rows) => rows,
         }
     }
 }
@@ -353,7 +354,8 @@ impl Backend for CudaBackend {
         let rows = |width| KeptRows::new(&self.model.compute, x.rows(), width).map_err(failed);
         let (q, k, v) = (rows(q_width)?, rows(kv_width)?, rows(kv_width)?);
         let to = |first| To::Rows { k: k.at().skip(first), v: v.at().skip(first) };
-        self.project(layer, &self.on_device(x)?, positions, q.at(), &to).map_err(failed)?;
+        let x = self.on_device(x)?;
+        self.project(layer, &x, positions, q.at(), &to).map_err(failed)?;
         Ok(KeptQkv { q: q.activations(), k: k.activations(), v: v.activations() })
     }
 

@@ -155,7 +155,8 @@ impl Plan {
         plan.weights = result::create_matrix_layout(element, inputs, outputs, shape.inputs as i64)?;
         plan.x = result::create_matrix_layout(element, inputs, rows, shape.x_stride as i64)?;
         plan.out = result::create_matrix_layout(CUDA_R_32F, outputs, rows, shape.out_stride as i64)?;
-        let transposed = sys::cublasOperation_t::CUBLAS_OP_T;
+        // CUBLAS_OP_T of `cublas_api.h`.
+        let transposed = 1i32;
         let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
         // SAFETY: the description was made above; the attribute is of the type that the library's documentation gives.
         unsafe {

@@ -1,7 +1,7 @@
 //! Every kernel that the host code can ask for, and what each may take of a multiprocessor. The one place where kernels are
 //! listed: a test compiles all of them for every architecture and holds them to their budget.
 
-use crate::{Kernel, model, rates};
+use crate::{Kernel, attend, model, rates, select, tile};
 
 /// What a kernel may take at most, whatever its constants and the architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,9 @@ const fn budget(entry: &'static str, registers: u32) -> Budget {
 /// Budgets by entry. No kernel may spill a register or keep an array in local memory, and none has static shared memory: that
 /// needs no table.
 pub const BUDGETS: &[Budget] = &[
+    budget("attend_decode", 255),
+    budget("block_means", 64),
+    budget("checksum_tiles", 64),
     budget("choose_candidates", 64),
     budget("choose_logits", 64),
     budget("clear_words", 64),
@@ -26,19 +29,29 @@ pub const BUDGETS: &[Budget] = &[
     budget("copy_words", 64),
     budget("embed", 64),
     budget("expand", 64),
+    budget("expand_blocks", 64),
+    budget("expand_pages", 64),
+    budget("merge_partials", 128),
     budget("multiply_bf16", 64),
     budget("multiply_f32", 96),
     budget("multiply_few", 128),
     budget("multiply_many", 208),
     budget("narrow_rows", 64),
     budget("norm_rows", 64),
+    budget("panels_to_rows", 64),
+    budget("quantise_pages", 64),
     budget("read_words", 64),
+    budget("rows_to_panels", 64),
+    budget("scan_counts", 64),
+    budget("score_blocks", 255),
+    budget("score_pages", 64),
+    budget("select_blocks", 64),
     budget("shape_heads", 48),
     budget("swiglu_rows", 64),
 ];
 
 /// Every kernel, with every combination of constants that is launched.
 pub fn kernels() -> Vec<Kernel> {
-    let modules: &[fn() -> Vec<Kernel>] = &[model::kernels, rates::kernels];
+    let modules: &[fn() -> Vec<Kernel>] = &[attend::kernels, model::kernels, rates::kernels, select::kernels, tile::kernels];
     modules.iter().flat_map(|kernels| kernels()).collect()
 }

@@ -6,7 +6,15 @@ mod lists;
 mod pages;
 mod scores;
 
+use crate::Kernel;
+
 pub use blocks::{BlockSelector, SelectCall, SelectGuards, Selector};
 pub use lists::{ListBuilder, ListCall};
 pub use pages::{PageScoreCall, PageScoreItem, PageScorer};
 pub use scores::{BlockScorer, ScoreCall};
+
+/// Kernels of selection.
+pub(crate) fn kernels() -> Vec<Kernel> {
+    let (select, lists) = (vec![blocks::kernel()], lists::kernels().to_vec());
+    [scores::all_kernels(), select, lists, pages::all_kernels()].concat()
+}

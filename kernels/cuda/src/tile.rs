@@ -6,8 +6,15 @@ mod means;
 mod page;
 mod quantise;
 
+use crate::Kernel;
+
 pub use checksum::Checksums;
 pub use layout::PageTranscoder;
 pub use means::{MeanBuilder, MeanOutputs};
 pub use page::{PageElement, PageShape, page_of, tile_of};
 pub use quantise::PageQuantiser;
+
+/// Kernels of pages.
+pub(crate) fn kernels() -> Vec<Kernel> {
+    [layout::all_kernels(), quantise::all_kernels(), vec![checksum::kernel()], means::all_kernels()].concat()
+}

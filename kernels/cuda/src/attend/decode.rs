@@ -144,6 +144,29 @@ fn shared_bytes(shape: &PageShape, warps: usize, stages: usize, row_tiles: usize
     (warps * stages * stage + own * size_of::<f32>()).max(results * size_of::<f32>())
 }
 
+/// Row tiles for more than 8 packed rows: where registers do not hold two, rows take more passes.
+fn most_row_tiles(shape: &PageShape) -> usize {
+    if shape.element == PageElement::F32 || shape.head_dim > 128 { 1 } else { 2 }
+}
+
+/// Of every element and head size, as planned for an H100; E4M3, which differs from int8 by a conversion, at the largest.
+pub(super) fn all_kernels() -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    for element in PageElement::ALL {
+        for head_dim in PageShape::HEAD_DIMS {
+            if element == PageElement::E4m3 && head_dim < 128 {
+                continue;
+            }
+            let shape = PageShape { tokens: 64, kv_heads: 8, head_dim, element };
+            for row_tiles in 1..=most_row_tiles(&shape) {
+                let plan = Plan::new(&shape, row_tiles, 227 << 10);
+                kernels.extend(plan.map(|plan| plan.kernel(&shape)));
+            }
+        }
+    }
+    kernels
+}
+
 /// Attention of few rows over pages of one shape, which gives partials.
 #[derive(Debug)]
 pub struct DecodeAttention {
@@ -169,9 +192,8 @@ impl DecodeAttention {
             let plan = Plan::new(&shape, row_tiles, device.shared_bytes_limit())?;
             Ok::<_, Error>((plan, plan.kernel(&shape)))
         };
-        // Where registers do not hold two tiles, rows take more passes.
-        let most = if shape.element == PageElement::F32 || shape.head_dim > 128 { 1 } else { 2 };
-        Ok(Self { device: Arc::clone(device), shape, group, few: plan(1)?, many: plan(most)? })
+        let many = plan(most_row_tiles(&shape))?;
+        Ok(Self { device: Arc::clone(device), shape, group, few: plan(1)?, many })
     }
 
     /// Queues a launch: partials of every item.

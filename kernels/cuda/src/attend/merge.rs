@@ -37,6 +37,15 @@ struct Params {
     divide: u32,
 }
 
+fn kernel(output: PageElement) -> Kernel {
+    Kernel { source: SOURCE, entry: "merge_partials", constants: vec![("OUTPUT", output.constant())] }
+}
+
+/// All that can be asked for.
+pub(super) fn all_kernels() -> Vec<Kernel> {
+    PageElement::FLOATS.map(kernel).into()
+}
+
 /// Merges partials with the bits of [`longshore_attention::Partials::merge`] and, where asked to, of
 /// [`longshore_attention::Partials::finish`].
 #[derive(Debug)]
@@ -57,9 +66,7 @@ impl PartialMerger {
             let problem = format!("of the output is {output:?}, must be a float");
             return Err(Error::Invalid { field: "element", problem });
         }
-        let constants = vec![("OUTPUT", output.constant())];
-        let kernel = Kernel { source: SOURCE, entry: "merge_partials", constants };
-        Ok(Self { device: Arc::clone(device), head_dim, kernel })
+        Ok(Self { device: Arc::clone(device), head_dim, kernel: kernel(output) })
     }
 
     /// Queues the merge of `count` [`MergeItem`]s at `items`, of at most `most_records` records each, whose sources are in a table of

@@ -85,6 +85,10 @@ struct Params {
     unused: u32,
 }
 
+pub(super) fn kernel() -> Kernel {
+    Kernel { source: SOURCE, entry: "select_blocks", constants: Vec::new() }
+}
+
 /// Chooses blocks.
 #[derive(Debug)]
 pub struct BlockSelector {
@@ -95,8 +99,7 @@ pub struct BlockSelector {
 impl BlockSelector {
     /// On a device.
     pub fn new(device: &Arc<dyn Device>) -> Self {
-        let kernel = Kernel { source: SOURCE, entry: "select_blocks", constants: Vec::new() };
-        Self { device: Arc::clone(device), kernel }
+        Self { device: Arc::clone(device), kernel: kernel() }
     }
 
     /// Queues a launch. Refuses shares that are none, and a guard `peak` without peaks.

@@ -38,6 +38,15 @@ struct Params {
     room: u32,
 }
 
+/// Of offsets, of blocks, of pages.
+pub(super) fn kernels() -> [Kernel; 3] {
+    ["scan_counts", "expand_blocks", "expand_pages"].map(|entry| Kernel {
+        source: SOURCE,
+        entry,
+        constants: Vec::new(),
+    })
+}
+
 /// Makes lists.
 #[derive(Debug)]
 pub struct ListBuilder {
@@ -50,8 +59,7 @@ pub struct ListBuilder {
 impl ListBuilder {
     /// On a device.
     pub fn new(device: &Arc<dyn Device>) -> Self {
-        let kernel = |entry| Kernel { source: SOURCE, entry, constants: Vec::new() };
-        let (scan, expand, pages) = (kernel("scan_counts"), kernel("expand_blocks"), kernel("expand_pages"));
+        let [scan, expand, pages] = kernels();
         Self { device: Arc::clone(device), scan, expand, pages }
     }
 

@@ -69,6 +69,16 @@ struct Params {
     local: u32,
 }
 
+fn kernel(element: PageElement, head_dim: usize) -> Kernel {
+    let constants = vec![("HEAD_DIM", head_dim as i64), ("SUMMARY", element.constant())];
+    Kernel { source: SOURCE, entry: "score_pages", constants }
+}
+
+/// Of every element, at the largest head size.
+pub(super) fn all_kernels() -> Vec<Kernel> {
+    PageElement::FLOATS.map(|element| kernel(element, PageShape::HEAD_DIM_MAX)).into()
+}
+
 /// Scores pages by mean keys, or by the bounds of their elements: `Σ max(q · least, q · most)`.
 #[derive(Debug)]
 pub struct PageScorer {
@@ -89,9 +99,7 @@ impl PageScorer {
         if element.is_scaled() {
             return invalid("element", format!("of summaries is {element:?}, must be a float"));
         }
-        let constants = vec![("HEAD_DIM", head_dim as i64), ("SUMMARY", element.constant())];
-        let kernel = Kernel { source: SOURCE, entry: "score_pages", constants };
-        Ok(Self { device: Arc::clone(device), heads, kernel })
+        Ok(Self { device: Arc::clone(device), heads, kernel: kernel(element, head_dim) })
     }
 
     /// Queues a launch.

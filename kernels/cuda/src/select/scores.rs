@@ -65,6 +65,22 @@ struct Params {
     normalise: u32,
 }
 
+fn kernel(element: PageElement, head_dim: usize) -> Kernel {
+    let constants = vec![
+        ("BLOCK_TILES", if head_dim > 128 { 1 } else { 2 }),
+        ("DTYPE", element.constant()),
+        ("HEAD_DIM", head_dim as i64),
+        ("WARPS", WARPS as i64),
+    ];
+    Kernel { source: SOURCE, entry: "score_blocks", constants }
+}
+
+/// Of every element and head size.
+pub(super) fn all_kernels() -> Vec<Kernel> {
+    let dims = |element| PageShape::HEAD_DIMS.map(|head_dim| kernel(element, head_dim));
+    PageElement::FLOATS.into_iter().flat_map(dims).collect()
+}
+
 /// Scores blocks by their mean keys: the scorers `pooled` and `row-normalised`.
 #[derive(Debug)]
 pub struct BlockScorer {
@@ -97,14 +113,7 @@ impl BlockScorer {
             );
             return invalid("group", problem);
         }
-        let constants = vec![
-            ("BLOCK_TILES", if head_dim > 128 { 1 } else { 2 }),
-            ("DTYPE", element.constant()),
-            ("HEAD_DIM", head_dim as i64),
-            ("WARPS", WARPS as i64),
-        ];
-        let kernel = Kernel { source: SOURCE, entry: "score_blocks", constants };
-        Ok(Self { device: Arc::clone(device), heads, kernel, shared })
+        Ok(Self { device: Arc::clone(device), heads, kernel: kernel(element, head_dim), shared })
     }
 
     /// Queues a launch. Refuses tiles off the grid and energies that do not fit.

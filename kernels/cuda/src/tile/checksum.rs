@@ -26,6 +26,10 @@ struct Params {
     bytes: u64,
 }
 
+pub(super) fn kernel() -> Kernel {
+    Kernel { source: SOURCE, entry: "checksum_tiles", constants: Vec::new() }
+}
+
 /// Makes checksums of tiles and pages of one size.
 #[derive(Debug)]
 pub struct Checksums {
@@ -42,7 +46,7 @@ impl Checksums {
             let problem = format!("is {bytes}, must be a multiple of 16 above 0");
             return Err(Error::Invalid { field: "bytes", problem });
         }
-        let kernel = Kernel { source: SOURCE, entry: "checksum_tiles", constants: Vec::new() };
+        let kernel = kernel();
         let tables = Buffer::from_slice(device, &tables())?;
         Ok(Self { device: Arc::clone(device), kernel, tables, bytes: bytes as u64 })
     }

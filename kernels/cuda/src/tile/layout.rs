@@ -22,6 +22,21 @@ struct Params {
     scaled: u32,
 }
 
+/// To rows and to panels.
+fn kernels(element_bytes: usize) -> [Kernel; 2] {
+    let constants = vec![("ELEMENT_BYTES", element_bytes as i64)];
+    ["panels_to_rows", "rows_to_panels"].map(|entry| Kernel {
+        source: SOURCE,
+        entry,
+        constants: constants.clone(),
+    })
+}
+
+/// All that can be asked for.
+pub(super) fn all_kernels() -> Vec<Kernel> {
+    [1, 2, 4].into_iter().flat_map(kernels).collect()
+}
+
 /// Turns tiles in the layout of the CPU into pages and back, on the device.
 #[derive(Debug)]
 pub struct PageTranscoder {
@@ -35,9 +50,7 @@ impl PageTranscoder {
     /// For pages of `shape`, which must be valid.
     pub fn new(device: &Arc<dyn Device>, shape: PageShape) -> Result<Self, Error> {
         shape.validate()?;
-        let constants = vec![("ELEMENT_BYTES", shape.element.bytes() as i64)];
-        let kernel = |entry| Kernel { source: SOURCE, entry, constants: constants.clone() };
-        let (to_rows, to_panels) = (kernel("panels_to_rows"), kernel("rows_to_panels"));
+        let [to_rows, to_panels] = kernels(shape.element.bytes());
         Ok(Self { device: Arc::clone(device), shape, to_rows, to_panels })
     }
 

@@ -49,6 +49,17 @@ struct Params {
     unused: u32,
 }
 
+fn kernel(element: PageElement, head_dim: usize, rounded: PageElement) -> Kernel {
+    let constants =
+        vec![("DTYPE", element.constant()), ("HEAD_DIM", head_dim as i64), ("SUMMARY", rounded.constant())];
+    Kernel { source: SOURCE, entry: "block_means", constants }
+}
+
+/// Of every element, at the largest head size.
+pub(super) fn all_kernels() -> Vec<Kernel> {
+    PageElement::ALL.map(|element| kernel(element, PageShape::HEAD_DIM_MAX, PageElement::Bf16)).into()
+}
+
 /// Makes summaries of pages of one shape.
 #[derive(Debug)]
 pub struct MeanBuilder {
@@ -65,13 +76,7 @@ impl MeanBuilder {
             let problem = format!("of summaries is {rounded:?}, must be a float");
             return Err(Error::Invalid { field: "element", problem });
         }
-        let constants = vec![
-            ("DTYPE", shape.element.constant()),
-            ("HEAD_DIM", shape.head_dim as i64),
-            ("SUMMARY", rounded.constant()),
-        ];
-        let kernel = Kernel { source: SOURCE, entry: "block_means", constants };
-        Ok(Self { device: Arc::clone(device), shape, kernel })
+        Ok(Self { device: Arc::clone(device), shape, kernel: kernel(shape.element, shape.head_dim, rounded) })
     }
 
     /// Queues the summaries of `blocks` full blocks, whose page addresses are in a table at `pages`, to the places from `first` on.

@@ -26,6 +26,9 @@ impl PageElement {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::E4m3];
 
+    /// Those without scales.
+    pub const FLOATS: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+
     /// Bytes of one element, without its share of a scale.
     pub fn bytes(self) -> usize {
         match self {
@@ -88,6 +91,8 @@ pub struct PageShape {
 }
 
 impl PageShape {
+    /// Head sizes of models, which kernels are checked with.
+    pub const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
     /// Largest head size of the kernels.
     pub const HEAD_DIM_MAX: usize = 256;
 

@@ -20,6 +20,19 @@ struct Params {
     tokens: u32,
 }
 
+fn kernel(from: PageElement, head_dim: usize, to: PageElement) -> Kernel {
+    let constants = vec![("DTYPE", from.constant()), ("HEAD_DIM", head_dim as i64), ("TO", to.constant())];
+    Kernel { source: SOURCE, entry: "quantise_pages", constants }
+}
+
+/// Of every element, at the largest head size, which takes most registers.
+pub(super) fn all_kernels() -> Vec<Kernel> {
+    let pairs = PageElement::FLOATS
+        .into_iter()
+        .flat_map(|from| [PageElement::Int8, PageElement::E4m3].map(|to| (from, to)));
+    pairs.map(|(from, to)| kernel(from, PageShape::HEAD_DIM_MAX, to)).collect()
+}
+
 /// Narrows pages: int8 by the rule of [`longshore_attention::Tile::write`], with its bits; E4M3 by the same rule with the scale
 /// `max|x| / 448`, elements rounded to the nearest even E4M3.
 #[derive(Debug)]
@@ -41,12 +54,7 @@ impl PageQuantiser {
         if !to.is_scaled() {
             return invalid(format!("to store is {to:?}, must have 8 bits"));
         }
-        let constants = vec![
-            ("DTYPE", from.element.constant()),
-            ("HEAD_DIM", from.head_dim as i64),
-            ("TO", to.constant()),
-        ];
-        let kernel = Kernel { source: SOURCE, entry: "quantise_pages", constants };
+        let kernel = kernel(from.element, from.head_dim, to);
         Ok(Self { device: Arc::clone(device), from, to: PageShape { element: to, ..from }, kernel })
     }
 

@@ -1,4 +1,9 @@
 //! The forward pass on the emulator: the comparisons that the self-test makes on a GPU, refusals, and what the host waits for.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test's functions may fail and report like its body"
+)]
 
 #[path = "emulator/compiler.rs"]
 mod compiler;

@@ -293,8 +293,8 @@ impl std::ops::Deref for Held<'_> {
 
     fn deref(&self) -> &KeptRows {
         match self {
-            Held::Kept(rows) => rows,
-            Held::Copied(rows) => rows,
+            Self::Kept(rows) => rows,
+            Self::Copied(rows) => rows,
         }
     }
 }

@@ -25,7 +25,7 @@ fn case(
 /// A fault of a backend as one of the device.
 fn told(error: Error) -> crate::Error {
     match error {
-        Error::Device { source, .. } => match source.downcast() {
+        Error::Device { source, .. } => match source.downcast::<crate::Error>() {
             Ok(error) => *error,
             Err(other) => crate::Error::Device { call: "the forward pass", problem: other.to_string() },
         },

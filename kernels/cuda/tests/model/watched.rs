@@ -17,7 +17,6 @@ pub(crate) struct Watched {
     inner: Arc<dyn Device>,
     room: usize,
     used: AtomicUsize,
-    pub(crate) largest_upload: AtomicUsize,
     /// Calls that wait for the device.
     waits: AtomicUsize,
     launches: AtomicUsize,
@@ -26,8 +25,8 @@ pub(crate) struct Watched {
 impl Watched {
     pub(crate) fn with_room(room: usize) -> Arc<Self> {
         let count = AtomicUsize::default;
-        let (used, largest_upload, waits, launches) = (count(), count(), count(), count());
-        Arc::new(Self { inner: Emulator::device(), room, used, largest_upload, waits, launches })
+        let (used, waits, launches) = (count(), count(), count());
+        Arc::new(Self { inner: Emulator::device(), room, used, waits, launches })
     }
 
     fn counted(&self) -> [usize; 2] {
@@ -66,7 +65,6 @@ impl Device for Watched {
     }
 
     fn upload(&self, address: u64, from: &[u8]) -> Result<(), Error> {
-        self.largest_upload.fetch_max(from.len(), Ordering::Relaxed);
         self.inner.upload(address, from)
     }
 

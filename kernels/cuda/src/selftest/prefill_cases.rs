@@ -6,7 +6,7 @@ use super::Case;
 use super::prefill::{Keys, Numbers, Prefill, Way};
 use crate::PageElement;
 
-const PLAIN: Way = Way { scalar: false, part_visits: None, earlier: false, apart: false };
+const PLAIN: Way = Way { scalar: false, part_visits: None, earlier: false, apart: false, skip_below: None };
 
 /// Largest relative error of a result in these elements.
 fn limit(element: PageElement) -> f64 {

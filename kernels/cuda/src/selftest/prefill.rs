@@ -47,6 +47,8 @@ pub(super) struct Way {
     pub(super) earlier: bool,
     /// Each page an allocation of its own.
     pub(super) apart: bool,
+    /// How far below the running maximum blocks are left out.
+    pub(super) skip_below: Option<u8>,
 }
 
 /// A comparison.
@@ -295,7 +297,7 @@ impl Prefill {
                 work,
                 earlier: Some(&sequence.earlier),
                 stripe: None,
-                skip_below: None,
+                skip_below: self.way.skip_below.map(f32::from),
             }]),
         };
         partials.expect("a call of ours").remove(0)
@@ -329,7 +331,7 @@ impl Prefill {
             earlier: if self.way.earlier { earlier.address() } else { 0 },
             output: output.address(),
             divide,
-            skip_below: None,
+            skip_below: self.way.skip_below.map(f32::from),
         };
         let page = self.page();
         match &sequence.work {

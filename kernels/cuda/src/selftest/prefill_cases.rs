@@ -6,7 +6,7 @@ use super::Case;
 use super::prefill::{Keys, Numbers, Prefill, Way};
 use crate::PageElement;
 
-const PLAIN: Way = Way { scalar: false, part_visits: None, earlier: false, apart: false };
+const PLAIN: Way = Way { scalar: false, part_visits: None, earlier: false, apart: false, skip_below: None };
 
 /// Largest relative error of a result in these elements.
 fn limit(element: PageElement) -> f64 {
@@ -68,6 +68,8 @@ pub(super) fn cases() -> Vec<Case> {
 fn odd_cases(base: Prefill) -> Vec<Case> {
     let heads = |kv_heads, group| HeadShape { kv_heads, group, ..base.heads };
     let lists = Prefill { keys: Keys::Lists, ..base };
+    let extreme_lists = Prefill { numbers: Numbers::Extreme, heads: heads(1, 4), seed: 9, ..lists };
+    let skipping = Way { skip_below: Some(40), ..PLAIN };
     let parted = Way { part_visits: Some(1), earlier: true, ..PLAIN };
     vec![
         case("one row", Prefill { rows: 1, prefix: 0, heads: heads(1, 1), ..base }),
@@ -89,10 +91,8 @@ fn odd_cases(base: Prefill) -> Vec<Case> {
         ),
         case("columns with bias", Prefill { keys: Keys::Biased, heads: heads(1, 4), seed: 7, ..base }),
         case("extreme logits", Prefill { numbers: Numbers::Extreme, heads: heads(1, 4), seed: 8, ..base }),
-        case(
-            "extreme logits, lists",
-            Prefill { numbers: Numbers::Extreme, heads: heads(1, 4), seed: 9, ..lists },
-        ),
+        case("extreme logits, lists", extreme_lists),
+        case("extreme logits, blocks left out", Prefill { way: skipping, ..extreme_lists }),
         case("equal logits", Prefill { numbers: Numbers::Equal, heads: heads(1, 4), seed: 10, ..base }),
     ]
 }

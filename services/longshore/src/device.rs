@@ -47,13 +47,9 @@ pub(crate) fn resolve(config: &mut Config) -> Result<()> {
         Choice::Cpu => {}
         Choice::Cuda(index) => {
             CudaDevice::examine(index, &config.cuda.options()).with_context(|| asked(config))?;
-            note_attention();
         }
         Choice::Auto => match CudaDevice::examine(0, &config.cuda.options()) {
-            Ok(_) => {
-                config.compute.device = "cuda:0".to_owned();
-                note_attention();
-            }
+            Ok(_) => config.compute.device = "cuda:0".to_owned(),
             Err(error) => {
                 console::note(format!("warning: computing on the CPU, since no GPU can be used: {error}"));
                 config.compute.device = "cpu".to_owned();
@@ -61,13 +57,6 @@ pub(crate) fn resolve(config: &mut Config) -> Result<()> {
         },
     }
     Ok(())
-}
-
-/// Nobody should think that all of it runs there.
-fn note_attention() {
-    console::note(
-        "warning: the forward pass runs on the GPU, attention on the CPU: engines have no executor for GPUs yet",
-    );
 }
 
 /// Says that something which has only the CPU does not use the GPU that the configuration names, perhaps for others.

@@ -5,7 +5,7 @@ mod backend;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_attention::{CpuExecutor, HeadPlan, TileShape};
+use longshore_attention::{HeadPlan, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
@@ -13,6 +13,7 @@ use longshore_model::{LoadProgress, LoadedModel, ModelInfo};
 use longshore_proto::types::{ModelDescription, WireTileShape};
 use longshore_router::Policies;
 
+use self::backend::Computing;
 use crate::{
     config::Config,
     console, head_plan,
@@ -60,16 +61,11 @@ impl Node {
             LoadedModel::open(&path, &read).context("cannot read the model")?;
         bar.set_prefix("packing");
         let node = Self::of(config, &reference, info)?;
-        let backend = backend::load(config, &node.info.config, &weights, pool, &read)?;
+        let shape = (&node.info.config, node.tile_shape);
+        let Computing { backend, executor } = backend::load(config, shape, &weights, pool, &read)?;
         bar.finish_and_clear();
         let options = EngineOptions { kv_dtype: node.tile_shape.dtype, ..EngineOptions::default() };
-        let engine = Engine::new(
-            backend,
-            Arc::new(CpuExecutor::new(Arc::clone(pool))),
-            Arc::clone(pool),
-            node.geometry,
-            options,
-        );
+        let engine = Engine::new(backend, executor, Arc::clone(pool), node.geometry, options);
         Ok((node, Arc::new(engine.context("cannot set up the engine")?)))
     }
 

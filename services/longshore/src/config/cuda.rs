@@ -17,6 +17,8 @@ pub(crate) struct CudaConfig {
     pub(crate) library_path: Vec<String>,
     /// Folder of compiled kernels; empty: `kernels` in the user's cache.
     pub(crate) cache_path: String,
+    /// Bytes of GPU memory for copies of tiles, which attention reads; 0: three quarters of what the weights leave.
+    pub(crate) page_bytes: u64,
 }
 
 impl CudaConfig {

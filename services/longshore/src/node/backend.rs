@@ -1,10 +1,11 @@
-//! The forward pass of a worker, on the device of the configuration.
+//! What a worker computes with, on the device of the configuration: the forward pass and attention.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use longshore_attention::{CpuExecutor, Executor, TileShape};
 use longshore_compute::ComputePool;
-use longshore_cuda::{CudaBackend, CudaDevice, Device, ModelOptions, Precision};
+use longshore_cuda::{CudaBackend, CudaDevice, CudaExecutor, Device, ModelOptions, PageShape, Precision};
 use longshore_model::{Backend, CpuBackend, CpuOptions, Linear, LoadProgress, ModelConfig, Weights};
 
 use crate::{
@@ -14,16 +15,22 @@ use crate::{
     machine::Machine,
 };
 
-/// Packs the weights where the configuration says.
+/// The forward pass and attention of a worker.
+pub(super) struct Computing {
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) executor: Arc<dyn Executor>,
+}
+
+/// Packs the weights where the configuration says; attention runs there too, over tiles of `tile`.
 pub(super) fn load(
     config: &Config,
-    model: &ModelConfig,
+    (model, tile): (&ModelConfig, TileShape),
     weights: &Weights,
     pool: &Arc<ComputePool>,
     progress: &dyn Fn(LoadProgress),
-) -> Result<Arc<dyn Backend>> {
+) -> Result<Computing> {
     match device::choice(config) {
-        Choice::Cuda(index) => on_gpu(index, config, model, weights, pool, progress),
+        Choice::Cuda(index) => on_gpu(index, config, (model, tile), weights, pool, progress),
         // What `auto` means was found out when the configuration was read.
         Choice::Cpu | Choice::Auto => on_cpu(config, model, weights, pool, progress),
     }
@@ -35,7 +42,7 @@ fn on_cpu(
     weights: &Weights,
     pool: &Arc<ComputePool>,
     progress: &dyn Fn(LoadProgress),
-) -> Result<Arc<dyn Backend>> {
+) -> Result<Computing> {
     let linear = config.model.linear().context("`model.linear` must be `auto`, `int8` or `f32`")?;
     let needed = CpuBackend::expected_bytes(model, weights, linear)?;
     check_room(needed, Machine::read().memory_available_bytes)?;
@@ -44,28 +51,41 @@ fn on_cpu(
         CpuBackend::new(model.clone(), weights, options, progress).context("cannot pack the weights")?;
     let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
     tracing::info!(%packed, %linear, threads = pool.threads(), "packed the weights");
-    Ok(Arc::new(backend))
+    Ok(Computing { backend: Arc::new(backend), executor: Arc::new(CpuExecutor::new(Arc::clone(pool))) })
 }
 
 fn on_gpu(
     index: u32,
     config: &Config,
-    model: &ModelConfig,
+    (model, tile): (&ModelConfig, TileShape),
     weights: &Weights,
     pool: &Arc<ComputePool>,
     progress: &dyn Fn(LoadProgress),
-) -> Result<Arc<dyn Backend>> {
+) -> Result<Computing> {
+    PageShape::of(tile).context("the model's heads do not fit the kernels of GPUs")?;
     let device = CudaDevice::open(index, &config.cuda.options()).with_context(|| device::asked(config))?;
     let precision = precision(config)?;
     let options = ModelOptions { precision, ..ModelOptions::new(Arc::clone(pool)) };
     let needed = CudaBackend::expected_bytes(model, weights, &options)?;
     check_device_room(needed, device.memory()?.0 as u64)?;
-    let device: Arc<dyn Device> = Arc::new(device);
+    let gpu = Arc::new(device);
+    let device: Arc<dyn Device> = Arc::clone(&gpu) as Arc<dyn Device>;
     let backend = CudaBackend::load(Arc::clone(&device), model.clone(), weights, &options, progress)
         .context("cannot bring the weights to the GPU")?;
     let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
     tracing::info!(device = %device.name(), %packed, %linear, "brought the weights to the GPU");
-    Ok(Arc::new(backend))
+    let pages = page_budget(config.cuda.page_bytes, gpu.memory()?.0);
+    let executor = CudaExecutor::new(device, CpuExecutor::new(Arc::clone(pool)), pages);
+    tracing::info!(pages = %console::bytes(pages as u64), "keeps copies of tiles on the GPU");
+    Ok(Computing { backend: Arc::new(backend), executor: Arc::new(executor) })
+}
+
+/// Bytes for copies of tiles: what was asked for, or, of what the weights have left, three quarters: the rest is for rows.
+fn page_budget(asked: u64, free: usize) -> usize {
+    match asked {
+        0 => free / 4 * 3,
+        asked => usize::try_from(asked).unwrap_or(usize::MAX),
+    }
 }
 
 /// Precision of linear layers on a GPU; `None`: that of the weights.
@@ -117,6 +137,11 @@ mod tests {
         assert!(check_device_room(5 << 30, 5 << 30).is_ok());
         let refusal = check_device_room(5 << 30, 1 << 30).unwrap_err().to_string();
         assert!(refusal.contains("`model.reference`") && refusal.contains("1.0 GiB free"), "{refusal}");
+    }
+
+    #[test]
+    fn tiles_get_most_of_what_is_left() {
+        assert_eq!((page_budget(0, 100 << 30), page_budget(7 << 20, 1)), (75 << 30, 7 << 20));
     }
 
     #[test]

@@ -38,7 +38,7 @@ enum Sent {
     #[default]
     Some,
     /// All went.
-    All(Lease),
+    All(Box<Lease>),
     /// It failed.
     Failed(Error, Arc<Dial>),
 }
@@ -108,7 +108,7 @@ async fn send_all(
 ) -> Result<(), Status> {
     match send(&mut lease, &mut tiles).await {
         Ok(()) => {
-            outcome.set(Sent::All(lease));
+            outcome.set(Sent::All(Box::new(lease)));
             Ok(())
         }
         Err(fault) => {
@@ -152,7 +152,7 @@ fn acks(
         };
         match (ended, outcome.take()) {
             (Ok(()), Sent::All(lease)) => {
-                keep(lease, &messages);
+                keep(*lease, &messages);
                 None
             }
             (Ok(()), _) => None,

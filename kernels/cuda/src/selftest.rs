@@ -52,3 +52,11 @@ pub fn cases() -> Vec<Case> {
     let parts = [model::checks::cases(), tile_cases::cases(), decode_cases::cases(), select_cases::cases()];
     parts.into_iter().flatten().collect()
 }
+
+/// Comparisons that only a GPU has time for: sequences and lists as long as those of real prompts.
+pub fn large_cases() -> Vec<Case> {
+    [tile_cases::large_cases(), decode_cases::large_cases(), select_cases::large_cases()]
+        .into_iter()
+        .flatten()
+        .collect()
+}

@@ -4,7 +4,7 @@ use longshore_attention::HeadShape;
 
 use super::Case;
 use super::decode::{DecodeRequest, DecodeShape, chosen_pages, decode, merge};
-use crate::PageElement;
+use crate::{PageElement, PageShape, split_keys};
 
 /// Largest relative distance, by what is multiplied.
 fn limit(element: PageElement) -> f64 {
@@ -67,6 +67,26 @@ pub(super) fn cases() -> Vec<Case> {
     for (head_dim, sources, records) in [(64, 1, 5), (80, 7, 9), (256, 70, 5)] {
         let name = format!("merge of {sources} partials of {records}×{head_dim}");
         cases.push(Case::new(name, 0.0, move |device| merge(device, head_dim, sources, records)));
+    }
+    cases
+}
+
+/// The shape of Llama-3-8B over tens of thousands of keys.
+pub(super) fn large_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for element in PageElement::ALL {
+        let shape = DecodeShape { element, tokens: 64, heads: heads(8, 4, 128), size: 2.0 };
+        for keys in [20_000, 70_001] {
+            let requests =
+                vec![DecodeRequest::step(keys), DecodeRequest::step(777), DecodeRequest::step(keys / 2)];
+            cases.push(case(&format!("{keys} keys"), shape, requests, split_keys(keys as u64) as usize));
+        }
+        let requests = vec![DecodeRequest::tail(5_000, 64), DecodeRequest::step(3_000)];
+        cases.push(case("a tail of 64 rows", shape, requests, 1_024));
+    }
+    for head_dim in PageShape::HEAD_DIMS {
+        let name = format!("merge of 256 partials of 200×{head_dim}");
+        cases.push(Case::new(name, 0.0, move |device| merge(device, head_dim, 256, 200)));
     }
     cases
 }

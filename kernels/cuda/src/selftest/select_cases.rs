@@ -6,7 +6,7 @@ use super::Case;
 use super::pages::{Rule, choose};
 use super::plan::{Prompt, energies, plan};
 use super::select::select;
-use crate::{PageElement, SelectGuards, Selector};
+use crate::{PageElement, PageShape, SelectGuards, Selector};
 
 fn heads(kv_heads: usize, group: usize, head_dim: usize) -> HeadShape {
     HeadShape { kv_heads, group, head_dim }
@@ -47,20 +47,35 @@ pub(super) fn cases() -> Vec<Case> {
 
 /// Energies: distances of logarithms.
 fn scores(cases: &mut Vec<Case>) {
-    for (element, heads, limit) in [
-        (PageElement::F32, heads(2, 3, 64), 1e-4),
-        (PageElement::F16, heads(1, 4, 128), 1e-4),
-        (PageElement::Bf16, heads(2, 1, 80), 1e-4),
-        (PageElement::F16, heads(1, 2, 256), 1e-4),
+    for (element, heads) in [
+        (PageElement::F32, heads(2, 3, 64)),
+        (PageElement::F16, heads(1, 4, 128)),
+        (PageElement::Bf16, heads(2, 1, 80)),
+        (PageElement::F16, heads(1, 2, 256)),
     ] {
-        for normalise in [false, true] {
-            let scorer = if normalise { "row-normalised" } else { "pooled" };
-            let HeadShape { kv_heads, group, head_dim } = heads;
-            let name = format!("score {scorer} {element:?} {kv_heads}×{group}×{head_dim}");
-            let run = move |device: &_| energies(device, &Prompt::new(heads, element, 544, 3), normalise);
-            cases.push(Case::new(name, limit, run));
+        cases.extend([false, true].map(|normalise| score(element, heads, normalise, 544)));
+    }
+}
+
+/// Energies of three query tiles after `before` positions.
+fn score(element: PageElement, heads: HeadShape, normalise: bool, before: usize) -> Case {
+    let scorer = if normalise { "row-normalised" } else { "pooled" };
+    let HeadShape { kv_heads, group, head_dim } = heads;
+    let name = format!("score {scorer} {element:?} {kv_heads}×{group}×{head_dim} after {before}");
+    Case::new(name, 1e-4, move |device| energies(device, &Prompt::new(heads, element, before, 3), normalise))
+}
+
+/// Longer prefixes at every head size of models.
+pub(super) fn large_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for element in PageElement::FLOATS {
+        for head_dim in PageShape::HEAD_DIMS {
+            cases.extend(
+                [false, true].map(|normalise| score(element, heads(2, 4, head_dim), normalise, 8_000)),
+            );
         }
     }
+    cases
 }
 
 /// Plans of f32 prompts by policies, against the CPU's.

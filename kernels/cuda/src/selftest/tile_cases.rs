@@ -4,7 +4,7 @@ use longshore_attention::{KvDtype, TileShape};
 
 use super::Case;
 use super::tile::{checksum, means, quantise_e4m3, quantise_int8, rounded_means, transcode};
-use crate::PageElement;
+use crate::{PageElement, PageShape};
 
 fn shape(block_tokens: usize, kv_heads: usize, head_dim: usize, dtype: KvDtype) -> TileShape {
     TileShape { block_tokens, kv_heads, head_dim, dtype }
@@ -42,6 +42,22 @@ pub(super) fn cases() -> Vec<Case> {
     for (element, limit) in [(PageElement::F16, 3e-4), (PageElement::Bf16, 3e-3)] {
         let run = move |device: &_| rounded_means(device, halves, element);
         cases.push(Case::new(name(&format!("means as {element:?} of"), &halves), limit, run));
+    }
+    cases
+}
+
+/// Every type at every head size of models.
+pub(super) fn large_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in KvDtype::ALL {
+        for dim in PageShape::HEAD_DIMS {
+            let shape = shape(64, 8, dim, dtype);
+            cases.push(Case::new(name("transcode", &shape), 0.0, move |device| transcode(device, shape)));
+            cases.push(Case::new(name("means", &shape), 0.0, move |device| means(device, shape)));
+            let bytes = shape.bytes();
+            let name = format!("checksum of {bytes} bytes");
+            cases.push(Case::new(name, 0.0, move |device| checksum(device, bytes)));
+        }
     }
     cases
 }

@@ -22,7 +22,7 @@ pub(super) struct TilePages {
 enum Way {
     /// The tile is copied as it is and its panels become rows on the device.
     Device {
-        transcoder: PageTranscoder,
+        transcoder: Box<PageTranscoder>,
         /// A tile, then its address and that of the page.
         scratch: Buffer,
     },
@@ -43,7 +43,7 @@ impl TilePages {
         let way = if element == own.element {
             // Aligned, so that the addresses behind the tile are.
             let scratch = Buffer::new(device, shape.bytes().next_multiple_of(16) + 2 * size_of::<u64>())?;
-            Way::Device { transcoder: PageTranscoder::new(device, shape)?, scratch }
+            Way::Device { transcoder: Box::new(PageTranscoder::new(device, shape)?), scratch }
         } else {
             Way::Host
         };

@@ -285,6 +285,6 @@ mod tests {
         assert_eq!((landed.as_ptr(), crc32c, body.contiguous().as_ptr()), (place, 9, place));
         assert!(body.landed::<String>().is_none(), "what its receiver did not give it cannot take");
         assert!(TileData::from(vec![7u8; 100]).landed::<Vec<u8>>().is_none());
-        assert_ne!(body.copy_to(&mut vec![0; 100]), Ok(9), "a copy has a checksum of its own");
+        assert_ne!(body.copy_to(&mut [0; 100]), Ok(9), "a copy has a checksum of its own");
     }
 }

@@ -92,7 +92,7 @@ impl KeyLists {
 
     /// One list for all `rows` and KV heads: the blocks and columns of a [`WorkList`], whose summaries are left out.
     pub fn of_work(work: &WorkList, shape: &PageShape, pages: &[u64], rows: usize) -> Result<Self, Error> {
-        let tiles = if rows == 0 { Vec::new() } else { vec![0..rows] };
+        let tiles = (rows > 0).then_some(0..rows).into_iter().collect();
         let mut lists = Self { kv_heads: shape.kv_heads, tiles, ..Self::default() };
         for block in &work.exact {
             lists.block(block, shape);

@@ -150,9 +150,7 @@ impl TileService {
         let reserved = Arc::new(self.budget.reserve(get.identity.namespace, &connection.tile_streams)?);
         if let Some(wanted) = wanted {
             if heads.is_some() {
-                return Err(
-                    Error::invalid("connection", "is set, but parts of tiles come as messages").into()
-                );
+                return Err(Error::invalid("connection", "is set, but parts of tiles come as messages"));
             }
             let lease = self.lease(&wanted)?;
             return streamed::get_blocks(&self.shard, hop.over(Lane::Tcp), get, lease, reserved).await;

@@ -89,9 +89,9 @@ async fn only_who_knows_the_token_leases_and_one_call_at_a_time() {
     let (door, now) = (door(10), Instant::now());
     let (_client, wanted) = opened(&door, now).await;
     let code = |wanted: &v1::TileConnection| door.lease(wanted).unwrap_err().code;
-    let wrong = v1::TileConnection { token: vec![0; 16].into(), ..wanted.clone() };
+    let wrong = v1::TileConnection { token: vec![0; 16].into(), ..wanted };
     assert_eq!(code(&wrong), Code::Unavailable);
-    let short = v1::TileConnection { token: vec![0; 15].into(), ..wanted.clone() };
+    let short = v1::TileConnection { token: vec![0; 15].into(), ..wanted };
     assert_eq!(door.lease(&short).unwrap_err().field.as_deref(), Some("connection.token"));
     let unborn = v1::TileConnection { lease: 0, ..wanted.clone() };
     assert_eq!(door.lease(&unborn).unwrap_err().field.as_deref(), Some("connection.lease"));

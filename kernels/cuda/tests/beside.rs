@@ -1,4 +1,10 @@
 //! Pages, decode, merges, selection and summaries on the emulator, against the CPU.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the whole file is test code, its helpers too"
+)]
 
 #[path = "emulator/compiler.rs"]
 mod compiler;

@@ -1,4 +1,10 @@
 //! Every kernel compiles for every architecture, within its budget of registers, without spills. Needs NVRTC, no GPU.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the whole file is test code, its helpers too"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -7,8 +13,8 @@ use std::{
 };
 
 use longshore_cuda::{
-    Architecture, BUDGETS, Budget, Compiled, Error, HEADERS, Kernel, Nvrtc, Resources, argument_bytes, kernels,
-    kernels_for, resources,
+    Architecture, BUDGETS, Budget, Compiled, Error, HEADERS, Kernel, Nvrtc, Resources, argument_bytes,
+    kernels, kernels_for, resources,
 };
 
 #[path = "nvrtc/library_path.rs"]
@@ -183,7 +189,7 @@ fn kernels_beyond_their_budget_are_found() {
         Resources { stack_bytes: 8, ..within.clone() },
         Resources { spill_load_bytes: 4, ..within.clone() },
         Resources { static_shared_bytes: 1, ..within.clone() },
-        Resources { entry: "unknown".to_owned(), ..within.clone() },
+        Resources { entry: "unknown".to_owned(), ..within },
     ];
     for resources in beyond {
         assert_eq!(overdrawn("u", &resources, (0, 0)).len(), 1, "{resources:?}");

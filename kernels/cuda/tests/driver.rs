@@ -1,5 +1,11 @@
 //! What is made of the driver's answers, against a library that stands in for the driver: no GPU is needed, and none is used. It
 //! shows that calls are made in the right order with the right values and that faults are told; not that a GPU takes them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the whole file is test code, its helpers too"
+)]
 #![expect(unsafe_code, reason = "steers the library that stands in; see SAFETY")]
 
 use std::{

@@ -1,4 +1,10 @@
 //! The emulator finds what it is there to find, and its instructions do what the PTX manual says.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the whole file is test code, its helpers too"
+)]
 
 #[path = "emulator/compiler.rs"]
 mod compiler;

@@ -1,4 +1,10 @@
 //! The executor of the device on the emulator: the comparisons with the CPU, and what it refuses.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the whole file is test code, its helpers too"
+)]
 
 #[path = "emulator/compiler.rs"]
 mod compiler;

@@ -1,4 +1,10 @@
 //! The run-time compiler and its cache, as they are: NVRTC needs no GPU.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the whole file is test code, its helpers too"
+)]
 
 use std::path::Path;
 

@@ -1,4 +1,10 @@
 //! The kernels that everything is measured against do what they are measured for.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the whole file is test code, its helpers too"
+)]
 
 #[path = "emulator/compiler.rs"]
 mod compiler;

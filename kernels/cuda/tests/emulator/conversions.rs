@@ -45,7 +45,7 @@ fn numbers_are_rounded_to_nearest_even() {
     for _ in 0..4000 {
         let exponent = rng.random_range(0x60..0xa0_u32);
         for half in [1 << 12, 1 << 15] {
-            let tie: u32 = exponent << 23 | rng.random_range(0..1 << 23) / (2 * half) * (2 * half) | half;
+            let tie: u32 = (exponent << 23) | (rng.random_range(0..1 << 23) / (2 * half) * (2 * half)) | half;
             words.extend([tie - 1, tie, tie + 1, tie | 1 << 31]);
         }
     }

@@ -172,7 +172,7 @@ fn lanes_exchange_numbers() {
     let needle = x[13];
     let input: Vec<u32> = (0..32).flat_map(|l| [x[l], from[l] as u32, mask, needle]).collect();
     let output = run("exchange", 0, &input, 13);
-    let votes = (0..32).filter(|&l| x[l] % 3 == 0).fold(0, |votes, l| votes | 1_u32 << l);
+    let votes = (0..32).filter(|&l| x[l].is_multiple_of(3)).fold(0, |votes, l| votes | 1_u32 << l);
     let sum: f32 = x.iter().map(|x| (x % 1000) as f32).sum();
     for lane in 0..32 {
         let wide = u64::from(x[lane]) << 20;

@@ -174,7 +174,7 @@ mod tests {
                     body[at] ^= bit as u8;
                     let data = crate::types::TileData::from(body).of_heads(good.data.heads().unwrap().clone());
                     // Whoever damages the body may tell its checksum too.
-                    TileMessage { crc32c: crc32c(&data), data, ..good.clone() }
+                    TileMessage { crc32c: crc32c(&data), data, ..good }
                 }
                 Some(at) if at < 4 * HEADS => part(&good, |part| part.head_crc32cs[at / 4] ^= bit << (8 * (at % 4))),
                 Some(at) if at < 4 * HEADS + 4 => part(&good, |part| part.tile_crc32c ^= bit << (8 * (at % 4))),
@@ -192,7 +192,7 @@ mod tests {
         let ask = |message: &TileMessage, heads: Range<u32>| {
             message.copy_heads(heads, HEADS as u32, 8).unwrap_err().field().to_owned()
         };
-        let whole = TileMessage { data: tile.clone().into(), crc32c: crc32c(&tile), ..good.clone() };
+        let whole = TileMessage { data: tile.clone().into(), crc32c: crc32c(&tile), ..good };
         assert_eq!(ask(&whole, 1..3), "heads", "a shard that knows no heads sends the whole tile");
         assert_eq!(ask(&good, 2..4), "heads.first");
         assert_eq!(ask(&good, 1..4), "data", "too few bytes");
@@ -201,7 +201,7 @@ mod tests {
         let body = other[8..24].to_vec();
         let crc = crc32c(&body);
         let data = crate::types::TileData::from(body).of_heads(good.data.heads().unwrap().clone());
-        let swapped = TileMessage { data, crc32c: crc, ..good.clone() };
+        let swapped = TileMessage { data, crc32c: crc, ..good };
         assert_eq!(ask(&swapped, 1..3), "heads.head_crc32c");
         let forged = part(&swapped, |part| {
             part.head_crc32cs[1] = crc32c(&other[8..16]);

@@ -56,7 +56,7 @@ async fn a_router_learns_of_what_another_one_placed_and_of_what_went() {
     // 32 blocks for each shard.
     let kvstore = longshore_kvstore::Config {
         capacity_bytes: 32 * 4_096,
-        retention_ms: 200,
+        retention_ms: 20,
         tenant_percent: 100,
         ..Default::default()
     };
@@ -85,6 +85,8 @@ async fn a_router_learns_of_what_another_one_placed_and_of_what_went() {
     // More than the shards hold: the index forgets what they evicted, and says no more than they do.
     for name in 3..9 {
         ask(&house.router, &prompt(name, 320)).await;
+        // Until what was promised to it may go.
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     in_step(&house, || index.blocks.get(), "after evictions").await;
     assert!(index.gone.get() > 0, "nothing was evicted");

@@ -4,6 +4,7 @@
 use std::{
     io,
     net::SocketAddr,
+    ops::Range,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -180,6 +181,21 @@ impl Shard for LaneShard {
             }
         }
         self.grpc.get_blocks_into(ctx, get, memory).await
+    }
+
+    async fn get_heads(
+        &self,
+        ctx: &CallContext,
+        get: GetBlocks,
+        heads: Range<u32>,
+    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        if let Some(shm) = self.shm().await {
+            match shm.get_heads(ctx, get.clone(), heads.clone()).await {
+                Err(error) if self.falls_back(&error) => {}
+                answer => return answer,
+            }
+        }
+        self.grpc.get_heads(ctx, get, heads).await
     }
 
     async fn open_view(&self, ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {

@@ -37,7 +37,8 @@ pub use kernel::{Kernel, Launch, Source};
 pub use launch::check as check_launch;
 pub use library::{Library, locate, require_cublaslt};
 pub use model::{
-    Append, CublasLt, CudaBackend, CudaLinear, KeptRows, Likeliest, ModelOptions, Precision, Product, Products,
+    Append, CublasLt, CudaBackend, CudaLinear, KeptRows, Likeliest, ModelOptions, Precision, Product,
+    Products,
 };
 pub use nccl::{Communicator, Nccl, Part, UniqueId};
 pub use nvrtc::{Compiled, Nvrtc};

@@ -52,6 +52,7 @@ pub const BUDGETS: &[Budget] = &[
 
 /// Every kernel, with every combination of constants that is launched.
 pub fn kernels() -> Vec<Kernel> {
-    let modules: &[fn() -> Vec<Kernel>] = &[attend::kernels, model::kernels, rates::kernels, select::kernels, tile::kernels];
+    let modules: &[fn() -> Vec<Kernel>] =
+        &[attend::kernels, model::kernels, rates::kernels, select::kernels, tile::kernels];
     modules.iter().flat_map(|kernels| kernels()).collect()
 }

@@ -19,7 +19,8 @@ use longshore_cuda::selftest::{Case, cases};
 use device::Emulator;
 
 /// What names of the forward pass's comparisons begin with.
-const PREFIXES: [&str; 7] = ["linear ", "append to ", "likeliest of ", "logits that ", "f32 pass", "f16 pass", "bf16 pass"];
+const PREFIXES: [&str; 7] =
+    ["linear ", "append to ", "likeliest of ", "logits that ", "f32 pass", "f16 pass", "bf16 pass"];
 
 /// The comparisons whose names begin with one of `prefixes`.
 fn chosen(prefixes: &[&str]) -> Vec<Case> {

@@ -18,8 +18,8 @@ use fault::Fault;
 use mapping::{Mapping, Meter};
 use weights::Naming;
 
-pub(crate) use dequantize::{dequantize, scale_and_min};
 pub use dequantize::TensorType;
+pub(crate) use dequantize::{dequantize, scale_and_min};
 pub use weights::{LayerWeight, Matrix, StoredMatrix, WeightName, Weights};
 
 /// What is known of a model without its weights.

@@ -66,7 +66,12 @@ impl CudaBackend {
     /// What linear layers compute in and how weights are kept, for example `f16; 210 x 4 bits, 1 x 8 bits`.
     pub fn linear_description(&self) -> String {
         let count = |form| matrices(&self.model).filter(|linear| linear.form == form).count();
-        let kinds = [(Form::F32, "f32"), (Form::Plain, "16 bits"), (Form::Bytes, "8 bits"), (Form::Nibbles, "4 bits")];
+        let kinds = [
+            (Form::F32, "f32"),
+            (Form::Plain, "16 bits"),
+            (Form::Bytes, "8 bits"),
+            (Form::Nibbles, "4 bits"),
+        ];
         let kinds = kinds.map(|(form, name)| (count(form), name)).into_iter().filter(|(count, _)| *count > 0);
         let kinds: Vec<String> = kinds.map(|(count, name)| format!("{count} x {name}")).collect();
         format!("{}; {}", self.precision().name(), kinds.join(", "))
@@ -114,14 +119,20 @@ impl CudaBackend {
         let mut value = [0.0f32];
         let at = logits.address() + ((row * self.config.vocabulary + token) * size_of::<f32>()) as u64;
         match self.device().download(at, bytemuck::cast_slice_mut(&mut value)) {
-            Ok(()) => longshore_model::Error::NotFinite { what: format!("logit of token `{token}`"), value: value[0] },
+            Ok(()) => longshore_model::Error::NotFinite {
+                what: format!("logit of token `{token}`"),
+                value: value[0],
+            },
             Err(error) => failed(error),
         }
     }
 
     fn layer(&self, layer: usize) -> Result<&Layer> {
         let count = self.model.layers.len();
-        self.model.layers.get(layer).ok_or_else(|| invalid("layer", format!("is {layer}, the model has {count}")))
+        self.model
+            .layers
+            .get(layer)
+            .ok_or_else(|| invalid("layer", format!("is {layer}, the model has {count}")))
     }
 
     fn check_width(&self, x: &Activations) -> Result<()> {
@@ -192,7 +203,12 @@ impl CudaBackend {
     }
 
     /// Everything after attention, in place: f32 rows of the residual stream and of attention.
-    fn finish_rows(&self, layer: &Layer, x: &KeptRows, attention: &KeptRows) -> std::result::Result<(), Error> {
+    fn finish_rows(
+        &self,
+        layer: &Layer,
+        x: &KeptRows,
+        attention: &KeptRows,
+    ) -> std::result::Result<(), Error> {
         for first in (0..x.rows()).step_by(self.scratch.pass_rows) {
             let rows = self.scratch.pass_rows.min(x.rows() - first);
             let scratch = self.scratch.take(&self.model.compute, rows)?;
@@ -237,7 +253,10 @@ impl CudaBackend {
     ) -> Result<()> {
         self.check_width(x)?;
         if let Some(i) = rows.iter().position(|row| *row >= x.rows()) {
-            return Err(invalid(&format!("rows[{i}]"), format!("is {}, there are {} rows", rows[i], x.rows())));
+            return Err(invalid(
+                &format!("rows[{i}]"),
+                format!("is {}, there are {} rows", rows[i], x.rows()),
+            ));
         }
         let x = self.on_device(x)?;
         for rows in rows.chunks(LOGIT_ROWS) {

@@ -161,7 +161,12 @@ impl Plan {
         // SAFETY: the description was made above; the attribute is of the type that the library's documentation gives.
         unsafe {
             let bytes = size_of_val(&transposed);
-            result::set_matmul_desc_attribute(plan.product, attribute, (&raw const transposed).cast(), bytes)?;
+            result::set_matmul_desc_attribute(
+                plan.product,
+                attribute,
+                (&raw const transposed).cast(),
+                bytes,
+            )?;
         }
         plan.algorithm = plan.choose(handle, workspace_bytes)?;
         Ok(plan)
@@ -177,10 +182,21 @@ impl Plan {
         // SAFETY: all descriptions were made before and are alive; the preference is destroyed once, after its last use.
         unsafe {
             let bytes = size_of_val(&workspace_bytes);
-            let set = result::set_matmul_pref_attribute(preference, attribute, (&raw const workspace_bytes).cast(), bytes);
+            let set = result::set_matmul_pref_attribute(
+                preference,
+                attribute,
+                (&raw const workspace_bytes).cast(),
+                bytes,
+            );
             let chosen = set.and_then(|()| {
                 result::get_matmul_algo_heuristic(
-                    handle, self.product, self.weights, self.x, self.out, self.out, preference,
+                    handle,
+                    self.product,
+                    self.weights,
+                    self.x,
+                    self.out,
+                    self.out,
+                    preference,
                 )
             });
             let destroyed = result::destroy_matmul_pref(preference);

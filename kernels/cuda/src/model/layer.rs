@@ -32,7 +32,8 @@ impl CudaLinear {
         let invalid = |field, problem| Error::Invalid { field, problem };
         let (elements, block_bytes) = kind.block();
         if outputs == 0 || inputs == 0 || !inputs.is_multiple_of(elements) {
-            let problem = format!("is [{outputs}, {inputs}], must be rows of one or more {kind} blocks of {elements}");
+            let problem =
+                format!("is [{outputs}, {inputs}], must be rows of one or more {kind} blocks of {elements}");
             return Err(invalid("shape", problem));
         }
         let expected = (inputs / elements * block_bytes).checked_mul(outputs);
@@ -52,9 +53,10 @@ impl CudaLinear {
             Fault::Weights { problem: Problem::NotFinite, .. } => {
                 invalid("bytes", "holds a value that is not finite".to_owned())
             }
-            Fault::Weights { problem: Problem::TooLarge(x), .. } => {
-                invalid("bytes", format!("holds {x}, more than {} can; hint: use bf16 or f32", precision.name()))
-            }
+            Fault::Weights { problem: Problem::TooLarge(x), .. } => invalid(
+                "bytes",
+                format!("holds {x}, more than {} can; hint: use bf16 or f32", precision.name()),
+            ),
         })?;
         Ok(Self { compute, linear })
     }
@@ -82,7 +84,8 @@ impl CudaLinear {
     }
 
     fn at(&self, input: &Buffer) -> At {
-        let (stride, element) = (self.compute.precision.stride(self.linear.inputs), self.compute.precision.bytes());
+        let (stride, element) =
+            (self.compute.precision.stride(self.linear.inputs), self.compute.precision.bytes());
         At { address: input.address(), stride, element }
     }
 

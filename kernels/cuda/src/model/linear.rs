@@ -188,7 +188,13 @@ impl Compute {
             return self.multiply_few(linear, x, rows, out, then);
         }
         if linear.form == Form::Plain {
-            return self.multiply_many(linear.weights.address(), linear, linear.outputs, (x, rows), (out, then));
+            return self.multiply_many(
+                linear.weights.address(),
+                linear,
+                linear.outputs,
+                (x, rows),
+                (out, then),
+            );
         }
         let panel = linear.panel_outputs();
         assert!(expanded.bytes() >= linear.expanded_bytes(rows), "there is room for a panel");
@@ -243,7 +249,8 @@ impl Compute {
     }
 
     fn multiply_few(&self, linear: &Linear, x: At, rows: usize, out: At, then: Then) -> Result<(), Error> {
-        let argument = Self::params(linear.weights.address(), linear, linear.outputs, (x, rows), (out, then))?;
+        let argument =
+            Self::params(linear.weights.address(), linear, linear.outputs, (x, rows), (out, then))?;
         let wide = usize::from(rows > 8 * FEW_TILES[0]);
         let block_rows = 8 * FEW_TILES[wide];
         let shared = CHUNKS * block_rows * 16 * size_of::<f32>();
@@ -290,7 +297,13 @@ impl Compute {
     }
 
     /// Rows of the weights as f32 `[rows, inputs]`; `tokens` holds u32 `[rows]`.
-    pub(super) fn look_up(&self, linear: &Linear, tokens: &Buffer, rows: usize, out: At) -> Result<(), Error> {
+    pub(super) fn look_up(
+        &self,
+        linear: &Linear,
+        tokens: &Buffer,
+        rows: usize,
+        out: At,
+    ) -> Result<(), Error> {
         if linear.form == Form::F32 {
             let from = super::rows::RowsIn {
                 x: At::f32(linear.weights.address(), linear.inputs),
@@ -303,7 +316,13 @@ impl Compute {
         self.launch(&self.programs.form(linear.form).embed, [rows, 1, 1], 128, 0, &argument)
     }
 
-    fn table(linear: &Linear, tokens: u64, out: u64, rows: usize, first: usize) -> Result<TableParams, Error> {
+    fn table(
+        linear: &Linear,
+        tokens: u64,
+        out: u64,
+        rows: usize,
+        first: usize,
+    ) -> Result<TableParams, Error> {
         Ok(TableParams {
             weights: linear.weights.address(),
             constants: linear.constants(),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use longshore_compute::ComputePool;
-use longshore_model::{LayerWeight, LoadProgress, ModelConfig, Rope, StoredMatrix, TensorType, WeightName, Weights};
+use longshore_model::{
+    LayerWeight, LoadProgress, ModelConfig, Rope, StoredMatrix, TensorType, WeightName, Weights,
+};
 
 use super::compute::Compute;
 use super::heads::HeadWeights;
@@ -283,8 +285,11 @@ impl<'a> Loader<'a> {
         for same in sources.chunk_by(|(a, _), (b, _)| a == b) {
             let form = same[0].0;
             let same: Vec<_> = same.iter().map(|(_, source)| source.clone()).collect();
-            let of: Vec<(usize, usize)> =
-                same.iter().enumerate().flat_map(|(i, (_, m))| (0..m.rows).map(move |row| (i, row))).collect();
+            let of: Vec<(usize, usize)> = same
+                .iter()
+                .enumerate()
+                .flat_map(|(i, (_, m))| (0..m.rows).map(move |row| (i, row)))
+                .collect();
             let linear = self.pack(form, &same, of.len(), &|output| Some(of[output]))?;
             parts.push(Part { first, linear });
             first += of.len();
@@ -300,7 +305,8 @@ impl<'a> Loader<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Linear, longshore_model::Error> {
-        let sources = [(names[0], self.stored(names[0], rows, cols)?), (names[1], self.stored(names[1], rows, cols)?)];
+        let sources =
+            [(names[0], self.stored(names[0], rows, cols)?), (names[1], self.stored(names[1], rows, cols)?)];
         let [first, second] = [&sources[0].1, &sources[1].1].map(|matrix| self.form(matrix.kind));
         let form = if first == second { first } else { Form::Plain };
         let outputs = 2 * rows.next_multiple_of(ALTERNATE);
@@ -329,7 +335,9 @@ impl<'a> Loader<'a> {
         let packed = upload(self.compute, &self.options.pool, form, &matrices, outputs, row_of);
         packed.map_err(|fault| match fault {
             Fault::Device(error) => self.out_of_memory(error),
-            Fault::Weights { matrix, problem: Problem::NotFinite } => self.weights.not_finite(sources[matrix].0),
+            Fault::Weights { matrix, problem: Problem::NotFinite } => {
+                self.weights.not_finite(sources[matrix].0)
+            }
             Fault::Weights { matrix, problem: Problem::TooLarge(x) } => {
                 let (precision, name) = (self.compute.precision.name(), sources[matrix].0);
                 let problem = format!("is {precision}, where `{name:?}` holds {x}; hint: use bf16 or f32");
@@ -341,9 +349,10 @@ impl<'a> Loader<'a> {
     /// What is told where the device has no room: the bytes of the whole model.
     fn out_of_memory(&self, error: Error) -> longshore_model::Error {
         failed(match error {
-            Error::OutOfMemory { problem, .. } => {
-                Error::OutOfMemory { bytes: self.needed as usize, problem: format!("the model's weights; {problem}") }
-            }
+            Error::OutOfMemory { problem, .. } => Error::OutOfMemory {
+                bytes: self.needed as usize,
+                problem: format!("the model's weights; {problem}"),
+            },
             other => other,
         })
     }

@@ -137,7 +137,8 @@ fn pack_bytes(group: &QuantisedGroup, step: usize, words: &mut [u32]) -> [f32; 2
 
 fn pack_nibbles(group: &QuantisedGroup, step: usize, words: &mut [u32]) -> [f32; 2] {
     for (lane, quants) in group.quants.as_chunks::<8>().0.iter().enumerate() {
-        let pair = |p: usize| u32::from(quants[2 * p]) << (4 * p) | u32::from(quants[2 * p + 1]) << (16 + 4 * p);
+        let pair =
+            |p: usize| u32::from(quants[2 * p]) << (4 * p) | u32::from(quants[2 * p + 1]) << (16 + 4 * p);
         words[lane * STEPS + step] = (0..4).map(pair).sum();
     }
     [group.scales[0], group.minimum - f32::from(group.zero) * group.scales[0]]

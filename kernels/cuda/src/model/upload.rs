@@ -87,10 +87,12 @@ fn pack_rows(
     pool.run_chunks(&mut rows, TASK_ROWS, |task, rows| {
         for (i, (weights, constants)) in rows.iter_mut().enumerate() {
             let Some((matrix, row)) = row_of(task * TASK_ROWS + i) else { continue };
-            let (weights, constants) = (bytemuck::cast_slice_mut(weights), bytemuck::cast_slice_mut(constants));
+            let (weights, constants) =
+                (bytemuck::cast_slice_mut(weights), bytemuck::cast_slice_mut(constants));
             let packed = pack_row((form, compute.precision), matrices[matrix], row, weights, constants);
             if let Err(problem) = packed {
-                *wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(Fault::Weights { matrix, problem });
+                *wrong.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(Fault::Weights { matrix, problem });
             }
         }
     });

@@ -6,7 +6,9 @@ use longshore_attention::{KvDtype, TileShape};
 use longshore_compute::ComputePool;
 use longshore_cuda::{Append, Buffer, CudaBackend, CudaLinear, ModelOptions, Precision};
 use longshore_model::testing::{StoredType, TinyOptions, tiny_gguf};
-use longshore_model::{Activations, Backend, CpuBackend, CpuOptions, Kind, Linear, LoadedModel, RopeScaling, TensorType};
+use longshore_model::{
+    Activations, Backend, CpuBackend, CpuOptions, Kind, Linear, LoadedModel, RopeScaling, TensorType,
+};
 
 use crate::device::Emulator;
 use crate::watched::{load, model};
@@ -119,7 +121,10 @@ fn weights_that_are_no_numbers_or_too_large_are_refused() {
     for precision in Precision::ALL {
         let error = load(f32::NAN, precision).unwrap_err();
         assert_eq!(error.kind(), Kind::Corrupt, "{error}");
-        assert!(error.to_string().contains("`blk.1.ffn_up.weight` holds a value that is not finite"), "{error}");
+        assert!(
+            error.to_string().contains("`blk.1.ffn_up.weight` holds a value that is not finite"),
+            "{error}"
+        );
     }
     let told = refused(load(70_000.0, Precision::F16));
     assert!(told.starts_with("`precision` is f16, where `Layer(1, Up)` holds 70000"), "{told}");

@@ -107,7 +107,12 @@ fn no_layer_waits_for_the_device() {
     let device: Arc<dyn Device> = watched.clone();
     let backend = load(Arc::clone(&device), &model, &|_| ()).unwrap();
     let heads = backend.config().heads;
-    let shape = TileShape { block_tokens: 16, kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype: KvDtype::Bf16 };
+    let shape = TileShape {
+        block_tokens: 16,
+        kv_heads: heads.kv_heads,
+        head_dim: heads.head_dim,
+        dtype: KvDtype::Bf16,
+    };
     let page = Buffer::from_slice(&device, &vec![0u8; 16 * 2 * heads.kv_heads * heads.head_dim * 2]).unwrap();
     let pages = Buffer::from_slice(&device, &[page.address()]).unwrap();
     let places = Buffer::from_slice(&device, &[0u64, 1, 2]).unwrap();
@@ -153,7 +158,10 @@ fn loading_tells_how_far_it_is_and_gives_memory_back() {
     let seen = seen.into_inner().unwrap();
     assert!(seen.is_sorted_by_key(|progress| progress.done_bytes) && seen.len() > 10);
     let last = seen.last().unwrap();
-    assert_eq!((last.done_bytes, last.total_bytes), (model.weights.total_bytes(), model.weights.total_bytes()));
+    assert_eq!(
+        (last.done_bytes, last.total_bytes),
+        (model.weights.total_bytes(), model.weights.total_bytes())
+    );
     let expected = CudaBackend::expected_bytes(
         &model.info.config,
         &model.weights,
@@ -179,7 +187,10 @@ fn a_device_without_room_says_what_the_model_needs() {
         let watched = Watched::with_room(room);
         let error = load(watched.clone(), &model, &|_| ()).unwrap_err();
         assert_eq!(error.kind(), longshore_model::Kind::Exhausted, "{error}");
-        assert!(error.retryable() && error.to_string().contains(&format!("no room for {whole} bytes")), "{error}");
+        assert!(
+            error.retryable() && error.to_string().contains(&format!("no room for {whole} bytes")),
+            "{error}"
+        );
         assert_eq!(watched.used.load(Ordering::Relaxed), 0, "what was taken is given back");
     }
     // Room for the weights, none for a step: the step can be tried again.
@@ -203,11 +214,17 @@ fn rows_go_through_in_passes_without_a_trace() {
             ..ModelOptions::new(ComputePool::serial())
         };
         let config = model.info.config.clone();
-        let backend = CudaBackend::load(Arc::clone(&device), config, &model.weights, &options, &|_| ()).unwrap();
+        let backend =
+            CudaBackend::load(Arc::clone(&device), config, &model.weights, &options, &|_| ()).unwrap();
         let heads = backend.config().heads;
-        let shape =
-            TileShape { block_tokens: 256, kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype: KvDtype::F32 };
-        let page = Buffer::from_slice(&device, &vec![0u8; 256 * 2 * heads.kv_heads * heads.head_dim * 4]).unwrap();
+        let shape = TileShape {
+            block_tokens: 256,
+            kv_heads: heads.kv_heads,
+            head_dim: heads.head_dim,
+            dtype: KvDtype::F32,
+        };
+        let page =
+            Buffer::from_slice(&device, &vec![0u8; 256 * 2 * heads.kv_heads * heads.head_dim * 4]).unwrap();
         let pages = Buffer::from_slice(&device, &[page.address()]).unwrap();
         let places: Vec<u64> = (0..75).map(|row| 255 - row).collect();
         let places = Buffer::from_slice(&device, &places).unwrap();

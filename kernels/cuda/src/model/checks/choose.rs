@@ -40,12 +40,15 @@ fn choose(
 fn chosen(device: &Arc<dyn Device>, count: usize, keep: usize) -> Result<f64, Error> {
     let mut logits: Vec<f32> = random(count, 31).iter().map(|x| x * 20.0).collect();
     logits.extend((0..count).map(|i| [0.0, -0.0, -3.0, 0.0][i % 4]));
-    logits.extend(random(count, 32).iter().enumerate().map(|(i, x)| if i % 3 == 0 { x * f32::MAX } else { *x }));
+    logits.extend(
+        random(count, 32).iter().enumerate().map(|(i, x)| if i % 3 == 0 { x * f32::MAX } else { *x }),
+    );
     let Ok(found) = choose(device, &logits, count, keep)? else { return Ok(f64::INFINITY) };
     let mut distance = 0.0;
     for (row, found) in logits.chunks_exact(count).zip(found) {
         let mut order: Vec<u32> = (0..count as u32).collect();
-        order.sort_by(|a, b| row[*b as usize].partial_cmp(&row[*a as usize]).expect("numbers").then(a.cmp(b)));
+        order
+            .sort_by(|a, b| row[*b as usize].partial_cmp(&row[*a as usize]).expect("numbers").then(a.cmp(b)));
         let tokens: Vec<u32> = found.best.iter().map(|(token, _)| *token).collect();
         if tokens != order[..keep] {
             return Ok(f64::INFINITY);

@@ -40,7 +40,8 @@ fn appended(device: &Arc<dyn Device>, dtype: KvDtype, architecture: TinyArchitec
     let x = Activations::from_host(backend.config().hidden, x);
     let positions: Vec<u64> = (0..ROWS as u64).map(|row| (1 << 31) - 15 + row).collect();
     let Qkv { q, k, v } = backend.qkv(1, &x, &positions)?;
-    let shape = TileShape { block_tokens: BLOCK_TOKENS, kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype };
+    let shape =
+        TileShape { block_tokens: BLOCK_TOKENS, kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype };
     let pages = Pages::new(device, shape, (FIRST + ROWS).div_ceil(BLOCK_TOKENS)).map_err(failed)?;
     let places: Vec<u64> = (0..ROWS as u64).map(|row| FIRST as u64 + row).collect();
     let places = Buffer::from_slice(device, &places).map_err(failed)?;

@@ -25,11 +25,7 @@ const FEWER_ROWS: [usize; 5] = [1, 8, 9, 32, 33];
 
 /// Shapes with a rest in every dimension, and with more parts than there are warps.
 const LAYERS: [Layer; 15] = {
-    const fn layer(
-        precision: Precision,
-        kind: TensorType,
-        [outputs, inputs, rows]: [usize; 3],
-    ) -> Layer {
+    const fn layer(precision: Precision, kind: TensorType, [outputs, inputs, rows]: [usize; 3]) -> Layer {
         Layer { precision, kind, outputs, inputs, rows }
     }
     use Precision::{Bf16, F16, F32};
@@ -57,7 +53,8 @@ const LAYERS: [Layer; 15] = {
 const MORE: [(TensorType, usize); 2] = [(TensorType::Q4_1, 97), (TensorType::Q8_0, 10)];
 
 pub(super) fn cases() -> Vec<Case> {
-    let more = MORE.map(|(kind, rows)| Layer { precision: Precision::Bf16, kind, outputs: 37, inputs: 160, rows });
+    let more =
+        MORE.map(|(kind, rows)| Layer { precision: Precision::Bf16, kind, outputs: 37, inputs: 160, rows });
     let check = |layer: Layer| {
         let Layer { precision, kind, outputs, inputs, rows } = layer;
         let name = format!("linear {} {kind} [{outputs}, {inputs}] of {rows} rows", precision.name());
@@ -66,7 +63,8 @@ pub(super) fn cases() -> Vec<Case> {
                 ModelOptions { precision: Some(precision), ..ModelOptions::new(ComputePool::serial()) };
             let (elements, _) = kind.block();
             let bytes = kind.random_blocks(outputs * inputs / elements, 11);
-            let linear = CudaLinear::new(device, &options, kind, [outputs, inputs], &bytes).map_err(failed)?;
+            let linear =
+                CudaLinear::new(device, &options, kind, [outputs, inputs], &bytes).map_err(failed)?;
             let x = random(rows * inputs, 12);
             let found = linear.multiply(&x).map_err(failed)?;
             Ok(distance(&found, &layer.expected(&bytes, &x)) + layer.rows_differ(&linear, &x, &found)?)
@@ -82,7 +80,9 @@ impl Layer {
         let mut weights = vec![0.0; outputs * inputs];
         assert!(matrix.dequantize(0..outputs, &mut weights), "random weights are finite");
         let dot = |w: &[f32], x: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
-        x.chunks_exact(inputs).flat_map(|x| weights.chunks_exact(inputs).map(|w| dot(w, x)).collect::<Vec<_>>()).collect()
+        x.chunks_exact(inputs)
+            .flat_map(|x| weights.chunks_exact(inputs).map(|w| dot(w, x)).collect::<Vec<_>>())
+            .collect()
     }
 
     /// Whether bits of a row depend on what other rows there are: 0, or infinity.

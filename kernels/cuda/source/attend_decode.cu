@@ -25,15 +25,23 @@ DEVICE void store(const Params& p, const Item& item, const Rows& rows, const f32
     }
 }
 
-// Grid: (items, KV heads, most tiles of ROWS packed rows of an item).
-KERNEL(attend_decode, WARPS * 32, RESIDENT, Params) {
-    Item item = reinterpret_cast<const Item*>(p.items)[block_index_x()];
+DEVICE Item item_of(const Params& p) { return reinterpret_cast<const Item*>(p.items)[block_index_x()]; }
+
+// The rows of this thread block; none past the item's last.
+DEVICE Rows rows_of(const Params& p, const Item& item) {
     Rows rows;
     rows.first = block_index_z() * ROWS;
     rows.query_heads = p.kv_heads * p.group;
-    if (rows.first >= item.rows * p.group) return;
-    rows.count = item.rows * p.group - rows.first;
+    rows.count = rows.first < item.rows * p.group ? item.rows * p.group - rows.first : 0;
     if (rows.count > ROWS) rows.count = ROWS;
+    return rows;
+}
+
+// Grid: (items, KV heads, most tiles of ROWS packed rows of an item).
+KERNEL(attend_decode, WARPS * 32, RESIDENT, Params) {
+    Item item = item_of(p);
+    Rows rows = rows_of(p, item);
+    if (rows.count == 0) return;
     u64 tokens = u64(1) << p.token_bits;
     Chunks chunks;
     chunks.pages = reinterpret_cast<const u64*>(p.pages) + item.page + u64(block_index_y()) * item.page_stride;
@@ -65,5 +73,7 @@ KERNEL(attend_decode, WARPS * 32, RESIDENT, Params) {
     f32* parts = reinterpret_cast<f32*>(shared_memory());
     attention.end(parts + warp() * (ROWS * (2 + OUTPUT_PITCH)));
     sync_block();
-    store(p, item, rows, parts);
+    // Read again: registers are short in the loop.
+    item = item_of(p);
+    store(p, item, rows_of(p, item), parts);
 }

@@ -108,13 +108,19 @@ impl Plan {
             let shared = shared_bytes(shape, warps, stages, row_tiles);
             Self { warps, stages, row_tiles, resident, shared }
         });
+        // With four warps E4M3 at large heads takes more registers than there are (sm_100).
+        let most_warps = if shape.element == PageElement::E4m3 && shape.head_dim > 128 { 2 } else { 4 };
         // A kilobyte of each thread block is the system's.
-        plans.find(|plan| (plan.shared + 1024) * plan.resident <= limit + 1024).ok_or_else(|| {
-            let least = shared_bytes(shape, 1, 2, row_tiles);
-            let problem =
-                format!("of {} needs {least} bytes of shared memory, the device has {limit}", shape.head_dim);
-            Error::Invalid { field: "head_dim", problem }
-        })
+        plans
+            .find(|plan| plan.warps <= most_warps && (plan.shared + 1024) * plan.resident <= limit + 1024)
+            .ok_or_else(|| {
+                let least = shared_bytes(shape, 1, 2, row_tiles);
+                let problem = format!(
+                    "of {} needs {least} bytes of shared memory, the device has {limit}",
+                    shape.head_dim
+                );
+                Error::Invalid { field: "head_dim", problem }
+            })
     }
 
     fn kernel(&self, shape: &PageShape) -> Kernel {

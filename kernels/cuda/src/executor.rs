@@ -17,14 +17,14 @@ use decode::DecodeBatch;
 use lists::ListCall;
 use pages::TilePages;
 
-/// Different shapes of tiles that one executor knows.
-const SHAPES_MAX: usize = 8;
+/// Different shapes of tiles that one executor knows: one of a deployment, and that of its summaries.
+const SHAPES_MAX: usize = 4;
 /// Packed rows (positions × query heads of a KV head) up to which keys are split over the device instead of rows.
 const DECODE_ROWS_MAX: usize = 32;
 
 /// Runs work lists on a device. Tiles stay where they are, in memory of the host; those that are visited are copied to a bounded cache
 /// of pages on the device and found there again. The bits differ from those of the CPU (queries and weights are rounded to the type of
-/// the pages, stripes make no difference), but are the same for the same call.
+/// the pages, stripes make no difference), and depend on what is called together and, where pages are short, on what has room.
 ///
 /// What the lists of a sparse prefill visit is planned on the CPU; pseudo-tokens of a [`WorkList`] are folded on the CPU.
 #[derive(Debug)]
@@ -39,8 +39,8 @@ pub struct CudaExecutor {
 type Shapes = HashMap<(TileShape, PageElement), TilePages>;
 
 impl CudaExecutor {
-    /// An executor whose pages take up to `budget_bytes` of `device` for each shape of tiles (a deployment has one, and that of its
-    /// summaries); `cpu` plans.
+    /// An executor whose pages take up to `budget_bytes` of `device` for tiles of one shape and their summaries, all together; `cpu` plans.
+    /// Five eighths are for tiles as they are, two for tiles whose elements become others, one for summaries.
     pub fn new(device: Arc<dyn Device>, cpu: CpuExecutor, budget_bytes: usize) -> Self {
         Self { device, cpu, budget_bytes, shapes: Mutex::default() }
     }
@@ -64,7 +64,13 @@ impl CudaExecutor {
     }
 
     /// Makes sure that there are pages of `element` for tiles of `shape`.
-    fn furnish(&self, shapes: &mut Shapes, shape: TileShape, element: PageElement) -> Result<(), Error> {
+    fn furnish(
+        &self,
+        shapes: &mut Shapes,
+        shape: TileShape,
+        element: PageElement,
+        eighths: usize,
+    ) -> Result<(), Error> {
         if shapes.contains_key(&(shape, element)) {
             return Ok(());
         }
@@ -73,7 +79,7 @@ impl CudaExecutor {
                 format!("is one more than the {SHAPES_MAX} that a device keeps pages for: {shape:?}");
             return Err(Error::Invalid { field: "tile_shape", problem });
         }
-        let pages = TilePages::new(&self.device, shape, element, self.budget_bytes)?;
+        let pages = TilePages::new(&self.device, shape, element, self.budget_bytes / 8 * eighths)?;
         shapes.insert((shape, element), pages);
         Ok(())
     }
@@ -96,7 +102,7 @@ impl CudaExecutor {
             }
         }
         for key in order {
-            self.furnish(&mut shapes, key.tile, key.tile.dtype.into())?;
+            self.furnish(&mut shapes, key.tile, key.tile.dtype.into(), OWN_EIGHTHS)?;
             let pages = &shapes[&(key.tile, key.tile.dtype.into())];
             let of: Vec<&AttendItem<'_>> = batches[&key].iter().map(|&index| &items[index]).collect();
             let done = DecodeBatch::new(&self.device, pages, &of)?.run()?;
@@ -111,7 +117,7 @@ impl CudaExecutor {
     fn attend_lists(&self, shapes: &mut Shapes, item: &AttendItem<'_>) -> Result<Partials, Error> {
         let tile = item.kv.shape();
         let element = list_element(tile);
-        self.furnish(shapes, tile, element)?;
+        self.furnish(shapes, tile, element, eighths(tile, element))?;
         let pages = &shapes[&(tile, element)];
         let mut partial = start(&item.queries, item.initial);
         let mut rest = &item.work.exact[..];
@@ -126,7 +132,7 @@ impl CudaExecutor {
                 ListCall::new(&self.device, pages, item.queries)?.flat(&work, pinned.addresses(), partial)?;
             rest = later;
         }
-        for (columns, bias) in column_runs(item.work) {
+        for (columns, bias) in column_runs(item.work, pages.limit()) {
             let tiles: Vec<_> = columns.iter().map(|column| item.kv.tile(column.tile as usize)).collect();
             let pinned = pages.pin_all(&tiles)?;
             let renamed =
@@ -156,9 +162,9 @@ impl CudaExecutor {
         }
         let Some(lists) = lists::Visited::of(item) else { return Ok(partial) };
         let (tile, element) = (lists.tile_shape(item), list_element(item.kv.shape()));
-        self.furnish(shapes, tile, element)?;
+        self.furnish(shapes, tile, element, eighths(tile, element))?;
         if let Some(means) = lists.mean_shape(item) {
-            self.furnish(shapes, means, element)?;
+            self.furnish(shapes, means, element, MEAN_EIGHTHS)?;
         }
         let pages = &shapes[&(tile, element)];
         let mean_pages = lists.mean_shape(item).map(|means| &shapes[&(means, element)]);
@@ -210,14 +216,26 @@ impl BatchKey {
     }
 }
 
-/// Runs of columns that surely have room, with their bias.
-fn column_runs(work: &WorkList) -> impl Iterator<Item = (&[longshore_attention::Column], &[f32])> {
-    const RUN: usize = 256;
-    let bias = move |run: usize| match work.column_bias.is_empty() {
+/// Runs of columns whose tiles have room at once, with their bias.
+fn column_runs(
+    work: &WorkList,
+    pages: usize,
+) -> impl Iterator<Item = (&[longshore_attention::Column], &[f32])> {
+    let run = pages.clamp(1, 256);
+    let bias = move |index: usize| match work.column_bias.is_empty() {
         true => &[][..],
-        false => &work.column_bias[run * RUN..work.columns.len().min((run + 1) * RUN)],
+        false => &work.column_bias[index * run..work.columns.len().min((index + 1) * run)],
     };
-    work.columns.chunks(RUN).enumerate().map(move |(run, columns)| (columns, bias(run)))
+    work.columns.chunks(run).enumerate().map(move |(index, columns)| (columns, bias(index)))
+}
+
+/// Shares of the budget: of tiles as they are, of tiles whose elements become others, of summaries.
+const OWN_EIGHTHS: usize = 5;
+const OTHER_EIGHTHS: usize = 2;
+const MEAN_EIGHTHS: usize = 1;
+
+fn eighths(tile: TileShape, element: PageElement) -> usize {
+    if element == tile.dtype.into() { OWN_EIGHTHS } else { OTHER_EIGHTHS }
 }
 
 /// The type of the pages that lists are run over: the matrix units know no scales.

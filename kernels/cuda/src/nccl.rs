@@ -68,7 +68,7 @@ impl Config {
         const UNDEFINED: c_int = c_int::MIN;
         Self {
             size: size_of::<Self>(),
-            magic: 0x00ca_feef,
+            magic: 0xcafe_beef,
             version: 21_700,
             blocking: 0,
             cga_cluster_size: UNDEFINED,
@@ -212,6 +212,8 @@ mod tests {
     fn the_settings_have_the_layout_of_the_header() {
         // size, magic, version, blocking, cgaClusterSize, minCTAs, maxCTAs, netName, splitShare, padding.
         assert_eq!(size_of::<Config>(), 8 + 6 * 4 + 8 + 4 + 4);
+        // NCCL_API_MAGIC: settings without it are refused as not initialised.
+        assert_eq!(Config::non_blocking().magic, 0xcafe_beef);
         assert_eq!(std::mem::offset_of!(Config, net_name), 32);
     }
 }

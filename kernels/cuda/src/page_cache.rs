@@ -7,6 +7,8 @@ use crate::{Buffer, Device, Error};
 
 /// Most bytes of one allocation that pages are cut from.
 const SLAB_BYTES: usize = 64 << 20;
+/// Evictions after which memory that the device refused is asked for again.
+const REFUSED_EVICTIONS: u64 = 1024;
 
 /// Pages of one size on a device. A tile is found again by its [`longshore_attention::Tile::version`], so that its bytes cross
 /// the bus once as long as there is room; the page that was not used for longest makes way. What is pinned stays.
@@ -43,8 +45,8 @@ struct State {
     /// Versions of unpinned pages by their last use.
     idle: BTreeMap<u64, u64>,
     uses: u64,
-    /// The device refused a slab: there is no more than this.
-    full: bool,
+    /// The device refused a slab: the next is asked for after so many evictions.
+    full_until: u64,
     stats: PageStats,
 }
 
@@ -185,22 +187,28 @@ impl State {
         Ok(page.address)
     }
 
-    /// Takes another slab, if the budget and the device allow it.
+    /// Takes another slab, if the budget and the device allow it: a smaller one where the device has no room for a large one.
     fn grow(&mut self, cache: &PageCache) -> Result<(), Error> {
-        let left = cache.limit - self.pages.len();
-        let count = left.min((SLAB_BYTES / cache.page_bytes).max(1));
-        if self.full || count == 0 {
+        let mut count = (cache.limit - self.pages.len()).min((SLAB_BYTES / cache.page_bytes).max(1));
+        if self.stats.evictions < self.full_until {
             return Ok(());
         }
-        match Buffer::new(&cache.device, count * cache.page_bytes) {
-            Ok(slab) => {
-                let pages = (0..count).rev().map(|page| slab.address() + (page * cache.page_bytes) as u64);
-                self.free.extend(pages);
-                self.slabs.push(slab);
+        while count > 0 {
+            match Buffer::new(&cache.device, count * cache.page_bytes) {
+                Ok(slab) => {
+                    let page = |page: usize| slab.address() + (page * cache.page_bytes) as u64;
+                    self.free.extend((0..count).rev().map(page));
+                    self.slabs.push(slab);
+                    return Ok(());
+                }
+                Err(Error::OutOfMemory { .. }) if count > 1 => count /= 2,
+                // Less than the budget is there: go on with that, unless it is nothing.
+                Err(Error::OutOfMemory { .. }) if !self.pages.is_empty() => {
+                    self.full_until = self.stats.evictions + REFUSED_EVICTIONS;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
-            // Less than the budget is there: go on with that, unless it is nothing.
-            Err(Error::OutOfMemory { .. }) if !self.pages.is_empty() => self.full = true,
-            Err(error) => return Err(error),
         }
         Ok(())
     }

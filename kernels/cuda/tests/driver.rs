@@ -306,6 +306,8 @@ fn nccl_makes_ids_and_tells_why_ranks_cannot_join() {
     let outcome = Communicator::join(&nccl, &device, &id, (0, 2), &mut go_on);
     let text = told(outcome, Kind::Communication);
     assert!(text.contains("aborted"), "{text}");
+    // The settings are none that the library takes for wrong: it gets as far as the driver, which is none here.
+    assert!(!text.to_lowercase().contains("argument"), "{text}");
     println!("after {looks} looks: {text}");
     drop(device);
     assert_eq!(stand_in.live(), 0, "everything is given back");

@@ -67,7 +67,7 @@ fn what_cannot_be_is_refused() {
     let error = attend(&executor(0), &tiles(2, 64), &blocks(2), 64).unwrap_err();
     assert!(error.kind() == Kind::InvalidInput && error.to_string().contains("budget_bytes"), "{error}");
 
-    // A list is run at once: all its pages must have room, which may come.
+    // A list is run at once: all its pages must have room. Five eighths of the budget are theirs.
     let mut visits: Vec<Visit> = (0..5).map(|tile| Visit::Block(block(tile))).collect();
     visits.push(Visit::EndOfStripe);
     let work = SparseWork::new(1, vec![1], vec![(visits, Vec::new())]).unwrap();
@@ -83,10 +83,10 @@ fn what_cannot_be_is_refused() {
         stripe: None,
         skip_below: None,
     };
-    let error = executor(4).attend_sparse(&[item]).unwrap_err();
-    assert!(error.kind() == Kind::Exhausted && error.retryable(), "{error}");
-    assert!(error.to_string().contains("budget"), "{error}");
-    executor(5).attend_sparse(&[item]).unwrap();
+    let error = executor(7).attend_sparse(&[item]).unwrap_err();
+    assert!(error.kind() == Kind::InvalidInput && !error.retryable(), "{error}");
+    assert!(error.to_string().contains("`budget_bytes` has room for 4 pages"), "{error}");
+    executor(8).attend_sparse(&[item]).unwrap();
 }
 
 #[test]

@@ -105,6 +105,24 @@ impl Staging {
         address: CUdeviceptr,
         to: &mut [u8],
     ) -> Result<(), DriverError> {
+        // SAFETY: the caller's promise.
+        let outcome = unsafe { self.copy_down(stream, address, to) };
+        if outcome.is_err() {
+            // Copies that were queued before the fault may still write to the chunks. The first error tells more.
+            // SAFETY: the stream lives.
+            let _ = unsafe { result::stream::synchronize(stream) };
+        }
+        outcome
+    }
+
+    /// # Safety
+    /// As for [`Self::download`]; after an error copies may be under way.
+    unsafe fn copy_down(
+        &mut self,
+        stream: CUstream,
+        address: CUdeviceptr,
+        to: &mut [u8],
+    ) -> Result<(), DriverError> {
         let mut from = address;
         let mut arriving: Option<(&Chunk, &mut [u8])> = None;
         for (index, piece) in to.chunks_mut(CHUNK_BYTES).enumerate() {

@@ -39,6 +39,13 @@ impl CudaDevice {
         self.check("cuStreamWaitEvent", outcome)
     }
 
+    /// Waits for everything queued on `stream`.
+    pub(crate) fn wait_for(&self, stream: CUstream) -> Result<(), Error> {
+        self.enter()?;
+        // SAFETY: the stream lives.
+        self.check("cuStreamSynchronize", unsafe { result::stream::synchronize(stream) })
+    }
+
     /// Whether everything queued on `stream` is done.
     pub(crate) fn stream_is_done(&self, stream: CUstream) -> Result<bool, Error> {
         self.enter()?;

@@ -40,7 +40,9 @@ impl Visited {
 
     /// Shape of the tiles as they lie in memory, of which the item may show one head.
     pub(super) fn tile_shape(&self, item: &SparseItem<'_>) -> TileShape {
-        self.tiles.keys().next().map_or(item.kv.shape(), |&tile| item.kv.tile(tile as usize).shape())
+        let all_heads = |means: TileShape| TileShape { kv_heads: means.kv_heads, ..item.kv.shape() };
+        let of_means = || self.mean_shape(item).map_or(item.kv.shape(), all_heads);
+        self.tiles.keys().next().map_or_else(of_means, |&tile| item.kv.tile(tile as usize).shape())
     }
 
     /// The same of the tiles of means; `None`: no means are visited.

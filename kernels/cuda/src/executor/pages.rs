@@ -66,12 +66,25 @@ impl TilePages {
         self.cache.pin(&versions, |index, address| self.fill(tiles[index], address))
     }
 
+    /// Most pages there can be.
+    pub(super) fn limit(&self) -> usize {
+        self.cache.limit()
+    }
+
     /// Pages of all of `tiles`, or the error that there is no room for them.
     pub(super) fn pin_all(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
+        if tiles.len() > self.limit() {
+            let problem = format!(
+                "has room for {} pages, a call visits {} at once; hint: raise it",
+                self.limit(),
+                tiles.len()
+            );
+            return Err(Error::Invalid { field: "budget_bytes", problem });
+        }
         let pinned = self.pin(tiles)?;
         if pinned.len() < tiles.len() {
             let problem = format!(
-                "a call visits {} tiles at once, there are pages for {}; hint: raise the budget of pages",
+                "a call visits {} tiles at once, there is room for {} beside other calls",
                 tiles.len(),
                 pinned.len()
             );

@@ -140,6 +140,9 @@ impl Communicator {
             // SAFETY: the communicator lives, and is not used again. An error has no remedy.
             unsafe { (self.nccl.functions.abort)(self.comm) };
             self.comm = std::ptr::null_mut();
+            // What was queued ends with the abort; buffers are given back on another stream, which must not be ahead of that. Where
+            // the wait fails the context is lost, and nothing runs any more.
+            let _ = self.device.wait_for(self.stream);
         }
     }
 

@@ -88,7 +88,7 @@ impl Plan {
     fn executor(&self, device: &Arc<dyn Device>) -> CudaExecutor {
         // Pages of f16 or f32, whatever the tiles have, and room for the odd bytes.
         let page = 4 * self.tokens * 2 * self.heads.kv_heads * self.heads.head_dim + 4096;
-        CudaExecutor::new(Arc::clone(device), CpuExecutor::serial(), self.pages * page)
+        CudaExecutor::new(Arc::clone(device), CpuExecutor::serial(), 2 * self.pages * page)
     }
 
     /// What is right for the type; f16 queries are those that the CPU has.

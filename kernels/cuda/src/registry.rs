@@ -46,7 +46,7 @@ pub const BUDGETS: &[Budget] = &[
     budget("score_blocks", 255),
     budget("score_pages", 64),
     budget("select_blocks", 64),
-    budget("shape_heads", 48),
+    budget("shape_heads", 64),
     budget("swiglu_rows", 64),
 ];
 

@@ -139,7 +139,7 @@ fn no_layer_waits_for_the_device() {
     assert_eq!(*shared.to_host().unwrap(), was);
     assert_ne!(*after.to_host().unwrap(), was);
     // The same from the host.
-    let same = backend.finish(0, shared.clone(), &[0.5; 3 * 64]).unwrap();
+    let same = backend.finish(0, shared, &[0.5; 3 * 64]).unwrap();
     assert_eq!(same.to_host().unwrap(), after.to_host().unwrap());
     let host = longshore_model::Activations::from_host(64, was);
     let same = backend.finish(0, host, &[0.5; 3 * 64]).unwrap();

@@ -1,5 +1,7 @@
 //! Which tiles are compared.
 
+use std::collections::BTreeSet;
+
 use longshore_attention::{KvDtype, TileShape};
 
 use super::Case;
@@ -48,16 +50,17 @@ pub(super) fn cases() -> Vec<Case> {
 
 /// Every type at every head size of models.
 pub(super) fn large_cases() -> Vec<Case> {
-    let mut cases = Vec::new();
+    let (mut cases, mut sizes) = (Vec::new(), BTreeSet::new());
     for dtype in KvDtype::ALL {
         for dim in PageShape::HEAD_DIMS {
             let shape = shape(64, 8, dim, dtype);
             cases.push(Case::new(name("transcode", &shape), 0.0, move |device| transcode(device, shape)));
             cases.push(Case::new(name("means", &shape), 0.0, move |device| means(device, shape)));
-            let bytes = shape.bytes();
-            let name = format!("checksum of {bytes} bytes");
-            cases.push(Case::new(name, 0.0, move |device| checksum(device, bytes)));
+            sizes.insert(shape.bytes());
         }
     }
+    cases.extend(sizes.into_iter().map(|bytes| {
+        Case::new(format!("checksum of {bytes} bytes"), 0.0, move |device| checksum(device, bytes))
+    }));
     cases
 }

@@ -27,6 +27,8 @@ use crate::{
 
 /// How long the status of a call may come after its tile connection broke: it says why. And how long frames may come after the status.
 const REST_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the next frame may take after a good status: as long as within a body.
+const REST_OF_GOOD: Duration = Duration::from_secs(10);
 
 /// What became of a call's tile connection.
 #[derive(Debug, Clone, Default)]
@@ -237,7 +239,9 @@ impl Reading {
     /// The next frame, while the call goes on or soon after its end.
     async fn frame(&mut self) -> Result<Result<Frame, Fault>, Error> {
         loop {
-            let limit = self.status.is_some().then_some(REST_PATIENCE);
+            // A good status may come while frames are under way; after another one they only tell why.
+            let of = |status: &Result<(), Error>| status.as_ref().map_or(REST_PATIENCE, |()| REST_OF_GOOD);
+            let limit = self.status.as_ref().map(of);
             tokio::select! {
                 frame = self.lease.stream().next(limit) => return Ok(frame),
                 message = self.messages.next(), if self.status.is_none() => self.note(message)?,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     BoxStream, Error,
-    lane::{Hop, within},
+    lane::Hop,
     tcp::{Buffers, Frame, Lease},
     tiles::{self, Messages, Outgoing, OutgoingBody},
 };
@@ -123,14 +123,15 @@ pub(super) async fn get_blocks(
     reserved: Arc<Reservation>,
 ) -> Result<OutgoingBody, Error> {
     let kept = lease.kept();
-    let context = hop.context.clone();
-    let answers = hop.stream(service.shard.get_blocks(&context, get)).await?;
+    let answers = hop.answer(service.shard.get_blocks(&hop.context, get)).await?;
     let sending = async move {
         let _reserved = reserved;
-        // A reader that takes nothing holds this task only, until its deadline, its end or the patience of the lane.
-        within(&context, send(lease, answers)).await
+        send(lease, answers).await
     };
-    let nothing = stream::once(sending).filter_map(|sent| {
+    // A reader that takes nothing holds this task only, until its deadline, its end or the patience of the lane. The call lasts until
+    // the last frame is out, which is later than the last answer.
+    let sending = hop.bound(Box::pin(stream::once(sending)));
+    let nothing = sending.filter_map(|sent| {
         let failure = sent.err().map(|error| Err(Status::from(error)));
         std::future::ready(failure)
     });

@@ -1,20 +1,24 @@
 //! The program as a person types it: clients, tools and configuration, and the roles started by hand.
 #![allow(clippy::unwrap_used, reason = "the whole file is test code, its helpers too")]
 
+#[path = "cli/hands.rs"]
+mod hands;
+
 use std::{
     fs,
     io::Write,
-    net::TcpListener,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use longshore_router::{DEFAULT_PREFILL_POLICY, Policies};
 use longshore_tests::{
     client::await_start,
-    server::{Server, long_prompt, model, post, program, send_signal},
+    server::{Server, long_prompt, model, post, program},
 };
 use serde_json::{Value, json};
+
+use hands::{Hands, free_ports};
 
 /// Runs the program to its end with `input` on standard input.
 fn longshore(arguments: &[&str], input: &str) -> Output {
@@ -111,7 +115,7 @@ fn chooses_a_policy(server: &Server) {
             "4",
             "--prefill-policy",
             policy,
-            "What is a lighthouse?",
+            "The capital of France is",
         ];
         longshore(&arguments, "")
     };
@@ -418,52 +422,6 @@ fn a_damaged_or_missing_model_is_refused_by_name() {
     assert!(said.contains(path) && said.contains("does not exist; hint: give the path of a GGUF"), "{said}");
 }
 
-/// Processes that a test started by hand; killed when it fails.
-struct Hands(Vec<(String, Child)>);
-
-impl Drop for Hands {
-    fn drop(&mut self) {
-        for (_, child) in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Hands {
-    fn start(&mut self, role: &str, id: &str, members: &[String], more: &[&str]) {
-        let mut command = Command::new(program());
-        command.args([role, "--id", id]).args(members).args(more);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program starts");
-        self.0.push((id.to_owned(), child));
-    }
-
-    /// SIGTERM for all, the router first; every one ends cleanly.
-    fn end(mut self) {
-        for (id, mut child) in std::mem::take(&mut self.0).into_iter().rev() {
-            assert!(send_signal(child.id(), "-TERM"), "{id} was gone before its end");
-            let began = Instant::now();
-            let status = loop {
-                match child.try_wait().unwrap() {
-                    Some(status) => break status,
-                    None if began.elapsed() > Duration::from_secs(30) => {
-                        let _ = child.kill();
-                        panic!("{id} did not end within 30 s");
-                    }
-                    None => std::thread::sleep(Duration::from_millis(20)),
-                }
-            };
-            assert!(status.success(), "{id}: {status}");
-        }
-    }
-}
-
-/// Free ports of loopback; held together, so that none is given twice.
-fn free_ports<const N: usize>() -> [u16; N] {
-    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    held.map(|listener| listener.local_addr().unwrap().port())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_started_by_hand_answer_together() {
     // Fails here, with the remedy, when the model was never pulled.
@@ -478,7 +436,7 @@ async fn roles_started_by_hand_answer_together() {
             ["--member".to_owned(), format!("{role}={id}@{}{weight}", url(index))]
         })
         .collect();
-    let mut hands = Hands(Vec::new());
+    let mut hands = Hands::default();
     for (role, id) in roles {
         hands.start(role, id.split(';').next().unwrap(), &members, &[]);
     }

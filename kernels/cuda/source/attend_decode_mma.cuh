@@ -6,10 +6,8 @@ const u32 STEPS = HEAD_DIM / 16;
 
 #if DTYPE == DTYPE_BF16
 DEVICE u32 pack(f32 low, f32 high) { return pack_bf16(low, high); }
-DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_bf16(d, a, b); }
 #else
 DEVICE u32 pack(f32 low, f32 high) { return pack_f16(low, high); }
-DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_f16(d, a, b); }
 #endif
 
 // Two elements of a query; what is beyond the range becomes the largest.

@@ -20,14 +20,6 @@
 #define SHIFT 0.0f
 #endif
 
-DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-#if DTYPE == DTYPE_F16
-    mma_f16(d, a, b);
-#else
-    mma_bf16(d, a, b);
-#endif
-}
-
 DEVICE u32 pack(f32 low, f32 high) {
 #if DTYPE == DTYPE_F16
     return pack_f16(low, high);

@@ -38,7 +38,7 @@ DEVICE u64 plane_bytes(const Heads& p) {
 
 // Finite numbers beyond the range, and infinities, become the largest finite number, as in the CPU's tiles.
 #if DTYPE == DTYPE_F16
-DEVICE u16 narrow(f32 x) { return f32_to_f16(x != x ? x : fminf(fmaxf(x, -65504.0f), 65504.0f)); }
+DEVICE u16 narrow(f32 x) { return f32_to_finite_f16(x); }
 #elif DTYPE == DTYPE_BF16
 DEVICE u16 narrow(f32 x) {
     const u16 narrow = f32_to_bf16(x);

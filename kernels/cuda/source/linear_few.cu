@@ -116,17 +116,9 @@ struct Linear {
     u32 outputs, rows, groups, chunks, x_stride, out_stride, then, reserved;
 };
 
-DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-#if DTYPE == DTYPE_F16
-    mma_f16(d, a, b);
-#else
-    mma_bf16(d, a, b);
-#endif
-}
-
 DEVICE u16 narrow(f32 x) {
 #if DTYPE == DTYPE_F16
-    return f32_to_f16(x != x ? x : fminf(fmaxf(x, -65504.0f), 65504.0f));
+    return f32_to_finite_f16(x);
 #else
     return f32_to_bf16(x);
 #endif

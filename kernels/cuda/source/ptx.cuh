@@ -351,3 +351,17 @@ DEVICE void atomic_add_u64(u64* to, u64 x) {
     atomicAdd(to, x);
 #endif
 }
+
+// The nearest f16; finite numbers beyond the range, and infinities, become the largest finite number, as in the CPU's tiles.
+DEVICE u16 f32_to_finite_f16(f32 x) { return f32_to_f16(x != x ? x : fminf(fmaxf(x, -65504.0f), 65504.0f)); }
+
+#if defined(DTYPE)
+// The product in the type of the source: bf16, else f16, which 8-bit elements become.
+DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#if DTYPE == DTYPE_BF16
+    mma_bf16(d, a, b);
+#else
+    mma_f16(d, a, b);
+#endif
+}
+#endif

@@ -23,7 +23,7 @@ DEVICE void store(const Rows& p, u32 row, u32 column, f32 x) {
 #if DTYPE == DTYPE_F32
     reinterpret_cast<f32*>(p.out)[at] = x;
 #elif DTYPE == DTYPE_F16
-    reinterpret_cast<u16*>(p.out)[at] = f32_to_f16(x != x ? x : fminf(fmaxf(x, -65504.0f), 65504.0f));
+    reinterpret_cast<u16*>(p.out)[at] = f32_to_finite_f16(x);
 #else
     reinterpret_cast<u16*>(p.out)[at] = f32_to_bf16(x);
 #endif

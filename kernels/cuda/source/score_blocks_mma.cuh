@@ -14,14 +14,6 @@ const u32 ROW_TILES = TILE / 8;
 
 DEVICE u32 query_bytes(u32 rows) { return rows * PITCH * 16; }
 
-DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-#if DTYPE == DTYPE_BF16
-    mma_bf16(d, a, b);
-#else
-    mma_f16(d, a, b);
-#endif
-}
-
 DEVICE void load_queries(const Params& p, const Tile& tile, u8* shared) {
     for (u32 index = thread_index(); index < tile.rows * STEPS * 4; index += block_threads()) {
         u32 row = index / (STEPS * 4), part = index % (STEPS * 4);

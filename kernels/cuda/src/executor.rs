@@ -87,26 +87,23 @@ impl CudaExecutor {
     fn attend_all(&self, items: &[AttendItem<'_>]) -> Result<Vec<Partials>, Error> {
         let mut shapes = self.lock();
         let mut partials: Vec<Option<Partials>> = vec![None; items.len()];
-        let mut batches: HashMap<BatchKey, Vec<usize>> = HashMap::new();
-        let mut order = Vec::new();
+        // In the order in which they are met; there is nearly always one.
+        let mut batches: Vec<(BatchKey, Vec<usize>)> = Vec::new();
         for (index, item) in items.iter().enumerate() {
             match BatchKey::of(item) {
-                Some(key) => {
-                    let batch = batches.entry(key).or_insert_with(|| {
-                        order.push(key);
-                        Vec::new()
-                    });
-                    batch.push(index);
-                }
+                Some(key) => match batches.iter_mut().find(|(other, _)| *other == key) {
+                    Some((_, batch)) => batch.push(index),
+                    None => batches.push((key, vec![index])),
+                },
                 None => partials[index] = Some(self.attend_lists(&mut shapes, item)?),
             }
         }
-        for key in order {
+        for (key, batch) in batches {
             self.furnish(&mut shapes, key.tile, key.tile.dtype.into(), OWN_EIGHTHS)?;
             let pages = &shapes[&(key.tile, key.tile.dtype.into())];
-            let of: Vec<&AttendItem<'_>> = batches[&key].iter().map(|&index| &items[index]).collect();
+            let of: Vec<&AttendItem<'_>> = batch.iter().map(|&index| &items[index]).collect();
             let done = DecodeBatch::new(&self.device, pages, &of)?.run()?;
-            for (&index, partial) in batches[&key].iter().zip(done) {
+            for (&index, partial) in batch.iter().zip(done) {
                 partials[index] = Some(partial);
             }
         }
@@ -119,6 +116,7 @@ impl CudaExecutor {
         let element = list_element(tile);
         self.furnish(shapes, tile, element, eighths(tile, element))?;
         let pages = &shapes[&(tile, element)];
+        let call = ListCall::new(&self.device, pages, item.queries)?;
         let mut partial = start(&item.queries, item.initial);
         let mut rest = &item.work.exact[..];
         while !rest.is_empty() {
@@ -128,8 +126,7 @@ impl CudaExecutor {
             let exact: Vec<ExactBlock> =
                 now.iter().zip(0..).map(|(block, tile)| ExactBlock { tile, ..*block }).collect();
             let work = WorkList { exact, ..WorkList::default() };
-            partial =
-                ListCall::new(&self.device, pages, item.queries)?.flat(&work, pinned.addresses(), partial)?;
+            partial = call.flat(&work, pinned.addresses(), partial)?;
             rest = later;
         }
         for (columns, bias) in column_runs(item.work, pages.limit()) {
@@ -139,8 +136,7 @@ impl CudaExecutor {
                 columns.iter().zip(0..).map(|(column, tile)| longshore_attention::Column { tile, ..*column });
             let work =
                 WorkList { columns: renamed.collect(), column_bias: bias.to_vec(), ..WorkList::default() };
-            partial =
-                ListCall::new(&self.device, pages, item.queries)?.flat(&work, pinned.addresses(), partial)?;
+            partial = call.flat(&work, pinned.addresses(), partial)?;
         }
         self.fold_summaries(item, partial)
     }
@@ -163,11 +159,12 @@ impl CudaExecutor {
         let Some(lists) = lists::Visited::of(item) else { return Ok(partial) };
         let (tile, element) = (lists.tile_shape(item), list_element(item.kv.shape()));
         self.furnish(shapes, tile, element, eighths(tile, element))?;
-        if let Some(means) = lists.mean_shape(item) {
+        let means = lists.mean_shape(item);
+        if let Some(means) = means {
             self.furnish(shapes, means, element, MEAN_EIGHTHS)?;
         }
         let pages = &shapes[&(tile, element)];
-        let mean_pages = lists.mean_shape(item).map(|means| &shapes[&(means, element)]);
+        let mean_pages = means.map(|means| &shapes[&(means, element)]);
         ListCall::new(&self.device, pages, item.queries)?.sparse(item, &lists, mean_pages, partial)
     }
 }
@@ -190,7 +187,7 @@ impl Executor for CudaExecutor {
 }
 
 /// Items of one launch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct BatchKey {
     tile: TileShape,
     group: usize,

@@ -2,6 +2,8 @@
 
 use longshore_attention::HeadShape;
 
+use crate::Error;
+
 /// Shape and constants of a Llama-architecture decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -99,6 +101,30 @@ pub enum RopeScaling {
 }
 
 impl ModelConfig {
+    /// Refuses sizes that no backend can compute with: 0, and rotations of more elements than a head has.
+    pub fn check(&self) -> Result<(), Error> {
+        let invalid = |field: &str, problem| Err(Error::Invalid { field: field.to_owned(), problem });
+        let heads = self.heads;
+        for (field, value) in [
+            ("layers", self.layers),
+            ("hidden", self.hidden),
+            ("heads.kv_heads", heads.kv_heads),
+            ("heads.group", heads.group),
+            ("heads.head_dim", heads.head_dim),
+            ("ffn", self.ffn),
+            ("vocabulary", self.vocabulary),
+        ] {
+            if value == 0 {
+                return invalid(field, "is 0".to_owned());
+            }
+        }
+        if self.rope.dim > heads.head_dim {
+            let problem = format!("is {}, a head has {} elements", self.rope.dim, heads.head_dim);
+            return invalid("rope.dim", problem);
+        }
+        Ok(())
+    }
+
     /// Softmax scale of attention. (YaRN's factor is applied to the rotation, not here.)
     pub fn attention_scale(&self) -> f32 {
         1.0 / (self.heads.head_dim as f32).sqrt()

@@ -30,16 +30,8 @@ impl CudaLinear {
         bytes: &[u8],
     ) -> Result<Self, Error> {
         let invalid = |field, problem| Error::Invalid { field, problem };
-        let (elements, block_bytes) = kind.block();
-        if outputs == 0 || inputs == 0 || !inputs.is_multiple_of(elements) {
-            let problem =
-                format!("is [{outputs}, {inputs}], must be rows of one or more {kind} blocks of {elements}");
-            return Err(invalid("shape", problem));
-        }
-        let expected = (inputs / elements * block_bytes).checked_mul(outputs);
-        if expected != Some(bytes.len()) {
-            let problem = format!("has {}, must have {}", bytes.len(), expected.unwrap_or(usize::MAX));
-            return Err(invalid("bytes", problem));
+        if let Some((field, problem)) = kind.fault_of_matrix([outputs, inputs], bytes.len()) {
+            return Err(invalid(field, problem));
         }
         let precision = options.precision_of(kind);
         let programs = Programs::new(precision);

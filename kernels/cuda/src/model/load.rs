@@ -93,19 +93,10 @@ pub(super) struct Loaded {
     pub(super) layers: Vec<Layer>,
 }
 
-/// Every weight that is read.
-fn names(config: &ModelConfig) -> impl Iterator<Item = WeightName> {
-    let output = (!config.tied_embeddings).then_some(WeightName::Output);
-    let layers = (0..config.layers).flat_map(|layer| {
-        LayerWeight::ALL.into_iter().filter(|w| w.used_by(config)).map(move |w| WeightName::Layer(layer, w))
-    });
-    [WeightName::Embedding, WeightName::OutputNorm].into_iter().chain(output).chain(layers)
-}
-
 /// The type that takes most bytes of the matrices.
 fn main_type(config: &ModelConfig, weights: &Weights) -> Result<TensorType, longshore_model::Error> {
     let mut bytes = TensorType::ALL.map(|kind| (0, kind));
-    for name in names(config).filter(WeightName::is_matrix) {
+    for name in WeightName::all(config).filter(WeightName::is_matrix) {
         let kind = weights.stored_matrix(name)?.kind;
         let index = TensorType::ALL.iter().position(|other| *other == kind).expect("it is one of all");
         bytes[index].0 += weights.stored_bytes(name);
@@ -122,7 +113,7 @@ pub(super) fn expected_bytes(
 ) -> Result<u64, longshore_model::Error> {
     let precision = options.precision_of(main_type(config, weights)?);
     let mut bytes = 0;
-    for name in names(config) {
+    for name in WeightName::all(config) {
         let StoredMatrix { kind, rows, cols, .. } = weights.stored_matrix(name)?;
         let form = match name.is_matrix() {
             true => Form::of(precision, kind, options.keep_quantised),
@@ -141,12 +132,12 @@ pub(super) fn load(
     options: &ModelOptions,
     progress: &dyn Fn(LoadProgress),
 ) -> Result<Loaded, longshore_model::Error> {
-    check(config)?;
+    config.check()?;
     let rope = Rope::new(&config.rope)?;
     let precision = options.precision_of(main_type(config, weights)?);
     let programs = Programs::new(precision);
     let compute = Arc::new(Compute { device, precision, programs, products: options.products.clone() });
-    let total_bytes = names(config).map(|name| weights.stored_bytes(name)).sum();
+    let total_bytes = WeightName::all(config).map(|name| weights.stored_bytes(name)).sum();
     let state = LoadProgress { done_bytes: 0, total_bytes };
     let needed = expected_bytes(config, weights, options)?;
     let mut loader = Loader { compute: &compute, config, weights, options, needed, progress, state };
@@ -160,28 +151,6 @@ pub(super) fn load(
     // What was queued is done, or told, before anybody counts on the model.
     compute.device.synchronize().map_err(failed)?;
     Ok(Loaded { compute, rope, embedding, output, output_norm, layers })
-}
-
-fn check(config: &ModelConfig) -> Result<(), longshore_model::Error> {
-    let heads = config.heads;
-    for (field, value) in [
-        ("layers", config.layers),
-        ("hidden", config.hidden),
-        ("heads.kv_heads", heads.kv_heads),
-        ("heads.group", heads.group),
-        ("heads.head_dim", heads.head_dim),
-        ("ffn", config.ffn),
-        ("vocabulary", config.vocabulary),
-    ] {
-        if value == 0 {
-            return Err(invalid(field, "is 0".to_owned()));
-        }
-    }
-    if config.rope.dim > heads.head_dim {
-        let problem = format!("is {}, a head has {} elements", config.rope.dim, heads.head_dim);
-        return Err(invalid("rope.dim", problem));
-    }
-    Ok(())
 }
 
 struct Loader<'a> {

@@ -43,9 +43,9 @@ pub(super) fn load(
     options: CpuOptions,
     progress: &dyn Fn(LoadProgress),
 ) -> Result<CpuBackend, Error> {
-    check(&config)?;
+    config.check()?;
     let rope = Rope::new(&config.rope)?;
-    let total_bytes = names(&config).map(|name| source.bytes(name)).sum();
+    let total_bytes = WeightName::all(&config).map(|name| source.bytes(name)).sum();
     let state = LoadProgress { done_bytes: 0, total_bytes };
     let mut loader = Loader { config: &config, source, options: &options, progress, state };
     let embedding = loader.matrix(WeightName::Embedding, config.vocabulary, config.hidden)?;
@@ -65,42 +65,11 @@ pub(super) fn expected_bytes(
     linear: Linear,
 ) -> Result<u64, Error> {
     let mut bytes = 0;
-    for name in names(config).filter(WeightName::is_matrix) {
+    for name in WeightName::all(config).filter(WeightName::is_matrix) {
         let stored = source.stored(name)?;
         bytes += PackedMatrix::expected_bytes(linear, stored.kind, [stored.rows, stored.cols]);
     }
     Ok(bytes)
-}
-
-fn check(config: &ModelConfig) -> Result<(), Error> {
-    let heads = config.heads;
-    for (field, value) in [
-        ("layers", config.layers),
-        ("hidden", config.hidden),
-        ("heads.kv_heads", heads.kv_heads),
-        ("heads.group", heads.group),
-        ("heads.head_dim", heads.head_dim),
-        ("ffn", config.ffn),
-        ("vocabulary", config.vocabulary),
-    ] {
-        if value == 0 {
-            return Err(invalid(field, "is 0".to_owned()));
-        }
-    }
-    if config.rope.dim > heads.head_dim {
-        let problem = format!("is {}, a head has {} elements", config.rope.dim, heads.head_dim);
-        return Err(invalid("rope.dim", problem));
-    }
-    Ok(())
-}
-
-/// Every weight that is read.
-fn names(config: &ModelConfig) -> impl Iterator<Item = WeightName> {
-    let output = (!config.tied_embeddings).then_some(WeightName::Output);
-    let layers = (0..config.layers).flat_map(|layer| {
-        LayerWeight::ALL.into_iter().filter(|w| w.used_by(config)).map(move |w| WeightName::Layer(layer, w))
-    });
-    [WeightName::Embedding, WeightName::OutputNorm].into_iter().chain(output).chain(layers)
 }
 
 struct Loader<'a> {

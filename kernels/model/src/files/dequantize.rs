@@ -67,6 +67,23 @@ impl TensorType {
         }
     }
 
+    /// What is wrong with `[outputs, inputs]` elements in `bytes` bytes, row by row, as a field and a verb phrase.
+    pub fn fault_of_matrix(
+        self,
+        [outputs, inputs]: [usize; 2],
+        bytes: usize,
+    ) -> Option<(&'static str, String)> {
+        let (elements, block_bytes) = self.block();
+        if outputs == 0 || inputs == 0 || !inputs.is_multiple_of(elements) {
+            let problem =
+                format!("is [{outputs}, {inputs}], must be rows of one or more {self} blocks of {elements}");
+            return Some(("shape", problem));
+        }
+        let expected = (inputs / elements * block_bytes).checked_mul(outputs);
+        let problem = || format!("has {bytes}, must have {}", expected.unwrap_or(usize::MAX));
+        (expected != Some(bytes)).then(|| ("bytes", problem()))
+    }
+
     /// Elements and bytes of one block.
     pub fn block(self) -> (usize, usize) {
         match self {

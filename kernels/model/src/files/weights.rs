@@ -26,6 +26,16 @@ pub enum WeightName {
 }
 
 impl WeightName {
+    /// Every weight that a backend reads for a model of this configuration.
+    pub fn all(config: &ModelConfig) -> impl Iterator<Item = Self> {
+        let output = (!config.tied_embeddings).then_some(Self::Output);
+        let layers = (0..config.layers).flat_map(|layer| {
+            let used = LayerWeight::ALL.into_iter().filter(|weight| weight.used_by(config));
+            used.map(move |weight| Self::Layer(layer, weight))
+        });
+        [Self::Embedding, Self::OutputNorm].into_iter().chain(output).chain(layers)
+    }
+
     /// Whether rows of activations are multiplied with it.
     pub fn is_matrix(&self) -> bool {
         use LayerWeight::{AttnOut, Down, Gate, K, Q, Up, V};

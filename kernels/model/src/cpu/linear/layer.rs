@@ -29,16 +29,8 @@ impl LinearLayer {
         bytes: &[u8],
     ) -> Result<Self, Error> {
         let invalid = |field: &str, problem| Error::Invalid { field: field.to_owned(), problem };
-        let (elements, block_bytes) = kind.block();
-        if outputs == 0 || inputs == 0 || !inputs.is_multiple_of(elements) {
-            let problem =
-                format!("is [{outputs}, {inputs}], must be rows of one or more {kind} blocks of {elements}");
-            return Err(invalid("shape", problem));
-        }
-        let expected = (inputs / elements * block_bytes).checked_mul(outputs);
-        if expected != Some(bytes.len()) {
-            let problem = format!("has {}, must have {}", bytes.len(), expected.unwrap_or(usize::MAX));
-            return Err(invalid("bytes", problem));
+        if let Some((field, problem)) = kind.fault_of_matrix([outputs, inputs], bytes.len()) {
+            return Err(invalid(field, problem));
         }
         let matrix = PackedMatrix::pack(pool, linear, kind, [outputs, inputs], bytes)
             .ok_or_else(|| invalid("bytes", "holds a value that is not finite".to_owned()))?;

@@ -127,6 +127,8 @@ enum Method {
 struct Blocks {
     scorer: Scorer,
     selector: Selector,
+    /// The most blocks that the selector may keep, the heaviest: what a tile costs does not grow with its prefix from there on.
+    max_blocks: Option<u64>,
     /// Whether means stand for what is not visited.
     correction: bool,
     /// First blocks that are always visited.

@@ -110,8 +110,8 @@ impl<'a> FlexPlanner<'a> {
                 if let Kind::QueryAware = kind {
                     let sums = cell_sums(self.set, member..member + 1, panels, scratch);
                     let energies = energies(sums, 1, self.grid.stripe as usize, scored);
-                    select(Selector::Mass(self.rule.gamma), &energies, &mut chosen.blocks);
-                    select(Selector::TopK(self.least()), &energies, &mut chosen.blocks);
+                    select(Selector::Mass(self.rule.gamma), usize::MAX, &energies, &mut chosen.blocks);
+                    select(Selector::TopK(self.least()), usize::MAX, &energies, &mut chosen.blocks);
                 }
             }
         });

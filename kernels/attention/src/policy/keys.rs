@@ -58,16 +58,18 @@ impl<'a> Keys<'a> {
     }
 
     /// A number within a range, or `off`.
-    pub(super) fn switched(
+    pub(super) fn switched<T>(
         &mut self,
         key: &'static str,
-        range: RangeInclusive<f32>,
-    ) -> Result<Option<f32>, Error> {
+        range: RangeInclusive<T>,
+    ) -> Result<Option<T>, Error>
+    where
+        T: FromStr + PartialOrd + std::fmt::Display,
+    {
         match self.text(key) {
             None | Some("off") => Ok(None),
-            // −0 is 0: equal policies have equal texts.
             Some(text) => number(key, text, &range)
-                .map(|number| Some(number + 0.0))
+                .map(Some)
                 .map_err(|error| error.retold(|field, problem| (field, format!("{problem}, or off")))),
         }
     }

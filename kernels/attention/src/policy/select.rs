@@ -7,19 +7,24 @@ use crate::exp2::exp2;
 use super::Selector;
 use super::log2::log2;
 
-/// Marks what `selector` keeps of the blocks with these energies; `blocks` begins with them.
-pub(super) fn select(selector: Selector, energies: &[f32], blocks: &mut [bool]) {
+/// Marks what `selector` keeps of the blocks with these energies, the `most` heaviest of it; `blocks` begins with them.
+pub(super) fn select(selector: Selector, most: usize, energies: &[f32], blocks: &mut [bool]) {
     match selector {
-        Selector::Alpha(alpha) => {
-            let limit = largest(energies) + log2(alpha);
-            for (block, &energy) in blocks.iter_mut().zip(energies) {
-                // What cannot be compared is visited.
-                *block |= energy >= limit || (energy - limit).is_nan();
-            }
-        }
-        Selector::Mass(gamma) => mass(gamma, energies, blocks),
-        Selector::TopK(k) => top_k(k, energies, blocks),
+        Selector::Alpha(alpha) => self::alpha(alpha, most, energies, blocks),
+        Selector::Mass(gamma) => mass(gamma, most, energies, blocks),
+        Selector::TopK(k) => top_k(k.min(most), energies, blocks),
     }
+}
+
+/// The blocks within `alpha` of the heaviest.
+fn alpha(alpha: f32, most: usize, energies: &[f32], blocks: &mut [bool]) {
+    let limit = largest(energies) + log2(alpha);
+    // What cannot be compared is visited.
+    let near = |energy: &f32| *energy >= limit || (energy - limit).is_nan();
+    if energies.iter().filter(|energy| near(energy)).count() > most {
+        return top_k(most, energies, blocks);
+    }
+    blocks.iter_mut().zip(energies).for_each(|(block, energy)| *block |= near(energy));
 }
 
 fn largest(energies: &[f32]) -> f32 {
@@ -27,25 +32,26 @@ fn largest(energies: &[f32]) -> f32 {
 }
 
 /// The fewest blocks whose weights reach the share `gamma` of all; a share of 1 keeps all, however little they weigh.
-fn mass(gamma: f32, energies: &[f32], blocks: &mut [bool]) {
+fn mass(gamma: f32, most: usize, energies: &[f32], blocks: &mut [bool]) {
     if gamma >= 1.0 {
-        return blocks[..energies.len()].fill(true);
+        return top_k(most, energies, blocks);
     }
     let top = largest(energies);
     let weight = |block: usize| f64::from(exp2(energies[block] - top));
     let wanted = f64::from(gamma) * (0..energies.len()).map(weight).sum::<f64>();
     let mut order = Places::of(energies);
-    let (mut reached, mut size) = (0.0, FEW);
+    let (mut reached, mut kept, mut size) = (0.0, 0, FEW);
     loop {
         let next = order.heaviest(size);
         if next.len() == 0 {
             return;
         }
         for block in next {
-            if reached >= wanted {
+            if reached >= wanted || kept == most {
                 return;
             }
             reached += weight(block);
+            kept += 1;
             blocks[block] = true;
         }
         size *= 4;
@@ -106,10 +112,15 @@ mod tests {
 
     #[track_caller]
     fn check(selector: Selector, energies: &[f32], kept: &[usize]) {
+        check_most(selector, usize::MAX, energies, kept);
+    }
+
+    #[track_caller]
+    fn check_most(selector: Selector, most: usize, energies: &[f32], kept: &[usize]) {
         let mut blocks = vec![false; energies.len()];
-        select(selector, energies, &mut blocks);
+        select(selector, most, energies, &mut blocks);
         let found: Vec<usize> = (0..blocks.len()).filter(|&block| blocks[block]).collect();
-        assert_eq!(found, kept, "{selector:?} of {energies:?}");
+        assert_eq!(found, kept, "{selector:?}, at most {most} of {energies:?}");
     }
 
     #[test]
@@ -161,6 +172,20 @@ mod tests {
             }
         }
         check(Selector::TopK(3), &[-0.0, 0.0, f32::NEG_INFINITY, f32::NAN, -1.0], &[0, 1, 3]);
+    }
+
+    #[test]
+    fn the_heaviest_stay_where_more_are_kept_than_may_be() {
+        let energies = [3.0, 1.0, 0.9, 2.0];
+        for (most, kept) in [(0, &[][..]), (1, &[0]), (2, &[0, 3]), (3, &[0, 1, 3]), (4, &[0, 1, 3])] {
+            check_most(Selector::Alpha(0.25), most, &energies, kept);
+        }
+        check_most(Selector::Mass(0.99), 2, &energies, &[0, 3]);
+        check_most(Selector::Mass(0.1), 2, &energies, &[0]);
+        check_most(Selector::Mass(1.0), 1, &energies, &[0]);
+        check_most(Selector::TopK(4), 1, &energies, &[0]);
+        check_most(Selector::Alpha(0.5), 1, &[f32::NAN, 1.0], &[0]);
+        check_most(Selector::Mass(0.9), 2, &[0.0; 90], &[88, 89]);
     }
 
     #[test]

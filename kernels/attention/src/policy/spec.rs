@@ -85,6 +85,7 @@ const BLOCK_KEYS: &[&str] = &[
     "alpha",
     "gamma",
     "k",
+    "max_blocks",
     "correction",
     "sink",
     "local",
@@ -229,10 +230,12 @@ fn blocks(keys: &mut Keys<'_>) -> Result<Blocks, Error> {
     Ok(Blocks {
         scorer,
         selector,
+        max_blocks: keys.switched("max_blocks", 1..=COUNT_MAX)?,
         correction: keys.word("correction", SWITCH, true)?,
         sink: keys.number("sink", 2, 0..=COUNT_MAX)?,
         local: keys.number("local", 4, 0..=COUNT_MAX)?,
-        escape: keys.switched("escape", -1.0..=1.0)?,
+        // −0 is 0: equal policies have equal texts.
+        escape: keys.switched("escape", -1.0..=1.0)?.map(|escape: f32| escape + 0.0),
         // Only some scorers know shares of rows.
         peak: if shares { keys.switched("peak", f32::MIN_POSITIVE..=1.0)? } else { None },
         // And only some score mean keys row by row.
@@ -311,8 +314,8 @@ pub(super) fn canonical(policy: &PrefillPolicy) -> String {
 }
 
 pub(super) fn canonical_blocks(blocks: &Blocks) -> String {
-    let Blocks { scorer, selector, correction, sink, local, escape, peak, two_levels } = *blocks;
-    // Policies of one level keep the texts that they had.
+    let Blocks { scorer, selector, max_blocks, correction, sink, local, escape, peak, two_levels } = *blocks;
+    // Policies without what came later keep the texts that they had.
     let levels = if two_levels { ",levels=2" } else { "" };
     let peak = peak.map_or_else(String::new, |peak| format!(",peak={peak}"));
     let scorer = match scorer {
@@ -327,9 +330,10 @@ pub(super) fn canonical_blocks(blocks: &Blocks) -> String {
         Selector::Mass(gamma) => format!("mass,gamma={gamma}"),
         Selector::TopK(k) => format!("top-k,k={k}"),
     };
+    let most = max_blocks.map_or_else(String::new, |most| format!(",max_blocks={most}"));
     let (correction, escape) = (if correction { "on" } else { "off" }, switched(escape));
     format!(
-        "blocks:scorer={scorer},selector={selector},correction={correction},sink={sink},local={local},escape={escape}{peak}{levels}"
+        "blocks:scorer={scorer},selector={selector}{most},correction={correction},sink={sink},local={local},escape={escape}{peak}{levels}"
     )
 }
 

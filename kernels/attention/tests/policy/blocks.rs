@@ -21,12 +21,23 @@ const SELECTORS: [(&str, &str); 3] = [("alpha", "alpha"), ("mass", "gamma"), ("t
 
 /// Compares all lists of a case; gives how many scored blocks were visited and how many were not.
 fn compare(case: &Case, scorer: &str, selector: (&str, &str), value: f64, band: f64) -> [usize; 2] {
+    compare_most(case, scorer, selector, (value, None), band)
+}
+
+fn compare_most(
+    case: &Case,
+    scorer: &str,
+    (selector, key): (&str, &str),
+    (value, most): (f64, Option<usize>),
+    band: f64,
+) -> [usize; 2] {
     let (sink, local) = (1, 2);
-    let (selector, key) = selector;
+    let max_blocks = most.map_or_else(|| "off".to_owned(), |most| most.to_string());
     let text = format!(
-        "blocks:scorer={scorer},selector={selector},{key}={value},sink={sink},local={local},dense_layers=0,\
-         min_positions=0"
+        "blocks:scorer={scorer},selector={selector},{key}={value},max_blocks={max_blocks},sink={sink},local={local},\
+         dense_layers=0,min_positions=0"
     );
+    let most = most.unwrap_or(usize::MAX);
     let work = case.plan(&policy(&text));
     let mut counts = [0, 0];
     for tile in 0..case.shape.tokens / 32 {
@@ -35,7 +46,7 @@ fn compare(case: &Case, scorer: &str, selector: (&str, &str), value: f64, band: 
             let found = seen(case, &work, 0, kv_head, tile);
             let energies = energies(case, scorer, rows.clone(), kv_head);
             let scored = energies.len();
-            let mut choice = choose(&format!("{key}={value}"), &energies, band);
+            let mut choice = choose(&format!("{key}={value}"), most, &energies, band);
             let forced = (0..scored).filter(|b| *b < sink || b + local >= scored);
             let forced = forced.chain(scored..=(rows.end - 1) / case.shape.block);
             for block in forced {
@@ -66,7 +77,8 @@ fn every_scorer_and_selector_on_random_shapes() {
                     "k" => f64::from(rng.random_range(0..20)),
                     _ => [0.01, 0.1, 0.5, 0.9][rng.random_range(0..4)],
                 };
-                let found = compare(&case, scorer, selector, value, 1e-4);
+                let most = rng.random_bool(0.3).then(|| rng.random_range(1..20));
+                let found = compare_most(&case, scorer, selector, (value, most), 1e-4);
                 counts = [counts[0] + found[0], counts[1] + found[1]];
             }
         }
@@ -82,6 +94,8 @@ fn equal_logits() {
         compare(&case, scorer, SELECTORS[0], 0.5, 1e-4);
         compare(&case, scorer, SELECTORS[1], 0.4, 1e-4);
         compare(&case, scorer, SELECTORS[2], 7.0, 1e-4);
+        compare_most(&case, scorer, SELECTORS[0], (0.5, Some(7)), 1e-4);
+        compare_most(&case, scorer, SELECTORS[1], (0.4, Some(3)), 1e-4);
         // Of equals the later come first: the last tile has 7 of 42, and the first block, which is a sink.
         let text = format!(
             "blocks:scorer={scorer},selector=top-k,k=7,sink=1,local=0,dense_layers=0,min_positions=0"

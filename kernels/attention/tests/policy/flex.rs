@@ -79,7 +79,7 @@ fn heaviest(keys: &[f64], block: usize, rule: Rule) -> Choice {
     let count = |gamma: f64| needed(keys, gamma).div_ceil(block).max(rule.least).max(1);
     let mut blocks: Vec<f64> = by_block(keys, block).iter().map(|sum| (sum + 1e-30).log2()).collect();
     blocks[0] = 1e9;
-    let pick = |count: usize| choose(&format!("k={count}"), &blocks, 1e-3);
+    let pick = |count: usize| choose(&format!("k={count}"), usize::MAX, &blocks, 1e-3);
     Choice { must: pick(count(rule.gamma * 0.9999)).must, may: pick(count(rule.gamma * 1.0001)).may }
 }
 
@@ -107,8 +107,8 @@ fn visited(case: &Case, head: usize, tile: usize, end: usize, rule: Rule) -> Opt
     }
     if far < rule.tau {
         let scores = pooled(case, head, tile * 32..(tile + 1) * 32, tile * 32 / block);
-        let mut choice = choose(&format!("gamma={}", rule.gamma), &scores, 1e-3);
-        let least = choose(&format!("k={}", rule.least), &scores, 1e-3);
+        let mut choice = choose(&format!("gamma={}", rule.gamma), usize::MAX, &scores, 1e-3);
+        let least = choose(&format!("k={}", rule.least), usize::MAX, &scores, 1e-3);
         choice.must.extend(least.must);
         choice.may.extend(least.may);
         return Some((choice, true));

@@ -56,7 +56,7 @@ fn block_sparse_heads_visit_the_nearest_blocks() {
                         each.sum::<f64>() / 32.0
                     };
                     let scores: Vec<f64> = (0..scored).map(score).collect();
-                    let own = choose(&format!("k={}", head % 5), &scores, 1e-4);
+                    let own = choose(&format!("k={}", head % 5), usize::MAX, &scores, 1e-4);
                     choice.must.extend(own.must);
                     choice.may.extend(own.may);
                 }
@@ -88,8 +88,8 @@ fn index(case: &Case, head: usize, end: usize, vertical: usize, slash: usize) ->
     diagonals[..100].fill(1e9);
     let log = |sums: Vec<f64>| -> Vec<f64> { sums.into_iter().map(|sum| (sum + 1e-30).log2()).collect() };
     [
-        choose(&format!("k={}", vertical.max(30)), &log(columns), 1e-4),
-        choose(&format!("k={}", slash.max(100)), &log(diagonals), 1e-4),
+        choose(&format!("k={}", vertical.max(30)), usize::MAX, &log(columns), 1e-4),
+        choose(&format!("k={}", slash.max(100)), usize::MAX, &log(diagonals), 1e-4),
     ]
 }
 

@@ -99,7 +99,7 @@ fn panels_are_opened_by_their_bounds_and_blocks_chosen_of_those() {
                     .collect();
                 let Some(open) = open(&case, &rows, kv_head, blocks) else { continue };
                 let energies = energies(&case, &rows, kv_head, blocks, &open);
-                let mut choice = choose(spec, &energies, 1e-4);
+                let mut choice = choose(spec, usize::MAX, &energies, 1e-4);
                 for forced in [0].into_iter().chain(blocks - 2..=(start + 31) / case.shape.block) {
                     choice.must.insert(forced);
                     choice.may.insert(forced);

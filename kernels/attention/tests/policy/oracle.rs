@@ -99,8 +99,8 @@ pub(crate) struct Choice {
 
 type Test<'a> = Box<dyn Fn(usize) -> bool + 'a>;
 
-/// Choice of a selector; `band` is in log2.
-pub(crate) fn choose(selector: &str, energies: &[f64], band: f64) -> Choice {
+/// Choice of a selector that keeps `most` blocks at most; `band` is in log2.
+pub(crate) fn choose(selector: &str, most: usize, energies: &[f64], band: f64) -> Choice {
     let (name, value) = selector.split_once('=').unwrap();
     let value: f64 = value.parse().unwrap();
     let all = 0..energies.len();
@@ -127,8 +127,8 @@ pub(crate) fn choose(selector: &str, energies: &[f64], band: f64) -> Choice {
         _ => panic!("selector {name}"),
     };
     Choice {
-        must: all.clone().filter(|&b| must(b)).collect(),
-        may: all.clone().filter(|&b| may(b)).collect(),
+        must: all.clone().filter(|&b| must(b) && perhaps(b).count() < most).collect(),
+        may: all.clone().filter(|&b| may(b) && surely(b).count() < most).collect(),
     }
 }
 

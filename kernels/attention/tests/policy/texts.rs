@@ -50,6 +50,8 @@ fn fingerprints_read_back() {
         [
             "fast:levels=2",
             "balanced:levels=2",
+            "balanced:max_blocks=12",
+            "fast:max_blocks=12",
             "fast:alpha=0.30000001",
             "fast:alpha=0",
             "fast:alpha=-0",
@@ -132,6 +134,9 @@ fn hostile_texts() {
         refused(&format!("fast:alpha={alpha}"), "alpha", "from 0 to 1");
     }
     refused("balanced:escape=2", "escape", "off");
+    for most in ["0", "-1", "1.5", "16777217", "none"] {
+        refused(&format!("balanced:max_blocks={most}"), "max_blocks", "from 1 to 16777216, or off");
+    }
     refused("balanced:skip=0", "skip", "off");
     refused("blocks:selector=top-k,k=-1", "k", "from 0 to");
     refused("blocks:selector=mass,gamma=1.5", "gamma", "from 0 to 1");

@@ -155,7 +155,8 @@ fn overview(reports: &[Report]) -> Table {
         "logits median",
         "KL mean",
         "KL p95",
-        "top-1",
+        "top-1 of sparse rows",
+        "top-1 of all",
         "planning of attention",
     ]);
     for r in reports {
@@ -174,6 +175,7 @@ fn overview(reports: &[Report]) -> Table {
             format!("{:.5}", r.drift.kl.mean),
             format!("{:.5}", r.drift.kl.p95),
             percent(r.drift.top1_agreement),
+            percent(r.drift.top1_of_all),
             percent(r.planning_seconds / r.attention_seconds.max(f64::MIN_POSITIVE)),
         ]);
     }

@@ -34,7 +34,9 @@ pub(super) struct Drift {
     pub(super) kl: Quantiles,
     /// Share of all rows from the first sparse one on whose likeliest token is the same; 1 when there are none.
     pub(super) top1_agreement: f64,
-    /// Those rows.
+    /// The same over all rows of the prompt, exact ones too.
+    pub(super) top1_of_all: f64,
+    /// Rows from the first sparse one on.
     pub(super) rows: usize,
 }
 
@@ -79,16 +81,22 @@ impl<'a> LogitRows<'a> {
         let late = self.sampled.partition_point(|position| *position < from);
         let hidden: Vec<f64> =
             self.hidden.iter().zip(&exact.hidden).skip(late).map(|(a, b)| distance(a, b)).collect();
-        let rows = self.top.iter().zip(&exact.top).skip(from.min(self.top.len() as u64) as usize);
-        let (same, rows) = rows.fold((0, 0), |(same, rows), (a, b)| (same + usize::from(a == b), rows + 1));
+        let first = from.min(self.top.len() as u64) as usize;
         Drift {
             hidden: Quantiles::of(&hidden),
             logits: Quantiles::of(&distances),
             kl: Quantiles::of(&divergences),
-            top1_agreement: if rows == 0 { 1.0 } else { same as f64 / rows as f64 },
-            rows,
+            top1_agreement: agreement(&self.top[first..], &exact.top[first..]),
+            top1_of_all: agreement(&self.top, &exact.top),
+            rows: self.top.len() - first,
         }
     }
+}
+
+/// Share of equal tokens; 1 when there are none.
+fn agreement(ours: &[u32], theirs: &[u32]) -> f64 {
+    let same = ours.iter().zip(theirs).filter(|(a, b)| a == b).count();
+    if ours.is_empty() { 1.0 } else { same as f64 / ours.len() as f64 }
 }
 
 fn mean(row: &[f32]) -> f64 {
@@ -158,9 +166,10 @@ mod tests {
         let hidden = vec![vec![1.0, 0.0], vec![3.0, 4.0]];
         let exact = LogitRows { sampled: &sampled, logits: logits.clone(), hidden, top: vec![0, 1, 0, 1] };
         let moved = vec![vec![9.0, 9.0], vec![3.0, 3.0]];
-        let ours = LogitRows { sampled: &sampled, logits, hidden: moved, top: vec![1, 1, 1, 1] };
+        let ours = LogitRows { sampled: &sampled, logits, hidden: moved, top: vec![0, 1, 1, 1] };
         let drift = ours.drift(&exact, Some(2));
         assert_eq!((drift.top1_agreement, drift.rows, drift.kl.count), (0.5, 2, 1));
+        assert_eq!(drift.top1_of_all, 0.75, "exact rows count there");
         assert_eq!((drift.hidden.count, drift.hidden.max), (1, 0.2));
         assert_eq!(ours.drift(&exact, None).top1_agreement, 1.0);
     }

@@ -75,16 +75,11 @@ mod tests {
     fn shipped_plans_say_what_presets_mean() {
         for (_, text) in SHIPPED {
             let plan: HeadPlan = HeadBudgets::from_json(text, 30, 3).unwrap().into();
-            for name in ["balanced", "faithful"] {
+            for name in ["faithful", "balanced", "fast"] {
                 let policy = PrefillPolicy::parse(name, Some(&plan)).unwrap();
                 assert!(policy.fingerprint().starts_with("heads:plan="), "{name} is {policy}");
+                assert!(!policy.reads().all_keys, "{name} would make whole prefixes travel to the worker");
             }
-            for name in ["balanced", "faithful"] {
-                let reads = PrefillPolicy::parse(name, Some(&plan)).unwrap().reads();
-                assert!(!reads.all_keys, "{name} would make whole prefixes travel to the worker");
-            }
-            let fast = PrefillPolicy::parse("fast", Some(&plan)).unwrap();
-            assert!(fast.fingerprint().starts_with("blocks:"), "no level has this name: {fast}");
         }
     }
 

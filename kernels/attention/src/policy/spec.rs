@@ -42,7 +42,10 @@ pub(super) const NAMES: &[(&str, &str)] = &[
 const PRESETS: &[(&str, &str)] = &[
     ("blocks", ""),
     ("faithful", "scorer=row-normalised,selector=mass,gamma=0.97,peak=0.1,dense_layers=0,last_tiles=8"),
-    ("balanced", "scorer=row-normalised,selector=mass,gamma=0.9,peak=0.25,dense_layers=0,last_tiles=4"),
+    (
+        "balanced",
+        "scorer=row-normalised,selector=mass,gamma=0.9,max_blocks=64,peak=0.25,dense_layers=0,last_tiles=4",
+    ),
     ("fast", "scorer=pooled,selector=alpha,alpha=0.1,dense_layers=0,last_tiles=4,skip=12"),
     (
         "xattention",

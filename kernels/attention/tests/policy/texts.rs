@@ -22,11 +22,12 @@ fn every_name_makes_a_policy() {
 
 #[test]
 fn presets_are_values_of_blocks() {
-    let text = "blocks:scorer=row-normalised,selector=mass,gamma=0.9,correction=on,sink=2,local=4,escape=off,peak=0.25,\
+    let text = "blocks:scorer=row-normalised,selector=mass,gamma=0.9,max_blocks=64,correction=on,sink=2,local=4,escape=off,peak=0.25,\
                 dense_layers=0,min_positions=4096,last_tiles=4,skip=off";
     assert_eq!(policy("balanced").fingerprint(), text);
     assert_eq!(policy("fast"), policy("blocks:alpha=0.1,dense_layers=0,skip=12"));
     assert_eq!(policy("balanced:peak=off").fingerprint(), text.replace(",peak=0.25", ""));
+    assert_eq!(policy("balanced:max_blocks=off").fingerprint(), text.replace(",max_blocks=64", ""));
     assert_ne!(policy("balanced"), policy("faithful"));
     assert_eq!(policy("faithful").last_tiles(), 8);
     assert_eq!(policy("fast:skip=7.5").skip_below(), Some(7.5));

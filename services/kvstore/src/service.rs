@@ -11,7 +11,9 @@ use longshore_attention::Tile;
 use longshore_blocks::{BlockKey, BlockPlace, Namespace, pool::ViewId};
 use longshore_chassis::{Metrics, Tasks};
 use longshore_compute::ComputePool;
-use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard, StripePartial, TileRooms};
+use longshore_fabric::{
+    BoxStream, CallContext, Error as CallError, Shard, StripePartial, TileRooms, TileTraffic,
+};
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, BlockPage, DrainStats, GetBlocks, GetSummaries, Identity, InventoryNews,
     ListBlocks, Lookup, OpenView, OpenedView, PutAck, ScrubStarted, ShardStats, SummariesMessage, TileMemory,
@@ -98,6 +100,12 @@ impl KvStore {
     /// called on a runtime, once.
     pub fn join(&self, cluster: Cluster) {
         repair::start(&self.store, &self.tasks, cluster);
+    }
+
+    /// Shows the tile connections of a listener among the metrics.
+    pub(crate) fn show_tiles(&self, traffic: TileTraffic) {
+        // Another listener's are not added up: there is one in every process that serves.
+        let _shown_already = self.store.tiles.set(traffic);
     }
 
     /// What places a held block.

@@ -27,7 +27,7 @@ use crate::{
     put, repair, scrub, stats,
     store::{Store, check_count},
     summaries,
-    tier::{DiskTier, Tier, promoter},
+    tier::{DiskFaults, DiskTier, FaultyTier, Tier, promoter},
     views,
 };
 
@@ -52,6 +52,20 @@ impl KvStore {
         metrics: &Metrics,
     ) -> Result<Arc<Self>, Error> {
         Self::with_tier(config, identity, pool, tasks, metrics, |tier| Arc::new(tier))
+    }
+
+    /// As [`Self::new`], with a disk to which `faults` happen.
+    #[doc(hidden)]
+    pub fn with_disk_faults(
+        config: Config,
+        identity: ShardIdentity,
+        pool: &Arc<ComputePool>,
+        tasks: &Tasks,
+        metrics: &Metrics,
+        faults: Arc<dyn DiskFaults>,
+    ) -> Result<Arc<Self>, Error> {
+        let around = |inner| Arc::new(FaultyTier { inner, faults }) as Arc<dyn Tier>;
+        Self::with_tier(config, identity, pool, tasks, metrics, around)
     }
 
     /// As [`Self::new`], with something around the disk tier.

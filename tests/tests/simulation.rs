@@ -107,13 +107,13 @@ fn all_is_well(seeds: u64, plan: impl Fn(u64) -> Plan + Sync) -> (u64, Report) {
         panic!("seeds {seeds:?} fail; again: {again}\n\n{story}");
     }
     assert_eq!(PANICS.load(SeqCst), 0, "something panicked on the way");
-    println!("{count} seeds from {first} on: {all:?}");
     (count, all)
 }
 
 #[test]
 fn one_failure_loses_nothing_that_was_acknowledged() {
     let (count, all) = all_is_well(SEEDS, plan);
+    println!("{count} seeds: {all:?}");
     // A simulation in which nothing happens proves nothing.
     assert!(all.stored >= 5 * count && all.read >= 5 * count, "{all:?}");
     assert!(count < 20 || (all.losses >= count && all.changes > 0 && all.failed > 0), "{all:?}");
@@ -122,6 +122,7 @@ fn one_failure_loses_nothing_that_was_acknowledged() {
 #[test]
 fn a_bad_disk_among_slow_ones_loses_nothing_that_was_acknowledged() {
     let (count, all) = all_is_well(DISK_SEEDS, |seed| Plan { disks: true, ..plan(seed) });
+    println!("{count} seeds with disks: {all:?}");
     assert!(all.stored >= 3 * count && all.read >= 3 * count, "{all:?}");
     assert!(count < 20 || (all.disks.0 >= count && all.disks.1 > 0 && all.losses > 0), "{all:?}");
 }

@@ -44,7 +44,7 @@ pub(crate) const TENANTS: [u8; 2] = [0, 1];
 /// Blocks that a shard has room for: more than are written, so that none is lost for want of room.
 const ROOM_BLOCKS: u64 = 400;
 /// Blocks that fit in memory where there are disks below: fewer than are written, so that blocks move.
-const MEMORY_BLOCKS: u64 = 12;
+const MEMORY_BLOCKS: u64 = 8;
 
 /// What a simulation is made of.
 #[derive(Debug, Clone, Copy)]

@@ -21,7 +21,7 @@ use super::network::NODES;
 type Wait = (u64, SyncSender<()>);
 
 /// Reads and writes of a thousand that take long while disks are slow.
-const LATE: u64 = 150;
+const LATE: u64 = 500;
 /// Longest of them, milliseconds.
 const LATEST_MS: u64 = 900;
 /// Writes of a thousand that fail on a bad disk.

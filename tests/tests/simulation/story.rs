@@ -192,7 +192,7 @@ impl Story {
         }
         if self.cluster.plan.disks {
             events.push((0, Event::SlowDisks { slow: true }));
-            events.push((self.draws.below(ROUND_MS), Event::SlowDisks { slow: false }));
+            events.push((self.draws.between(ROUND_MS / 2..=ROUND_MS), Event::SlowDisks { slow: false }));
         }
         let at = self.draws.below(ROUND_MS);
         self.disturbance(at, &mut events);

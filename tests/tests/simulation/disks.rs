@@ -26,8 +26,8 @@ const LATE: u64 = 500;
 const LATEST_MS: u64 = 900;
 /// Writes of a thousand that fail on a bad disk.
 const FAILING: u64 = 700;
-/// Turns that everybody gets in each millisecond.
-const TURNS: usize = 4;
+/// Turns that everybody gets in each millisecond: after so many nobody has anything left to do in it.
+const TURNS: usize = 16;
 const ENOSPC: i32 = 28;
 
 #[derive(Debug, Default)]
@@ -97,14 +97,20 @@ impl Disks {
 /// Moves the clock for as long as somebody waits for a disk.
 pub(crate) async fn pass_time(mut waits: mpsc::Receiver<Wait>) {
     while let Some((delay_ms, done)) = waits.recv().await {
+        everybody().await;
         for _ in 0..delay_ms {
             tokio::time::advance(Duration::from_millis(1)).await;
-            for _ in 0..TURNS {
-                tokio::task::yield_now().await;
-            }
+            everybody().await;
         }
         // A thread that stopped waiting is no matter.
         let _told = done.send(());
+    }
+}
+
+/// Lets everybody do what there is to do now.
+async fn everybody() {
+    for _ in 0..TURNS {
+        tokio::task::yield_now().await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! The store under partitions, broken connections, damaged tiles, crashes, and changes of its members, simulated: real shards (store,
 //! repair, inventory), real clients (placement, quorum, put and get with other copies) over lanes of our own, on tokio's paused
 //! clock. A seed fixes the faults, what clients do, and how every message fares ([`network`]); ADR 14 says why it is built this
-//! way.
+//! way. Some simulations have shards with little memory above disks that are slow and fail ([`disks`]).
 //!
 //! After each round of faults, with at most one failure that takes blocks with it: every acknowledged block is there and is
 //! read, repair has put every block where it belongs and nowhere else, and no memory is lost. At all times: no wrong byte
@@ -14,6 +14,8 @@
 mod calls;
 #[path = "simulation/cluster.rs"]
 mod cluster;
+#[path = "simulation/disks.rs"]
+mod disks;
 #[path = "simulation/lanes.rs"]
 mod lanes;
 #[path = "simulation/network.rs"]
@@ -38,6 +40,8 @@ use story::{Report, plan, run};
 
 /// Seeds that every run tries.
 const SEEDS: u64 = 200;
+/// Of those with disks: the clock goes in steps there, which takes longer.
+const DISK_SEEDS: u64 = 40;
 
 /// Panics in any task: a shard survives them, and says so in its log only.
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -75,11 +79,11 @@ fn runs(first: u64, count: u64, plan: impl Fn(u64) -> Plan + Sync) -> Vec<(u64, 
     told
 }
 
-#[test]
-fn one_failure_loses_nothing_that_was_acknowledged() {
+/// What so many seeds told together; panics when one of them failed.
+fn all_is_well(seeds: u64, plan: impl Fn(u64) -> Plan + Sync) -> (u64, Report) {
     count_panics();
     let first = setting("LONGSHORE_SIM_SEED").unwrap_or(0);
-    let count = setting("LONGSHORE_SIM_SEEDS").unwrap_or(SEEDS);
+    let count = setting("LONGSHORE_SIM_SEEDS").unwrap_or(seeds);
     let (mut all, mut failures) = (Report::default(), Vec::new());
     for (seed, told) in runs(first, count, plan) {
         match told {
@@ -90,6 +94,8 @@ fn one_failure_loses_nothing_that_was_acknowledged() {
                 all.failed += report.failed;
                 all.losses += report.losses;
                 all.changes += report.changes;
+                all.disks.0 += report.disks.0;
+                all.disks.1 += report.disks.1;
             }
             Err(story) => failures.push((seed, story)),
         }
@@ -101,10 +107,24 @@ fn one_failure_loses_nothing_that_was_acknowledged() {
         panic!("seeds {seeds:?} fail; again: {again}\n\n{story}");
     }
     assert_eq!(PANICS.load(SeqCst), 0, "something panicked on the way");
-    println!("{count} seeds from {first} on: {all:?}");
+    (count, all)
+}
+
+#[test]
+fn one_failure_loses_nothing_that_was_acknowledged() {
+    let (count, all) = all_is_well(SEEDS, plan);
+    println!("{count} seeds: {all:?}");
     // A simulation in which nothing happens proves nothing.
     assert!(all.stored >= 5 * count && all.read >= 5 * count, "{all:?}");
     assert!(count < 20 || (all.losses >= count && all.changes > 0 && all.failed > 0), "{all:?}");
+}
+
+#[test]
+fn a_bad_disk_among_slow_ones_loses_nothing_that_was_acknowledged() {
+    let (count, all) = all_is_well(DISK_SEEDS, |seed| Plan { disks: true, ..plan(seed) });
+    println!("{count} seeds with disks: {all:?}");
+    assert!(all.stored >= 3 * count && all.read >= 3 * count, "{all:?}");
+    assert!(count < 20 || (all.disks.0 >= count && all.disks.1 > 0 && all.losses > 0), "{all:?}");
 }
 
 #[test]
@@ -144,6 +164,12 @@ fn an_acknowledgement_before_the_second_copy_is_noticed() {
         told.iter().any(|story| story.contains("lost: acknowledged block")),
         "none of 100 seeds lost a block"
     );
+}
+
+#[test]
+fn bad_disks_everywhere_are_noticed() {
+    let told = complaints(20, |plan| Plan { sabotage: Sabotage::Disks, disks: true, ..plan });
+    assert!(told.iter().any(|story| story.contains("lost: acknowledged block")), "{told:?}");
 }
 
 #[test]

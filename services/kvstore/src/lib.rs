@@ -30,3 +30,5 @@ pub use repair::Cluster;
 pub use service::KvStore;
 pub use store::ShardIdentity;
 pub use tier::DiskError;
+#[doc(hidden)]
+pub use tier::DiskFaults;

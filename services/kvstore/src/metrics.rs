@@ -9,6 +9,7 @@ use std::{
 
 use longshore_blocks::{pool::PoolStats, tier::Tier};
 use longshore_chassis::Metrics;
+use longshore_fabric::TileTraffic;
 use longshore_proto::types::{CopyStats, PutOutcome, RepairStats};
 use prometheus_client::{
     collector::Collector,
@@ -232,7 +233,10 @@ impl Collector for Occupancy {
         let stats = store.with_pool(|pool, _| pool.stats());
         let (repair, copies) = (store.repair.stats(), store.repair.copies(stats.blocks, stats.stored_total));
         shares::encode(&mut encoder, &stats)?;
-        for (name, help, value) in gauges(&stats).into_iter().chain(repair_gauges(&repair, &copies)) {
+        let lane = store.tiles.get().map(tile_gauges).into_iter().flatten();
+        for (name, help, value) in
+            gauges(&stats).into_iter().chain(repair_gauges(&repair, &copies)).chain(lane)
+        {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(sample)?;
@@ -265,6 +269,17 @@ fn gauges(stats: &PoolStats) -> [(&'static str, &'static str, u64); 9] {
         ("condemned_blocks", "Damaged blocks that wait for their views to end", stats.condemned_blocks),
         ("writers", "Put streams", stats.writers),
         ("views", "Open views", stats.views),
+    ]
+}
+
+fn tile_gauges(tiles: &TileTraffic) -> [(&'static str, &'static str, u64); 2] {
+    [
+        ("tile_connections", "Open connections of the tcp lane", tiles.connections()),
+        (
+            "tile_bytes_in_flight",
+            "Bytes of tiles that come over the tcp lane and are not taken yet, or go",
+            tiles.bytes_in_flight(),
+        ),
     ]
 }
 

@@ -139,6 +139,10 @@ impl Session {
 
     /// One tile; an acknowledgement when it completes or ends its block.
     fn take(&mut self, tile: &TileMessage) -> Result<Option<PutAck>, Error> {
+        if tile.data.heads().is_some() {
+            // As lanes between processes say it.
+            return Err(Error::invalid("tile.heads", "is set, tiles are stored whole".to_owned()));
+        }
         if !self.is_wanted(tile) {
             return Ok(None);
         }

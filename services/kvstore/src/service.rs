@@ -11,7 +11,9 @@ use longshore_attention::Tile;
 use longshore_blocks::{BlockKey, BlockPlace, Namespace, pool::ViewId};
 use longshore_chassis::{Metrics, Tasks};
 use longshore_compute::ComputePool;
-use longshore_fabric::{BoxStream, CallContext, Error as CallError, Shard, StripePartial, TileRooms};
+use longshore_fabric::{
+    BoxStream, CallContext, Error as CallError, Shard, StripePartial, TileRooms, TileTraffic,
+};
 use longshore_proto::types::{
     AttendAnswer, AttendQuery, BlockPage, DrainStats, GetBlocks, GetSummaries, Identity, InventoryNews,
     ListBlocks, Lookup, OpenView, OpenedView, PutAck, ScrubStarted, ShardStats, SummariesMessage, TileMemory,
@@ -25,7 +27,7 @@ use crate::{
     put, repair, scrub, stats,
     store::{Store, check_count},
     summaries,
-    tier::{DiskTier, Tier, promoter},
+    tier::{DiskFaults, DiskTier, FaultyTier, Tier, promoter},
     views,
 };
 
@@ -50,6 +52,20 @@ impl KvStore {
         metrics: &Metrics,
     ) -> Result<Arc<Self>, Error> {
         Self::with_tier(config, identity, pool, tasks, metrics, |tier| Arc::new(tier))
+    }
+
+    /// As [`Self::new`], with a disk to which `faults` happen.
+    #[doc(hidden)]
+    pub fn with_disk_faults(
+        config: Config,
+        identity: ShardIdentity,
+        pool: &Arc<ComputePool>,
+        tasks: &Tasks,
+        metrics: &Metrics,
+        faults: Arc<dyn DiskFaults>,
+    ) -> Result<Arc<Self>, Error> {
+        let around = |inner| Arc::new(FaultyTier { inner, faults }) as Arc<dyn Tier>;
+        Self::with_tier(config, identity, pool, tasks, metrics, around)
     }
 
     /// As [`Self::new`], with something around the disk tier.
@@ -98,6 +114,12 @@ impl KvStore {
     /// called on a runtime, once.
     pub fn join(&self, cluster: Cluster) {
         repair::start(&self.store, &self.tasks, cluster);
+    }
+
+    /// Shows the tile connections of a listener among the metrics.
+    pub(crate) fn show_tiles(&self, traffic: TileTraffic) {
+        // Another listener's are not added up: there is one in every process that serves.
+        let _shown_already = self.store.tiles.set(traffic);
     }
 
     /// What places a held block.

@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use longshore_attention::{CpuExecutor, Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
@@ -12,6 +12,7 @@ use longshore_blocks::{
 };
 use longshore_chassis::Tasks;
 use longshore_compute::ComputePool;
+use longshore_fabric::TileTraffic;
 use longshore_proto::types::{Dtype, Identity, WireTileShape};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -73,6 +74,8 @@ pub(crate) struct Store {
     pub(crate) repair: RepairCounters,
     pub(crate) scrub: Arc<ScrubOrders>,
     pub(crate) drain: Drain,
+    /// Tile connections of the listener that serves it, if any does.
+    pub(crate) tiles: OnceLock<TileTraffic>,
 }
 
 impl std::fmt::Debug for Store {
@@ -142,6 +145,7 @@ impl Store {
             repair: RepairCounters::default(),
             scrub: Arc::default(),
             drain: Drain::default(),
+            tiles: OnceLock::new(),
         };
         Ok((store, wishes))
     }

@@ -139,8 +139,9 @@ impl Store {
                 pool.take_note(block.generation(), layer as usize, mean.clone(), bytes, now)
             });
             match noted {
-                Noted::MakeRoom => self.make_room(before, started),
-                Noted::Kept | Noted::No => return,
+                Noted::MakeRoom if self.make_room(before, started) => {}
+                // It can be made again: no reason to stop writing to disk.
+                Noted::MakeRoom | Noted::Kept | Noted::No => return,
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod disk;
 mod error;
+mod faults;
 mod format;
 mod load;
 mod moves;
@@ -15,6 +16,8 @@ use longshore_blocks::{BlockKey, BlockPlace, Namespace, pool::Page};
 
 pub(crate) use disk::DiskTier;
 pub use error::DiskError;
+pub use faults::DiskFaults;
+pub(crate) use faults::FaultyTier;
 pub(crate) use load::{Body, Loading};
 pub(crate) use moves::{Disk, open as open_disk, promoter};
 pub(crate) use readers::Reader;

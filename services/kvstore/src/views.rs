@@ -27,8 +27,11 @@ pub(crate) async fn open(store: &Arc<Store>, open: OpenView) -> Result<OpenedVie
     store.check_identity(&open.identity)?;
     check(&open)?;
     let namespace = open.identity.namespace;
-    let opened = store
-        .with_pool(|pool, now| pool.open_view(namespace, &open.blocks, u64::from(open.lease_ms), now))?;
+    let (blocks, lease_ms) = (&open.blocks, u64::from(open.lease_ms));
+    let opened = store.with_pool(|pool, now| match open.append_to {
+        None => pool.open_view(namespace, blocks, lease_ms, now),
+        Some(into) => pool.open_addition(namespace, ViewId(into), blocks, lease_ms, now),
+    })?;
     let view = match opened {
         Opened::Missing(keys) => return Ok(OpenedView::Missing(keys)),
         Opened::Open(id) => Unnamed { store: store.clone(), id, kept: false },

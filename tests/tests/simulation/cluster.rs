@@ -20,13 +20,14 @@ use longshore_cluster::{ClusterView, Labels, Member, Role};
 use longshore_compute::ComputePool;
 use longshore_engine::{Engine, EngineOptions, ShardDirectory, testing::TinyModel};
 use longshore_fabric::{CallContext, Shard as _};
-use longshore_kvstore::{Config, KvStore, RepairConfig, ShardIdentity};
+use longshore_kvstore::{Config, DiskConfig, KvStore, RepairConfig, ShardIdentity};
 use longshore_proto::types::{GetBlocks, Identity, Lookup};
 use longshore_tests::{draws::Draws, truth};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    disks::{Disks, SimDisk, pass_time},
     lanes::{Sabotage, SimConnector},
     network::{Life, NODES, Network, Origin},
 };
@@ -42,6 +43,8 @@ pub(crate) const FIRST_CLIENT: usize = 6;
 pub(crate) const TENANTS: [u8; 2] = [0, 1];
 /// Blocks that a shard has room for: more than are written, so that none is lost for want of room.
 const ROOM_BLOCKS: u64 = 400;
+/// Blocks that fit in memory where there are disks below: fewer than are written, so that blocks move.
+const MEMORY_BLOCKS: u64 = 8;
 
 /// What a simulation is made of.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +53,8 @@ pub(crate) struct Plan {
     pub(crate) rule: CopyRule,
     pub(crate) labels: Labelled,
     pub(crate) sabotage: Sabotage,
+    /// Shards have little memory, and disks below it.
+    pub(crate) disks: bool,
 }
 
 /// What shards say of where they are.
@@ -134,6 +139,8 @@ pub(crate) struct Cluster {
     lives: u64,
     draws: Draws,
     pool: Arc<ComputePool>,
+    /// Where there are some, with the folder in which they are.
+    pub(crate) disks: Option<(Arc<Disks>, tempfile::TempDir)>,
 }
 
 impl Cluster {
@@ -154,6 +161,11 @@ impl Cluster {
             lives: 0,
             draws: Draws::new(&[seed, 1]),
             pool: ComputePool::serial(),
+            disks: plan.disks.then(|| {
+                let (disks, waits) = Disks::new(seed);
+                network.tasks.spawn(pass_time(waits));
+                (disks, tempfile::tempdir().expect("a temporary folder"))
+            }),
             network,
         };
         (0..plan.shards).for_each(|node| cluster.start_shard(node));
@@ -196,7 +208,17 @@ impl Cluster {
             layers: LAYERS,
         };
         let tasks = Tasks::new();
-        let store = KvStore::new(settings(), identity, &self.pool, &tasks, &Metrics::new());
+        let (metrics, mut settings) = (Metrics::new(), settings());
+        let store = match &self.disks {
+            None => KvStore::new(settings, identity, &self.pool, &tasks, &metrics),
+            Some((disks, folder)) => {
+                // Of its own in each life: what a process held is gone with it, as without a disk.
+                let path = folder.path().join(self.lives.to_string());
+                put_on_disk(&mut settings, path.to_string_lossy().into_owned());
+                let faults = Arc::new(SimDisk { disks: Arc::clone(disks), node });
+                KvStore::with_disk_faults(settings, identity, &self.pool, &tasks, &metrics, faults)
+            }
+        };
         let store = store.expect("the settings are valid");
         store.join(longshore_kvstore::Cluster {
             views: told.views.subscribe(),
@@ -337,7 +359,10 @@ impl Cluster {
         let Some(life) = self.network.life(node) else { return Ok(()) };
         let stats = life.store.stats(&CallContext::new("check")).await?;
         let found = (stats.blocks, stats.used_bytes, stats.open_blocks, stats.views, stats.pinned_blocks);
-        let expected = (blocks, blocks * block_bytes() + stats.summary_bytes, 0, 0, 0);
+        let below =
+            stats.tiers.iter().filter(|tier| tier.name == "disk").map(|tier| tier.blocks).sum::<u64>();
+        let in_memory = (blocks - below.min(blocks)) * block_bytes();
+        let expected = (blocks, in_memory + stats.summary_bytes, 0, 0, 0);
         if found == expected && stats.repair.backlog_blocks == 0 {
             return Ok(());
         }
@@ -380,6 +405,19 @@ fn settings() -> Config {
         repair,
         ..Config::default()
     }
+}
+
+/// Little memory and much room below it.
+fn put_on_disk(config: &mut Config, path: String) {
+    config.capacity_bytes = MEMORY_BLOCKS * block_bytes();
+    config.disk = DiskConfig {
+        path,
+        capacity_bytes: 4 << 20,
+        // Threads of its own would wait on the real clock.
+        readers: 0,
+        pause_ms: 500,
+        ..DiskConfig::default()
+    };
 }
 
 fn name(node: usize) -> String {

@@ -29,6 +29,8 @@ pub(crate) enum Sabotage {
     Checksums,
     /// Shards are told the epoch that they want to hear.
     Epochs,
+    /// The disks of all shards fail at once.
+    Disks,
 }
 
 /// Makes lanes from one process to the others.

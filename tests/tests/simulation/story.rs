@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::{
     calls::{CALL_TIMEOUT, Call, Ledger, Shared, Text, locked, texts},
     cluster::{Cluster, FIRST_CLIENT, LAYERS, Labelled, Name, Plan},
+    disks::Disks,
     lanes::Sabotage,
     network::{Mark, NODES, Network, Weather},
 };
@@ -38,21 +39,48 @@ pub(crate) struct Report {
     /// Failures that took blocks with them, and changes of the members.
     pub(crate) losses: u64,
     pub(crate) changes: u64,
+    /// Uses of disks that took long, and writes that failed.
+    pub(crate) disks: (u64, u64),
 }
 
 /// Something that begins at a time of its own.
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    Store { client: usize, text: usize, streams: bool },
-    Read { client: usize, text: usize },
-    View { client: usize, text: usize },
+    Store {
+        client: usize,
+        text: usize,
+        streams: bool,
+    },
+    Read {
+        client: usize,
+        text: usize,
+    },
+    View {
+        client: usize,
+        text: usize,
+    },
     Weather(Weather),
-    Cut { sides: [u8; NODES], one_way: Option<(usize, usize)> },
-    Crash { node: usize },
+    Cut {
+        sides: [u8; NODES],
+        one_way: Option<(usize, usize)>,
+    },
+    Crash {
+        node: usize,
+    },
     Restart,
     Rot,
     Join,
-    Leave { node: usize },
+    Leave {
+        node: usize,
+    },
+    /// All disks are slow from now on, or as quick as memory.
+    SlowDisks {
+        slow: bool,
+    },
+    /// From now on most writes to the disk of a shard fail.
+    BadDisk {
+        node: usize,
+    },
 }
 
 /// The plan that a seed makes.
@@ -63,7 +91,7 @@ pub(crate) fn plan(seed: u64) -> Plan {
     // Three hosts of two, or that nobody is alone.
     let shards = if labels == Labelled::Nothing { draws.between(3..=5) } else { 5 } as usize;
     let rule = CopyRule::new(rule.0, rule.1).expect("the rule is valid");
-    Plan { shards, rule, labels, sabotage: Sabotage::None }
+    Plan { shards, rule, labels, sabotage: Sabotage::None, disks: false }
 }
 
 /// Runs one simulation to its end. The error tells what went wrong and all that led there.
@@ -122,6 +150,9 @@ impl Story {
         }
         self.network.set_weather(Weather::CALM);
         self.network.cut([0; NODES], None);
+        if let Some((disks, _)) = &self.cluster.disks {
+            disks.calm();
+        }
         self.cluster.inform();
         self.network.tell(format!("round {round} is over"));
         self.settle().await;
@@ -159,6 +190,10 @@ impl Story {
             events.push((begins, cut));
             events.push((ends, Event::Cut { sides: [0; NODES], one_way: None }));
         }
+        if self.cluster.plan.disks {
+            events.push((0, Event::SlowDisks { slow: true }));
+            events.push((self.draws.between(ROUND_MS / 2..=ROUND_MS), Event::SlowDisks { slow: false }));
+        }
         let at = self.draws.below(ROUND_MS);
         self.disturbance(at, &mut events);
         // Equal times keep their order.
@@ -184,7 +219,12 @@ impl Story {
     fn disturbance(&mut self, at: u64, events: &mut Vec<(u64, Event)>) {
         let members: Vec<usize> = self.cluster.members().iter().copied().collect();
         let node = *self.draws.pick(&members);
+        let is_bad_disk = self.cluster.plan.disks && self.draws.per_mille(500);
         match self.draws.below(8) {
+            _ if self.cluster.plan.sabotage == Sabotage::Disks => {
+                events.extend(members.iter().map(|node| (0, Event::BadDisk { node: *node })));
+            }
+            _ if is_bad_disk => events.push((at / 4, Event::BadDisk { node })),
             0..4 => {
                 events.push((at, Event::Crash { node }));
                 if self.draws.per_mille(600) {
@@ -234,6 +274,11 @@ impl Story {
                 self.changes += 1;
                 self.cluster.change(node, false);
             }
+            Event::SlowDisks { slow } => self.disks().set_slow(slow),
+            Event::BadDisk { node } => {
+                self.losses += 1;
+                self.disks().set_bad(node, true);
+            }
         }
     }
 
@@ -243,6 +288,10 @@ impl Story {
             network: Arc::clone(&self.network),
             ledger: Arc::clone(&self.ledger),
         }
+    }
+
+    fn disks(&self) -> &Disks {
+        &self.cluster.disks.as_ref().expect("only plans with disks have events of them").0
     }
 
     fn restart_dead(&mut self) {
@@ -331,6 +380,7 @@ impl Story {
                 failed: ledger(|ledger| ledger.failed),
                 losses: self.losses,
                 changes: self.changes,
+                disks: self.cluster.disks.as_ref().map_or((0, 0), |(disks, _)| disks.told()),
             });
         }
         let story = self.network.journal().join("\n");

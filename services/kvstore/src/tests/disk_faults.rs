@@ -10,6 +10,7 @@ use std::{
 };
 
 use longshore_fabric::Code;
+use longshore_proto::types::GetSummaries;
 
 use super::{
     disk::{folder, names, tiers},
@@ -57,6 +58,18 @@ impl Tier for Faulty {
 
     fn will_read(&self, place: u64, layers: Range<u32>) {
         self.inner.will_read(place, layers);
+    }
+}
+
+fn summaries_of_all() -> GetSummaries {
+    GetSummaries {
+        identity: identity(""),
+        view_id: 0,
+        first_layer: 0,
+        layers: None,
+        values: true,
+        spreads: false,
+        cosines: false,
     }
 }
 
@@ -134,6 +147,30 @@ async fn a_slow_disk_is_not_waited_for() {
     shard.settled("moves end", |stats| stats.tiers[0].leaving_blocks == 0 && stats.open_blocks == 0).await;
     let answers = shard.attend(vec![query(2, 0, vec![item(view, 16, 1)])]).await;
     assert_eq!(partials_of(&answers, 2).0.len(), 1);
+}
+
+#[tokio::test]
+async fn what_can_be_made_again_waits_for_a_slow_disk_and_does_not_stop_the_writing() {
+    let folder = folder();
+    let mut config = tiers(folder.path(), 4, 16);
+    (config.disk.write_wait_ms, config.disk.writes_max, config.disk.pause_ms) = (20, 1, 600_000);
+    let (shard, faults) = faulty(config);
+    shard.store(&[1, 2, 3, 4]).await;
+    let view = shard.view(&[(0, 1)]).await;
+    faults.delay_ms.store(400, SeqCst);
+    let summaries = async {
+        // The put is writing a block out by now.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let get = GetSummaries { view_id: view, ..summaries_of_all() };
+        collect(shard.shard.get_summaries(&shard.ctx, get).await.unwrap()).await
+    };
+    let (acks, summaries) = tokio::join!(shard.put("", block(5)), summaries);
+    assert_eq!(outcomes(&acks), [(5, PutOutcome::Stored)]);
+    assert!(!summaries.is_empty() && summaries.iter().all(Result::is_ok), "{summaries:?}");
+    faults.delay_ms.store(0, SeqCst);
+    shard.store(&[6, 7, 8, 9, 10]).await;
+    assert_eq!(shard.lookup("", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).await, [true; 10]);
+    assert_eq!(shard.stats().await.evicted_total, 0);
 }
 
 /// The only segment file of a shard.

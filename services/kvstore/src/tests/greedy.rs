@@ -11,6 +11,7 @@ use super::*;
 /// A shard that serves gRPC, with the clients of two tenants, each with connections of its own.
 struct Served {
     fixture: Fixture,
+    address: String,
     greedy: Arc<dyn Shard>,
     modest: Arc<dyn Shard>,
 }
@@ -20,12 +21,12 @@ impl Served {
         let fixture = with_config(config);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("a bound socket has an address"));
-        let services = Services::new(ServerOptions::default()).shard(fixture.shard.clone());
+        let services = crate::grpc::serve(Services::new(ServerOptions::default()), fixture.shard.clone());
         let tasks = &fixture.tasks;
         tasks.spawn_critical("grpc", serve(listener, services, tasks.token()));
         let client = || GrpcConnector::new(GrpcOptions::default()).shard(&address).expect("an address");
         let (greedy, modest) = (client(), client());
-        Self { fixture, greedy, modest }
+        Self { fixture, address, greedy, modest }
     }
 
     fn ctx(&self) -> CallContext {
@@ -192,4 +193,24 @@ async fn readers_that_take_nothing_leave_room_for_others_and_are_ended() {
         assert_eq!(error.code, Code::ResourceExhausted, "{error}");
         assert!(end.len() < 3 * 65_536 && end.iter().all(Result::is_ok), "what came before is sound");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tile_connections_and_what_is_on_them_are_shown() {
+    let served = Served::new(limits()).await;
+    let other_host = GrpcOptions { shm_arena_bytes: 0, ..GrpcOptions::default() };
+    let client = GrpcConnector::new(other_host).shard(&served.address).expect("an address");
+    assert!(served.scraped("longshore_kvstore_tile_connections 0"), "{}", served.fixture.metrics.encode());
+    for round in 1..=2 {
+        let (tiles, mut acks) = served.begin(&client, "").await.expect("a put stream");
+        for tile in block(round) {
+            tiles.send(tile).await.expect("the shard reads");
+        }
+        assert_eq!(acks.next().await.expect("an answer").expect("no error").outcome, PutOutcome::Stored);
+        assert!(served.scraped("longshore_kvstore_tile_connections 1"), "round {round}");
+        drop(tiles);
+        assert!(acks.next().await.is_none());
+    }
+    assert!(served.scraped("longshore_kvstore_tile_connections 1"), "it waits for the next call");
+    assert!(served.scraped("longshore_kvstore_tile_bytes_in_flight 0"), "and nothing is on it");
 }

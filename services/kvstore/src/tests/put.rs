@@ -1,6 +1,7 @@
 //! Storing and reading blocks.
 
-use longshore_proto::types::GetBlocks;
+use longshore_fabric::Code;
+use longshore_proto::types::{GetBlocks, HeadPart};
 
 use super::*;
 
@@ -40,6 +41,22 @@ async fn held_blocks_are_duplicates_told_once() {
     assert_eq!(outcomes(&acks), [(1, PutOutcome::Duplicate), (2, PutOutcome::Stored)]);
     let foreign = shard.put("other", block(1)).await;
     assert_eq!(outcomes(&foreign), [(1, PutOutcome::Stored)], "not told that another tenant holds it");
+}
+
+#[tokio::test]
+async fn a_part_of_a_tile_ends_the_stream_although_it_is_as_long_as_a_tile() {
+    let shard = shard(4);
+    let mut tiles = block(1);
+    let whole = HeadPart::of(&tiles[1].data, shape().kv_heads, 0);
+    tiles[1].data = tiles[1].data.clone().of_heads(whole);
+    let (sender, receiver) = mpsc::channel(8);
+    let acks = shard.shard.put_blocks(&shard.ctx, identity(""), wire_shape(), receiver).await.unwrap();
+    for tile in tiles {
+        sender.send(tile).await.unwrap();
+    }
+    let error = collect(acks).await.pop().unwrap().unwrap_err();
+    assert_eq!((error.code, error.field.as_deref()), (Code::InvalidArgument, Some("tile.heads")));
+    shard.settled("nothing of it is kept", |stats| stats.open_blocks == 0 && stats.blocks == 0).await;
 }
 
 #[tokio::test]

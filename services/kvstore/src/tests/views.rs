@@ -43,6 +43,18 @@ async fn appending_keeps_the_id_and_may_be_repeated() {
 }
 
 #[tokio::test]
+async fn appending_needs_no_further_view() {
+    let shard = with_config(Config { views_max: 1, ..config(4) });
+    shard.store(&[1, 2]).await;
+    let view = shard.view(&[(0, 1)]).await;
+    assert_eq!(shard.open("", &[(0, 1)], None).await.unwrap_err().code, Code::ResourceExhausted);
+    let appended = shard.open("", &[(1, 2)], Some(view)).await;
+    assert_eq!(appended, Ok(OpenedView::Open { view_id: view }));
+    let stats = shard.stats().await;
+    assert_eq!((stats.views, stats.pinned_blocks), (1, 2));
+}
+
+#[tokio::test]
 async fn only_the_tenant_of_a_view_may_append_to_it() {
     let shard = shard(4);
     shard.store(&[1]).await;

@@ -98,7 +98,7 @@ pub(crate) fn open(
         ended: (Mutex::new(0), Condvar::new()),
         promotions,
         permits: Arc::new(Semaphore::new((config.attend_concurrency / 4).max(1))),
-        get_permits: Arc::new(Semaphore::new(config.disk.readers)),
+        get_permits: Arc::new(Semaphore::new(config.disk.readers.max(1))),
     };
     Ok(Opened { disk, promotions: queue, pool, placed })
 }
@@ -162,7 +162,12 @@ impl Store {
         loop {
             let before = self.spills_ended();
             match self.with_pool(|pool, now| pool.admit(writer, key, layer, now))? {
-                Admission::MakeRoom => self.make_room(before, started),
+                Admission::MakeRoom => {
+                    if !self.make_room(before, started) {
+                        tracing::warn!(shard = %self.identity().shard_id, "the disk tier does not keep up: blocks are dropped instead of written for a while");
+                        self.with_pool(|pool, now| pool.pause_spills(now));
+                    }
+                }
                 other => return Ok(other),
             }
         }
@@ -172,12 +177,14 @@ impl Store {
         self.disk().map_or(0, |disk| *disk.ended.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Writes one block out, or waits until somebody else did. When that takes too long since `started`, nothing is written for
-    /// a while: blocks that make way are lost, and nobody waits.
-    pub(crate) fn make_room(&self, ended_before: u64, started: Instant) {
-        let Some(disk) = self.disk() else { return };
+    /// Writes one block out, or waits until somebody else did. False when that takes too long since `started`: a put then does without
+    /// the disk for a while, so that nobody waits, and blocks that make way are lost; what can be made again or read again does without
+    /// room.
+    pub(crate) fn make_room(&self, ended_before: u64, started: Instant) -> bool {
+        let Some(disk) = self.disk() else { return true };
         if let Some(spill) = self.with_pool(|pool, _| pool.next_spill()) {
-            return self.spill(disk, spill);
+            self.spill(disk, spill);
+            return true;
         }
         let left = disk.wait.saturating_sub(started.elapsed());
         let ended = disk.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,9 +192,8 @@ impl Store {
         let late = waited.unwrap_or_else(PoisonError::into_inner).1.timed_out();
         if late {
             self.metrics.disk_slow.inc();
-            tracing::warn!(shard = %self.identity().shard_id, waited_ms = disk.wait.as_millis() as u64, "the disk tier does not keep up: blocks are dropped instead of written for a while");
-            self.with_pool(|pool, now| pool.pause_spills(now));
         }
+        !late
     }
 
     fn spill(&self, disk: &Disk, spill: Spill<Arc<Tile>>) {
@@ -244,7 +250,8 @@ impl Store {
             let before = self.spills_ended();
             match self.with_pool(|pool, now| pool.begin_promotion(generation, now)) {
                 Promote::No => return,
-                Promote::MakeRoom => self.make_room(before, started),
+                Promote::MakeRoom if self.make_room(before, started) => {}
+                Promote::MakeRoom => return,
                 Promote::Read(promotion) => return self.read_into_memory(promotion),
             }
         }

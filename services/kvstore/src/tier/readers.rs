@@ -80,11 +80,16 @@ impl Reader {
 /// The threads.
 #[derive(Debug)]
 pub(super) struct Readers {
-    jobs: SyncSender<Job>,
+    /// `None` where there are no threads.
+    jobs: Option<SyncSender<Job>>,
 }
 
 impl Readers {
+    /// Without `threads` everybody reads himself.
     pub(super) fn start(reader: &Reader, threads: usize, tasks: &Tasks) -> Self {
+        if threads == 0 {
+            return Self { jobs: None };
+        }
         let (jobs, queue) = sync_channel::<Job>(QUEUE_MAX);
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..threads {
@@ -93,13 +98,14 @@ impl Readers {
                 while serve_one(&reader, &queue, || token.is_cancelled()) {}
             });
         }
-        Self { jobs }
+        Self { jobs: Some(jobs) }
     }
 
     /// Begins to read. Gives the order back when too much is waiting or the process stops: the caller reads itself.
     pub(super) fn read(&self, wanted: Vec<Wanted>) -> Result<Receiver<Tiles>, Vec<Wanted>> {
+        let Some(jobs) = &self.jobs else { return Err(wanted) };
         let (answer, tiles) = sync_channel(1);
-        match self.jobs.try_send(Job { wanted, answer }) {
+        match jobs.try_send(Job { wanted, answer }) {
             Ok(()) => Ok(tiles),
             Err(refused) => {
                 let (std::sync::mpsc::TrySendError::Full(job)

@@ -3,6 +3,7 @@
 
 mod evict;
 mod journal;
+mod leases;
 mod list;
 mod notes;
 mod sealed;
@@ -76,7 +77,7 @@ pub struct BlockPool<T> {
     held: HashMap<Generation, Held<T>>,
     index: HashMap<(Namespace, BlockKey), Generation>,
     /// Unpinned blocks by the end of their retention lease; those whose lease ended move to `policy` when room is needed.
-    leases: BTreeSet<(u64, Generation)>,
+    leases: leases::Leases,
     policy: Box<dyn EvictionPolicy>,
     ghosts: Ghosts,
     /// Pinned blocks in memory, by last use: they go to the tier below when there is one and nothing else can make way.
@@ -152,7 +153,7 @@ impl<T> BlockPool<T> {
             config,
             held: HashMap::new(),
             index: HashMap::new(),
-            leases: BTreeSet::new(),
+            leases: leases::Leases::default(),
             policy,
             pinned: BTreeSet::new(),
             noted: BTreeSet::new(),
@@ -301,7 +302,7 @@ impl<T> BlockPool<T> {
             (Stage::Memory, true) => _ = self.pinned.remove(&(held.uses.last, generation)),
             (Stage::Memory, false) => {
                 let tenant = held.block.namespace();
-                if self.leases.remove(&lease) {
+                if self.leases.remove(tenant, lease) {
                     self.shares.give(tenant, Resource::PromisedBlocks);
                 } else {
                     self.policy.remove(generation);
@@ -328,8 +329,9 @@ impl<T> BlockPool<T> {
             _ if held.condemned => {}
             (Stage::Memory, true, _) => _ = self.pinned.insert((held.uses.last, generation)),
             (Stage::Memory, false, _) => {
-                self.leases.insert(lease);
-                self.shares.take(held.block.namespace(), Resource::PromisedBlocks);
+                let tenant = held.block.namespace();
+                self.leases.insert(tenant, lease);
+                self.shares.take(tenant, Resource::PromisedBlocks);
             }
             (Stage::Disk, false, Some(disk)) => _ = disk.leases.insert(lease),
             _ => {}

@@ -21,4 +21,4 @@ pub use error::{Code, Error};
 pub use grpc::{GrpcConnector, GrpcOptions};
 pub use link::{AttendLink, PendingAttend, StripePartial};
 pub use local::{AnyConnector, LocalConnector};
-pub use tcp::{TcpPatience, TileRooms};
+pub use tcp::{TcpPatience, TileRooms, TileTraffic};

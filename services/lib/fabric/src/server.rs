@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tonic::{Response, Status, server::NamedService, service::RoutesBuilder};
 
 use crate::{
-    BoxStream, Decoder, Describer, Inference, Prefiller, Shard,
+    BoxStream, Decoder, Describer, Inference, Prefiller, Shard, TileTraffic,
     tcp::{Buffers, Door},
 };
 
@@ -44,6 +44,7 @@ pub struct Services {
     readiness: Readiness,
     /// The tile connections of its shard, where it has one and offers them.
     door: Option<Arc<Door>>,
+    traffic: TileTraffic,
 }
 
 impl Services {
@@ -56,6 +57,7 @@ impl Services {
             desk: call::Desk::default(),
             readiness: Readiness { ready: Arc::new(watch::Sender::new(true)) },
             door: None,
+            traffic: TileTraffic::default(),
         }
     }
 
@@ -64,7 +66,8 @@ impl Services {
         let limit = self.options.message_bytes_max;
         if self.options.tcp_connections_max > 0 {
             let options = &self.options;
-            self.door = Some(Arc::new(Door::new(options.tcp_connections_max, limit, options.tcp_patience)));
+            let (connections_max, patience) = (options.tcp_connections_max, options.tcp_patience);
+            self.door = Some(Arc::new(Door::new(connections_max, limit, patience, self.traffic.clone())));
         }
         let service = shard::ShardService {
             shard,
@@ -114,6 +117,11 @@ impl Services {
     /// The switch of this listener's readiness; ready until told otherwise.
     pub fn readiness(&self) -> Readiness {
         self.readiness.clone()
+    }
+
+    /// The tile connections of this listener, as long as it lives.
+    pub fn tile_traffic(&self) -> TileTraffic {
+        self.traffic.clone()
     }
 
     fn add<S>(&mut self, service: S)

@@ -10,9 +10,11 @@ mod door;
 mod frame;
 mod hello;
 mod listen;
+mod pace;
 mod rooms;
 mod stream;
 mod token;
+mod traffic;
 
 pub(crate) use buffers::Buffers;
 pub(crate) use door::{Door, Lease, not_offered};
@@ -22,8 +24,17 @@ pub(crate) use listen::serve;
 pub use rooms::TileRooms;
 pub(crate) use stream::{Fault, TileStream};
 pub(crate) use token::Token;
+pub use traffic::TileTraffic;
 
 use std::time::Duration;
+
+use crate::{Code, Error};
+
+/// Whether a peer says with it that the tile connection of a call failed, or is not known to it.
+pub(crate) fn is_of_connection(error: &Error) -> bool {
+    let field = error.field.as_deref().and_then(|field| field.rsplit('.').next());
+    error.code == Code::Unavailable && field == Some(stream::CONNECTION)
+}
 
 /// Trailer of a call whose connection the server keeps for the next one.
 pub(crate) const KEPT: &str = "longshore-tile-connection";
@@ -41,6 +52,9 @@ pub struct TcpPatience {
     pub hello: Duration,
     /// How long a connection without a call is kept.
     pub idle: Duration,
+    /// Bytes of a body in a second, at least: what `read` or `write` allows for a pause and that for its length is all that a frame may
+    /// take. A head has `read` alone.
+    pub bytes_per_second_min: u64,
 }
 
 impl Default for TcpPatience {
@@ -50,6 +64,7 @@ impl Default for TcpPatience {
             write: Duration::from_secs(60),
             hello: Duration::from_secs(2),
             idle: Duration::from_secs(60),
+            bytes_per_second_min: 1 << 20,
         }
     }
 }

@@ -14,6 +14,20 @@ pub(crate) use encode::encoded;
 pub(crate) use messages::Messages;
 pub(crate) use rope::Rope;
 
+use longshore_proto::types::TileMessage;
+
+use crate::Error;
+
+/// A tile to be stored must be whole.
+pub(crate) fn whole(tile: TileMessage) -> Result<TileMessage, Error> {
+    if tile.data.heads().is_some() { Err(part_refused()) } else { Ok(tile) }
+}
+
+/// Some KV heads of a tile were to be stored.
+pub(crate) fn part_refused() -> Error {
+    Error::invalid("tile.heads", "is set, tiles are stored whole; hint: send all of its KV heads without it")
+}
+
 /// Path of the method that stores tiles.
 pub(crate) const PUT_BLOCKS: &str = "/longshore.v1.KvStoreService/PutBlocks";
 /// Path of the method that reads tiles.

@@ -12,6 +12,8 @@ mod fake;
 mod forward;
 #[path = "lanes/house.rs"]
 mod house;
+#[path = "lanes/liar.rs"]
+mod liar;
 #[path = "lanes/prompts.rs"]
 mod prompts;
 #[path = "lanes/raw.rs"]
@@ -20,6 +22,8 @@ mod raw;
 mod tcp;
 #[path = "lanes/tcp_hostile.rs"]
 mod tcp_hostile;
+#[path = "lanes/tcp_lies.rs"]
+mod tcp_lies;
 #[path = "lanes/tiles.rs"]
 mod tiles;
 #[path = "lanes/wire.rs"]

@@ -1,28 +1,25 @@
 //! Follows what shards tell of their blocks, for the namespaces of the requests that came lately. Streams are resumed after gaps, begun
 //! anew where a shard says so or does not agree with what it told, and there is a bound for everything.
 
+mod listener;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use futures::StreamExt as _;
 use longshore_blocks::{BlockKey, Deployment, KeyChain, Namespace, ShardId, ShardMap};
 use longshore_chassis::Tasks;
 use longshore_cluster::{ClusterView, Member, Role};
-use longshore_fabric::{CallContext, Code, Connector, Error as CallError};
-use longshore_proto::types::{Identity, InventoryChange, InventoryNews, WatchInventory};
-use longshore_routing::{InventoryIndex, Likely, News, Untaken, likely_prefix};
+use longshore_fabric::Connector;
+use longshore_routing::{InventoryIndex, Likely, likely_prefix};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::IndexMetrics;
-
-/// Pause before a stream that ended is begun again.
-const RETRY: Duration = Duration::from_secs(1);
-/// Shards tell their digest every five seconds: one that is silent for so long is not listened to.
-const SILENCE: Duration = Duration::from_secs(20);
+use listener::Listener;
 
 /// The index, and the streams that fill it.
 #[derive(Debug)]
@@ -33,8 +30,16 @@ pub(crate) struct Inventories {
     tasks: Tasks,
     metrics: IndexMetrics,
     namespaces_max: usize,
-    index: Mutex<InventoryIndex>,
+    book: Mutex<Book>,
     followed: Mutex<Followed>,
+}
+
+/// The index, and who writes to it: of the listeners to one shard the one that began last, whichever of them ends last.
+#[derive(Debug)]
+struct Book {
+    index: InventoryIndex,
+    writers: HashMap<(Namespace, ShardId), u64>,
+    last_writer: u64,
 }
 
 /// Namespaces that are followed, and when they were used.
@@ -44,15 +49,6 @@ struct Followed {
     namespaces: HashMap<Namespace, (u64, CancellationToken)>,
     /// The last one that came while there was no room: it gets some when it comes again.
     waiting: Option<Namespace>,
-}
-
-/// How a stream ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    /// It can be begun again.
-    Broken,
-    /// It never tells anything that can be kept.
-    Useless,
 }
 
 impl Inventories {
@@ -72,7 +68,7 @@ impl Inventories {
             tasks,
             metrics,
             namespaces_max: namespaces_max as usize,
-            index: Mutex::new(index),
+            book: Mutex::new(Book { index, writers: HashMap::new(), last_writer: 0 }),
             followed: Mutex::default(),
         })
     }
@@ -86,7 +82,7 @@ impl Inventories {
         blocks: u64,
         copies: usize,
     ) -> Option<Likely> {
-        let index = self.index();
+        let index = &self.book().index;
         let may_hold = |shard: &ShardId, key: &BlockKey| index.may_hold(namespace, shard, key);
         index.knows(namespace).then(|| likely_prefix(chain, map, blocks, copies, may_hold))
     }
@@ -132,21 +128,25 @@ impl Inventories {
                 .map(|member| (ShardId(member.id.clone()), member.clone()))
                 .collect();
             streams.retain(|id, (member, end)| {
-                let stays = shards.get(id).is_some_and(|other| other.address == member.address);
+                // Another start of a shard may tell what the one before refused to.
+                let is_same = |other: &Member| {
+                    (&other.address, other.incarnation) == (&member.address, member.incarnation)
+                };
+                let stays = shards.get(id).is_some_and(is_same);
                 if !stays {
                     end.cancel();
                 }
                 stays
             });
             for (id, member) in shards {
-                streams.entry(id.clone()).or_insert_with(|| {
-                    let (own, end, address) = (Arc::clone(&self), stop.child_token(), member.address.clone());
-                    let ended = end.clone();
-                    self.tasks.spawn("inventory-stream", async move {
-                        own.listen(namespace, &id, &address, &ended).await;
-                    });
-                    (member, end)
-                });
+                if streams.contains_key(&id) {
+                    continue;
+                }
+                let listener = Listener::new(Arc::clone(&self), namespace, &id, &member.address, &stop);
+                let Some(listener) = listener else { return };
+                let end = stop.child_token();
+                streams.insert(id, (member, end.clone()));
+                self.tasks.spawn("inventory-stream", async move { listener.run(&end).await });
             }
             tokio::select! {
                 changed = views.changed() => if changed.is_err() { return },
@@ -155,80 +155,8 @@ impl Inventories {
         }
     }
 
-    /// Listens to one shard until it is told to end, again and again.
-    async fn listen(&self, namespace: Namespace, shard: &ShardId, address: &str, end: &CancellationToken) {
-        loop {
-            let ended = tokio::select! {
-                ended = self.watch(namespace, shard, address) => ended,
-                () = end.cancelled() => break,
-            };
-            self.change(|index| index.lost(namespace, shard));
-            if ended == Ok(Ended::Useless) {
-                break;
-            }
-            if let Err(error) = ended {
-                tracing::debug!(%shard, %error, "a shard tells nothing of its blocks");
-                if error.code == Code::Unimplemented {
-                    break;
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(RETRY) => {}
-                () = end.cancelled() => break,
-            }
-        }
-        self.change(|index| index.forget(namespace, shard));
-    }
-
-    async fn watch(&self, namespace: Namespace, shard: &ShardId, address: &str) -> Result<Ended, CallError> {
-        let after = self.index().position(namespace, shard);
-        let shard_map_epoch = self.cluster.borrow().epoch();
-        let identity = Identity { deployment: self.deployment, namespace, shard_map_epoch };
-        let ctx = CallContext::new("inventory");
-        let _ends_with_this = ctx.cancel.clone().drop_guard();
-        let client = self.connector.shard(address)?;
-        let begun = client.watch_inventory(&ctx, WatchInventory { identity, after });
-        let Ok(begun) = tokio::time::timeout(SILENCE, begun).await else { return Ok(Ended::Broken) };
-        let mut stream = begun?;
-        while let Ok(Some(news)) = tokio::time::timeout(SILENCE, stream.next()).await {
-            match self.take(namespace, shard, news?) {
-                Ok(()) => {}
-                Err(Untaken::OutOfStep) => return Ok(Ended::Broken),
-                Err(Untaken::Full) => return Ok(Ended::Useless),
-            }
-        }
-        Ok(Ended::Broken)
-    }
-
-    fn take(&self, namespace: Namespace, shard: &ShardId, news: InventoryNews) -> Result<(), Untaken> {
-        let InventoryNews { incarnation, reset, events, told, blocks, digest } = news;
-        let held = |change: InventoryChange| change == InventoryChange::Stored;
-        let events: Vec<_> =
-            events.into_iter().map(|(number, key, change)| (number, key, held(change))).collect();
-        let stored = events.iter().filter(|(_, _, held)| *held).count() as u64;
-        self.metrics.stored.inc_by(stored);
-        self.metrics.gone.inc_by(events.len() as u64 - stored);
-        self.metrics.resets.inc_by(u64::from(reset));
-        let news = News { incarnation, reset, events, told, blocks, digest };
-        let taken = self.change(|index| index.take(namespace, shard, &news));
-        match taken {
-            Ok(()) => {}
-            Err(Untaken::OutOfStep) => _ = self.metrics.out_of_step.inc(),
-            Err(Untaken::Full) => _ = self.metrics.full.inc(),
-        }
-        taken
-    }
-
-    fn change<T>(&self, change: impl FnOnce(&mut InventoryIndex) -> T) -> T {
-        let mut index = self.index();
-        let result = change(&mut index);
-        self.metrics.blocks.set(index.blocks() as i64);
-        self.metrics.current.set(index.current() as i64);
-        result
-    }
-
-    fn index(&self) -> MutexGuard<'_, InventoryIndex> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn followed(&self) -> MutexGuard<'_, Followed> {

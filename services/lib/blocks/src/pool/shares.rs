@@ -126,6 +126,11 @@ impl Shares {
         self.tenants.get(&tenant).map_or(0, |amounts| amounts[resource as usize])
     }
 
+    /// What all tenants take.
+    pub(super) fn all(&self, resource: Resource) -> u64 {
+        self.taken[resource as usize]
+    }
+
     /// The tenant that keeps most memory from others, of those with a promise that may be broken, if it keeps more than `than` would
     /// with one block more.
     pub(super) fn greediest(&self, than: Namespace) -> Option<Namespace> {
@@ -161,7 +166,7 @@ impl<T> BlockPool<T> {
     /// Room for a reader of blocks of `tenant`, which [`Self::close_reader`] gives back.
     pub fn open_reader(&mut self, tenant: Namespace) -> Result<(), Error> {
         let limit = self.config.readers_max as u64;
-        if self.shares.taken[Resource::Readers as usize] >= limit {
+        if self.shares.all(Resource::Readers) >= limit {
             return Err(Error::Full { what: "get streams", limit });
         }
         self.shares.ask(tenant, Resource::Readers, 1, limit)?;
@@ -205,16 +210,18 @@ impl<T> BlockPool<T> {
         self.shares.give(tenant, Resource::KeptBlocks);
     }
 
-    /// Drops a block in memory that was promised to the tenant that keeps most, for one that keeps less. False when there is none.
+    /// Takes a block out of memory that was promised to the tenant that keeps most, for one that keeps less: the one whose promise ends
+    /// first. One that lies below as well is not lost. False when there is none.
     pub(super) fn break_promise(&mut self, wanting: Namespace) -> bool {
-        let Some(greediest) = self.shares.greediest(wanting) else { return false };
-        let is_its = |generation: &super::Generation| {
-            self.held.get(generation).is_some_and(|held| held.block.namespace() == greediest)
-        };
-        let Some(victim) = self.leases.iter().map(|(_, generation)| *generation).find(is_its) else {
-            return false;
-        };
+        let victim = self.shares.greediest(wanting).and_then(|greediest| self.leases.first_of(greediest));
+        let Some(victim) = victim else { return false };
+        let copy = self.held.get(&victim).and_then(|held| held.block.extent());
         self.unqueue(victim);
+        if let Some(copy) = copy {
+            self.policy.forget(victim);
+            self.take_down(victim, copy);
+            return true;
+        }
         self.forget(victim);
         self.evict(victim);
         self.totals.broken_promises += 1;
@@ -229,14 +236,13 @@ impl<T> BlockPool<T> {
         let writers = || self.writers.values().filter(|writer| writer.namespace == tenant);
         let held = || self.held.values().filter(|held| held.block.namespace() == tenant);
         let open: u64 = writers().map(super::write::Writer::open_blocks).sum();
-        let is_its = |generation: &super::Generation| self.held[generation].block.namespace() == tenant;
         [
-            self.views.values().filter(|view| view.namespace == tenant).count() as u64,
+            self.views.values().filter(|view| view.namespace == tenant && view.is_counted).count() as u64,
             writers().count() as u64,
             0,
             open,
             open + held().filter(|held| held.pins > 0).count() as u64,
-            self.leases.iter().filter(|(_, generation)| is_its(generation)).count() as u64,
+            self.leases.of(tenant) as u64,
         ]
     }
 }

@@ -234,10 +234,10 @@ impl<T> BlockPool<T> {
         if self.fits(bytes) {
             return;
         }
-        while let Some(&(until, generation)) = self.leases.first().filter(|(until, _)| *until <= now_ms) {
-            self.leases.remove(&(until, generation));
+        while let Some((until, generation)) = self.leases.first().filter(|(until, _)| *until <= now_ms) {
             let held = self.held.get(&generation).expect("leased blocks are held");
             let (tenant, uses) = (held.block.namespace(), held.uses);
+            self.leases.remove(tenant, (until, generation));
             self.shares.give(tenant, Resource::PromisedBlocks);
             self.policy.insert(uses.candidate(generation));
         }
@@ -262,8 +262,8 @@ impl<T> BlockPool<T> {
         if self.disk.is_none() {
             return false;
         }
-        let promised = self.leases.first().or_else(|| self.pinned.first()).map(|(_, generation)| *generation);
-        let Some(victim) = promised else { return false };
+        let promised = self.leases.first().or_else(|| self.pinned.first().copied());
+        let Some((_, victim)) = promised else { return false };
         let copy = self.held.get(&victim).and_then(|held| held.block.extent());
         self.unqueue(victim);
         self.policy.forget(victim);
@@ -274,8 +274,20 @@ impl<T> BlockPool<T> {
         let ordered = self.order_spill(victim, now_ms, false);
         if !ordered {
             self.queue(victim);
+            self.take_down_a_copy();
         }
         ordered
+    }
+
+    /// Takes a block out of memory that lies below as well, whatever keeps it: nothing is lost by that. It may be there while nothing is
+    /// written.
+    fn take_down_a_copy(&mut self) {
+        let copied = self.disk.as_ref().and_then(|disk| disk.copies.first().copied());
+        let Some(generation) = copied else { return };
+        let copy = self.held.get(&generation).and_then(|held| held.block.extent());
+        self.unqueue(generation);
+        self.policy.forget(generation);
+        self.take_down(generation, copy.expect("the blocks in `copies` have one"));
     }
 
     /// Orders the write of a block that is in no queue. False when it cannot go down, or (`ask`) is not worth it.
@@ -339,7 +351,7 @@ impl<T> BlockPool<T> {
     }
 
     /// A block in no queue that lies below already leaves memory at once.
-    fn take_down(&mut self, generation: Generation, copy: Arc<Extent>) {
+    pub(super) fn take_down(&mut self, generation: Generation, copy: Arc<Extent>) {
         let held = self.held.get_mut(&generation).expect("queued blocks are held");
         held.block.leave_memory(copy);
         held.stage = Stage::Disk;

@@ -82,6 +82,12 @@ impl Pause {
         self.until = Some(now + self.last);
     }
 
+    /// The peer has no room, which is no failure.
+    fn busy(&mut self, now: Instant, retry_after: Option<Duration>) {
+        let until = now + retry_after.unwrap_or(PAUSE_FIRST).min(PAUSE_LAST);
+        self.until = Some(self.until.map_or(until, |other| other.max(until)));
+    }
+
     fn succeeded(&mut self) {
         *self = Self::default();
     }
@@ -177,7 +183,12 @@ impl Dial {
                 if error.code != Code::Unimplemented && !ctx.cancel.is_cancelled() {
                     tracing::warn!(address = self.address, %error, "no tcp lane: tiles go over grpc");
                 }
-                self.failed();
+                match error.code {
+                    // The caller has no time for it; nothing is known of the lane.
+                    Code::Cancelled | Code::DeadlineExceeded => {}
+                    Code::ResourceExhausted => self.pool().pause.busy(Instant::now(), error.retry_after),
+                    _ => self.failed(),
+                }
                 Err(error)
             }
         }
@@ -185,10 +196,13 @@ impl Dial {
 
     /// The lane failed: it is left alone for a while, and so are its other connections.
     pub(super) fn failed(&self) {
-        let mut pool = self.pool();
-        pool.pause.failed(Instant::now());
-        let stale = std::mem::take(&mut pool.idle);
-        drop(pool);
+        self.pool().pause.failed(Instant::now());
+        self.forget_idle();
+    }
+
+    /// The peer does not know its connections any more: others have to be opened.
+    pub(super) fn forget_idle(&self) {
+        let stale = std::mem::take(&mut self.pool().idle);
         drop(stale);
     }
 

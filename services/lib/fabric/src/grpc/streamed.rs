@@ -16,19 +16,17 @@ use tonic::Status;
 use super::{
     call::fault,
     dial::{Dial, Lease},
-    tiles::{TileChannels, decoded, single},
+    tiles::{Failure, TileChannels, decoded, single},
 };
 use crate::{
     BoxStream, CallContext, Code, Error,
     lane::Hop,
-    tcp::{Buffers, Fault, Frame, KEPT, KEPT_VALUE},
+    tcp::{Buffers, Fault, Frame, KEPT, KEPT_VALUE, is_of_connection},
     tiles::{GET_BLOCKS, Messages, OutgoingBody, PUT_BLOCKS},
 };
 
 /// How long the status of a call may come after its tile connection broke: it says why. And how long frames may come after the status.
 const REST_PATIENCE: Duration = Duration::from_secs(1);
-/// How long the next frame may take after a good status: as long as within a body.
-const REST_OF_GOOD: Duration = Duration::from_secs(10);
 
 /// What became of a call's tile connection.
 #[derive(Debug, Clone, Default)]
@@ -41,8 +39,16 @@ enum Sent {
     Some,
     /// All went.
     All(Box<Lease>),
-    /// It failed.
-    Failed(Error, Arc<Dial>),
+    /// They did not.
+    Failed(Unsent),
+}
+
+/// Why not all frames of a call went.
+#[derive(Debug)]
+struct Unsent {
+    why: Error,
+    /// Where the connection led, when it is to blame.
+    dial: Option<Arc<Dial>>,
 }
 
 impl Outcome {
@@ -63,17 +69,26 @@ impl TileChannels {
         start: v1::PutBlocksStart,
         tiles: mpsc::Receiver<TileMessage>,
         lease: Lease,
-    ) -> Result<BoxStream<PutAck>, Error> {
+    ) -> Result<BoxStream<PutAck>, Failure> {
         let (outcome, dial) = (Outcome::default(), lease.dial());
         let start = single(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
         let nothing = stream::once(send_all(lease, tiles, outcome.clone()))
             .filter_map(|sent| std::future::ready(sent.err().map(Err)));
         let messages = start.chain(nothing).take_until(hop.context.cancel.clone().cancelled_owned());
         let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await;
-        let response = response.inspect_err(|error| forget(&dial, error))?;
+        let response = response.map_err(|failure| match (failure, outcome.take()) {
+            // This side reset it before the server answered.
+            (Failure::Unanswered(error), Sent::Failed(unsent)) => {
+                Failure::Unanswered(unsent.instead_of(error, &hop.context))
+            }
+            (failure, _) => {
+                forget(&dial, &failure);
+                failure
+            }
+        })?;
         let messages = Messages::of_response(response, self.message_bytes_max());
         let context = hop.context.clone();
-        Ok(hop.bound(Box::pin(acks(context, messages, outcome))))
+        Ok(hop.bound(Box::pin(acks(context, messages, (dial, outcome)))))
     }
 
     /// A read stream with its answers on the connection of `lease`.
@@ -83,11 +98,11 @@ impl TileChannels {
         get: v1::GetBlocksRequest,
         memory: Option<Arc<dyn TileMemory>>,
         lease: Lease,
-    ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+    ) -> Result<BoxStream<Option<TileMessage>>, Failure> {
         let request = v1::GetBlocksRequest { connection: Some(lease.wire()), ..get };
         let body = OutgoingBody::request(single(&request));
         let response = self.call(&hop.context, GET_BLOCKS, body).await;
-        let response = response.inspect_err(|error| forget(&lease.dial(), error))?;
+        let response = response.inspect_err(|failure| forget(&lease.dial(), failure))?;
         let messages = Messages::of_response(response, self.message_bytes_max());
         let (context, buffers) = (hop.context.clone(), lease.buffers());
         let reading = Reading { context, lease, messages, status: None, memory, buffers };
@@ -95,10 +110,13 @@ impl TileChannels {
     }
 }
 
-/// A server that knows the connection no more has forgotten the others too.
-fn forget(dial: &Dial, error: &Error) {
-    if error.code == Code::Unavailable {
-        dial.failed();
+/// What a call that did not begin says of the lane. That a shard cannot serve it now says nothing.
+fn forget(dial: &Dial, failure: &Failure) {
+    match failure {
+        Failure::Unanswered(error) if error.code == Code::Unavailable => dial.failed(),
+        // A server that knows the connection no more has forgotten the others too.
+        Failure::Refused(error) if is_of_connection(error) => dial.forget_idle(),
+        Failure::Unanswered(_) | Failure::Refused(_) => {}
     }
 }
 
@@ -115,13 +133,14 @@ async fn send_all(
         }
         Err(fault) => {
             let why_is_to_come = matches!(fault, Fault::Broken(_));
-            let error = fault.of_request();
-            outcome.set(Sent::Failed(error.clone(), lease.dial()));
+            let dial = fault.is_of_connection().then(|| lease.dial());
+            let why = fault.of_request();
+            outcome.set(Sent::Failed(Unsent { why: why.clone(), dial }));
             drop(lease);
             if why_is_to_come {
                 tokio::time::sleep(REST_PATIENCE).await;
             }
-            Err(error.into())
+            Err(why.into())
         }
     }
 }
@@ -137,39 +156,56 @@ async fn send(lease: &mut Lease, tiles: &mut mpsc::Receiver<TileMessage>) -> Res
 fn acks(
     context: CallContext,
     messages: Messages,
-    outcome: Outcome,
+    sending: (Arc<Dial>, Outcome),
 ) -> impl Stream<Item = Result<PutAck, Error>> + Send + 'static {
-    stream::unfold(Some((context, messages, outcome)), |state| async move {
-        let (context, mut messages, outcome) = state?;
+    stream::unfold(Some((context, messages, sending)), |state| async move {
+        let (context, mut messages, sending) = state?;
         let ended = match messages.next().await {
             Ok(Some(message)) => {
                 let ack = decoded(message).and_then(|answer: v1::PutBlocksResponse| {
                     PutAck::try_from(answer).map_err(|fault| Error::bad_answer(&fault))
                 });
-                let rest = ack.is_ok().then_some((context, messages, outcome));
+                let rest = ack.is_ok().then_some((context, messages, sending));
                 return Some((ack, rest));
             }
             Ok(None) => status(&context, &messages),
             Err(status) => Err(fault(&context, &status)),
         };
+        let (dial, outcome) = sending;
         match (ended, outcome.take()) {
             (Ok(()), Sent::All(lease)) => {
                 keep(*lease, &messages);
                 None
             }
             (Ok(()), _) => None,
-            // A call that this side reset has no better reason than that for which it did.
-            (Err(error), Sent::Failed(why, dial)) if is_of_transport(&error) => {
-                dial.failed();
+            (Err(error), Sent::Failed(unsent)) if !is_told(&messages) => {
+                let why = unsent.instead_of(error, &context);
                 Some((Err(why), None))
             }
-            (Err(error), _) => Some((Err(error), None)),
+            (Err(error), _) => {
+                if is_of_connection(&error) {
+                    dial.failed();
+                }
+                Some((Err(error), None))
+            }
         }
     })
 }
 
-fn is_of_transport(error: &Error) -> bool {
-    matches!(error.code, Code::Cancelled | Code::Unavailable | Code::Internal)
+impl Unsent {
+    /// A call that this side reset has no better reason than that for which it did, unless its caller ended it.
+    fn instead_of(self, error: Error, context: &CallContext) -> Error {
+        if let Some(dial) = self.dial {
+            dial.failed();
+        }
+        let is_over = context.cancel.is_cancelled() || error.code == Code::DeadlineExceeded;
+        if is_over { error } else { self.why }
+    }
+}
+
+/// Whether the server said how the call ended. Its reason then is the reason, whatever became of the tile connection.
+fn is_told(messages: &Messages) -> bool {
+    messages.trailers().is_some_and(|trailers| Status::from_header_map(trailers).is_some())
 }
 
 /// The status that ended a call.
@@ -239,8 +275,10 @@ impl Reading {
     /// The next frame, while the call goes on or soon after its end.
     async fn frame(&mut self) -> Result<Result<Frame, Fault>, Error> {
         loop {
-            // A good status may come while frames are under way; after another one they only tell why.
-            let of = |status: &Result<(), Error>| status.as_ref().map_or(REST_PATIENCE, |()| REST_OF_GOOD);
+            // A good status may come while frames are under way, which may pause then as within a body; after another one they only
+            // tell why.
+            let read = self.lease.patience().read;
+            let of = |status: &Result<(), Error>| status.as_ref().map_or(REST_PATIENCE, |()| read);
             let limit = self.status.as_ref().map(of);
             tokio::select! {
                 frame = self.lease.stream().next(limit) => return Ok(frame),
@@ -285,7 +323,12 @@ impl Reading {
             }
         }
         match self.status.take() {
-            Some(Err(error)) => error,
+            Some(Err(error)) => {
+                if is_of_connection(&error) {
+                    self.lease.dial().failed();
+                }
+                error
+            }
             _ => {
                 self.lease.dial().failed();
                 fault.of_answer()

@@ -29,8 +29,36 @@ use crate::{
     BoxStream, CallContext, Code, Error,
     lane::{self, Hop},
     shm::{self, Lender, Link},
+    tcp,
     tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS, Rope},
 };
+
+/// Why a call did not begin.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No answer came: the connection broke, the deadline passed, or the caller left.
+    Unanswered(Error),
+    /// The peer refused it.
+    Refused(Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unanswered(error) | Failure::Refused(error) => error,
+        }
+    }
+}
+
+impl Failure {
+    /// Whether the tile connection of the call is to blame, or the way to the peer: without them the call may do better.
+    fn is_of_way(&self) -> bool {
+        match self {
+            Self::Unanswered(error) => error.code == Code::Unavailable,
+            Self::Refused(error) => tcp::is_of_connection(error),
+        }
+    }
+}
 
 /// Connections that carry tiles to one peer.
 #[derive(Debug)]
@@ -110,7 +138,7 @@ impl TileChannels {
         };
         if let Some(lease) = self.lease(ctx).await? {
             start.connection = Some(lease.wire());
-            return self.put_streamed(Hop::new(ctx), start, tiles, lease).await;
+            return Ok(self.put_streamed(Hop::new(ctx), start, tiles, lease).await?);
         }
         let hop = Hop::new(ctx);
         let start = tiles::encoded(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
@@ -143,8 +171,8 @@ impl TileChannels {
             let begun = self.get_streamed(Hop::new(ctx), get.clone(), memory, lease).await;
             match begun {
                 // The server forgot the connection, or it broke: nothing came yet.
-                Err(error) if error.code == Code::Unavailable && !self.is_tcp_alone() => {}
-                begun => return begun,
+                Err(failure) if failure.is_of_way() && !self.is_tcp_alone() => {}
+                begun => return Ok(begun?),
             }
         }
         let hop = Hop::new(ctx);
@@ -173,8 +201,8 @@ impl TileChannels {
         context: &CallContext,
         path: &'static str,
         body: OutgoingBody,
-    ) -> Result<Response<Body>, Error> {
-        let request = request(context, path, body)?;
+    ) -> Result<Response<Body>, Failure> {
+        let request = request(context, path, body).map_err(Failure::Unanswered)?;
         let mut channel = self.channel();
         let call = async {
             let ready = poll_fn(|cx| channel.poll_ready(cx)).await;
@@ -184,13 +212,15 @@ impl TileChannels {
             };
             response.map_err(|error| fault(context, &Status::from_error(error.into())))
         };
-        let response = lane::within(context, call).await?;
+        let response = lane::within(context, call).await.map_err(Failure::Unanswered)?;
         // A call that failed at once has its status among the headers.
         match Status::from_header_map(response.headers()) {
-            Some(status) if status.code() != tonic::Code::Ok => Err(fault(context, &status)),
+            Some(status) if status.code() != tonic::Code::Ok => {
+                Err(Failure::Refused(fault(context, &status)))
+            }
             _ if response.status() != http::StatusCode::OK => {
                 let problem = format!("the peer answered with HTTP status {}", response.status().as_u16());
-                Err(fault(context, &Status::unavailable(problem)))
+                Err(Failure::Unanswered(fault(context, &Status::unavailable(problem))))
             }
             _ => Ok(response),
         }

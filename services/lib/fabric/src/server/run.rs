@@ -28,7 +28,7 @@ pub async fn serve(
     services: Services,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let Services { options, mut routes, names, desk, readiness, door } = services;
+    let Services { options, mut routes, names, desk, readiness, door, traffic: _ } = services;
     let (reporter, health) = health_reporter();
     routes.add_service(health);
     let reflection = || names.iter().fold(reflection(), |builder, name| builder.with_service_name(*name));

@@ -206,7 +206,7 @@ pub(super) fn put_step(message: v1::PutBlocksRequest) -> Result<Step<TileMessage
         None => return Err(Error::invalid("part", "is not set")),
     };
     let tile = TileMessage::try_from(tile).map_err(|fault| fault.within("tile"))?;
-    Ok(Step::Forward(tile))
+    Ok(Step::Forward(crate::tiles::whole(tile)?))
 }
 
 /// A query for the service. A bad one fails alone: the stream belongs to many sequences.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use longshore_proto::{
     types::{GetBlocks, Identity, PutAck, TileMemory, TileMessage, WireTileShape},
     v1,
@@ -19,9 +19,12 @@ use super::{
 use crate::{
     BoxStream, Error,
     lane::Hop,
-    tcp::{Buffers, Frame, Lease},
+    tcp::{Buffers, Fault, Frame, Lease},
     tiles::{self, Messages, Outgoing, OutgoingBody},
 };
+
+/// Answers that are looked at for why their call ended, when they can be sent no more: more than a shard has ready.
+const UNSENT_MAX: usize = 64;
 
 /// A store stream whose tiles come as frames of `lease`.
 pub(super) async fn put_blocks(
@@ -82,6 +85,7 @@ impl Frames {
         match self.frame().await? {
             Frame::Tile(head) => {
                 let held = self.reserved.room(head.bytes as usize).await;
+                let held = (held, self.lease.under_way(head.bytes as usize));
                 let read = self.lease.stream().tile(head, self.memory.as_deref(), &self.buffers).await;
                 let mut tile = read.map_err(|fault| fault.of_request())?;
                 tile.data = tile.data.holding(held);
@@ -141,12 +145,27 @@ pub(super) async fn get_blocks(
 async fn send(mut lease: Lease, mut answers: BoxStream<Option<TileMessage>>) -> Result<(), Error> {
     while let Some(answer) = answers.next().await {
         let sent = match answer? {
-            Some(tile) => lease.stream().send_tile(&tile).await,
+            Some(tile) => {
+                let _counted = lease.under_way(tile.data.len());
+                lease.stream().send_tile(&tile).await
+            }
             None => lease.stream().send(Frame::Missing, &[]).await,
         };
-        sent.map_err(|fault| fault.of_request())?;
+        sent.map_err(|fault| why(fault, &mut answers))?;
     }
     lease.stream().send(Frame::End, &[]).await.map_err(|fault| fault.of_request())?;
     lease.finish();
     Ok(())
+}
+
+/// Why a call goes no further whose reader takes nothing: for the reason that the shard has, which waits behind what it has ready.
+fn why(fault: Fault, answers: &mut BoxStream<Option<TileMessage>>) -> Error {
+    for _ in 0..UNSENT_MAX {
+        match answers.next().now_or_never() {
+            Some(Some(Ok(_))) => {}
+            Some(Some(Err(error))) => return error,
+            Some(None) | None => break,
+        }
+    }
+    fault.of_request()
 }

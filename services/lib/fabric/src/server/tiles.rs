@@ -198,7 +198,8 @@ async fn charged(
     let tile = match message? {
         TileRequest::Tile(tile) => tile,
         TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Tile(tile)) }) => {
-            shm::receive(link.as_ref(), tile).map_err(|fault| Error::from(fault.within("tile")))?
+            let tile = shm::receive(link.as_ref(), tile);
+            tiles::whole(tile.map_err(|fault| Error::from(fault.within("tile")))?)?
         }
         TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Start(_)) }) => {
             return Err(pump::start_repeated().into());

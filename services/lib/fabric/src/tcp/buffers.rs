@@ -2,8 +2,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use longshore_proto::types::{TileMemory, TileRoom};
-
 /// Bytes that are kept for later.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 
@@ -20,15 +18,16 @@ struct Free {
     bytes: usize,
 }
 
-/// One of them, for a body.
-struct Buffer {
+/// One of them, for a body: as long as what came of that.
+pub(super) struct Buffer {
     bytes: Vec<u8>,
     home: Weak<Mutex<Free>>,
 }
 
 impl Buffers {
-    /// Room for `bytes`.
-    pub(crate) fn take(&self, bytes: usize) -> Box<dyn TileRoom> {
+    /// Room for `bytes`, none of which is there yet. What is not used again is asked of the system only, which gives it page by page as
+    /// it is written: that somebody says how long a body is costs nothing.
+    pub(super) fn take(&self, bytes: usize) -> Buffer {
         let kept = {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
             // Tiles of a deployment are of one size; what is of another one goes away by and by.
@@ -37,14 +36,16 @@ impl Buffers {
             kept.filter(|kept| kept.capacity() >= bytes && kept.capacity() / 2 <= bytes)
         };
         let mut buffer = kept.unwrap_or_default();
-        buffer.resize(bytes, 0);
-        Box::new(Buffer { bytes: buffer, home: Arc::downgrade(&self.free) })
+        buffer.clear();
+        buffer.reserve_exact(bytes);
+        Buffer { bytes: buffer, home: Arc::downgrade(&self.free) }
     }
 }
 
-impl TileMemory for Buffers {
-    fn room(&self, bytes: usize) -> Option<Box<dyn TileRoom>> {
-        Some(self.take(bytes))
+impl Buffer {
+    /// What came; there is room for what was asked for.
+    pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
     }
 }
 
@@ -85,18 +86,25 @@ mod tests {
     fn buffers_come_back_and_are_bounded() {
         let buffers = Buffers::default();
         let mut first = buffers.take(1 << 20);
-        (*first).as_mut().fill(7);
-        let place = (*first).as_ref().as_ptr();
+        first.bytes().resize(1 << 20, 7);
+        let place = first.as_ref().as_ptr();
         drop(first);
-        let again = buffers.take(1 << 20);
-        assert_eq!(((*again).as_ref().as_ptr(), (*again).as_ref().len()), (place, 1 << 20));
+        let mut again = buffers.take(1 << 20);
+        assert_eq!(
+            (again.as_ref().as_ptr(), again.as_ref().len()),
+            (place, 0),
+            "the same memory, nothing in it"
+        );
+        again.bytes().resize(1 << 20, 8);
+        assert_eq!(again.as_ref().as_ptr(), place, "there was room for all of it");
         let many: Vec<_> = (0..40).map(|_| buffers.take(1 << 20)).collect();
         drop((again, many));
         assert_eq!(kept(&buffers), (32, 32 << 20));
-        assert_eq!((*buffers.take(10)).as_ref().len(), 10, "a small body does not keep a large buffer");
+        assert!(buffers.take(10).bytes().capacity() < 1 << 20, "a small body does not keep a large buffer");
         assert_eq!(kept(&buffers).0, 32, "the one of 10 bytes took the place of a large one");
-        let outliving = buffers.take(100);
+        let mut outliving = buffers.take(100);
         drop(buffers);
-        assert_eq!((*outliving).as_ref().len(), 100);
+        outliving.bytes().resize(100, 1);
+        assert_eq!(outliving.as_ref(), [1; 100]);
     }
 }

@@ -17,7 +17,7 @@ use rustix::{
 };
 use tokio::{net::TcpStream, time::Instant};
 
-use super::{TcpPatience, TileStream, Token, hello};
+use super::{TcpPatience, TileStream, TileTraffic, Token, hello, stream::CONNECTION, traffic};
 use crate::{Code, Error};
 
 /// How long a token may wait for its connection.
@@ -33,6 +33,7 @@ pub(crate) struct Door {
     connections_max: usize,
     body_bytes_max: usize,
     patience: TcpPatience,
+    traffic: TileTraffic,
     /// Where it listens; 0 while it does not.
     port: AtomicU16,
     known: Mutex<Known>,
@@ -48,6 +49,8 @@ struct Known {
 struct Entry {
     token: Token,
     state: State,
+    /// Once it is open.
+    open: Option<traffic::Counted>,
     _counted: Counted,
 }
 
@@ -78,9 +81,14 @@ impl Drop for Counted {
 
 impl Door {
     /// Closed until [`Self::open`]. Bodies beyond `body_bytes_max` are refused.
-    pub(crate) fn new(connections_max: usize, body_bytes_max: usize, patience: TcpPatience) -> Self {
+    pub(crate) fn new(
+        connections_max: usize,
+        body_bytes_max: usize,
+        patience: TcpPatience,
+        traffic: TileTraffic,
+    ) -> Self {
         let (port, known) = (AtomicU16::new(0), Mutex::default());
-        Self { connections_max, body_bytes_max, patience, port, known }
+        Self { connections_max, body_bytes_max, patience, traffic, port, known }
     }
 
     /// Offers connections at `port` from now on.
@@ -133,7 +141,7 @@ impl Door {
         known.last_id += 1;
         let id = known.last_id;
         let state = State::Offered { until: now + OFFER_LIFE };
-        known.entries.insert(id, Entry { token, state, _counted: counted });
+        known.entries.insert(id, Entry { token, state, open: None, _counted: counted });
         let token = bytes::Bytes::copy_from_slice(token.as_bytes());
         Ok(v1::OpenTileConnectionResponse { port: u32::from(port), id, token })
     }
@@ -147,6 +155,7 @@ impl Door {
             return false;
         }
         entry.state = State::Idle { socket, since: now, lease: 0 };
+        entry.open = Some(self.traffic.opened());
         true
     }
 
@@ -154,7 +163,7 @@ impl Door {
     pub(crate) fn lease(self: &Arc<Self>, wanted: &v1::TileConnection) -> Result<Lease, Error> {
         let refuse = |problem: &str| {
             let text = format!("`connection` {problem}; hint: open another one, or send tiles over gRPC");
-            Err(Error::new(Code::Unavailable, text).with_field("connection"))
+            Err(Error::new(Code::Unavailable, text).with_field(CONNECTION))
         };
         let Some(token) = Token::from_slice(&wanted.token) else {
             let problem = format!("has {} bytes, must have {}", wanted.token.len(), Token::BYTES);
@@ -242,6 +251,11 @@ impl Lease {
     /// Its frames.
     pub(crate) fn stream(&mut self) -> &mut TileStream {
         self.stream.as_mut().expect("it is there until the lease is dropped")
+    }
+
+    /// Counts bytes of a tile on the connection until what this gives is dropped.
+    pub(crate) fn under_way(&self, bytes: usize) -> traffic::Counted {
+        self.door.traffic.under_way(bytes)
     }
 
     /// How long its frames may take.

@@ -1,19 +1,20 @@
 //! One tile connection while a call has it: frames in and out. Nothing here holds a thread: whoever has the stream waits as a task.
 
-use std::{io, io::IoSlice, time::Duration};
+use std::{io, io::IoSlice};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use longshore_blocks::crc32c_append;
 use longshore_proto::types::{TileData, TileMemory, TileMessage};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{Duration, timeout},
 };
 
 use super::{
     Buffers, TcpPatience,
     frame::{Frame, HEAD_BYTES, TileHead},
+    pace::Pace,
 };
 use crate::{Code, Error};
 
@@ -21,6 +22,9 @@ use crate::{Code, Error};
 const STEP_BYTES: usize = 64 << 10;
 /// Bytes of a body after which the thread is given back, and within which a peer must make progress.
 const TURN_BYTES: usize = 256 << 10;
+
+/// Field of errors that say of a tile connection that it failed. In those that refuse to begin a call it has its place in the request.
+pub(super) const CONNECTION: &str = "connection";
 
 /// Why a tile connection is of no use any more.
 #[derive(Debug)]
@@ -31,8 +35,12 @@ pub(crate) enum Fault {
     Nonsense { field: &'static str, problem: String },
     /// Nothing moved for that long.
     Late(Duration),
+    /// A frame was not whole after so long, although it went on.
+    Slow(Duration),
     /// An own tile is longer than the peer takes.
     TooLong { bytes: usize, limit: usize },
+    /// What was to be sent is no whole tile.
+    Part,
 }
 
 impl Fault {
@@ -67,9 +75,18 @@ impl Fault {
             Self::Late(patience) => {
                 format!("nothing moved on the tile connection for {} ms", patience.as_millis())
             }
+            Self::Slow(whole) => {
+                format!("a frame on the tile connection was not whole after {} ms", whole.as_millis())
+            }
+            Self::Part => return crate::tiles::part_refused(),
             Self::Nonsense { field, problem } => format!("`{field}` {problem}"),
         };
-        Error::new(Code::Unavailable, text)
+        Error::new(Code::Unavailable, text).with_field(CONNECTION)
+    }
+
+    /// Whether the connection is at fault, and not what was to be sent over it.
+    pub(crate) fn is_of_connection(&self) -> bool {
+        !matches!(self, Self::TooLong { .. } | Self::Part)
     }
 }
 
@@ -88,6 +105,8 @@ pub(crate) struct TileStream {
     received: u32,
     /// The head that is coming, of which there are so many bytes.
     head: ([u8; HEAD_BYTES], usize),
+    /// How long the rest of it may take.
+    head_pace: Option<Pace>,
     body_bytes_max: usize,
     patience: TcpPatience,
 }
@@ -96,7 +115,7 @@ impl TileStream {
     /// For the call `lease`.
     pub(crate) fn new(socket: TcpStream, lease: u64, body_bytes_max: usize, patience: TcpPatience) -> Self {
         let head = ([0; HEAD_BYTES], 0);
-        Self { socket, lease, sent: 0, received: 0, head, body_bytes_max, patience }
+        Self { socket, lease, sent: 0, received: 0, head, head_pace: None, body_bytes_max, patience }
     }
 
     /// The connection, when the call is over.
@@ -111,19 +130,28 @@ impl TileStream {
             let (head, have) = &mut self.head;
             if *have == HEAD_BYTES {
                 *have = 0;
+                self.head_pace = None;
                 let frame = Frame::decode(head, (self.lease, self.received), self.body_bytes_max)?;
                 self.received = self.received.wrapping_add(1);
                 return Ok(frame);
             }
-            let read = self.socket.read(&mut head[*have..]);
-            let count = match limit.or((*have > 0).then_some(self.patience.read)) {
-                Some(patience) => timeout(patience, read).await.map_err(|_| Fault::Late(patience))??,
+            let (pace, read) = (self.head_pace, self.socket.read(&mut head[*have..]));
+            let read = async {
+                match pace {
+                    Some(pace) => pace.step(read).await,
+                    None => Ok(read.await?),
+                }
+            };
+            let count = match limit {
+                Some(limit) => timeout(limit, read).await.map_err(|_| Fault::Late(limit))??,
                 None => read.await?,
             };
             if count == 0 {
                 return Err(Fault::Broken(io::ErrorKind::UnexpectedEof.into()));
             }
             *have += count;
+            // All of a head comes within the patience: a byte now and then is no progress.
+            self.head_pace.get_or_insert_with(|| Pace::new(self.patience.read, self.patience.read));
         }
     }
 
@@ -137,29 +165,41 @@ impl TileStream {
         let bytes = head.bytes as usize;
         let room = memory.and_then(|memory| memory.room(bytes));
         // Memory of another length than was asked for is of no use.
-        let room = room.filter(|room| (**room).as_ref().len() == bytes);
-        let mut room = room.unwrap_or_else(|| buffers.take(bytes));
-        let crc32c = self.body((*room).as_mut()).await?;
-        let data = TileData::from_landed(room, crc32c);
+        let data = match room.filter(|room| (**room).as_ref().len() == bytes) {
+            Some(mut room) => {
+                let crc32c = self.body(bytes, Landing::Room((*room).as_mut())).await?;
+                TileData::from_landed(room, crc32c)
+            }
+            None => {
+                let mut buffer = buffers.take(bytes);
+                let crc32c = self.body(bytes, Landing::Growing(buffer.bytes())).await?;
+                TileData::from_landed(Box::new(buffer), crc32c)
+            }
+        };
         Ok(TileMessage { key: head.key, layer: head.layer, data, crc32c: head.crc32c, place: head.place })
     }
 
-    /// Fills `into` from the socket; the CRC-32C of what was written.
-    async fn body(&mut self, into: &mut [u8]) -> Result<u32, Fault> {
-        let patience = self.patience.read;
-        let mut crc32c = 0;
-        for (turn, part) in into.chunks_mut(TURN_BYTES).enumerate() {
-            if turn > 0 {
+    /// Reads `bytes` from the socket; the CRC-32C of what was written where they landed.
+    async fn body(&mut self, bytes: usize, mut landing: Landing<'_>) -> Result<u32, Fault> {
+        let pace = Pace::of_body(self.patience.read, bytes, &self.patience);
+        let (mut crc32c, mut left) = (0, bytes);
+        while left > 0 {
+            if left < bytes {
                 tokio::task::yield_now().await;
             }
-            let filled = timeout(patience, fill(&mut self.socket, part, crc32c)).await;
-            crc32c = filled.map_err(|_| Fault::Late(patience))??;
+            let turn = left.min(TURN_BYTES);
+            crc32c = pace.step(landing.fill(&mut self.socket, turn, crc32c)).await?;
+            left -= turn;
         }
         Ok(crc32c)
     }
 
     /// Sends a tile.
     pub(crate) async fn send_tile(&mut self, tile: &TileMessage) -> Result<(), Fault> {
+        // A frame has no place for what proves a part.
+        if tile.data.heads().is_some() {
+            return Err(Fault::Part);
+        }
         let head = TileHead::of(tile).filter(|head| head.bytes as usize <= self.body_bytes_max);
         let too_long = Fault::TooLong { bytes: tile.data.len(), limit: self.body_bytes_max };
         let head = head.ok_or(too_long)?;
@@ -174,10 +214,10 @@ impl TileStream {
         slices.push(IoSlice::new(&head));
         slices.extend(body.iter().map(|piece| IoSlice::new(piece)));
         let mut left = &mut slices[..];
-        let patience = self.patience.write;
+        let bytes = body.iter().map(Bytes::len).sum();
+        let pace = Pace::of_body(self.patience.write, bytes, &self.patience);
         while !left.is_empty() {
-            let written = timeout(patience, self.socket.write_vectored(left)).await;
-            let count = written.map_err(|_| Fault::Late(patience))??;
+            let count = pace.step(self.socket.write_vectored(left)).await?;
             if count == 0 {
                 return Err(Fault::Broken(io::ErrorKind::WriteZero.into()));
             }
@@ -191,16 +231,43 @@ impl TileStream {
     }
 }
 
-async fn fill(socket: &mut TcpStream, into: &mut [u8], mut crc32c: u32) -> io::Result<u32> {
-    let mut at = 0;
-    while at < into.len() {
-        let end = into.len().min(at + STEP_BYTES);
-        let count = socket.read(&mut into[at..end]).await?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+/// Where a body goes as it comes.
+enum Landing<'a> {
+    /// What is left of memory that somebody gave.
+    Room(&'a mut [u8]),
+    /// Memory of the lane's own, with room for all of it.
+    Growing(&'a mut Vec<u8>),
+}
+
+impl Landing<'_> {
+    /// The next `bytes` of the body; the CRC-32C of all until then.
+    async fn fill(&mut self, socket: &mut TcpStream, bytes: usize, mut crc32c: u32) -> io::Result<u32> {
+        let mut left = bytes;
+        while left > 0 {
+            let came = self.read(socket, left.min(STEP_BYTES)).await?;
+            if came.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            crc32c = crc32c_append(crc32c, came);
+            left -= came.len();
         }
-        crc32c = crc32c_append(crc32c, &into[at..at + count]);
-        at += count;
+        Ok(crc32c)
     }
-    Ok(crc32c)
+
+    /// What comes next, of `bytes` at most.
+    async fn read(&mut self, socket: &mut TcpStream, bytes: usize) -> io::Result<&[u8]> {
+        match self {
+            Self::Room(room) => {
+                let count = socket.read(&mut room[..bytes]).await?;
+                let (came, rest) = std::mem::take(room).split_at_mut(count);
+                *room = rest;
+                Ok(came)
+            }
+            Self::Growing(buffer) => {
+                let before = buffer.len();
+                socket.read_buf(&mut (&mut **buffer).limit(bytes)).await?;
+                Ok(&buffer[before..])
+            }
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt;
 use longshore_blocks::{BlockKey, crc32c};
 use longshore_proto::{types::TileMessage, v1};
 use tokio::{
@@ -16,7 +17,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Buffers, Door, Fault, Frame, TcpPatience, TileStream, Token, hello};
+use super::{
+    Buffers, Door, Fault, Frame, TcpPatience, TileStream, TileTraffic, Token, frame::TileHead, hello,
+};
 use crate::Code;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -27,7 +30,7 @@ fn patience() -> TcpPatience {
 }
 
 fn door(connections_max: usize) -> Arc<Door> {
-    let door = Arc::new(Door::new(connections_max, BODY_BYTES_MAX, patience()));
+    let door = Arc::new(Door::new(connections_max, BODY_BYTES_MAX, patience(), TileTraffic::default()));
     door.open(1);
     door
 }
@@ -128,13 +131,30 @@ async fn offers_and_connections_are_bounded_and_grow_old() {
     assert_eq!((door.count(), peer.load(Ordering::SeqCst)), (0, 0));
     let mut client = client;
     assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0, "an idle connection is closed");
-    let many = Arc::new(Door::new(1000, BODY_BYTES_MAX, patience()));
+    let many = Arc::new(Door::new(1000, BODY_BYTES_MAX, patience(), TileTraffic::default()));
     assert_eq!(many.offer(&peer, now).unwrap_err().code, Code::Unimplemented, "it does not listen yet");
     many.open(1);
     let offered = (0..100).filter(|_| many.offer(&peer, now).is_ok()).count();
     assert_eq!(offered, 64, "one peer has so many at most");
     many.close();
     assert_eq!((many.count(), peer.load(Ordering::SeqCst)), (0, 0));
+}
+
+#[tokio::test]
+async fn open_connections_are_counted_and_offers_are_not() {
+    let (traffic, now) = (TileTraffic::default(), Instant::now());
+    let door = Arc::new(Door::new(9, BODY_BYTES_MAX, patience(), traffic.clone()));
+    door.open(1);
+    door.offer(&Arc::default(), now).unwrap();
+    assert_eq!(traffic.connections(), 0);
+    let (_first, wanted) = opened(&door, now).await;
+    let (_second, _) = opened(&door, now).await;
+    let lease = door.lease(&wanted).unwrap();
+    assert_eq!(traffic.connections(), 2);
+    drop(lease);
+    assert_eq!(traffic.connections(), 1, "a call that did not end well closed it");
+    door.close();
+    assert_eq!(traffic.connections(), 0);
 }
 
 #[tokio::test]
@@ -211,12 +231,14 @@ async fn silence_is_told_and_waiting_for_a_first_byte_is_not_silence() {
     let mut receiver = stream(b);
     let long = patience().read * 4;
     assert!(tokio::time::timeout(long, receiver.next(None)).await.is_err(), "it may wait for a frame");
-    let head = Frame::Tile(super::frame::TileHead::of(&tile(1000)).unwrap()).encode(1, 0);
+    let head = Frame::Tile(TileHead::of(&tile(1000)).unwrap()).encode(1, 0);
     a.write_all(&head[..50]).await.unwrap();
     let late = receiver.next(None).await.unwrap_err();
-    assert!(matches!(late, Fault::Late(_)), "half a head: {late:?}");
-    a.write_all(&head[50..]).await.unwrap();
-    let Frame::Tile(head) = receiver.next(None).await.unwrap() else { panic!("nothing was lost") };
+    assert!(matches!(late, Fault::Slow(_)), "half a head: {late:?}");
+    let (mut a, b) = pair().await;
+    let mut receiver = stream(b);
+    a.write_all(&head).await.unwrap();
+    let Frame::Tile(head) = receiver.next(None).await.unwrap() else { panic!("a tile") };
     a.write_all(&[1; 999]).await.unwrap();
     let late = receiver.tile(head, None, &Buffers::default()).await.unwrap_err();
     assert_eq!(late.of_request().code, Code::Unavailable);
@@ -242,4 +264,95 @@ async fn a_peer_that_does_not_read_or_goes_away_is_told() {
     drop(a);
     let gone = stream(b).next(None).await.unwrap_err();
     assert!(matches!(gone, Fault::Broken(_)), "{gone:?}");
+}
+
+/// Nothing is given for the length of a frame.
+fn strict() -> TcpPatience {
+    let short = Duration::from_millis(200);
+    TcpPatience { read: short, write: short, bytes_per_second_min: u64::MAX, ..TcpPatience::default() }
+}
+
+fn resident_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[tokio::test]
+async fn a_head_without_its_body_takes_no_memory() {
+    const BYTES: usize = 16 << 20;
+    let head = TileHead { key: BlockKey([3; 16]), layer: 0, crc32c: 0, bytes: BYTES as u32, place: None };
+    let buffers = Buffers::default();
+    let mut waiting = Vec::new();
+    for _ in 0..24 {
+        let (client, server) = pair().await;
+        let mut receiver = TileStream::new(server, 1, BYTES, TcpPatience::default());
+        let buffers = buffers.clone();
+        waiting.push((client, Box::pin(async move { receiver.tile(head, None, &buffers).await })));
+    }
+    let before = resident_bytes();
+    for (client, reading) in &mut waiting {
+        client.write_all(&[1; 5000]).await.unwrap();
+        assert!(reading.now_or_never().is_none());
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 2 * BYTES, "{grown} bytes for 24 heads that say 16 MiB each");
+}
+
+#[tokio::test]
+async fn a_head_that_drips_in_is_not_waited_for() {
+    let (mut a, b) = pair().await;
+    let mut receiver = TileStream::new(b, 1, BODY_BYTES_MAX, strict());
+    let head = Frame::Missing.encode(1, 0);
+    let dripping = async {
+        for byte in head.chunks(1) {
+            a.write_all(byte).await.unwrap();
+            tokio::time::sleep(strict().read / 2).await;
+        }
+    };
+    let fault = tokio::select! {
+        read = receiver.next(None) => read.unwrap_err(),
+        () = dripping => panic!("all of it was waited for"),
+    };
+    assert!(matches!(fault, Fault::Slow(_)), "{fault:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_drips_in_is_not_waited_for() {
+    let (mut a, b) = pair().await;
+    let mut receiver = TileStream::new(b, 1, BODY_BYTES_MAX, strict());
+    let head = TileHead::of(&tile(BODY_BYTES_MAX)).unwrap();
+    // As much at a time as what has to come within the pause.
+    let dripping = async {
+        for part in vec![7; BODY_BYTES_MAX].chunks(256 << 10) {
+            a.write_all(part).await.unwrap();
+            tokio::time::sleep(strict().read / 2).await;
+        }
+    };
+    let buffers = Buffers::default();
+    let fault = tokio::select! {
+        read = receiver.tile(head, None, &buffers) => read.unwrap_err(),
+        () = dripping => panic!("all of it was waited for"),
+    };
+    assert!(matches!(fault, Fault::Slow(_) | Fault::Late(_)), "{fault:?}");
+    assert_eq!(fault.of_request().field.as_deref(), Some("connection"));
+}
+
+#[tokio::test]
+async fn a_reader_that_sips_does_not_keep_a_body() {
+    const BYTES: usize = 64 << 20;
+    let (a, mut b) = pair().await;
+    let mut sender = TileStream::new(a, 1, BYTES, strict());
+    let body = TileMessage { data: vec![7; BYTES].into(), ..tile(0) };
+    // More than all buffers of the kernel hold is left after some of these.
+    let sipping = async {
+        let mut sip = vec![0; 4 << 20];
+        while b.read_exact(&mut sip).await.is_ok() {
+            tokio::time::sleep(strict().write / 2).await;
+        }
+    };
+    let fault = tokio::select! {
+        sent = sender.send_tile(&body) => sent.unwrap_err(),
+        () = sipping => panic!("it was sent"),
+    };
+    assert!(matches!(fault, Fault::Slow(_) | Fault::Late(_)), "{fault:?}");
 }

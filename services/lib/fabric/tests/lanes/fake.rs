@@ -26,6 +26,8 @@ pub(crate) const STUCK: BlockKey = BlockKey([0xff; 16]);
 pub(crate) const FAULTY: BlockKey = BlockKey([0xfe; 16]);
 /// A lookup that asks for this key panics.
 pub(crate) const PANICS: BlockKey = BlockKey([0xfd; 16]);
+/// The shard ends a store stream that brings this key, and a read stream that asks for it after many tiles, as [`ended`] says.
+pub(crate) const ENDED: BlockKey = BlockKey([0xfc; 16]);
 /// A query over this view is answered with a wrong shape.
 pub(crate) const MISSHAPEN_VIEW: u64 = 666;
 /// Tokens of a prompt that the router accepts.
@@ -58,6 +60,12 @@ pub(crate) fn queries(view_id: u64, rows: u64) -> AttendItem {
     AttendItem { view_id, first_position: 64, queries, scale: 0.5, sparse: None }
 }
 
+/// Why the shard ends what has to do with [`ENDED`].
+pub(crate) fn ended() -> Error {
+    let error = Error::new(Code::Unavailable, "the shard ends this stream; hint: open it again");
+    error.with_field("keys").with_retry_after(Duration::from_millis(250))
+}
+
 /// A fake that test and lane share.
 #[derive(Debug)]
 pub(crate) struct Served<T>(pub(crate) Arc<T>);
@@ -75,8 +83,10 @@ pub(crate) struct FakeShard {
     pub(crate) blocks: Mutex<HashMap<BlockKey, Vec<TileMessage>>>,
     pub(crate) views: Mutex<HashMap<u64, Vec<(u64, BlockKey)>>>,
     pub(crate) next_view: AtomicU64,
-    /// The context of the last lookup.
+    /// The context of the last lookup, store or read stream.
     pub(crate) seen: Mutex<Option<CallContext>>,
+    /// Store streams are refused for this reason.
+    pub(crate) refusal: Mutex<Option<Error>>,
     /// A stuck call noticed that its caller went away.
     pub(crate) gone: Notify,
     tasks: tokio_util::task::TaskTracker,
@@ -98,11 +108,14 @@ impl FakeShard {
     }
 
     /// Verifies, as a shard must: lanes do not.
-    fn store(&self, tile: TileMessage) -> Option<PutAck> {
+    fn store(&self, tile: TileMessage) -> Option<Result<PutAck, Error>> {
+        if tile.key == ENDED {
+            return Some(Err(ended()));
+        }
         if !tile.data.matches(tile.crc32c) {
             self.blocks.lock().unwrap().remove(&tile.key);
             let message = format!("layer {} does not match its checksum", tile.layer);
-            return Some(PutAck { key: tile.key, outcome: PutOutcome::Corrupt, message });
+            return Some(Ok(PutAck { key: tile.key, outcome: PutOutcome::Corrupt, message }));
         }
         // A copy of its own, as a shard makes one: memory that is lent goes back.
         let tile = TileMessage { data: bytes::Bytes::from(tile.data.clone()).into(), ..tile };
@@ -111,7 +124,7 @@ impl FakeShard {
         let key = tile.key;
         tiles.push(tile);
         let done = tiles.len() == LAYERS as usize;
-        done.then(|| PutAck { key, outcome: PutOutcome::Stored, message: String::new() })
+        done.then(|| Ok(PutAck { key, outcome: PutOutcome::Stored, message: String::new() }))
     }
 
     fn attend_to(&self, query: AttendQuery) -> AttendAnswer {
@@ -171,9 +184,11 @@ impl Shard for Served<FakeShard> {
         tiles: mpsc::Receiver<TileMessage>,
     ) -> Result<BoxStream<PutAck>, Error> {
         *self.seen.lock().unwrap() = Some(ctx.clone());
+        if let Some(refusal) = self.refusal.lock().unwrap().clone() {
+            return Err(refusal);
+        }
         let this = Arc::clone(&self.0);
-        let acks =
-            ReceiverStream::new(tiles).filter_map(move |tile| std::future::ready(this.store(tile).map(Ok)));
+        let acks = ReceiverStream::new(tiles).filter_map(move |tile| std::future::ready(this.store(tile)));
         Ok(Box::pin(acks))
     }
 
@@ -182,6 +197,11 @@ impl Shard for Served<FakeShard> {
         ctx: &CallContext,
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
+        *self.seen.lock().unwrap() = Some(ctx.clone());
+        if get.keys == [ENDED] {
+            let tiles = (0..40).map(|_| Ok(Some(tile(ENDED, 0, 1 << 20))));
+            return Ok(Box::pin(futures::stream::iter(tiles.chain([Err(ended())]))));
+        }
         if get.keys == [STUCK] {
             let first = futures::stream::iter([Ok(None)]);
             return Ok(Box::pin(first.chain(futures::stream::once(self.0.stuck(ctx)))));

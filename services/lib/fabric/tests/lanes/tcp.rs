@@ -11,7 +11,7 @@ use longshore_proto::types::*;
 use tokio::sync::mpsc;
 
 use super::{
-    fake::{FakeRouter, LAYERS, identity, shape},
+    fake::{ENDED, FakeRouter, HEADS, LAYERS, ended, identity, shape, tile},
     forward::Forward,
     house::{House, Lane, plain},
     tiles::{block, get, put},
@@ -121,6 +121,61 @@ async fn an_idle_connection_that_was_cut_is_noticed() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(put(&*shard, block(2, 100_000)).await, [(2, PutOutcome::Stored)]);
     assert_eq!(seen(&house), Seen::Grpc);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_shard_says_is_told_as_it_is_and_does_not_end_the_lane() {
+    let (house, grpc, _tiles) = elsewhere().await;
+    let shard = connector().shard(&format!("http://{}", grpc.address)).unwrap();
+    for round in 1..=3 {
+        let (sender, received) = mpsc::channel(1);
+        let mut acks =
+            shard.put_blocks(&CallContext::new("ended"), identity(), shape(), received).await.unwrap();
+        // Many are under way when the shard ends the call and its connection with it.
+        let feeding = async move {
+            for number in 0..200 {
+                let key = if number == 3 { ENDED } else { BlockKey([7; 16]) };
+                if sender.send(tile(key, 0, 1 << 20)).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let ending = async move {
+            loop {
+                match acks.next().await.expect("an error before the end") {
+                    Ok(_) => {}
+                    Err(error) => return error,
+                }
+            }
+        };
+        assert_eq!(tokio::join!(ending, feeding).0, ended(), "round {round}");
+        assert_eq!(seen(&house), Seen::Tcp, "round {round}");
+        house.shard.blocks.lock().unwrap().clear();
+    }
+    // The same for calls that do not begin.
+    *house.shard.refusal.lock().unwrap() = Some(ended());
+    let (_sender, received) = mpsc::channel(1);
+    let refused = shard.put_blocks(&CallContext::new("refused"), identity(), shape(), received).await;
+    assert_eq!(refused.err(), Some(ended()));
+    *house.shard.refusal.lock().unwrap() = None;
+    assert_eq!(put(&*shard, block(1, 100_000)).await, [(1, PutOutcome::Stored)]);
+    assert_eq!(seen(&house), Seen::Tcp);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_tiles_are_read_over_grpc_beside_it() {
+    let (house, grpc, tiles) = elsewhere().await;
+    let shard = connector().shard(&format!("http://{}", grpc.address)).unwrap();
+    put(&*shard, block(1, 400)).await;
+    assert_eq!(seen(&house), Seen::Tcp);
+    let get_one =
+        GetBlocks { identity: identity(), keys: vec![BlockKey([1; 16])], first_layer: 0, layers: None };
+    let parts = shard.get_heads(&CallContext::new("parts"), get_one, 1..3).await.unwrap();
+    let parts: Vec<_> = parts.map(|part| part.unwrap().unwrap()).collect().await;
+    assert!(parts.iter().all(|part| part.copy_heads(1..3, HEADS, 100).is_ok()) && parts.len() == 2);
+    assert_eq!(seen(&house), Seen::Grpc);
+    get(&*shard, &[1]).await;
+    assert_eq!((seen(&house), tiles.connections.load(Ordering::SeqCst)), (Seen::Tcp, 1));
 }
 
 /// More rounds than one peer may have connections.

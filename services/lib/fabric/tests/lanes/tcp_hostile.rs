@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{
-    fake::{FakeRouter, LAYERS, identity, tile},
+    fake::{ENDED, FakeRouter, LAYERS, ended, identity, tile},
     house::{House, Lane},
     raw::{self, MISSING, TILE, end, frame, head},
     tiles::{block, get, put},
@@ -20,7 +20,13 @@ use super::{
 const SHORT: Duration = Duration::from_millis(300);
 
 async fn impatient() -> House {
-    let tcp_patience = TcpPatience { read: SHORT, write: SHORT, hello: SHORT, ..TcpPatience::default() };
+    let tcp_patience = TcpPatience {
+        read: SHORT,
+        write: SHORT,
+        hello: SHORT,
+        bytes_per_second_min: u64::MAX,
+        ..TcpPatience::default()
+    };
     let options = ServerOptions { tcp_patience, ..ServerOptions::default() };
     House::with(Lane::Tcp, FakeRouter::default(), options).await
 }
@@ -165,7 +171,7 @@ async fn frames_that_make_no_sense_end_their_call_by_name() {
     }
     // A body that is shorter: its connection ends inside it.
     let (acks, status) = raw::put_bytes(&mut client, &good(0)[..200]).await;
-    refused(&status.unwrap(), Code::Unavailable, None);
+    refused(&status.unwrap(), Code::Unavailable, Some("connection"));
     assert!(acks.is_empty());
     unharmed(&house).await;
 }
@@ -208,7 +214,7 @@ async fn who_stops_sending_loses_the_call_and_everything_is_freed() {
         let (_sender, mut acks) = raw::put(&mut client, connection).await.unwrap();
         socket.write_all(&body[..part]).await.unwrap();
         let status = acks.next().await.unwrap().unwrap_err();
-        refused(&status, Code::Unavailable, None);
+        refused(&status, Code::Unavailable, Some("connection"));
         assert!(status.message().contains("300 ms"), "{status:?}");
         assert!(raw::is_closed(&mut socket).await, "after {part} bytes");
     }
@@ -216,7 +222,7 @@ async fn who_stops_sending_loses_the_call_and_everything_is_freed() {
     let (_socket, connection) = raw::open(&mut client).await;
     let (sender, mut acks) = raw::put(&mut client, connection).await.unwrap();
     drop(sender);
-    refused(&acks.next().await.unwrap().unwrap_err(), Code::Unavailable, None);
+    refused(&acks.next().await.unwrap().unwrap_err(), Code::Unavailable, Some("connection"));
     // Waiting between frames is no fault.
     let (mut socket, connection) = raw::open(&mut client).await;
     let (_sender, mut acks) = raw::put(&mut client, connection).await.unwrap();
@@ -249,9 +255,78 @@ async fn who_reads_nothing_loses_the_call() {
     };
     let mut answers = client.get_blocks(get_all).await.unwrap().into_inner();
     let status = answers.next().await.unwrap().unwrap_err();
-    refused(&status, Code::Unavailable, None);
+    refused(&status, Code::Unavailable, Some("connection"));
     assert!(raw::is_closed(&mut socket).await);
     unharmed(&house).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_drips_loses_the_call() {
+    let house = impatient().await;
+    let mut client = raw::client(&house).await;
+    let body = frame(0, &tile(BlockKey([1; 16]), 0, 2 << 20));
+    // A head byte by byte; a body in parts that come in time, each of them.
+    for (whole, step) in [(&body[..96], 1), (&body[..], 256 << 10)] {
+        let (mut socket, connection) = raw::open(&mut client).await;
+        let (_sender, mut acks) = raw::put(&mut client, connection).await.unwrap();
+        let dripping = async {
+            for part in whole.chunks(step) {
+                if socket.write_all(part).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(SHORT / 2).await;
+            }
+            std::future::pending::<()>().await
+        };
+        let status = tokio::select! {
+            ended = acks.next() => ended.unwrap().unwrap_err(),
+            () = dripping => unreachable!("it never ends"),
+        };
+        refused(&status, Code::Unavailable, Some("connection"));
+        // Else it would have ended after the last part, for want of another one.
+        assert!(status.message().contains("not whole") || step > 1, "{status:?}");
+    }
+    unharmed(&house).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_nothing_is_told_why_the_shard_ended_the_stream() {
+    let house = impatient().await;
+    let mut client = raw::client(&house).await;
+    let (mut socket, connection) = raw::open(&mut client).await;
+    let get = v1::GetBlocksRequest {
+        identity: Some(identity().into()),
+        keys: ENDED.0.to_vec().into(),
+        connection: Some(connection),
+        ..Default::default()
+    };
+    let mut answers = client.get_blocks(get).await.unwrap().into_inner();
+    let status = answers.next().await.unwrap().unwrap_err();
+    assert_eq!(from_status(&status), ended());
+    assert!(raw::is_closed(&mut socket).await);
+    unharmed(&house).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_tiles_do_not_go_to_a_tile_connection() {
+    let house = impatient().await;
+    put(&*house.client(), block(1, 400)).await;
+    let mut client = raw::client(&house).await;
+    let (mut socket, connection) = raw::open(&mut client).await;
+    let get = v1::GetBlocksRequest {
+        identity: Some(identity().into()),
+        keys: vec![1; 16].into(),
+        first_head: 1,
+        heads: 2,
+        connection: Some(connection.clone()),
+        ..Default::default()
+    };
+    refused(&client.get_blocks(get).await.unwrap_err(), Code::InvalidArgument, Some("connection"));
+    // The connection is as it was: another call has it.
+    let (sender, mut acks) = raw::put(&mut client, connection).await.unwrap();
+    socket.write_all(&end(0)).await.unwrap();
+    assert!(acks.next().await.is_none());
+    drop(sender);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use longshore_blocks::BlockKey;
-use longshore_fabric::{CallContext, Connector, GrpcConnector, GrpcOptions, Shard};
+use longshore_fabric::{CallContext, Code, Connector, GrpcConnector, GrpcOptions, Shard};
 use longshore_proto::types::*;
 use tokio::sync::mpsc;
 
@@ -85,6 +85,31 @@ async fn heads_of_tiles_go_round_with_what_proves_them() {
                 }
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_tiles_are_not_stored_over_any_lane_between_processes() {
+    for lane in SHARD_LANES.into_iter().filter(|lane| *lane != Lane::Local) {
+        let house = House::new(lane).await;
+        // As long as a whole tile: nothing but what it says of itself tells that it is none.
+        let part = |mut tile: TileMessage| {
+            tile.data = tile.data.clone().of_heads(HeadPart::of(&tile.data, HEADS as usize, 0));
+            tile
+        };
+        let (sender, received) = mpsc::channel(4);
+        sender.send(block(1, 400).remove(0)).await.unwrap();
+        sender.send(part(block(1, 400).remove(1))).await.unwrap();
+        let error = match house.client().put_blocks(&context(), identity(), shape(), received).await {
+            Err(error) => error,
+            Ok(mut acks) => acks.next().await.unwrap().unwrap_err(),
+        };
+        assert_eq!(
+            (error.code, error.field.as_deref()),
+            (Code::InvalidArgument, Some("tile.heads")),
+            "{lane:?}"
+        );
+        assert_eq!(get(&*house.client(), &[1]).await.len(), 1, "{lane:?}: the block is not whole");
     }
 }
 

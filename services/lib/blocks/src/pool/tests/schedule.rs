@@ -167,7 +167,8 @@ impl Run {
             Op::Append { into, name } => {
                 let Some(&(namespace, into)) = self.views.get(*into) else { return };
                 let block = [(u64::from(*name), key(*name))];
-                if let Ok(Opened::Open(added)) = self.pool.open_view(namespace, &block, 50, now_ms) {
+                if let Ok(Opened::Open(added)) = self.pool.open_addition(namespace, into, &block, 50, now_ms)
+                {
                     let _refused_or_done = self.pool.append_view(namespace, into, added, now_ms);
                 }
             }

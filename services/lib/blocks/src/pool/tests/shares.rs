@@ -1,6 +1,7 @@
 //! One tenant that takes all it can, and what is left for another one.
 
 use super::*;
+use crate::{AdmissionFilter, AdmissionRule};
 
 const GREEDY: u8 = 1;
 const MODEST: u8 = 2;
@@ -90,6 +91,80 @@ fn views_and_streams_of_one_leave_some_for_another() {
     }
     (0..12).for_each(|_| pool.close_reader(tenant(GREEDY)));
     assert!(pool.open_reader(tenant(GREEDY)).is_ok());
+}
+
+#[test]
+fn who_has_as_many_views_as_it_may_can_append_to_them() {
+    let mut pool = shared(4);
+    for name in 1..=3 {
+        store(&mut pool, tenant(GREEDY), name, 0).unwrap();
+    }
+    let view = open(&mut pool, tenant(GREEDY), &[1], 0);
+    while pool.open_view(tenant(GREEDY), &[], 1000, 0).is_ok() {}
+    let more = |pool: &mut BlockPool<u32>, into, name| {
+        pool.open_addition(tenant(GREEDY), into, &[(u64::from(name), key(name))], 1000, 0)
+    };
+    for name in 2..=3 {
+        let Ok(Opened::Open(added)) = more(&mut pool, view, name) else { panic!("{name} is held") };
+        assert_eq!(pool.append_view(tenant(GREEDY), view, added, 0), Ok(()));
+    }
+    let stats = pool.stats();
+    assert_eq!((stats.views, stats.pinned_blocks), (12, 3));
+    assert_eq!(stats.shares[Resource::Views as usize].taken, 12);
+    // Only to what is there, and not without end.
+    assert!(matches!(more(&mut pool, ViewId(5), 2), Err(Error::NotFound { .. })));
+    assert!(matches!(more(&mut pool, view, 9), Ok(Opened::Missing(_))));
+    let begun = (0..40).filter(|_| matches!(more(&mut pool, view, 2), Ok(Opened::Open(_)))).count();
+    assert_eq!(begun, 16, "as many as there are views at most");
+    assert!(pool.open_view(tenant(MODEST), &[], 1000, 0).is_ok(), "they take nothing from others");
+    assert_eq!(pool.expire(1000), 12 + 16 + 1);
+    assert_eq!((pool.stats().pinned_blocks, pool.stats().tenants), (0, 0));
+}
+
+/// Two blocks in memory that were promised, of which the first lies below as well, where nothing is written now.
+fn copied_below() -> BlockPool<u32> {
+    let limits = PoolConfig { tenant_percent: 75, ..config(2) };
+    let disk = DiskConfig { blocks: 2, moves_max: 1, pause_ms: 1_000_000 };
+    let filter = AdmissionFilter::new(AdmissionRule::All, 8, 7);
+    let pool = BlockPool::with_policy(limits, Box::new(Lru::default())).unwrap();
+    let (mut pool, now_ms) = (pool.with_disk(disk, Box::new(Lru::default()), filter), RETENTION_MS);
+    for name in 1..=2 {
+        store(&mut pool, tenant(GREEDY), name, 0).unwrap();
+    }
+    let writer = pool.open_writer(tenant(GREEDY)).unwrap();
+    assert!(matches!(pool.admit(writer, key(3), 0, now_ms), Ok(Admission::MakeRoom)));
+    let spill = pool.next_spill().unwrap();
+    pool.finish_spill(spill, true, now_ms);
+    pool.close_writer(writer);
+    let below = pool.index[&(tenant(GREEDY), key(1))];
+    let Promote::Read(promotion) = pool.begin_promotion(below, now_ms) else { panic!("there is room") };
+    pool.finish_promotion(promotion, Some((0..LAYERS).map(page).collect()));
+    pool.pause_spills(now_ms);
+    assert_eq!((pool.stats().disk.copies, pool.stats().used_bytes), (1, 2 * BLOCK_BYTES));
+    pool
+}
+
+#[test]
+fn a_block_that_lies_below_as_well_makes_way_before_a_promise_is_broken() {
+    let (mut pool, now_ms) = (copied_below(), RETENTION_MS);
+    // The promise of the other one ends first.
+    pool.lookup(tenant(GREEDY), &[key(2)], now_ms);
+    pool.lookup(tenant(GREEDY), &[key(1)], now_ms + 10);
+    assert!(matches!(store(&mut pool, tenant(MODEST), 1, now_ms + 20), Ok(Put::Sealed(_))));
+    assert_eq!(pool.lookup(tenant(GREEDY), &[key(1), key(2)], now_ms + 20), [true, true]);
+    assert_eq!((pool.stats().broken_promises_total, pool.stats().disk.blocks), (0, 1));
+}
+
+#[test]
+fn breaking_a_promise_leaves_what_lies_below() {
+    let (mut pool, now_ms) = (copied_below(), RETENTION_MS);
+    pool.lookup(tenant(GREEDY), &[key(1)], now_ms);
+    pool.lookup(tenant(GREEDY), &[key(2)], now_ms + 10);
+    assert!(pool.break_promise(tenant(MODEST)));
+    assert_eq!(pool.peek(tenant(GREEDY), &[key(1), key(2)]), [true, true]);
+    let stats = pool.stats();
+    assert_eq!((stats.used_bytes, stats.disk.blocks, stats.broken_promises_total), (BLOCK_BYTES, 1, 0));
+    assert!(pool.get(tenant(GREEDY), key(1), now_ms).unwrap().pages().is_none(), "it is below only");
 }
 
 #[test]

@@ -59,10 +59,23 @@ pub(crate) fn resolve(config: &mut Config) -> Result<()> {
     Ok(())
 }
 
-/// Says that something which has only the CPU does not use the GPU that the configuration names, perhaps for others.
-pub(crate) fn note_cpu(config: &Config, what: &str) {
-    if let Choice::Cuda(_) = choice(config) {
-        console::note(format!("warning: {}, but {what} on the CPU", asked(config)));
+/// Where a shard attends. Shards of a deployment that computes on GPUs may lie on machines without one: they say so, and attend on
+/// the CPU. Replaces `auto` as [`resolve`] does, since what it means belongs to the deployment.
+pub(crate) fn of_shard(config: &mut Config) -> Choice {
+    let asked_for = choice(config);
+    let Choice::Cuda(index) = asked_for else {
+        resolve(config).expect("`auto` and the CPU are never refused");
+        return choice(config);
+    };
+    match CudaDevice::examine(index, &config.cuda.options()) {
+        Ok(_) => asked_for,
+        Err(error) => {
+            console::note(format!(
+                "warning: {}, but a shard attends on the CPU here: {error}",
+                asked(config)
+            ));
+            Choice::Cpu
+        }
     }
 }
 

@@ -5,7 +5,7 @@ mod backend;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_attention::{HeadPlan, TileShape};
+use longshore_attention::{Executor, HeadPlan, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
@@ -16,7 +16,9 @@ use longshore_router::Policies;
 use self::backend::Computing;
 use crate::{
     config::Config,
-    console, head_plan,
+    console,
+    device::Choice,
+    head_plan,
     model::{self, ModelRef},
 };
 
@@ -46,6 +48,17 @@ impl Node {
         let path = model::ensure(&reference).context("cannot get the model")?;
         let info = ModelInfo::open(&path).context("cannot read the model")?;
         Self::of(config, &reference, info)
+    }
+
+    /// The same with what a shard attends with, on the device `on`.
+    pub(crate) fn open_shard(
+        config: &Config,
+        on: Choice,
+        pool: &Arc<ComputePool>,
+    ) -> Result<(Self, Arc<dyn Executor>)> {
+        let node = Self::open(config)?;
+        let executor = backend::of_shard(config, on, node.tile_shape, pool)?;
+        Ok((node, executor))
     }
 
     /// The same with the weights, which are read and hashed once, and the engine of a worker; with a progress bar.

@@ -38,7 +38,9 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let local = LocalConnector::new();
     let connector = Arc::new(AnyConnector::new(local.clone(), GrpcConnector::new(GrpcOptions::default())));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
-    let parts = Parts { config, node, views: membership.watch(), connector, metrics, pool };
+    // Shards and workers share the executor, and with it the copies of tiles on a GPU: a tile that both hold has one.
+    let executor = Some(Arc::clone(engine.executor()));
+    let parts = Parts { config, node, views: membership.watch(), connector, metrics, pool, executor };
     let house =
         House { parts, local, membership, front: root.child(), workers: root.child(), shards: root.child() };
     let registrations = house.furnish(&args, &engine).await?;

@@ -1,4 +1,4 @@
-//! What a worker computes with, on the device of the configuration: the forward pass and attention.
+//! What workers and shards compute with, on the device of the configuration: the forward pass and attention.
 
 use std::sync::Arc;
 
@@ -36,6 +36,20 @@ pub(super) fn load(
     }
 }
 
+/// What a shard answers attention with.
+pub(super) fn of_shard(
+    config: &Config,
+    on: Choice,
+    tile: TileShape,
+    pool: &Arc<ComputePool>,
+) -> Result<Arc<dyn Executor>> {
+    let cpu = CpuExecutor::new(Arc::clone(pool));
+    let Choice::Cuda(index) = on else { return Ok(Arc::new(cpu)) };
+    check_tile(tile)?;
+    let device = CudaDevice::open(index, &config.cuda.options()).with_context(|| device::asked(config))?;
+    Ok(Arc::new(executor(Arc::new(device), config, cpu)?))
+}
+
 fn on_cpu(
     config: &Config,
     model: &ModelConfig,
@@ -62,7 +76,7 @@ fn on_gpu(
     pool: &Arc<ComputePool>,
     progress: &dyn Fn(LoadProgress),
 ) -> Result<Computing> {
-    PageShape::of(tile).context("the model's heads do not fit the kernels of GPUs")?;
+    check_tile(tile)?;
     let device = CudaDevice::open(index, &config.cuda.options()).with_context(|| device::asked(config))?;
     let precision = precision(config)?;
     let options = ModelOptions { precision, ..ModelOptions::new(Arc::clone(pool)) };
@@ -74,10 +88,19 @@ fn on_gpu(
         .context("cannot bring the weights to the GPU")?;
     let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
     tracing::info!(device = %device.name(), %packed, %linear, "brought the weights to the GPU");
-    let pages = page_budget(config.cuda.page_bytes, gpu.memory()?.0);
-    let executor = CudaExecutor::new(device, CpuExecutor::new(Arc::clone(pool)), pages);
-    tracing::info!(pages = %console::bytes(pages as u64), "keeps copies of tiles on the GPU");
+    let executor = executor(gpu, config, CpuExecutor::new(Arc::clone(pool)))?;
     Ok(Computing { backend: Arc::new(backend), executor: Arc::new(executor) })
+}
+
+fn check_tile(tile: TileShape) -> Result<()> {
+    PageShape::of(tile).map(|_| ()).context("the model's heads do not fit the kernels of GPUs")
+}
+
+/// Attention on a GPU, in memory that is free by now.
+fn executor(gpu: Arc<CudaDevice>, config: &Config, cpu: CpuExecutor) -> Result<CudaExecutor> {
+    let pages = page_budget(config.cuda.page_bytes, gpu.memory()?.0);
+    tracing::info!(pages = %console::bytes(pages as u64), "keeps copies of tiles on the GPU");
+    Ok(CudaExecutor::new(gpu, cpu, pages))
 }
 
 /// Bytes for copies of tiles: what was asked for, or, of what the weights have left, three quarters: the rest is for rows.

@@ -135,7 +135,7 @@ async fn a_shard_on_a_device_answers_like_one_on_the_cpu() {
         assert!(apart <= 2e-3, "item {}, stripe {}: {apart:e}", found.item, found.stripe);
         assert_eq!(found.partial, again.partial, "out of the same copies");
     }
-    let stats = executor.stats();
+    let stats = executor.stats().pages;
     assert_eq!(
         (stats.pages, stats.misses),
         (usize::from(BLOCKS), u64::from(BLOCKS)),

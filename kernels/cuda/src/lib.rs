@@ -31,14 +31,14 @@ pub use attend::{
     DecodeAttention, DecodeCall, DecodeItem, DenseKeys, KeyColumn, KeyLists, KeyVisit, MeanPages, MergeItem,
     PartialMerger, PrefillAttention, PrefillCall, split_keys,
 };
-pub use buffer::Buffer;
+pub use buffer::{Buffer, Memory, Span};
 pub use compiler::{Compiler, CudaOptions, HEADERS};
 pub use cubin::{Resources, argument_bytes, resources};
 pub use cuda::CudaDevice;
 pub use device::Device;
 pub use driver::{DeviceInfo, Driver};
 pub use error::{Error, Kind};
-pub use executor::CudaExecutor;
+pub use executor::{CudaExecutor, ExecutorStats};
 pub use kernel::{Kernel, Launch, Source};
 pub use launch::check as check_launch;
 pub use library::{Library, locate, require_cublaslt};

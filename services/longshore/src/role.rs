@@ -11,7 +11,7 @@ use longshore_fabric::{GrpcConnector, GrpcOptions};
 use crate::{
     cli::RoleArgs,
     config::Config,
-    console,
+    console, cuda,
     device::{self, Choice},
     members,
     node::Node,
@@ -27,8 +27,11 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
             device::resolve(&mut config)?;
             Choice::Cpu
         }
-        Role::KvStore => device::of_shard(&mut config),
-        Role::Router => Choice::Cpu,
+        Role::KvStore => device::of_shard(&mut config)?,
+        Role::Router => {
+            device::of_others(&mut config)?;
+            Choice::Cpu
+        }
     };
     let (this, membership) = membership(role, &args, &mut config)?;
     if role == Role::KvStore {
@@ -64,6 +67,7 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     if let Some(engine) = &engine {
         process::report_weights(&metrics, engine);
     }
+    cuda::report(&metrics, &node);
     let connector = Arc::new(GrpcConnector::new(GrpcOptions::default()));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
     let parts = Parts { config, node, views, connector, metrics, pool, executor };

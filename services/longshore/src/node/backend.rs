@@ -18,7 +18,25 @@ use crate::{
 /// The forward pass and attention of a worker.
 pub(super) struct Computing {
     pub(super) backend: Arc<dyn Backend>,
-    pub(super) executor: Arc<dyn Executor>,
+    pub(super) attention: Attention,
+}
+
+/// Attention, and the same again where it is on a GPU, for what is told of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Attention {
+    pub(crate) executor: Arc<dyn Executor>,
+    pub(crate) gpu: Option<Arc<CudaExecutor>>,
+}
+
+impl Attention {
+    fn cpu(executor: CpuExecutor) -> Self {
+        Self { executor: Arc::new(executor), gpu: None }
+    }
+
+    fn gpu(executor: CudaExecutor) -> Self {
+        let gpu = Arc::new(executor);
+        Self { executor: Arc::clone(&gpu) as Arc<dyn Executor>, gpu: Some(gpu) }
+    }
 }
 
 /// Packs the weights where the configuration says; attention runs there too, over tiles of `tile`.
@@ -42,12 +60,12 @@ pub(super) fn of_shard(
     on: Choice,
     tile: TileShape,
     pool: &Arc<ComputePool>,
-) -> Result<Arc<dyn Executor>> {
+) -> Result<Attention> {
     let cpu = CpuExecutor::new(Arc::clone(pool));
-    let Choice::Cuda(index) = on else { return Ok(Arc::new(cpu)) };
+    let Choice::Cuda(index) = on else { return Ok(Attention::cpu(cpu)) };
     check_tile(tile)?;
     let device = CudaDevice::open(index, &config.cuda.options()).with_context(|| device::asked(config))?;
-    Ok(Arc::new(executor(Arc::new(device), config, cpu)?))
+    executor(Arc::new(device), config, cpu).map(Attention::gpu)
 }
 
 fn on_cpu(
@@ -65,7 +83,10 @@ fn on_cpu(
         CpuBackend::new(model.clone(), weights, options, progress).context("cannot pack the weights")?;
     let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
     tracing::info!(%packed, %linear, threads = pool.threads(), "packed the weights");
-    Ok(Computing { backend: Arc::new(backend), executor: Arc::new(CpuExecutor::new(Arc::clone(pool))) })
+    Ok(Computing {
+        backend: Arc::new(backend),
+        attention: Attention::cpu(CpuExecutor::new(Arc::clone(pool))),
+    })
 }
 
 fn on_gpu(
@@ -89,7 +110,7 @@ fn on_gpu(
     let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
     tracing::info!(device = %device.name(), %packed, %linear, "brought the weights to the GPU");
     let executor = executor(gpu, config, CpuExecutor::new(Arc::clone(pool)))?;
-    Ok(Computing { backend: Arc::new(backend), executor: Arc::new(executor) })
+    Ok(Computing { backend: Arc::new(backend), attention: Attention::gpu(executor) })
 }
 
 fn check_tile(tile: TileShape) -> Result<()> {

@@ -111,7 +111,7 @@ pub struct Span<'a> {
 
 impl<'a> Span<'a> {
     /// The first so many of them.
-    pub fn first(&self, bytes: usize) -> Result<Span<'a>, Error> {
+    pub fn first(&self, bytes: usize) -> Result<Self, Error> {
         self.buffer.span(self.offset, bytes.min(self.bytes)).and_then(|span| span.check(bytes).map(|()| span))
     }
 

@@ -46,7 +46,9 @@ pub use model::{
     Append, CublasLt, CudaBackend, CudaLinear, KeptRows, Likeliest, ModelOptions, Precision, Product,
     Products,
 };
-pub use nccl::{Communicator, Nccl, Part, UniqueId};
+pub use nccl::{
+    Communicator, Convener, Invitation, LaneState, Nccl, NcclConvener, NcclLane, Part, Ranks, UniqueId,
+};
 pub use nvrtc::{Compiled, Nvrtc};
 pub use page_cache::{PageCache, PageStats, Pinned};
 pub use rates::{Rate, Rates};

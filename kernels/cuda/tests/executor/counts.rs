@@ -1,7 +1,7 @@
 //! What a call asks of the device: launches, and one wait.
 
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use longshore_attention::{
@@ -175,8 +175,8 @@ fn others_go_on_while_a_call_waits() {
     let sequence = sequence(8, 40);
     let work = sequence.stripes(4);
     let items = sequence.items(&work);
-    let (at_wait, waits) = channel();
-    let (done, other_is_done) = channel();
+    let (at_wait, waits) = sync_channel(1);
+    let (done, other_is_done) = sync_channel(1);
     watched.before_download(move || {
         at_wait.send(()).unwrap();
         other_is_done.recv_timeout(Duration::from_secs(120)).expect("nobody goes on while a call waits");

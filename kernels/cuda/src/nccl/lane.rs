@@ -45,11 +45,11 @@ impl Ranks for Communicator {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), Error> {
         // SAFETY: the caller's promise.
-        unsafe { Communicator::exchange(self, sends, receives, go_on) }
+        unsafe { Self::exchange(self, sends, receives, go_on) }
     }
 
     fn abort(&mut self) {
-        Communicator::abort(self);
+        Self::abort(self);
     }
 }
 

@@ -274,7 +274,7 @@ fn invitations_that_cannot_be_are_refused_and_break_nothing() {
         (Invitation { members: members(&["kv-0"]), ..good.clone() }, "`members` are 1"),
         (Invitation { members: vec![String::new(); 2000], ..good.clone() }, "`members` are 2000"),
         (Invitation { members: members(&["kv-1", "kv-2"]), ..good.clone() }, "lack `kv-0`"),
-        (Invitation { members: members(&["kv-0", "kv-1", "kv-1"]), ..good.clone() }, "name `kv-1` twice"),
+        (Invitation { members: members(&["kv-0", "kv-1", "kv-1"]), ..good }, "name `kv-1` twice"),
     ] {
         let error = lanes[0].accept(invitation, 0, &mut looks(3)).unwrap_err();
         assert!(error.kind() == Kind::InvalidInput && error.to_string().contains(sign), "{error}");

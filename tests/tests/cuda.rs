@@ -74,7 +74,10 @@ fn those_who_do_not_compute_need_no_gpu() {
     let decode = ["--member", "decode=decode-0@http://127.0.0.1:3"];
     let check = |role| [&[role, "--device", "cuda:0", "--check-config"][..], &members, &decode].concat();
     for (role, id) in [("router", "router-0"), ("kvstore", "kv-0")] {
-        let output = longshore(&[&check(role)[..], &["--id", id]].concat());
+        // What the deployment's KV depends on must be known.
+        let said = refused(&[&check(role)[..], &["--id", id]].concat());
+        assert!(said.contains("`cuda.capability`") && said.contains("90 for 9.0"), "{said}");
+        let output = longshore(&[&check(role)[..], &["--id", id, "--set", "cuda.capability=90"]].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{role}: {said}");
         assert_eq!(said.contains("a shard attends on the CPU"), role == "kvstore", "{said}");

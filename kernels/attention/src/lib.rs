@@ -18,8 +18,8 @@ pub use error::{Error, Kind};
 pub use executor::{AttendItem, CpuExecutor, Executor, PagedKv};
 pub use partial::Partials;
 pub use policy::{
-    BudgetLevel, Cosines, GatesCut, HeadBudgets, HeadPattern, HeadPlan, PlanInput, PolicyReads,
-    PrefillPolicy, Streaming,
+    BlockChoice, BlockChooser, BlockSelection, BudgetLevel, Cosines, GatesCut, HeadBudgets, HeadPattern,
+    HeadPlan, PlanInput, PolicyReads, PrefillPolicy, Streaming,
 };
 pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, LAYOUT_ROWS, TileShape};
 pub use sparse::{Pairs, QUERY_TILE, SparseItem, SparseWork, Visit};

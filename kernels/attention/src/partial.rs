@@ -177,6 +177,22 @@ impl Partials {
     /// Reads the wire form; refuses a wrong length, NaN anywhere, negative or infinite `l`, `m` = +∞, infinite `o`, and rows
     /// where `m` and `l` disagree on whether there are any keys.
     pub fn from_interleaved(rows: usize, heads: usize, head_dim: usize, data: &[f32]) -> Result<Self, Error> {
+        Self::read(rows, heads, head_dim, data, check_row)
+    }
+
+    /// Reads the wire form as an executor wrote it. Refuses a wrong length alone: keys that are no finite numbers give what they give,
+    /// and whoever asked looks for it.
+    pub fn from_executor(rows: usize, heads: usize, head_dim: usize, data: &[f32]) -> Result<Self, Error> {
+        Self::read(rows, heads, head_dim, data, |_| Ok(()))
+    }
+
+    fn read(
+        rows: usize,
+        heads: usize,
+        head_dim: usize,
+        data: &[f32],
+        check: impl Fn(&[f32]) -> Result<(), String>,
+    ) -> Result<Self, Error> {
         let width = head_dim.checked_add(2);
         let wanted = rows.checked_mul(heads).and_then(|n| n.checked_mul(width?));
         let (Some(wanted), Some(width)) = (wanted, width) else {
@@ -195,7 +211,7 @@ impl Partials {
             o: Vec::with_capacity(rows * heads * head_dim),
         };
         for (index, row) in data.chunks_exact(width).enumerate() {
-            check_row(row).map_err(|problem| {
+            check(row).map_err(|problem| {
                 invalid(format!("{problem} in row {}, query head {}", index / heads, index % heads))
             })?;
             partials.m.push(row[0]);

@@ -7,6 +7,7 @@
 
 mod antidiagonal;
 mod blocks;
+mod chooser;
 mod digest;
 mod flex;
 mod grid;
@@ -30,6 +31,7 @@ use crate::{CpuExecutor, Error, PagedKv, Queries, SparseWork};
 
 use head_plan::Level;
 
+pub use chooser::{BlockChoice, BlockChooser, BlockSelection};
 pub use head_plan::{BudgetLevel, GatesCut, HeadBudgets, HeadPattern, HeadPlan};
 pub use streaming::Streaming;
 
@@ -301,7 +303,17 @@ impl PrefillPolicy {
     /// from `dense_from` on, of tiles that are not whole, of unfinished spans of vertical-slash heads) visit everything up
     /// to themselves; with skip-softmax even they leave out blocks without weight. Tiles are planned side by side on the executor's pool.
     pub fn plan(&self, executor: &CpuExecutor, input: &PlanInput<'_>) -> Result<SparseWork, Error> {
-        plan::plan(self, executor, input)
+        plan::plan(self, executor, input, None)
+    }
+
+    /// The same, blocks being chosen by `chooser` where it knows the rule and wants to.
+    pub fn plan_with(
+        &self,
+        executor: &CpuExecutor,
+        input: &PlanInput<'_>,
+        chooser: &dyn BlockChooser,
+    ) -> Result<SparseWork, Error> {
+        plan::plan(self, executor, input, Some(chooser))
     }
 
     /// Names that [`Self::parse`] knows, with a line about each.

@@ -33,6 +33,16 @@ impl Architecture {
     }
 }
 
+/// Most bytes of shared memory that a thread block of a device of this capability may ask for (CUDA C++ Programming Guide, technical
+/// specifications by compute capability).
+pub(crate) fn shared_bytes_limit(capability: u32) -> usize {
+    match capability {
+        80 | 87 => 163 << 10,
+        86 | 89 | 120.. => 99 << 10,
+        _ => 227 << 10,
+    }
+}
+
 impl fmt::Display for Architecture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What only Hopper has (`wgmma`, register reallocation) is in its architecture-specific target, which no other device runs.

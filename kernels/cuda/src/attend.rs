@@ -12,5 +12,5 @@ pub use prefill::{DenseKeys, KeyColumn, KeyLists, KeyVisit, MeanPages, PrefillAt
 
 /// Kernels of attention and merges on devices of a compute capability.
 pub(crate) fn kernels(capability: u32) -> Vec<Kernel> {
-    [decode::all_kernels(), merge::all_kernels(), prefill::kernels(capability)].concat()
+    [decode::kernels(capability), merge::all_kernels(), prefill::kernels(capability)].concat()
 }

@@ -1,4 +1,5 @@
-//! Device memory that somebody owns.
+//! Device memory that somebody owns, and parts of it.
+#![allow(unsafe_code, reason = "says whose memory an address is; see SAFETY")]
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,6 +7,33 @@ use std::sync::Arc;
 use bytemuck::Pod;
 
 use crate::{Device, Error};
+
+/// Memory that a device gave out and gets back once.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Memory {
+    address: u64,
+    bytes: usize,
+}
+
+impl Memory {
+    /// What a [`Device`] gives out.
+    ///
+    /// # Safety
+    /// The device that it is given back to must have allocated it, and nobody else may name it.
+    pub unsafe fn new(address: u64, bytes: usize) -> Self {
+        Self { address, bytes }
+    }
+
+    /// Where it lies on the device.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
 
 /// Device memory; given back when dropped, after what was launched before is done.
 pub struct Buffer {
@@ -17,15 +45,15 @@ pub struct Buffer {
 impl Buffer {
     /// Memory without defined content.
     pub fn new(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, Error> {
-        let address = device.allocate(bytes)?;
-        Ok(Self { device: Arc::clone(device), address, bytes })
+        let memory = device.allocate(bytes)?;
+        Ok(Self { device: Arc::clone(device), address: memory.address, bytes: memory.bytes })
     }
 
     /// Memory with a copy of `elements`.
     pub fn from_slice<T: Pod>(device: &Arc<dyn Device>, elements: &[T]) -> Result<Self, Error> {
         let bytes: &[u8] = bytemuck::cast_slice(elements);
         let buffer = Self::new(device, bytes.len())?;
-        device.upload(buffer.address, bytes)?;
+        buffer.span(0, bytes.len())?.write(bytes)?;
         Ok(buffer)
     }
 
@@ -36,8 +64,17 @@ impl Buffer {
     pub fn to_vec<T: Pod>(&self) -> Result<Vec<T>, Error> {
         assert!(self.bytes.is_multiple_of(size_of::<T>()), "read as what it is");
         let mut elements = vec![T::zeroed(); self.bytes / size_of::<T>()];
-        self.device.download(self.address, bytemuck::cast_slice_mut(&mut elements))?;
+        self.span(0, self.bytes)?.read(&mut elements)?;
         Ok(elements)
+    }
+
+    /// A part of it. Refuses what does not lie within.
+    pub fn span(&self, offset: usize, bytes: usize) -> Result<Span<'_>, Error> {
+        if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
+            let problem = format!("of {bytes} bytes at {offset} ends beyond {} bytes", self.bytes);
+            return Err(Error::Invalid { field: "span", problem });
+        }
+        Ok(Span { buffer: self, offset, bytes })
     }
 
     /// Where it lies on the device.
@@ -53,12 +90,57 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.device.free(self.address, self.bytes);
+        // SAFETY: allocated by the same device for this buffer, which is gone with this.
+        self.device.free(unsafe { Memory::new(self.address, self.bytes) });
     }
 }
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffer").field("address", &self.address).field("bytes", &self.bytes).finish()
+    }
+}
+
+/// Some bytes of a buffer: the only thing that is copied to or from.
+#[derive(Debug, Clone, Copy)]
+pub struct Span<'a> {
+    buffer: &'a Buffer,
+    offset: usize,
+    bytes: usize,
+}
+
+impl<'a> Span<'a> {
+    /// The first so many of them.
+    pub fn first(&self, bytes: usize) -> Result<Self, Error> {
+        self.buffer.span(self.offset, bytes.min(self.bytes)).and_then(|span| span.check(bytes).map(|()| span))
+    }
+
+    /// Where they lie on the device.
+    pub fn address(&self) -> u64 {
+        self.buffer.address + self.offset as u64
+    }
+
+    /// How many there are.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Copies elements there, as many as there is room for. What they lie in may be changed as soon as this returns.
+    pub fn write<T: Pod>(&self, from: &[T]) -> Result<(), Error> {
+        self.buffer.device.upload(*self, bytemuck::cast_slice(from))
+    }
+
+    /// Waits for what was launched before, then copies them all.
+    pub fn read<T: Pod>(&self, to: &mut [T]) -> Result<(), Error> {
+        self.buffer.device.download(*self, bytemuck::cast_slice_mut(to))
+    }
+
+    /// Refuses copies of another length.
+    pub fn check(&self, len: usize) -> Result<(), Error> {
+        if len == self.bytes {
+            return Ok(());
+        }
+        let problem = format!("has {} bytes of the device, {len} of the host", self.bytes);
+        Err(Error::Invalid { field: "span", problem })
     }
 }

@@ -16,10 +16,10 @@ use cudarc::driver::{
     sys::{self, CUfunction_attribute as FunctionAttribute, CUmemPool_attribute as PoolAttribute, CUresult},
 };
 
-use self::staging::Staging;
+use self::staging::{Downloads, Uploads};
 use crate::{
-    Architecture, Compiler, CudaOptions, Device, DeviceInfo, Driver, Error, Kernel, Launch, cubin,
-    driver::describe, launch,
+    Architecture, Compiler, CudaOptions, Device, DeviceInfo, Driver, Error, Kernel, Launch, Memory, Span,
+    cubin, driver::describe, launch,
 };
 
 /// A CUDA device. All calls are queued on one stream, in the order in which they are made.
@@ -33,7 +33,8 @@ pub struct CudaDevice {
     context: sys::CUcontext,
     stream: sys::CUstream,
     functions: Mutex<HashMap<Kernel, Function>>,
-    staging: Mutex<Staging>,
+    uploads: Mutex<Uploads>,
+    downloads: Mutex<Downloads>,
     /// The fault that lost the context.
     lost: OnceLock<String>,
 }
@@ -74,7 +75,7 @@ impl CudaDevice {
         let context = unsafe { result::primary_ctx::retain(info.handle) }
             .map_err(|error| fault("cuDevicePrimaryCtxRetain", 0, error))?;
         let made = Self::furnish(context, &info).map_err(|(call, error)| fault(call, 0, error));
-        let (stream, staging) = match made {
+        let (stream, uploads, downloads) = match made {
             Ok(made) => made,
             Err(error) => {
                 // SAFETY: retained above. The first error tells more than one of giving back.
@@ -90,7 +91,8 @@ impl CudaDevice {
             context,
             stream,
             functions,
-            staging: Mutex::new(staging),
+            uploads: Mutex::new(uploads),
+            downloads: Mutex::new(downloads),
             lost,
         })
     }
@@ -99,7 +101,7 @@ impl CudaDevice {
     fn furnish(
         context: sys::CUcontext,
         info: &DeviceInfo,
-    ) -> Result<(sys::CUstream, Staging), (&'static str, DriverError)> {
+    ) -> Result<(sys::CUstream, Uploads, Downloads), (&'static str, DriverError)> {
         // SAFETY: the context was retained by the caller.
         unsafe { result::ctx::set_current(context) }.map_err(|e| ("cuCtxSetCurrent", e))?;
         if info.memory_pools {
@@ -108,8 +110,15 @@ impl CudaDevice {
         // Not ordered with the legacy stream, which libraries may use without being asked.
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(|e| ("cuStreamCreate", e))?;
-        match Staging::new() {
-            Ok(staging) => Ok((stream, staging)),
+        let staging = Uploads::new().and_then(|mut uploads| match Downloads::new() {
+            Ok(downloads) => Ok((uploads, downloads)),
+            Err(error) => {
+                uploads.release();
+                Err(error)
+            }
+        });
+        match staging {
+            Ok((uploads, downloads)) => Ok((stream, uploads, downloads)),
             Err(error) => {
                 // SAFETY: made above and used by nothing. The first error tells more.
                 let _ = unsafe { result::stream::destroy(stream) };
@@ -243,7 +252,7 @@ impl Device for CudaDevice {
         self.info.shared_bytes_limit
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64, Error> {
+    fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
         self.enter()?;
         // The driver refuses to give no memory.
         let needed = bytes.max(1);
@@ -251,14 +260,17 @@ impl Device for CudaDevice {
         if matches!(outcome, Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY))) {
             outcome = self.make_room().and_then(|()| self.memory_of(needed));
         }
-        self.check_bytes("cuMemAlloc", bytes, outcome)
+        let address = self.check_bytes("cuMemAlloc", bytes, outcome)?;
+        // SAFETY: just allocated, and named by nobody.
+        Ok(unsafe { Memory::new(address, bytes) })
     }
 
-    fn free(&self, address: u64, _bytes: usize) {
+    fn free(&self, memory: Memory) {
+        let address = memory.address();
         // A lost context has no memory any more.
         if self.enter().is_ok() {
             let outcome = match self.info.memory_pools {
-                // SAFETY: taken by `allocate` on the same stream, and given back once: a `Buffer` owns it.
+                // SAFETY: taken by `allocate` on the same stream, and given back once: nobody else names it.
                 true => unsafe { result::free_async(address, self.stream) },
                 // SAFETY: the same; the call waits for what uses it.
                 false => unsafe { result::free_sync(address) },
@@ -268,17 +280,20 @@ impl Device for CudaDevice {
         }
     }
 
-    fn upload(&self, address: u64, from: &[u8]) -> Result<(), Error> {
+    fn upload(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        to.check(from.len())?;
         let stream = self.enter()?;
-        // SAFETY: the caller's memory at `address` has room for it; the stream belongs to the staging memory's device.
-        let outcome = unsafe { locked(&self.staging).upload(stream, address, from) };
+        // SAFETY: the span lies in a buffer and has as many bytes; the stream belongs to the staging memory's device.
+        let outcome = unsafe { locked(&self.uploads).upload(stream, to.address(), from) };
         self.check("cuMemcpyHtoDAsync", outcome)
     }
 
-    fn download(&self, address: u64, to: &mut [u8]) -> Result<(), Error> {
-        let stream = self.enter()?;
-        // SAFETY: the caller's memory at `address` has as many bytes; the stream belongs to the staging memory's device.
-        let outcome = unsafe { locked(&self.staging).download(stream, address, to) };
+    fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
+        from.check(to.len())?;
+        // Others go on queueing while this waits, and what they queue is not waited for.
+        self.wait_for_queued()?;
+        // SAFETY: the span lies in a buffer and has as many bytes; what was queued to write there is done.
+        let outcome = unsafe { locked(&self.downloads).download(from.address(), to) };
         self.check("cuMemcpyDtoHAsync", outcome)
     }
 
@@ -339,7 +354,8 @@ impl Drop for CudaDevice {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
-            self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).release();
+            self.uploads.get_mut().unwrap_or_else(PoisonError::into_inner).release();
+            self.downloads.get_mut().unwrap_or_else(PoisonError::into_inner).release();
             for function in self.functions.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
                 let _ = result::module::unload(function.module);
             }

@@ -1,8 +1,13 @@
 //! The executor of the device: work lists over tiles of the host, which are copied to pages once.
 
 mod decode;
+mod jobs;
 mod lists;
 mod pages;
+mod plan;
+mod tally;
+mod uploads;
+mod wave;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,27 +17,36 @@ use longshore_attention::{
     PrefillPolicy, Queries, SparseItem, SparseWork, TileShape, WorkList,
 };
 
-use crate::{Buffer, Device, Error, Kind, PageElement, PageStats};
+use crate::{Device, Error, Kind, PageElement, PageStats};
+pub use tally::ExecutorStats;
+
 use decode::DecodeBatch;
-use lists::ListCall;
+use jobs::{BatchKey, Job};
+use lists::{ListCall, Visited};
 use pages::TilePages;
+use plan::CHOICES_MIN;
+use tally::Tally;
+use uploads::QueryRows;
+use wave::{RecordShape, WAVE_BYTES, Wave, first_wave, record_shape};
 
 /// Different shapes of tiles that one executor knows: one of a deployment, and that of its summaries.
 const SHAPES_MAX: usize = 4;
-/// Packed rows (positions × query heads of a KV head) up to which keys are split over the device instead of rows.
-const DECODE_ROWS_MAX: usize = 32;
 
 /// Runs work lists on a device. Tiles stay where they are, in memory of the host; those that are visited are copied to a bounded cache
 /// of pages on the device and found there again. The bits differ from those of the CPU (queries and weights are rounded to the type of
 /// the pages, stripes make no difference), and depend on what is called together and, where pages are short, on what has room.
 ///
-/// What the lists of a sparse prefill visit is planned on the CPU; pseudo-tokens of a [`WorkList`] are folded on the CPU.
+/// Blocks by the scorers `pooled` and `row-normalised` are chosen on the device, all else of a plan on the CPU; pseudo-tokens of a
+/// [`WorkList`] are folded on the CPU.
 #[derive(Debug)]
 pub struct CudaExecutor {
     device: Arc<dyn Device>,
+    tally: Arc<Tally>,
     cpu: CpuExecutor,
     budget_bytes: usize,
-    /// One call at a time: the device has one queue, and pages that are filled are of use from the next launch on.
+    wave_bytes: usize,
+    choices_min: usize,
+    /// Locked while a job is queued: what it finds or brings stays until it is in the device's queue.
     shapes: Mutex<HashMap<(TileShape, PageElement), TilePages>>,
 }
 
@@ -42,11 +56,38 @@ impl CudaExecutor {
     /// An executor whose pages take up to `budget_bytes` of `device` for tiles of one shape and their summaries, all together; `cpu` plans.
     /// Five eighths are for tiles as they are, two for tiles whose elements become others, one for summaries.
     pub fn new(device: Arc<dyn Device>, cpu: CpuExecutor, budget_bytes: usize) -> Self {
-        Self { device, cpu, budget_bytes, shapes: Mutex::default() }
+        let tally = Arc::new(Tally::new(device));
+        let device: Arc<dyn Device> = Arc::clone(&tally) as Arc<dyn Device>;
+        Self {
+            device,
+            tally,
+            cpu,
+            budget_bytes,
+            wave_bytes: WAVE_BYTES,
+            choices_min: CHOICES_MIN,
+            shapes: Mutex::default(),
+        }
     }
 
-    /// What the caches of pages did so far, all together.
-    pub fn stats(&self) -> PageStats {
+    /// Reads results back whenever there are so many bytes of them, instead of 256 MiB.
+    #[must_use]
+    pub fn with_wave_bytes(self, wave_bytes: usize) -> Self {
+        Self { wave_bytes, ..self }
+    }
+
+    /// Chooses blocks on the device from so many pairs of query tile and block on, instead of 16,384.
+    #[must_use]
+    pub fn with_choices_min(self, choices_min: usize) -> Self {
+        Self { choices_min, ..self }
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> ExecutorStats {
+        self.tally.stats(self.page_stats())
+    }
+
+    /// What the caches of pages did, all together.
+    fn page_stats(&self) -> PageStats {
         let shapes = self.lock();
         shapes.values().map(TilePages::stats).fold(PageStats::default(), |sum, one| PageStats {
             pages: sum.pages + one.pages,
@@ -84,40 +125,81 @@ impl CudaExecutor {
         Ok(())
     }
 
-    fn attend_all(&self, items: &[AttendItem<'_>]) -> Result<Vec<Partials>, Error> {
-        let mut shapes = self.lock();
-        let mut partials: Vec<Option<Partials>> = vec![None; items.len()];
-        // In the order in which they are met; there is nearly always one.
-        let mut batches: Vec<(BatchKey, Vec<usize>)> = Vec::new();
-        for (index, item) in items.iter().enumerate() {
-            match BatchKey::of(item) {
-                Some(key) => match batches.iter_mut().find(|(other, _)| *other == key) {
-                    Some((_, batch)) => batch.push(index),
-                    None => batches.push((key, vec![index])),
-                },
-                None => partials[index] = Some(self.attend_lists(&mut shapes, item)?),
+    /// Queues `jobs`, in waves whose results come to the host together: `shapes` says what a job brings, `queue` queues it, its results
+    /// to the given addresses. The lock is held for each job while it is queued, and never while the device is waited for. Pages of
+    /// a job may be taken by the next as soon as it is queued: the device does everything in order.
+    fn run<'a, J>(
+        &'a self,
+        mut jobs: &[J],
+        shapes: impl Fn(&J) -> Vec<RecordShape>,
+        queue: impl Fn(&mut Shapes, &J, &mut QueryRows<'a>, &[u64]) -> Result<(), Error>,
+    ) -> Result<Vec<Partials>, Error> {
+        let mut partials = Vec::new();
+        while !jobs.is_empty() {
+            let (now, later) = jobs.split_at(first_wave(jobs.iter().map(&shapes), self.wave_bytes));
+            let of: Vec<Vec<RecordShape>> = now.iter().map(&shapes).collect();
+            let wave = Wave::new(&self.device, &of.concat())?;
+            let addresses = wave.addresses();
+            let mut rest = &addresses[..];
+            let mut rows = QueryRows::new(&self.device);
+            for (job, shapes) in now.iter().zip(&of) {
+                let own;
+                (own, rest) = rest.split_at(shapes.len());
+                queue(&mut self.lock(), job, &mut rows, own)?;
             }
+            partials.extend(wave.read()?);
+            jobs = later;
         }
-        for (key, batch) in batches {
-            self.furnish(&mut shapes, key.tile, key.tile.dtype.into(), OWN_EIGHTHS)?;
-            let pages = &shapes[&(key.tile, key.tile.dtype.into())];
-            let of: Vec<&AttendItem<'_>> = batch.iter().map(|&index| &items[index]).collect();
-            let done = DecodeBatch::new(&self.device, pages, &of)?.run()?;
-            for (&index, partial) in batch.iter().zip(done) {
-                partials[index] = Some(partial);
-            }
-        }
-        Ok(partials.into_iter().map(|partial| partial.expect("every item is in one of the two")).collect())
+        Ok(partials)
     }
 
-    /// Blocks and columns of one item, in as many calls as pages allow.
-    fn attend_lists(&self, shapes: &mut Shapes, item: &AttendItem<'_>) -> Result<Partials, Error> {
+    fn attend_all(&self, items: &[AttendItem<'_>]) -> Result<Vec<Partials>, Error> {
+        let jobs = jobs::of(items);
+        let shapes = |job: &Job| job.items().iter().map(|&item| record_shape(&items[item].queries)).collect();
+        let done = self.run(&jobs, shapes, |shapes, job, rows, results| match job {
+            Job::Decode(key, of) => self.queue_decode(shapes, *key, items, of, results),
+            Job::Lists([item]) => self.queue_lists(shapes, &items[*item], rows, results[0]),
+        })?;
+        let mut partials: Vec<Option<Partials>> = vec![None; items.len()];
+        for (item, partial) in jobs.iter().flat_map(Job::items).zip(done) {
+            partials[*item] = Some(partial);
+        }
+        let whole = items.iter().zip(partials).map(|(item, partial)| {
+            let partial = partial.unwrap_or_else(|| start(&item.queries, item.initial));
+            self.fold_summaries(item, partial)
+        });
+        whole.collect()
+    }
+
+    fn queue_decode(
+        &self,
+        shapes: &mut Shapes,
+        key: BatchKey,
+        items: &[AttendItem<'_>],
+        of: &[usize],
+        results: &[u64],
+    ) -> Result<(), Error> {
+        self.furnish(shapes, key.tile, key.tile.dtype.into(), OWN_EIGHTHS)?;
+        let pages = &shapes[&(key.tile, key.tile.dtype.into())];
+        let of: Vec<&AttendItem<'_>> = of.iter().map(|&item| &items[item]).collect();
+        DecodeBatch::new(&self.device, pages, &of)?.queue(results)
+    }
+
+    /// Blocks and columns of one item, in as many launches as pages allow.
+    fn queue_lists<'a>(
+        &'a self,
+        shapes: &mut Shapes,
+        item: &AttendItem<'a>,
+        rows: &mut QueryRows<'a>,
+        result: u64,
+    ) -> Result<(), Error> {
         let tile = item.kv.shape();
         let element = list_element(tile);
         self.furnish(shapes, tile, element, eighths(tile, element))?;
         let pages = &shapes[&(tile, element)];
-        let call = ListCall::new(&self.device, pages, item.queries)?;
-        let mut partial = start(&item.queries, item.initial);
+        let call = ListCall::new(&self.device, pages, item.queries, rows.of(item.queries.data)?)?;
+        let mut chain = call.chain(item.initial, result)?;
+        let columns: Vec<_> = column_runs(item.work, pages.limit()).collect();
         let mut rest = &item.work.exact[..];
         while !rest.is_empty() {
             let tiles: Vec<_> = rest.iter().map(|block| item.kv.tile(block.tile as usize)).collect();
@@ -126,19 +208,20 @@ impl CudaExecutor {
             let exact: Vec<ExactBlock> =
                 now.iter().zip(0..).map(|(block, tile)| ExactBlock { tile, ..*block }).collect();
             let work = WorkList { exact, ..WorkList::default() };
-            partial = call.flat(&work, pinned.addresses(), partial)?;
+            let last = later.is_empty() && columns.is_empty();
+            call.flat(&work, pinned.addresses(), &mut chain, last)?;
             rest = later;
         }
-        for (columns, bias) in column_runs(item.work, pages.limit()) {
-            let tiles: Vec<_> = columns.iter().map(|column| item.kv.tile(column.tile as usize)).collect();
+        for (index, (run, bias)) in columns.iter().enumerate() {
+            let tiles: Vec<_> = run.iter().map(|column| item.kv.tile(column.tile as usize)).collect();
             let pinned = pages.pin_all(&tiles)?;
             let renamed =
-                columns.iter().zip(0..).map(|(column, tile)| longshore_attention::Column { tile, ..*column });
+                run.iter().zip(0..).map(|(column, tile)| longshore_attention::Column { tile, ..*column });
             let work =
                 WorkList { columns: renamed.collect(), column_bias: bias.to_vec(), ..WorkList::default() };
-            partial = call.flat(&work, pinned.addresses(), partial)?;
+            call.flat(&work, pinned.addresses(), &mut chain, index + 1 == columns.len())?;
         }
-        self.fold_summaries(item, partial)
+        Ok(())
     }
 
     fn fold_summaries(&self, item: &AttendItem<'_>, partial: Partials) -> Result<Partials, Error> {
@@ -151,21 +234,51 @@ impl CudaExecutor {
         Ok(folded.pop().expect("one partial for one item"))
     }
 
-    fn attend_sparse_one(&self, shapes: &mut Shapes, item: &SparseItem<'_>) -> Result<Partials, Error> {
-        let mut partial = start(&item.queries, item.earlier);
-        if let Some(stripe) = item.stripe {
-            partial.merge(stripe).map_err(refused)?;
-        }
-        let Some(lists) = lists::Visited::of(item) else { return Ok(partial) };
-        let (tile, element) = (lists.tile_shape(item), list_element(item.kv.shape()));
+    fn attend_sparse_all(&self, items: &[SparseItem<'_>]) -> Result<Vec<Partials>, Error> {
+        let visited: Vec<Option<Visited>> = items
+            .iter()
+            .map(|item| if item.queries.rows() == 0 { None } else { Visited::of(item) })
+            .collect();
+        let jobs: Vec<(&SparseItem<'_>, &Visited)> = items
+            .iter()
+            .zip(&visited)
+            .filter_map(|(item, visited)| Some((item, visited.as_ref()?)))
+            .collect();
+        let mut done = self
+            .run(
+                &jobs,
+                |(item, _)| vec![record_shape(&item.queries)],
+                |shapes, (item, visited), rows, results| {
+                    self.queue_sparse(shapes, item, visited, rows, results[0])
+                },
+            )?
+            .into_iter();
+        let whole = items.iter().zip(&visited).map(|(item, visited)| match visited {
+            Some(_) => Ok(done.next().expect("every job has a result")),
+            None => earlier(item).map(|earlier| earlier.unwrap_or_else(|| start(&item.queries, None))),
+        });
+        whole.collect()
+    }
+
+    fn queue_sparse<'a>(
+        &'a self,
+        shapes: &mut Shapes,
+        item: &SparseItem<'a>,
+        visited: &Visited,
+        rows: &mut QueryRows<'a>,
+        result: u64,
+    ) -> Result<(), Error> {
+        let (tile, element) = (visited.tile_shape(item), list_element(item.kv.shape()));
         self.furnish(shapes, tile, element, eighths(tile, element))?;
-        let means = lists.mean_shape(item);
+        let means = visited.mean_shape(item);
         if let Some(means) = means {
             self.furnish(shapes, means, element, MEAN_EIGHTHS)?;
         }
         let pages = &shapes[&(tile, element)];
         let mean_pages = means.map(|means| &shapes[&(means, element)]);
-        ListCall::new(&self.device, pages, item.queries)?.sparse(item, &lists, mean_pages, partial)
+        let call = ListCall::new(&self.device, pages, item.queries, rows.of(item.queries.data)?)?;
+        let mut chain = call.chain(earlier(item)?.as_ref(), result)?;
+        call.sparse(item, visited, mean_pages, &mut chain)
     }
 }
 
@@ -177,39 +290,11 @@ impl Executor for CudaExecutor {
 
     fn attend_sparse(&self, items: &[SparseItem<'_>]) -> Result<Vec<Partials>, AttentionError> {
         items.iter().try_for_each(SparseItem::validate)?;
-        let mut shapes = self.lock();
-        items.iter().map(|item| self.attend_sparse_one(&mut shapes, item).map_err(failed)).collect()
+        self.attend_sparse_all(items).map_err(failed)
     }
 
     fn plan(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<SparseWork, AttentionError> {
-        self.cpu.plan(policy, input)
-    }
-}
-
-/// Items of one launch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct BatchKey {
-    tile: TileShape,
-    group: usize,
-    scale: u32,
-}
-
-impl BatchKey {
-    /// Of an item with few rows over blocks that follow each other; `None` for all others. All of int8 are such or go by lists.
-    fn of(item: &AttendItem<'_>) -> Option<Self> {
-        let WorkList { exact, columns, summaries, .. } = item.work;
-        let (tile, group) = (item.kv.shape(), item.queries.shape.group);
-        let plain = columns.is_empty() && summaries.is_empty() && !exact.is_empty();
-        let few = (1..=DECODE_ROWS_MAX).contains(&(item.queries.rows() * group));
-        let follows = |pair: &[ExactBlock]| {
-            pair[0].len as usize == tile.block_tokens
-                && pair[1].first_position == pair[0].first_position + u64::from(pair[0].len)
-        };
-        (plain && few && exact.windows(2).all(follows)).then_some(Self {
-            tile,
-            group,
-            scale: item.queries.scale.to_bits(),
-        })
+        policy.plan_with(&self.cpu, input, self)
     }
 }
 
@@ -251,11 +336,14 @@ fn start(queries: &Queries<'_>, earlier: Option<&Partials>) -> Partials {
         .unwrap_or_else(|| Partials::identity(queries.rows(), shape.query_heads(), shape.head_dim))
 }
 
-/// Partials that the device wrote, as they travel.
-fn read_partials(records: &Buffer, rows: usize, heads: usize, head_dim: usize) -> Result<Partials, Error> {
-    let data: Vec<f32> = records.to_vec()?;
-    Partials::from_interleaved(rows, heads, head_dim, &data[..rows * heads * (2 + head_dim)])
-        .map_err(|error| Error::Device { call: "attention", problem: format!("gave no numbers: {error}") })
+/// What the lists of a sparse item are folded onto; `None`: nothing.
+fn earlier(item: &SparseItem<'_>) -> Result<Option<Partials>, Error> {
+    let (Some(earlier), Some(stripe)) = (item.earlier, item.stripe) else {
+        return Ok(item.earlier.or(item.stripe).cloned());
+    };
+    let mut both = earlier.clone();
+    both.merge(stripe).map_err(refused)?;
+    Ok(Some(both))
 }
 
 /// A refusal of the primitive within a call of the device.

@@ -31,14 +31,14 @@ pub use attend::{
     DecodeAttention, DecodeCall, DecodeItem, DenseKeys, KeyColumn, KeyLists, KeyVisit, MeanPages, MergeItem,
     PartialMerger, PrefillAttention, PrefillCall, split_keys,
 };
-pub use buffer::Buffer;
+pub use buffer::{Buffer, Memory, Span};
 pub use compiler::{Compiler, CudaOptions, HEADERS};
 pub use cubin::{Resources, argument_bytes, resources};
 pub use cuda::CudaDevice;
 pub use device::Device;
 pub use driver::{DeviceInfo, Driver};
 pub use error::{Error, Kind};
-pub use executor::CudaExecutor;
+pub use executor::{CudaExecutor, ExecutorStats};
 pub use kernel::{Kernel, Launch, Source};
 pub use launch::check as check_launch;
 pub use library::{Library, locate, require_cublaslt};
@@ -46,7 +46,9 @@ pub use model::{
     Append, CublasLt, CudaBackend, CudaLinear, KeptRows, Likeliest, ModelOptions, Precision, Product,
     Products,
 };
-pub use nccl::{Communicator, Nccl, Part, UniqueId};
+pub use nccl::{
+    Communicator, Convener, Invitation, LaneState, Nccl, NcclConvener, NcclLane, Part, Ranks, UniqueId,
+};
 pub use nvrtc::{Compiled, Nvrtc};
 pub use page_cache::{PageCache, PageStats, Pinned};
 pub use rates::{Rate, Rates};

@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "calls a foreign library; see SAFETY")]
 
 mod communicator;
+mod lane;
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
@@ -16,6 +17,7 @@ use std::{
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclUniqueId};
 
 pub use communicator::{Communicator, Part};
+pub use lane::{Convener, Invitation, LaneState, NcclConvener, NcclLane, Ranks};
 
 use crate::{
     Error, Library,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Buffer, Device, Error};
+use crate::{Buffer, Device, Error, Span};
 
 /// Most bytes of one allocation that pages are cut from.
 const SLAB_BYTES: usize = 64 << 20;
@@ -40,7 +40,7 @@ pub struct PageStats {
 #[derive(Debug, Default)]
 struct State {
     slabs: Vec<Buffer>,
-    free: Vec<u64>,
+    free: Vec<Place>,
     pages: HashMap<u64, Page>,
     /// Versions of unpinned pages by their last use.
     idle: BTreeMap<u64, u64>,
@@ -50,8 +50,16 @@ struct State {
     stats: PageStats,
 }
 
+/// A page of a slab, by their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    slab: usize,
+    page: usize,
+}
+
 #[derive(Debug)]
 struct Page {
+    place: Place,
     address: u64,
     pins: u32,
     used: u64,
@@ -95,14 +103,14 @@ impl PageCache {
     }
 
     /// Pins pages for the tiles of `versions`, in order, as many of them as there is room for beside what others have pinned
-    /// (`Pinned::len` tells; at least one if `versions` has one). `fill(index, address)` brings the tile of `versions[index]` to
+    /// (`Pinned::len` tells; at least one if `versions` has one). `fill(index, page)` brings the tile of `versions[index]` to
     /// a page, by calls of the device that take effect in order.
     ///
     /// Refuses with [`Error::OutOfMemory`] when there is room for none, which may pass; passes faults of `fill` on.
     pub fn pin(
         &self,
         versions: &[u64],
-        mut fill: impl FnMut(usize, u64) -> Result<(), Error>,
+        mut fill: impl FnMut(usize, Span<'_>) -> Result<(), Error>,
     ) -> Result<Pinned<'_>, Error> {
         let mut pinned = Pinned { cache: self, versions: Vec::new(), addresses: Vec::new() };
         // An error drops `pinned`, which takes the lock: so it is held page by page.
@@ -110,7 +118,7 @@ impl PageCache {
             let found = self.lock().find(version);
             let address = match found {
                 Some(address) => address,
-                None => match self.bring(version, |address| fill(index, address)) {
+                None => match self.bring(version, |page| fill(index, page)) {
                     Ok(address) => address,
                     Err(Error::OutOfMemory { .. }) if index > 0 => {
                         self.lock().stats.shortages += 1;
@@ -126,19 +134,25 @@ impl PageCache {
     }
 
     /// Finds room and fills it. The lock is held meanwhile, so that nobody else finds a page that is not filled yet.
-    fn bring(&self, version: u64, fill: impl FnOnce(u64) -> Result<(), Error>) -> Result<u64, Error> {
+    fn bring(&self, version: u64, fill: impl FnOnce(Span<'_>) -> Result<(), Error>) -> Result<u64, Error> {
         let mut state = self.lock();
         // Another caller may have brought it since it was missed.
         if let Some(address) = state.find(version) {
             return Ok(address);
         }
-        let address = state.room(self)?;
-        if let Err(error) = fill(address) {
-            state.free.push(address);
-            return Err(error);
-        }
+        let place = state.room(self)?;
+        let filled = state.slabs[place.slab]
+            .span(place.page * self.page_bytes, self.page_bytes)
+            .and_then(|page| fill(page).map(|()| page.address()));
+        let address = match filled {
+            Ok(address) => address,
+            Err(error) => {
+                state.free.push(place);
+                return Err(error);
+            }
+        };
         state.stats.misses += 1;
-        state.pages.insert(version, Page { address, pins: 1, used: 0 });
+        state.pages.insert(version, Page { place, address, pins: 1, used: 0 });
         Ok(address)
     }
 
@@ -171,12 +185,12 @@ impl State {
     }
 
     /// A page that holds nothing: a free one, one of a new slab, or that of the tile not used for longest.
-    fn room(&mut self, cache: &PageCache) -> Result<u64, Error> {
+    fn room(&mut self, cache: &PageCache) -> Result<Place, Error> {
         if self.free.is_empty() {
             self.grow(cache)?;
         }
-        if let Some(address) = self.free.pop() {
-            return Ok(address);
+        if let Some(place) = self.free.pop() {
+            return Ok(place);
         }
         let Some((_, version)) = self.idle.pop_first() else {
             let problem = format!("all {} pages are in use", self.pages.len());
@@ -184,7 +198,7 @@ impl State {
         };
         let page = self.pages.remove(&version).expect("what is idle is here");
         self.stats.evictions += 1;
-        Ok(page.address)
+        Ok(page.place)
     }
 
     /// Takes another slab, if the budget and the device allow it: a smaller one where the device has no room for a large one.
@@ -196,8 +210,8 @@ impl State {
         while count > 0 {
             match Buffer::new(&cache.device, count * cache.page_bytes) {
                 Ok(slab) => {
-                    let page = |page: usize| slab.address() + (page * cache.page_bytes) as u64;
-                    self.free.extend((0..count).rev().map(page));
+                    let slab_number = self.slabs.len();
+                    self.free.extend((0..count).rev().map(|page| Place { slab: slab_number, page }));
                     self.slabs.push(slab);
                     return Ok(());
                 }

@@ -81,7 +81,8 @@ impl Rates {
 
     /// Fills what is read with `content`, as far as it goes.
     pub fn fill(&self, content: &[u8]) -> Result<(), Error> {
-        self.device.upload(self.from.address(), &content[..content.len().min(self.from.bytes())])
+        let content = &content[..content.len().min(self.from.bytes())];
+        self.from.span(0, content.len())?.write(content)
     }
 
     /// Queues one measurement.

@@ -200,6 +200,9 @@ fn what_is_uploaded_is_downloaded() {
             assert!(buffer.to_vec::<u8>().unwrap() == *content);
         }
         assert!(first.to_vec::<u8>().unwrap() == large);
+        // A copy down waits for what was queued before it on the other stream.
+        first.span(0, large.len() - 1).unwrap().write(&large[1..]).unwrap();
+        assert!(first.to_vec::<u8>().unwrap()[..large.len() - 1] == large[1..]);
         let empty = Buffer::from_slice::<u8>(&device, &[]).unwrap();
         assert!(empty.address() != 0 && empty.to_vec::<u8>().unwrap().is_empty());
         drop((first, buffers, empty, device));
@@ -230,10 +233,12 @@ fn faults_that_lose_the_context_stay_and_others_do_not() {
     stand_in.fail("cuStreamSynchronize", 1);
     told(device.synchronize(), Kind::Device);
     device.synchronize().unwrap();
+    let buffer = Buffer::new(&device, 1).unwrap();
+    let span = buffer.span(0, 1).unwrap();
     stand_in.fail("cuStreamSynchronize", 700);
     let text = told(device.synchronize(), Kind::Device);
     assert!(text.contains("STAND_IN_700") && text.contains("cuStreamSynchronize"), "{text}");
-    for outcome in [device.synchronize(), device.allocate(1).map(drop), device.upload(256, &[1])] {
+    for outcome in [device.synchronize(), device.allocate(1).map(drop), span.write(&[1_u8])] {
         let text = told(outcome, Kind::Device);
         assert!(text.contains("an earlier call") && text.contains("STAND_IN_700"), "{text}");
     }
@@ -242,11 +247,22 @@ fn faults_that_lose_the_context_stay_and_others_do_not() {
 #[test]
 fn a_device_that_cannot_be_set_up_leaves_nothing_behind() {
     let stand_in = StandIn::new();
-    for call in ["cuStreamCreate", "cuMemHostAlloc", "cuEventCreate", "cuMemPoolSetAttribute"] {
+    // Chunks for uploads come first, then a stream and chunks for downloads.
+    for (call, after) in [
+        ("cuStreamCreate", 0),
+        ("cuStreamCreate", 1),
+        ("cuMemHostAlloc", 0),
+        ("cuMemHostAlloc", 3),
+        ("cuMemHostAlloc", 5),
+        ("cuEventCreate", 0),
+        ("cuEventCreate", 4),
+        ("cuMemPoolSetAttribute", 0),
+    ] {
+        stand_in.set("after", after);
         stand_in.fail(call, 2);
         let text = told(CudaDevice::open(0, &stand_in.options), Kind::Exhausted);
         assert!(text.contains("STAND_IN_2"), "{text}");
-        assert_eq!(stand_in.live(), 0, "{call}");
+        assert_eq!(stand_in.live(), 0, "{call} after {after}");
     }
 }
 

@@ -8,8 +8,14 @@
 
 #[path = "emulator/compiler.rs"]
 mod compiler;
+#[path = "emulator/counted.rs"]
+mod counted;
+#[path = "executor/counts.rs"]
+mod counts;
 #[path = "emulator/device.rs"]
 mod device;
+#[path = "executor/plan.rs"]
+mod plan;
 
 use std::sync::Arc;
 

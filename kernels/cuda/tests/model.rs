@@ -7,6 +7,8 @@
 
 #[path = "emulator/compiler.rs"]
 mod compiler;
+#[path = "emulator/counted.rs"]
+mod counted;
 #[path = "emulator/device.rs"]
 mod device;
 #[path = "model/refusals.rs"]

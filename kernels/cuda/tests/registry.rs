@@ -6,6 +6,7 @@
     clippy::print_stderr,
     reason = "the whole file is test code, its helpers too"
 )]
+#![expect(unsafe_code, reason = "a device that gives out numbers; see SAFETY")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +18,8 @@ use std::{
 };
 
 use longshore_cuda::{
-    Architecture, Device, Error, HEADERS, Kernel, Launch, Nvrtc, argument_bytes, check_launch, kernels,
-    selftest,
+    Architecture, Device, Error, HEADERS, Kernel, Launch, Memory, Nvrtc, Span, argument_bytes, check_launch,
+    kernels, selftest,
 };
 
 #[path = "nvrtc/library_path.rs"]
@@ -72,17 +73,19 @@ impl Device for Recorder {
         self.shared_bytes_limit
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64, Error> {
-        Ok(self.next.fetch_add(bytes.next_multiple_of(256).max(256) as u64, Ordering::Relaxed))
+    fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
+        let address = self.next.fetch_add(bytes.next_multiple_of(256).max(256) as u64, Ordering::Relaxed);
+        // SAFETY: a number that is given out once; nothing lies there.
+        Ok(unsafe { Memory::new(address, bytes) })
     }
 
-    fn free(&self, _address: u64, _bytes: usize) {}
+    fn free(&self, _memory: Memory) {}
 
-    fn upload(&self, _address: u64, _from: &[u8]) -> Result<(), Error> {
+    fn upload(&self, _to: Span<'_>, _from: &[u8]) -> Result<(), Error> {
         Ok(())
     }
 
-    fn download(&self, _address: u64, to: &mut [u8]) -> Result<(), Error> {
+    fn download(&self, _from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
         to.fill(0);
         Ok(())
     }

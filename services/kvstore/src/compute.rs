@@ -1,8 +1,29 @@
-//! Compute off the reactors: on tokio's blocking threads, which take their turns on the compute pool.
+//! What a shard computes with, and compute off the reactors: on tokio's blocking threads, which take their turns on the compute pool
+//! or on the device.
 
+use std::sync::Arc;
+
+use longshore_attention::{CpuExecutor, Executor};
+use longshore_compute::ComputePool;
 use tokio::task::JoinHandle;
 
 use crate::Error;
+
+/// What a shard computes with.
+#[derive(Debug, Clone)]
+pub struct ShardCompute {
+    /// Threads for checksums and summaries.
+    pub pool: Arc<ComputePool>,
+    /// Answers attention, on the CPU or on a device. Shards and workers of a process may share it.
+    pub executor: Arc<dyn Executor>,
+}
+
+impl From<&Arc<ComputePool>> for ShardCompute {
+    /// Everything on the threads of a pool.
+    fn from(pool: &Arc<ComputePool>) -> Self {
+        Self { pool: Arc::clone(pool), executor: Arc::new(CpuExecutor::new(Arc::clone(pool))) }
+    }
+}
 
 /// Ends work that has not begun when nobody waits for it any more.
 struct Waited<T>(JoinHandle<T>);

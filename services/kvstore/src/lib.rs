@@ -24,6 +24,7 @@ mod tests;
 mod tier;
 mod views;
 
+pub use compute::ShardCompute;
 pub use config::{Config, DiskConfig, RepairConfig};
 pub use error::Error;
 pub use repair::Cluster;

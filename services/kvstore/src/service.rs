@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use longshore_attention::Tile;
 use longshore_blocks::{BlockKey, BlockPlace, Namespace, pool::ViewId};
 use longshore_chassis::{Metrics, Tasks};
-use longshore_compute::ComputePool;
 use longshore_fabric::{
     BoxStream, CallContext, Error as CallError, Shard, StripePartial, TileRooms, TileTraffic,
 };
@@ -22,7 +21,7 @@ use longshore_proto::types::{
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use crate::{
-    Cluster, Config, Error, ShardIdentity, attend, get, inventory, list,
+    Cluster, Config, Error, ShardCompute, ShardIdentity, attend, get, inventory, list,
     metrics::{self, StoreMetrics},
     put, repair, scrub, stats,
     store::{Store, check_count},
@@ -42,16 +41,16 @@ pub struct KvStore {
 }
 
 impl KvStore {
-    /// An empty shard that computes on `pool` and whose background work runs until `tasks` is cancelled. Must be called on a
+    /// An empty shard that computes with `compute` (a pool: all of it on the CPU) and whose background work runs until `tasks` is cancelled. Must be called on a
     /// runtime. Fails when the shapes make no sense or the capacity does not hold one block.
     pub fn new(
         config: Config,
         identity: ShardIdentity,
-        pool: &Arc<ComputePool>,
+        compute: impl Into<ShardCompute>,
         tasks: &Tasks,
         metrics: &Metrics,
     ) -> Result<Arc<Self>, Error> {
-        Self::with_tier(config, identity, pool, tasks, metrics, |tier| Arc::new(tier))
+        Self::with_tier(config, identity, compute, tasks, metrics, |tier| Arc::new(tier))
     }
 
     /// As [`Self::new`], with a disk to which `faults` happen.
@@ -59,20 +58,20 @@ impl KvStore {
     pub fn with_disk_faults(
         config: Config,
         identity: ShardIdentity,
-        pool: &Arc<ComputePool>,
+        compute: impl Into<ShardCompute>,
         tasks: &Tasks,
         metrics: &Metrics,
         faults: Arc<dyn DiskFaults>,
     ) -> Result<Arc<Self>, Error> {
         let around = |inner| Arc::new(FaultyTier { inner, faults }) as Arc<dyn Tier>;
-        Self::with_tier(config, identity, pool, tasks, metrics, around)
+        Self::with_tier(config, identity, compute, tasks, metrics, around)
     }
 
     /// As [`Self::new`], with something around the disk tier.
     pub(crate) fn with_tier(
         config: Config,
         identity: ShardIdentity,
-        pool: &Arc<ComputePool>,
+        compute: impl Into<ShardCompute>,
         tasks: &Tasks,
         metrics: &Metrics,
         around: impl FnOnce(DiskTier) -> Arc<dyn Tier>,
@@ -80,7 +79,7 @@ impl KvStore {
         let tasks = tasks.child();
         let interval = Duration::from_millis(config.reap_interval_ms);
         let own = StoreMetrics::register(metrics);
-        let (store, wishes) = Store::new(config, identity, pool, own, &tasks, around)?;
+        let (store, wishes) = Store::new(config, identity, compute.into(), own, &tasks, around)?;
         let store = Arc::new(store);
         metrics::register_occupancy(metrics, &store);
         let (weak, scope) = (Arc::downgrade(&store), tasks.clone());

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use longshore_attention::{CpuExecutor, Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
+use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
 use longshore_blocks::{
     BlockPool, Deployment, Geometry, PoolConfig, ShardId,
     pool::{Eviction, Generation},
@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    Config, Error,
+    Config, Error, ShardCompute,
     drain::Drain,
     inventory::Inventory,
     metrics::StoreMetrics,
@@ -67,8 +67,7 @@ pub(crate) struct Store {
     holdings: Mutex<Holdings>,
     disk: Option<Disk>,
     started: Instant,
-    compute: Arc<ComputePool>,
-    executor: CpuExecutor,
+    compute: ShardCompute,
     attend_permits: Arc<Semaphore>,
     pub(crate) metrics: StoreMetrics,
     pub(crate) repair: RepairCounters,
@@ -90,7 +89,7 @@ impl Store {
     pub(crate) fn new(
         config: Config,
         identity: ShardIdentity,
-        compute: &Arc<ComputePool>,
+        compute: ShardCompute,
         metrics: StoreMetrics,
         tasks: &Tasks,
         around: impl FnOnce(DiskTier) -> Arc<dyn Tier>,
@@ -139,8 +138,7 @@ impl Store {
             holdings: Mutex::new(Holdings { pool, inventory }),
             disk,
             started: Instant::now(),
-            compute: Arc::clone(compute),
-            executor: CpuExecutor::new(Arc::clone(compute)),
+            compute,
             metrics,
             repair: RepairCounters::default(),
             scrub: Arc::default(),
@@ -164,11 +162,11 @@ impl Store {
     }
 
     pub(crate) fn executor(&self) -> &dyn Executor {
-        &self.executor
+        &*self.compute.executor
     }
 
     pub(crate) fn compute_pool(&self) -> &ComputePool {
-        &self.compute
+        &self.compute.pool
     }
 
     pub(crate) fn attend_permits(&self) -> &Arc<Semaphore> {

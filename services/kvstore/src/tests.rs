@@ -1,6 +1,7 @@
 //! A shard through its trait, as both lanes see it: shared fixtures here, stories in the modules.
 
 mod attend;
+mod compute;
 pub(crate) mod corruption;
 mod disk;
 mod disk_faults;
@@ -35,7 +36,7 @@ use longshore_proto::types::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    Config, DiskConfig, KvStore, ShardIdentity,
+    Config, DiskConfig, KvStore, ShardCompute, ShardIdentity,
     tier::{DiskTier, Tier},
 };
 
@@ -152,6 +153,16 @@ fn with_tier(config: Config, around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier>
 
 /// The same with a name of its own.
 fn named(id: &str, config: Config, around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier>) -> Fixture {
+    with_compute(id, config, (&ComputePool::serial()).into(), around)
+}
+
+/// The same with what it computes with.
+fn with_compute(
+    id: &str,
+    config: Config,
+    compute: ShardCompute,
+    around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier>,
+) -> Fixture {
     let (epoch, epochs) = watch::channel(EPOCH);
     let identity = ShardIdentity {
         shard_id: ShardId(id.to_owned()),
@@ -163,7 +174,7 @@ fn named(id: &str, config: Config, around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn
     };
     let (tasks, metrics) = (Tasks::new(), Metrics::new());
     let around = |tier: DiskTier| around(Arc::new(tier));
-    let shard = KvStore::with_tier(config, identity, &ComputePool::serial(), &tasks, &metrics, around)
+    let shard = KvStore::with_tier(config, identity, compute, &tasks, &metrics, around)
         .expect("the configuration is valid");
     Fixture { shard, tasks, metrics, epoch, ctx: CallContext::new("test") }
 }

@@ -200,10 +200,11 @@ impl ModelConfig {
 
 impl Config {
     /// The arithmetic that K and V are results of, by its name in the configuration: `auto` and what it amounts to for a file refuse
-    /// each other, and so do the arithmetic of the CPU and that of GPUs.
+    /// each other, and so do the arithmetic of the CPU, that of GPUs, and that of GPUs of other capabilities (their matrix units add
+    /// otherwise, and their kernels are cut otherwise).
     pub(crate) fn arithmetic(&self) -> String {
         match self.compute.choice() {
-            Some(Choice::Cuda(_)) => format!("cuda {}", self.model.linear),
+            Some(Choice::Cuda(_)) => format!("cuda sm_{} {}", self.cuda.capability, self.model.linear),
             _ => self.model.linear.clone(),
         }
     }

@@ -1,5 +1,6 @@
 //! The GPU of the commands that are about GPUs.
 
+mod metrics;
 mod selftest;
 
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use longshore_cuda::CudaDevice;
 
+pub(crate) use metrics::report;
 pub(crate) use selftest::selftest;
 
 use crate::{config::Config, device};

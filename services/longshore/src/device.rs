@@ -46,10 +46,14 @@ pub(crate) fn resolve(config: &mut Config) -> Result<()> {
     match choice(config) {
         Choice::Cpu => {}
         Choice::Cuda(index) => {
-            CudaDevice::examine(index, &config.cuda.options()).with_context(|| asked(config))?;
+            let info = CudaDevice::examine(index, &config.cuda.options()).with_context(|| asked(config))?;
+            agree(config, info.capability)?;
         }
         Choice::Auto => match CudaDevice::examine(0, &config.cuda.options()) {
-            Ok(_) => config.compute.device = "cuda:0".to_owned(),
+            Ok(info) => {
+                config.compute.device = "cuda:0".to_owned();
+                agree(config, info.capability)?;
+            }
             Err(error) => {
                 console::note(format!("warning: computing on the CPU, since no GPU can be used: {error}"));
                 config.compute.device = "cpu".to_owned();
@@ -59,10 +63,52 @@ pub(crate) fn resolve(config: &mut Config) -> Result<()> {
     Ok(())
 }
 
-/// Says that something which has only the CPU does not use the GPU that the configuration names, perhaps for others.
-pub(crate) fn note_cpu(config: &Config, what: &str) {
-    if let Choice::Cuda(_) = choice(config) {
-        console::note(format!("warning: {}, but {what} on the CPU", asked(config)));
+/// The capability belongs to the deployment: takes that of the GPU that is here, which must be no other than the one that was named.
+fn agree(config: &mut Config, found: u32) -> Result<()> {
+    let named = config.cuda.capability;
+    ensure!(
+        named == 0 || named == found,
+        "`cuda.capability` is {named}, the GPU has {found}; hint: GPUs of one deployment have one capability, take another GPU or leave \
+         it 0"
+    );
+    config.cuda.capability = found;
+    Ok(())
+}
+
+/// What a process that does not compute must know of the GPUs of those that do.
+pub(crate) fn of_others(config: &mut Config) -> Result<()> {
+    let Choice::Cuda(index) = choice(config) else { return Ok(()) };
+    if config.cuda.capability == 0 {
+        let info = CudaDevice::examine(index, &config.cuda.options()).with_context(|| {
+            format!(
+                "{}, and there is no such GPU here to tell the capability that the deployment has; hint: set `cuda.capability` to that of \
+                 the workers' GPUs (90 for 9.0; `longshore doctor` tells it there)",
+                asked(config)
+            )
+        })?;
+        config.cuda.capability = info.capability;
+    }
+    Ok(())
+}
+
+/// Where a shard attends. Shards of a deployment that computes on GPUs may lie on machines without one: they say so, and attend on
+/// the CPU. Replaces `auto` as [`resolve`] does, since what it means belongs to the deployment.
+pub(crate) fn of_shard(config: &mut Config) -> Result<Choice> {
+    let asked_for = choice(config);
+    let Choice::Cuda(index) = asked_for else {
+        resolve(config)?;
+        return Ok(choice(config));
+    };
+    match CudaDevice::examine(index, &config.cuda.options()) {
+        Ok(info) => agree(config, info.capability).map(|()| asked_for),
+        Err(error) => {
+            of_others(config)?;
+            console::note(format!(
+                "warning: {}, but a shard attends on the CPU here: {error}",
+                asked(config)
+            ));
+            Ok(Choice::Cpu)
+        }
     }
 }
 
@@ -90,6 +136,26 @@ pub(crate) fn asked(config: &Config) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_deployment_has_one_capability() {
+        let mut config = Config::default();
+        agree(&mut config, 90).unwrap();
+        assert_eq!(config.cuda.capability, 90);
+        agree(&mut config, 90).unwrap();
+        let error = agree(&mut config, 80).unwrap_err().to_string();
+        assert!(error.contains("`cuda.capability` is 90, the GPU has 80"), "{error}");
+        config.compute.device = "cuda:0".to_owned();
+        let hopper = config.arithmetic();
+        config.cuda.capability = 80;
+        assert_ne!(config.arithmetic(), hopper);
+        config.compute.device = "cpu".to_owned();
+        assert_eq!(config.arithmetic(), Config::default().arithmetic(), "nothing to the CPU");
+        // A process that computes nothing needs no GPU where it is told.
+        config.compute.device = "cuda:0".to_owned();
+        of_others(&mut config).unwrap();
+        assert_eq!(config.cuda.capability, 80);
+    }
 
     #[test]
     fn devices_are_read() {

@@ -5,18 +5,21 @@ mod backend;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_attention::{HeadPlan, TileShape};
+use longshore_attention::{Executor, HeadPlan, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
+use longshore_cuda::CudaExecutor;
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
 use longshore_model::{LoadProgress, LoadedModel, ModelInfo};
 use longshore_proto::types::{ModelDescription, WireTileShape};
 use longshore_router::Policies;
 
-use self::backend::Computing;
+use self::backend::{Attention, Computing};
 use crate::{
     config::Config,
-    console, head_plan,
+    console,
+    device::Choice,
+    head_plan,
     model::{self, ModelRef},
 };
 
@@ -37,6 +40,8 @@ pub(crate) struct Node {
     pub(crate) context_tokens: u64,
     /// What each attention head visits in a prefill, where the deployment has a plan.
     pub(crate) head_plan: Option<Arc<HeadPlan>>,
+    /// What attends on a GPU, in a process that attends on one.
+    pub(crate) gpu: Option<Arc<CudaExecutor>>,
 }
 
 impl Node {
@@ -46,6 +51,17 @@ impl Node {
         let path = model::ensure(&reference).context("cannot get the model")?;
         let info = ModelInfo::open(&path).context("cannot read the model")?;
         Self::of(config, &reference, info)
+    }
+
+    /// The same with what a shard attends with, on the device `on`.
+    pub(crate) fn open_shard(
+        config: &Config,
+        on: Choice,
+        pool: &Arc<ComputePool>,
+    ) -> Result<(Self, Arc<dyn Executor>)> {
+        let node = Self::open(config)?;
+        let Attention { executor, gpu } = backend::of_shard(config, on, node.tile_shape, pool)?;
+        Ok((Self { gpu, ..node }, executor))
     }
 
     /// The same with the weights, which are read and hashed once, and the engine of a worker; with a progress bar.
@@ -62,11 +78,12 @@ impl Node {
         bar.set_prefix("packing");
         let node = Self::of(config, &reference, info)?;
         let shape = (&node.info.config, node.tile_shape);
-        let Computing { backend, executor } = backend::load(config, shape, &weights, pool, &read)?;
+        let Computing { backend, attention: Attention { executor, gpu } } =
+            backend::load(config, shape, &weights, pool, &read)?;
         bar.finish_and_clear();
         let options = EngineOptions { kv_dtype: node.tile_shape.dtype, ..EngineOptions::default() };
         let engine = Engine::new(backend, executor, Arc::clone(pool), node.geometry, options);
-        Ok((node, Arc::new(engine.context("cannot set up the engine")?)))
+        Ok((Self { gpu, ..node }, Arc::new(engine.context("cannot set up the engine")?)))
     }
 
     fn of(config: &Config, reference: &ModelRef, mut info: ModelInfo) -> Result<Self> {
@@ -95,7 +112,8 @@ impl Node {
         let context_tokens = context_tokens(config, &info)?;
         let head_plan = head_plan::of(config, &info)?;
         let info = Arc::new(info);
-        let node = Self { info, name, deployment, geometry, tile_shape, context_tokens, head_plan };
+        let gpu = None;
+        let node = Self { info, name, deployment, geometry, tile_shape, context_tokens, head_plan, gpu };
         if node.head_plan.is_some() {
             // Told before minutes are spent on packing. Without a plan the configuration was checked with all the rest.
             node.policies(config)?;

@@ -9,17 +9,30 @@ use longshore_engine::Engine;
 use longshore_fabric::{GrpcConnector, GrpcOptions};
 
 use crate::{
-    cli::RoleArgs, config::Config, console, device, members, node::Node, process, ready, wiring::Parts,
+    cli::RoleArgs,
+    config::Config,
+    console, cuda,
+    device::{self, Choice},
+    members,
+    node::Node,
+    process, ready,
+    wiring::Parts,
 };
 
 /// Runs until a signal, then drains.
 pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let Some(mut config) = process::settings(&args.serve, args.all_sets())? else { return Ok(()) };
-    match role {
-        Role::Prefill | Role::Decode => device::resolve(&mut config)?,
-        Role::KvStore => device::note_cpu(&config, "a shard attends"),
-        Role::Router => {}
-    }
+    let attends_on = match role {
+        Role::Prefill | Role::Decode => {
+            device::resolve(&mut config)?;
+            Choice::Cpu
+        }
+        Role::KvStore => device::of_shard(&mut config)?,
+        Role::Router => {
+            device::of_others(&mut config)?;
+            Choice::Cpu
+        }
+    };
     let (this, membership) = membership(role, &args, &mut config)?;
     if role == Role::KvStore {
         // Only those who choose or follow policies read the plan; machines of shards need not have the file.
@@ -42,19 +55,22 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let readiness = process::admin(&config, &metrics, &root, &outer).await?;
     let (for_node, for_engine) = (config.clone(), Arc::clone(&pool));
     // Routers and shards need the model's shape and digest only.
-    let (node, engine) = blocking(move || match role {
+    let (node, engine, executor) = blocking(move || match role {
         Role::Prefill | Role::Decode => {
-            Node::load(&for_node, &for_engine).map(|(node, engine)| (node, Some(engine)))
+            Node::load(&for_node, &for_engine).map(|(node, engine)| (node, Some(engine), None))
         }
-        Role::Router | Role::KvStore => Node::open(&for_node).map(|node| (node, None)),
+        Role::KvStore => Node::open_shard(&for_node, attends_on, &for_engine)
+            .map(|(node, executor)| (node, None, Some(executor))),
+        Role::Router => Node::open(&for_node).map(|node| (node, None, None)),
     })
     .await?;
     if let Some(engine) = &engine {
         process::report_weights(&metrics, engine);
     }
+    cuda::report(&metrics, &node);
     let connector = Arc::new(GrpcConnector::new(GrpcOptions::default()));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
-    let parts = Parts { config, node, views, connector, metrics, pool };
+    let parts = Parts { config, node, views, connector, metrics, pool, executor };
     let scope = root.child();
     let http = start(&this, &parts, engine, &scope).await?;
     if !args.supervised {

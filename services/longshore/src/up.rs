@@ -11,7 +11,7 @@ use longshore_cluster::{Labels, Member, Membership, MemoryMembership, Registrati
 use longshore_engine::Engine;
 use longshore_fabric::{AnyConnector, GrpcConnector, GrpcOptions, LocalConnector};
 
-use crate::{cli::UpArgs, node::Node, process, ready, role::blocking, wiring::Parts};
+use crate::{cli::UpArgs, cuda, node::Node, process, ready, role::blocking, wiring::Parts};
 
 /// Runs until Ctrl-C or SIGTERM, then drains.
 pub(crate) async fn up(args: UpArgs) -> Result<()> {
@@ -34,11 +34,14 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let (for_node, for_engine) = (config.clone(), Arc::clone(&pool));
     let (node, engine) = blocking(move || Node::load(&for_node, &for_engine)).await?;
     process::report_weights(&metrics, &engine);
+    cuda::report(&metrics, &node);
     let membership = MemoryMembership::new();
     let local = LocalConnector::new();
     let connector = Arc::new(AnyConnector::new(local.clone(), GrpcConnector::new(GrpcOptions::default())));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
-    let parts = Parts { config, node, views: membership.watch(), connector, metrics, pool };
+    // Shards and workers share the executor, and with it the copies of tiles on a GPU: a tile that both hold has one.
+    let executor = Some(Arc::clone(engine.executor()));
+    let parts = Parts { config, node, views: membership.watch(), connector, metrics, pool, executor };
     let house =
         House { parts, local, membership, front: root.child(), workers: root.child(), shards: root.child() };
     let registrations = house.furnish(&args, &engine).await?;

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use longshore_attention::Executor;
 use longshore_blocks::ShardId;
 use longshore_chassis::{Metrics, Tasks};
 use longshore_cluster::{ClusterView, Member};
@@ -35,6 +36,8 @@ pub(crate) struct Parts {
     pub(crate) metrics: Metrics,
     /// The compute threads of this process.
     pub(crate) pool: Arc<ComputePool>,
+    /// What shards of this process answer attention with; a router has none.
+    pub(crate) executor: Option<Arc<dyn Executor>>,
 }
 
 /// Attention queries under way per shard and process.
@@ -52,7 +55,9 @@ impl Parts {
             layers: self.node.info.config.layers as u32,
         };
         let config = self.config.kvstore.clone();
-        let shard = KvStore::new(config, identity, &self.pool, tasks, &self.labelled(this))
+        let executor = self.executor.clone().context("a shard needs an executor")?;
+        let compute = longshore_kvstore::ShardCompute { pool: Arc::clone(&self.pool), executor };
+        let shard = KvStore::new(config, identity, compute, tasks, &self.labelled(this))
             .context("cannot set up the shard")?;
         shard.join(longshore_kvstore::Cluster {
             views: self.views.clone(),

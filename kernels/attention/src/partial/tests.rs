@@ -208,3 +208,15 @@ fn merging_at_once_is_merging_one_by_one() {
     let (pool, other) = (ComputePool::serial(), Partials::identity(2, 2, 5));
     assert!(Partials::identity(3, 2, 5).merge_and_finish(&[other], &pool).is_err());
 }
+
+#[test]
+fn an_executors_own_numbers_are_taken_as_they_are() {
+    let records = [1.0, 2.0, f32::NAN, 3.0, f32::NEG_INFINITY, 0.0, 0.0, 0.0];
+    let partials = Partials::from_executor(1, 2, 2, &records).unwrap();
+    let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&partials.to_interleaved()), bits(&records));
+    assert!(Partials::from_interleaved(1, 2, 2, &records).is_err());
+    for length in [0, 7] {
+        assert!(Partials::from_executor(1, 2, 2, &records[..length]).is_err(), "{length} elements");
+    }
+}

@@ -216,7 +216,7 @@ fn scores(rule: &Blocks, sums: &[[Lane; 2]], cells: usize, per_run: usize, block
 }
 
 /// `[kv_heads][blocks]`: what the guard `escape` of each head lets through; empty when no head has it.
-fn escaped(grid: &Grid<'_>, rules: &[Option<Blocks>], scored: usize) -> Result<Vec<bool>, Error> {
+pub(super) fn escaped(grid: &Grid<'_>, rules: &[Option<Blocks>], scored: usize) -> Result<Vec<bool>, Error> {
     let limits: Vec<Option<f32>> = rules.iter().map(|rule| rule.and_then(|rule| rule.escape)).collect();
     if limits.iter().all(Option::is_none) {
         return Ok(Vec::new());

@@ -3,6 +3,7 @@
 use crate::{CpuExecutor, Error, SparseWork};
 
 use super::blocks::BlockPlanner;
+use super::chooser::{BlockChooser, GivenPlanner};
 use super::flex::FlexPlanner;
 use super::grid::{Grid, TileRows};
 use super::heads::HeadPlanner;
@@ -14,6 +15,7 @@ enum Planner<'a> {
     Blocks(BlockPlanner<'a>),
     Heads(HeadPlanner<'a>),
     Flex(FlexPlanner<'a>),
+    Given(GivenPlanner<'a>),
 }
 
 impl Planner<'_> {
@@ -21,7 +23,7 @@ impl Planner<'_> {
     fn tiles_at_once(&self) -> usize {
         match self {
             Self::Blocks(planner) => planner.tiles_at_once(),
-            Self::Heads(_) | Self::Flex(_) => 1,
+            Self::Heads(_) | Self::Flex(_) | Self::Given(_) => 1,
         }
     }
 
@@ -31,6 +33,7 @@ impl Planner<'_> {
             Self::Blocks(planner) => planner.plan(tiles, kv_head),
             Self::Heads(planner) => tiles.iter().map(|tile| planner.plan(tile, kv_head)).collect(),
             Self::Flex(planner) => tiles.iter().map(|tile| planner.plan(tile, kv_head)).collect(),
+            Self::Given(planner) => tiles.iter().map(|tile| planner.plan(tile, kv_head)).collect(),
         }
     }
 }
@@ -39,10 +42,11 @@ pub(super) fn plan(
     policy: &PrefillPolicy,
     executor: &CpuExecutor,
     input: &PlanInput<'_>,
+    chooser: Option<&dyn BlockChooser>,
 ) -> Result<SparseWork, Error> {
     let grid = Grid::new(input)?;
     let sparse: Vec<&TileRows> = grid.tiles.iter().filter(|tile| !grid.is_exact(policy, tile)).collect();
-    let planner = planner(policy, executor, &grid, &sparse)?;
+    let planner = planner(policy, executor, &grid, &sparse, chooser)?;
     let kv_heads = input.queries.shape.kv_heads;
     let planned = planner.map_or_else(Vec::new, |planner| {
         let runs: Vec<&[&TileRows]> = sparse.chunks(planner.tiles_at_once()).collect();
@@ -73,6 +77,7 @@ fn planner<'a>(
     executor: &CpuExecutor,
     grid: &'a Grid<'a>,
     tiles: &[&TileRows],
+    chooser: Option<&dyn BlockChooser>,
 ) -> Result<Option<Planner<'a>>, Error> {
     let Some(last) = tiles.last() else { return Ok(None) };
     let set = executor.instruction_set();
@@ -80,7 +85,10 @@ fn planner<'a>(
         Method::Exact => None,
         Method::Blocks(rule) => {
             let rules = vec![Some(*rule); grid.input.queries.shape.kv_heads];
-            Some(Planner::Blocks(BlockPlanner::new(grid, rules, set, grid.before(last))?))
+            // Made in any case: it refuses what lacks something.
+            let own = BlockPlanner::new(grid, rules, set, grid.before(last))?;
+            let given = chooser.map(|chooser| GivenPlanner::ask(chooser, grid, rule, tiles)).transpose()?;
+            Some(given.flatten().map_or(Planner::Blocks(own), Planner::Given))
         }
         Method::Budgets(level) => {
             Some(Planner::Blocks(BlockPlanner::new(grid, rules(grid, level)?, set, grid.before(last))?))

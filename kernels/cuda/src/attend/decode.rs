@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::architecture::shared_bytes_limit;
 use crate::{Device, Error, Kernel, Launch, PageElement, PageShape, Source};
 
 const SOURCE: Source = Source {
@@ -155,17 +156,19 @@ fn most_row_tiles(shape: &PageShape) -> usize {
     if shape.element == PageElement::F32 || shape.head_dim > 128 { 1 } else { 2 }
 }
 
-/// Of every element and head size, as planned for an H100; E4M3, which differs from int8 by a conversion, at the largest.
-pub(super) fn all_kernels() -> Vec<Kernel> {
+/// Kernels for the head sizes of models as they are planned on devices of some compute capability. f16, which differs from bf16 in
+/// instructions of the same number and registers, and E4M3, which differs from int8 by a conversion, at the largest.
+pub(super) fn kernels(capability: u32) -> Vec<Kernel> {
+    let limit = shared_bytes_limit(capability);
     let mut kernels = Vec::new();
     for element in PageElement::ALL {
         for head_dim in PageShape::HEAD_DIMS {
-            if element == PageElement::E4m3 && head_dim < 128 {
+            if matches!(element, PageElement::F16 | PageElement::E4m3) && head_dim < 128 {
                 continue;
             }
             let shape = PageShape { tokens: 64, kv_heads: 8, head_dim, element };
             for row_tiles in 1..=most_row_tiles(&shape) {
-                let plan = Plan::new(&shape, row_tiles, 227 << 10);
+                let plan = Plan::new(&shape, row_tiles, limit);
                 kernels.extend(plan.map(|plan| plan.kernel(&shape)));
             }
         }
@@ -235,7 +238,8 @@ impl DecodeAttention {
 
 #[cfg(test)]
 mod tests {
-    use super::{Plan, split_keys};
+    use super::{Plan, kernels, most_row_tiles, split_keys};
+    use crate::architecture::shared_bytes_limit;
     use crate::{PageElement, PageShape};
 
     #[test]
@@ -249,6 +253,25 @@ mod tests {
             );
             keys += 1 + keys / 7;
         }
+    }
+
+    #[test]
+    fn kernels_are_listed_as_they_are_launched() {
+        let listed = [80, 86, 90].map(kernels);
+        for (listed, capability) in listed.iter().zip([80, 86, 90]) {
+            let limit = shared_bytes_limit(capability);
+            for head_dim in [64, 80, 96, 128, 256] {
+                for element in [PageElement::F32, PageElement::Bf16, PageElement::Int8] {
+                    let shape = PageShape { tokens: 64, kv_heads: 8, head_dim, element };
+                    for row_tiles in 1..=most_row_tiles(&shape) {
+                        let kernel = Plan::new(&shape, row_tiles, limit).unwrap().kernel(&shape);
+                        assert!(listed.contains(&kernel), "{capability}: {kernel:?}");
+                    }
+                }
+            }
+        }
+        // Fewer warps or stages where there is less memory.
+        assert!(listed[0] != listed[1] && listed[1] != listed[2] && listed[0] != listed[2]);
     }
 
     #[test]

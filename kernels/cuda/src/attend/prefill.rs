@@ -167,7 +167,8 @@ impl PrefillAttention {
         let group = self.heads.group as u32;
         let packed = lists.rows().map(|rows| rows.len() * self.heads.group).max().unwrap_or(1);
         let choice = self.choice(packed)?;
-        let (visits, lists_of) = lists.cut(choice.keys, group, call.first_position, self.shape.tokens);
+        let (visits, mut lists_of) = lists.cut(choice.keys, group, call.first_position, self.shape.tokens);
+        lists_of.extend(lists.uncovered(call.rows, group));
         let upload = |bytes: &[u8]| Buffer::from_slice(&self.device, bytes);
         let visits = upload(bytemuck::cast_slice(&visits))?;
         let columns = upload(bytemuck::cast_slice(lists.columns()))?;

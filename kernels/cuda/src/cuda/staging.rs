@@ -22,34 +22,55 @@ struct Chunk {
     copied: sys::CUevent,
 }
 
-/// Chunks for both ways.
-pub(super) struct Staging {
-    up: Vec<Chunk>,
-    down: Vec<Chunk>,
-    /// Chunk that uploads are written to, and how much of it is written.
+/// The way to the device.
+pub(super) struct Uploads {
+    chunks: Vec<Chunk>,
+    /// Chunk that is written to, and how much of it is written.
     current: usize,
     used: usize,
 }
 
-impl Staging {
+/// The way from the device, on a stream of its own, so that copies do not queue up behind what others queue meanwhile.
+pub(super) struct Downloads {
+    chunks: Vec<Chunk>,
+    stream: CUstream,
+}
+
+/// Takes pinned memory, all or nothing. The context must be current.
+fn chunks(count: usize) -> Result<Vec<Chunk>, DriverError> {
+    let mut chunks = Vec::with_capacity(count);
+    for _ in 0..count {
+        match Chunk::new() {
+            Ok(chunk) => chunks.push(chunk),
+            Err(error) => {
+                release(&mut chunks);
+                return Err(error);
+            }
+        }
+    }
+    Ok(chunks)
+}
+
+/// Gives chunks back. The context must be current, and no copy under way.
+fn release(chunks: &mut Vec<Chunk>) {
+    for chunk in chunks.drain(..) {
+        // SAFETY: made by `Chunk::new`, given back once. With a lost context both calls fail, and there is nothing to do.
+        unsafe {
+            let _ = result::event::destroy(chunk.copied);
+            let _ = result::free_host(chunk.memory.cast());
+        }
+    }
+}
+
+impl Uploads {
     /// Takes the memory. The context must be current.
     pub(super) fn new() -> Result<Self, DriverError> {
-        let mut staging = Self { up: Vec::new(), down: Vec::new(), current: 0, used: 0 };
-        let filled = staging.fill();
-        if filled.is_err() {
-            staging.release();
-        }
-        filled.map(|()| staging)
+        Ok(Self { chunks: chunks(UPLOAD_CHUNKS)?, current: 0, used: 0 })
     }
 
-    fn fill(&mut self) -> Result<(), DriverError> {
-        for _ in 0..UPLOAD_CHUNKS {
-            self.up.push(Chunk::new()?);
-        }
-        for _ in 0..DOWNLOAD_CHUNKS {
-            self.down.push(Chunk::new()?);
-        }
-        Ok(())
+    /// Gives everything back. The context must be current, and no copy under way.
+    pub(super) fn release(&mut self) {
+        release(&mut self.chunks);
     }
 
     /// Queues a copy of `from` to the device; what is in `from` has been read when this returns.
@@ -81,81 +102,77 @@ impl Staging {
         if self.used + bytes > CHUNK_BYTES {
             // SAFETY: events and stream live; an event that was never recorded counts as done.
             unsafe {
-                result::event::record(self.up[self.current].copied, stream)?;
-                self.current = (self.current + 1) % self.up.len();
+                result::event::record(self.chunks[self.current].copied, stream)?;
+                self.current = (self.current + 1) % self.chunks.len();
                 // Whatever becomes of the wait, the chunk is not written to before it succeeded.
                 self.used = CHUNK_BYTES;
-                result::event::synchronize(self.up[self.current].copied)?;
+                result::event::synchronize(self.chunks[self.current].copied)?;
             }
             self.used = 0;
         }
         // SAFETY: within the chunk, by the test above.
-        let at = unsafe { self.up[self.current].memory.add(self.used) };
+        let at = unsafe { self.chunks[self.current].memory.add(self.used) };
         self.used = (self.used + bytes).next_multiple_of(ALIGNMENT).min(CHUNK_BYTES);
         Ok(at)
     }
+}
 
-    /// Waits for everything queued before, and copies from the device.
+impl Downloads {
+    /// Takes the memory and a stream. The context must be current.
+    pub(super) fn new() -> Result<Self, DriverError> {
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+        match chunks(DOWNLOAD_CHUNKS) {
+            Ok(chunks) => Ok(Self { chunks, stream }),
+            Err(error) => {
+                // SAFETY: made above and used by nothing. The first error tells more.
+                let _ = unsafe { result::stream::destroy(stream) };
+                Err(error)
+            }
+        }
+    }
+
+    /// Copies from the device what the caller has waited for.
     ///
     /// # Safety
-    /// `address` must have as many bytes, and `stream` be one of the context in which this was made.
-    pub(super) unsafe fn download(
-        &mut self,
-        stream: CUstream,
-        address: CUdeviceptr,
-        to: &mut [u8],
-    ) -> Result<(), DriverError> {
+    /// `address` must have as many bytes, which nothing that is queued changes, in the context in which this was made.
+    pub(super) unsafe fn download(&mut self, address: CUdeviceptr, to: &mut [u8]) -> Result<(), DriverError> {
         // SAFETY: the caller's promise.
-        let outcome = unsafe { self.copy_down(stream, address, to) };
+        let outcome = unsafe { self.copy_down(address, to) };
         if outcome.is_err() {
             // Copies that were queued before the fault may still write to the chunks. The first error tells more.
             // SAFETY: the stream lives.
-            let _ = unsafe { result::stream::synchronize(stream) };
+            let _ = unsafe { result::stream::synchronize(self.stream) };
         }
         outcome
     }
 
     /// # Safety
     /// As for [`Self::download`]; after an error copies may be under way.
-    unsafe fn copy_down(
-        &mut self,
-        stream: CUstream,
-        address: CUdeviceptr,
-        to: &mut [u8],
-    ) -> Result<(), DriverError> {
+    unsafe fn copy_down(&mut self, address: CUdeviceptr, to: &mut [u8]) -> Result<(), DriverError> {
         let mut from = address;
         let mut arriving: Option<(&Chunk, &mut [u8])> = None;
         for (index, piece) in to.chunks_mut(CHUNK_BYTES).enumerate() {
-            let chunk = &self.down[index % self.down.len()];
+            let chunk = &self.chunks[index % self.chunks.len()];
             // SAFETY: the last copy to this chunk was waited for and read, two pieces ago or by an earlier call.
             let pinned = unsafe { std::slice::from_raw_parts_mut(chunk.memory, piece.len()) };
             // SAFETY: the caller's promise for the device's side; nobody looks at the pinned bytes before the event.
             unsafe {
-                result::memcpy_dtoh_async(pinned, from, stream)?;
-                result::event::record(chunk.copied, stream)?;
+                result::memcpy_dtoh_async(pinned, from, self.stream)?;
+                result::event::record(chunk.copied, self.stream)?;
             }
             from += piece.len() as u64;
             if let Some((chunk, piece)) = arriving.replace((chunk, piece)) {
                 chunk.take(piece)?;
             }
         }
-        match arriving {
-            Some((chunk, piece)) => chunk.take(piece),
-            // Nothing to copy still means to wait.
-            // SAFETY: the stream lives.
-            None => unsafe { result::stream::synchronize(stream) },
-        }
+        arriving.map_or(Ok(()), |(chunk, piece)| chunk.take(piece))
     }
 
     /// Gives everything back. The context must be current, and no copy under way.
     pub(super) fn release(&mut self) {
-        for chunk in self.up.drain(..).chain(self.down.drain(..)) {
-            // SAFETY: made by `Chunk::new`, given back once. With a lost context both calls fail, and there is nothing to do.
-            unsafe {
-                let _ = result::event::destroy(chunk.copied);
-                let _ = result::free_host(chunk.memory.cast());
-            }
-        }
+        // SAFETY: made by `new` and given back once. With a lost context the call fails, and there is nothing to do.
+        let _ = unsafe { result::stream::destroy(self.stream) };
+        release(&mut self.chunks);
     }
 }
 

@@ -39,6 +39,19 @@ impl CudaDevice {
         self.check("cuStreamWaitEvent", outcome)
     }
 
+    /// Waits for everything that is queued on the device's own stream by now.
+    pub(crate) fn wait_for_queued(&self) -> Result<(), Error> {
+        let main = self.enter()?;
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        let event = self.check("cuEventCreate", event)?;
+        // SAFETY: stream and event live; nothing waits for the event when it is given back.
+        let outcome = unsafe {
+            let waited = result::event::record(event, main).and_then(|()| result::event::synchronize(event));
+            waited.and(result::event::destroy(event))
+        };
+        self.check("cuEventSynchronize", outcome)
+    }
+
     /// Waits for everything queued on `stream`.
     pub(crate) fn wait_for(&self, stream: CUstream) -> Result<(), Error> {
         self.enter()?;

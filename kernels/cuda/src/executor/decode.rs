@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use longshore_attention::{AttendItem, ExactBlock, HeadShape, Partials};
+use longshore_attention::{AttendItem, ExactBlock, HeadShape};
 
 use super::pages::TilePages;
-use super::{read_partials, start};
 use crate::{
     Buffer, DecodeAttention, DecodeCall, DecodeItem, Device, Error, MergeItem, PageElement, PartialMerger,
     Pinned, split_keys,
@@ -40,16 +39,41 @@ impl<'a> DecodeBatch<'a> {
         Ok(Self { device, pages, items, heads, kernel, merger })
     }
 
-    /// One partial per item. What does not fit the pages at once is done in turns, each folded onto the one before.
-    pub(super) fn run(&self) -> Result<Vec<Partials>, Error> {
-        let mut partials: Vec<Partials> =
-            self.items.iter().map(|item| start(&item.queries, item.initial)).collect();
+    /// Queues everything; the partial of each item goes to its address in `results`. What does not fit the pages at once is done in
+    /// turns, each folded onto the one before, on the device.
+    pub(super) fn queue(&self, results: &[u64]) -> Result<(), Error> {
+        let mut fold = Fold { results, so_far: Vec::new(), kept: Vec::new() };
+        self.begin(&mut fold)?;
         let mut rest: Vec<&[ExactBlock]> = self.items.iter().map(|item| &item.work.exact[..]).collect();
         while rest.iter().any(|blocks| !blocks.is_empty()) {
             let turns = self.turns(&mut rest)?;
-            self.launch(&turns, &mut partials)?;
+            self.launch(&turns, &rest, &mut fold)?;
         }
-        Ok(partials)
+        Ok(())
+    }
+
+    /// Brings what items fold onto, all together.
+    fn begin(&self, fold: &mut Fold<'_>) -> Result<(), Error> {
+        let mut records: Vec<f32> = Vec::new();
+        let starts: Vec<Option<usize>> = self
+            .items
+            .iter()
+            .map(|item| {
+                let initial = item.initial?.to_interleaved();
+                let start = records.len();
+                records.extend(initial);
+                Some(start)
+            })
+            .collect();
+        if records.is_empty() {
+            fold.so_far = vec![None; self.items.len()];
+            return Ok(());
+        }
+        let buffer = Buffer::from_slice(self.device, &records)?;
+        let address = |start: usize| buffer.address() + (start * size_of::<f32>()) as u64;
+        fold.so_far = starts.into_iter().map(|start| start.map(address)).collect();
+        fold.kept.push(buffer);
+        Ok(())
     }
 
     /// Pins pages for as many blocks as there is room for; takes them off `rest`.
@@ -75,18 +99,31 @@ impl<'a> DecodeBatch<'a> {
         Ok(turns)
     }
 
-    fn launch(&self, turns: &[Turn<'_>], partials: &mut [Partials]) -> Result<(), Error> {
-        let (record, heads) = (2 + self.heads.head_dim, self.heads.query_heads());
+    fn launch(&self, turns: &[Turn<'_>], rest: &[&[ExactBlock]], fold: &mut Fold<'_>) -> Result<(), Error> {
         let mut batch = Batch::default();
         for turn in turns {
             self.add(turn, &mut batch);
         }
         let queries = Buffer::from_slice(self.device, &batch.queries)?;
         let pages = Buffer::from_slice(self.device, &batch.pages)?;
-        let bytes = |rows: usize| rows * heads * record * size_of::<f32>();
-        let parts = Buffer::new(self.device, bytes(batch.part_rows))?;
-        for (item, row) in batch.items.iter_mut().zip(&batch.part_of) {
-            item.output = parts.address() + bytes(*row) as u64;
+        let parts = Buffer::new(self.device, self.bytes(batch.part_rows))?;
+        let mut merges = Merges::default();
+        let mut first = 0;
+        for (turn, &splits) in turns.iter().zip(&batch.splits) {
+            let whole = rest[turn.item].is_empty();
+            let target = if whole { fold.results[turn.item] } else { self.room(turn, fold)? };
+            let items = &mut batch.items[first..first + splits];
+            if let ([item], None) = (&mut *items, fold.so_far[turn.item]) {
+                item.output = target;
+            } else {
+                for (item, row) in items.iter_mut().zip(&batch.part_of[first..]) {
+                    item.output = parts.address() + self.bytes(*row) as u64;
+                }
+                let sources = fold.so_far[turn.item].into_iter().chain(items.iter().map(|item| item.output));
+                merges.add(target, sources, self.items[turn.item].queries.rows() * self.heads.query_heads());
+            }
+            fold.so_far[turn.item] = Some(target);
+            first += splits;
         }
         let items = Buffer::from_slice(self.device, &batch.items)?;
         let most_rows = batch.items.iter().map(|item| item.rows as usize).max().unwrap_or(0);
@@ -98,7 +135,20 @@ impl<'a> DecodeBatch<'a> {
             most_rows,
             scale: self.items[0].queries.scale,
         })?;
-        self.merge(turns, &batch, &parts, partials)
+        self.merge(&merges)
+    }
+
+    /// Bytes of the partials of so many rows.
+    fn bytes(&self, rows: usize) -> usize {
+        super::wave::record_bytes((rows, self.heads.query_heads(), self.heads.head_dim))
+    }
+
+    /// Room for a partial onto which the next turn is folded.
+    fn room(&self, turn: &Turn<'_>, fold: &mut Fold<'_>) -> Result<u64, Error> {
+        let buffer = Buffer::new(self.device, self.bytes(self.items[turn.item].queries.rows()))?;
+        let address = buffer.address();
+        fold.kept.push(buffer);
+        Ok(address)
     }
 
     /// Adds the splits of one turn.
@@ -131,45 +181,40 @@ impl<'a> DecodeBatch<'a> {
     }
 
     /// Folds the splits of each turn, in order, onto what its item has so far.
-    fn merge(
-        &self,
-        turns: &[Turn<'_>],
-        batch: &Batch,
-        parts: &Buffer,
-        partials: &mut [Partials],
-    ) -> Result<(), Error> {
-        let (heads, dim) = (self.heads.query_heads(), self.heads.head_dim);
-        let bytes = |rows: usize| (rows * heads * (2 + dim) * size_of::<f32>()) as u64;
-        let (mut sources, mut merges, mut outputs, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        let mut earlier = Vec::new();
-        for (turn, &splits) in turns.iter().zip(&batch.splits) {
-            let rows = self.items[turn.item].queries.rows();
-            let before = Buffer::from_slice(self.device, &partials[turn.item].to_interleaved())?;
-            let output = Buffer::new(self.device, bytes(rows) as usize)?;
-            let first_source = sources.len() as u32;
-            sources.push(before.address());
-            let of = &batch.part_of[first..first + splits];
-            sources.extend(of.iter().map(|&row| parts.address() + bytes(row)));
-            merges.push(MergeItem {
-                output: output.address(),
-                first_source,
-                sources: 1 + splits as u32,
-                records: (rows * heads) as u32,
-                unused: 0,
-            });
-            first += splits;
-            earlier.push(before);
-            outputs.push(output);
+    fn merge(&self, merges: &Merges) -> Result<(), Error> {
+        if merges.items.is_empty() {
+            return Ok(());
         }
-        let most_records = merges.iter().map(|merge| merge.records as usize).max().unwrap_or(0);
-        let (sources, table) =
-            (Buffer::from_slice(self.device, &sources)?, Buffer::from_slice(self.device, &merges)?);
-        self.merger.merge(table.address(), sources.address(), merges.len(), most_records)?;
-        for (turn, output) in turns.iter().zip(&outputs) {
-            let rows = self.items[turn.item].queries.rows();
-            partials[turn.item] = read_partials(output, rows, heads, dim)?;
-        }
-        Ok(())
+        let most_records = merges.items.iter().map(|merge| merge.records as usize).max().unwrap_or(0);
+        let sources = Buffer::from_slice(self.device, &merges.sources)?;
+        let table = Buffer::from_slice(self.device, &merges.items)?;
+        self.merger.merge(table.address(), sources.address(), merges.items.len(), most_records)
+    }
+}
+
+/// Where items stand.
+struct Fold<'a> {
+    /// Where the partial of each item goes in the end.
+    results: &'a [u64],
+    /// Address of the partial of what was visited before.
+    so_far: Vec<Option<u64>>,
+    /// What lies at these addresses, until everything is queued.
+    kept: Vec<Buffer>,
+}
+
+/// Merges of a launch.
+#[derive(Default)]
+struct Merges {
+    items: Vec<MergeItem>,
+    sources: Vec<u64>,
+}
+
+impl Merges {
+    fn add(&mut self, output: u64, sources: impl Iterator<Item = u64>, records: usize) {
+        let first_source = self.sources.len() as u32;
+        self.sources.extend(sources);
+        let sources = self.sources.len() as u32 - first_source;
+        self.items.push(MergeItem { output, first_source, sources, records: records as u32, unused: 0 });
     }
 }
 

@@ -1,6 +1,7 @@
 //! Lists over pages: many rows, or keys that do not follow each other.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use longshore_attention::{
@@ -8,7 +9,8 @@ use longshore_attention::{
 };
 
 use super::pages::TilePages;
-use super::{read_partials, refused};
+use super::refused;
+use super::wave::{record_bytes, record_shape};
 use crate::{Buffer, Device, Error, KeyLists, MeanPages, PageShape, PrefillAttention, PrefillCall};
 
 /// Which tiles and means the lists of an item visit, in ascending order.
@@ -89,34 +91,56 @@ pub(super) struct ListCall<'a> {
     /// Pages as the rows see them: of all heads, or of one.
     shape: PageShape,
     queries: Queries<'a>,
+    rows: Rc<Buffer>,
     kernel: PrefillAttention,
 }
 
+/// Where the partial of a call stands: what was visited before, and where the whole goes.
+pub(super) struct Chain {
+    so_far: Option<Buffer>,
+    result: u64,
+}
+
 impl<'a> ListCall<'a> {
+    /// `rows` holds the queries.
     pub(super) fn new(
         device: &'a Arc<dyn Device>,
         pages: &'a TilePages,
         queries: Queries<'a>,
+        rows: Rc<Buffer>,
     ) -> Result<Self, Error> {
         let shape = PageShape { kv_heads: queries.shape.kv_heads, ..pages.shape() };
         let kernel = PrefillAttention::new(device, &shape, queries.shape.group)?;
-        Ok(Self { device, pages, shape, queries, kernel })
+        Ok(Self { device, pages, shape, queries, rows, kernel })
     }
 
-    /// All rows over the same blocks and columns, folded onto `partial`.
-    pub(super) fn flat(&self, work: &WorkList, pages: &[u64], partial: Partials) -> Result<Partials, Error> {
+    /// Begins with `earlier`; the whole goes to the address `result`.
+    pub(super) fn chain(&self, earlier: Option<&Partials>, result: u64) -> Result<Chain, Error> {
+        let records = earlier.map(Partials::to_interleaved);
+        let so_far = records.map(|records| Buffer::from_slice(self.device, &records)).transpose()?;
+        Ok(Chain { so_far, result })
+    }
+
+    /// Queues all rows over the same blocks and columns, folded onto `chain`; `last` completes it.
+    pub(super) fn flat(
+        &self,
+        work: &WorkList,
+        pages: &[u64],
+        chain: &mut Chain,
+        last: bool,
+    ) -> Result<(), Error> {
         let lists = KeyLists::of_work(work, &self.shape, pages, self.queries.rows())?;
-        self.run(&lists, pages, None, None, partial)
+        self.queue(&lists, pages, (None, None), chain, last)
     }
 
-    /// The lists of `item`, folded onto `partial`. All pages that they visit must fit at once.
+    /// Queues the lists of `item`, folded onto `chain`. All pages that they visit must fit at once.
     pub(super) fn sparse(
         &self,
         item: &SparseItem<'_>,
         visited: &Visited,
         mean_pages: Option<&TilePages>,
-        partial: Partials,
-    ) -> Result<Partials, Error> {
+        chain: &mut Chain,
+    ) -> Result<(), Error> {
         let tiles: Vec<_> = visited.tiles.keys().map(|&tile| item.kv.tile(tile as usize)).collect();
         let pinned = self.pages.pin_all(&tiles)?;
         let pages = one_head(pinned.addresses(), item.kv.only_head(), &self.pages.shape());
@@ -137,40 +161,36 @@ impl<'a> ListCall<'a> {
             tokens: *tokens,
             weight: self.shape.tokens,
         });
-        self.run(&lists, &pages, means, item.skip_below, partial)
+        self.queue(&lists, &pages, (means, item.skip_below), chain, true)
     }
 
-    fn run(
+    fn queue(
         &self,
         lists: &KeyLists,
         pages: &[u64],
-        means: Option<MeanPages>,
-        skip_below: Option<f32>,
-        partial: Partials,
-    ) -> Result<Partials, Error> {
-        let (rows, heads, head_dim) = partial.shape();
-        if rows == 0 {
-            return Ok(partial);
-        }
-        let records = partial.to_interleaved();
-        let earlier = Buffer::from_slice(self.device, &records)?;
-        let output = Buffer::new(self.device, size_of_val(&records[..]))?;
+        (means, skip_below): (Option<MeanPages>, Option<f32>),
+        chain: &mut Chain,
+        last: bool,
+    ) -> Result<(), Error> {
+        let bytes = record_bytes(record_shape(&self.queries));
+        let room = (!last).then(|| Buffer::new(self.device, bytes)).transpose()?;
         let table = Buffer::from_slice(self.device, pages)?;
-        let queries = Buffer::from_slice(self.device, self.queries.data)?;
         let call = PrefillCall {
-            queries: queries.address(),
-            rows,
+            queries: self.rows.address(),
+            rows: self.queries.rows(),
             first_position: self.queries.first_position,
             scale: self.queries.scale,
             pages: table.address(),
             means,
-            earlier: earlier.address(),
-            output: output.address(),
+            earlier: chain.so_far.as_ref().map_or(0, Buffer::address),
+            output: room.as_ref().map_or(chain.result, Buffer::address),
             divide: false,
             skip_below,
         };
         self.kernel.lists(&call, lists)?;
-        read_partials(&output, rows, heads, head_dim)
+        // What was folded onto is given back when the launch is done.
+        chain.so_far = room;
+        Ok(())
     }
 }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use longshore_attention::{Tile, TileShape};
 
 use crate::{
-    Buffer, Device, Error, PageCache, PageElement, PageShape, PageStats, PageTranscoder, Pinned, page_of,
+    Buffer, Device, Error, PageCache, PageElement, PageShape, PageStats, PageTranscoder, Pinned, Span,
+    page_of,
 };
 
 /// Pages of tiles of one shape, in their own type or another float.
 #[derive(Debug)]
 pub(super) struct TilePages {
-    device: Arc<dyn Device>,
     shape: PageShape,
     cache: PageCache,
     way: Way,
@@ -48,7 +48,7 @@ impl TilePages {
             Way::Host
         };
         let cache = PageCache::new(Arc::clone(device), shape.bytes().next_multiple_of(256), budget_bytes)?;
-        Ok(Self { device: Arc::clone(device), shape, cache, way })
+        Ok(Self { shape, cache, way })
     }
 
     /// Shape of the pages.
@@ -63,7 +63,7 @@ impl TilePages {
     /// Pages of the first of `tiles`, as many as there is room for.
     pub(super) fn pin(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
         let versions: Vec<u64> = tiles.iter().map(|tile| tile.version()).collect();
-        self.cache.pin(&versions, |index, address| self.fill(tiles[index], address))
+        self.cache.pin(&versions, |index, page| self.fill(tiles[index], page))
     }
 
     /// Most pages there can be.
@@ -93,15 +93,15 @@ impl TilePages {
         Ok(pinned)
     }
 
-    fn fill(&self, tile: &Tile, address: u64) -> Result<(), Error> {
+    fn fill(&self, tile: &Tile, page: Span<'_>) -> Result<(), Error> {
         match &self.way {
             Way::Device { transcoder, scratch } => {
-                let table = scratch.address() + self.shape.bytes().next_multiple_of(16) as u64;
-                self.device.upload(scratch.address(), tile.as_bytes())?;
-                self.device.upload(table, bytemuck::cast_slice(&[scratch.address(), address]))?;
-                transcoder.to_rows(table, table + size_of::<u64>() as u64, 1)
+                let table = scratch.span(self.shape.bytes().next_multiple_of(16), 2 * size_of::<u64>())?;
+                scratch.span(0, self.shape.bytes())?.write(tile.as_bytes())?;
+                table.write(&[scratch.address(), page.address()])?;
+                transcoder.to_rows(table.address(), table.address() + size_of::<u64>() as u64, 1)
             }
-            Way::Host => self.device.upload(address, &page_of(&converted(tile, self.shape)?)?),
+            Way::Host => page.first(self.shape.bytes())?.write(&page_of(&converted(tile, self.shape)?)?),
         }
     }
 }

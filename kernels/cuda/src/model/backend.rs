@@ -117,8 +117,8 @@ impl CudaBackend {
 
     fn not_finite(&self, logits: &Buffer, Broken { row, token }: Broken) -> longshore_model::Error {
         let mut value = [0.0f32];
-        let at = logits.address() + ((row * self.config.vocabulary + token) * size_of::<f32>()) as u64;
-        match self.device().download(at, bytemuck::cast_slice_mut(&mut value)) {
+        let at = (row * self.config.vocabulary + token) * size_of::<f32>();
+        match logits.span(at, size_of::<f32>()).and_then(|span| span.read(&mut value)) {
             Ok(()) => longshore_model::Error::NotFinite {
                 what: format!("logit of token `{token}`"),
                 value: value[0],
@@ -361,7 +361,7 @@ impl Backend for CudaBackend {
         self.for_logits(x, rows, |rows, logits| {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(rows.len() * self.config.vocabulary);
             rest = after;
-            self.device().download(logits.address(), bytemuck::cast_slice_mut(part)).map_err(failed)
+            logits.span(0, size_of_val(part)).and_then(|span| span.read(part)).map_err(failed)
         })?;
         Ok(all)
     }

@@ -115,13 +115,32 @@ pub(super) fn expected_bytes(
     let mut bytes = 0;
     for name in WeightName::all(config) {
         let StoredMatrix { kind, rows, cols, .. } = weights.stored_matrix(name)?;
-        let form = match name.is_matrix() {
-            true => Form::of(precision, kind, options.keep_quantised),
-            false => Form::F32,
+        let own = Form::of(precision, kind, options.keep_quantised);
+        let (form, rows) = match pair_of(name) {
+            _ if !name.is_matrix() => (Form::F32, rows),
+            Some(other) => {
+                let other = Form::of(precision, weights.stored_matrix(other)?.kind, options.keep_quantised);
+                (pair_form(own, other), rows.next_multiple_of(ALTERNATE))
+            }
+            None => (own, rows),
         };
         bytes += form.row_bytes(cols).iter().sum::<usize>() as u64 * rows as u64;
     }
     Ok(bytes)
+}
+
+/// The matrix whose rows take turns with those of `name`.
+fn pair_of(name: WeightName) -> Option<WeightName> {
+    match name {
+        WeightName::Layer(layer, LayerWeight::Gate) => Some(WeightName::Layer(layer, LayerWeight::Up)),
+        WeightName::Layer(layer, LayerWeight::Up) => Some(WeightName::Layer(layer, LayerWeight::Gate)),
+        _ => None,
+    }
+}
+
+/// The form of two matrices whose rows take turns.
+fn pair_form(first: Form, second: Form) -> Form {
+    if first == second { first } else { Form::Plain }
 }
 
 /// Loads every weight that `config` asks for.
@@ -277,7 +296,7 @@ impl<'a> Loader<'a> {
         let sources =
             [(names[0], self.stored(names[0], rows, cols)?), (names[1], self.stored(names[1], rows, cols)?)];
         let [first, second] = [&sources[0].1, &sources[1].1].map(|matrix| self.form(matrix.kind));
-        let form = if first == second { first } else { Form::Plain };
+        let form = pair_form(first, second);
         let outputs = 2 * rows.next_multiple_of(ALTERNATE);
         let row_of = |output: usize| {
             let (pair, within) = (output / (2 * ALTERNATE), output % (2 * ALTERNATE));

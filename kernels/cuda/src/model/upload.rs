@@ -58,9 +58,8 @@ pub(super) fn upload(
         let mut staged = row_bytes.map(|bytes| vec![0u32; rows * bytes / 4]);
         let row_of = |row: usize| row_of(first + row);
         pack_rows(compute, pool, form, matrices, &mut staged, &row_of)?;
-        let send = |to: &Buffer, bytes: usize, data: &[u32]| {
-            device.upload(to.address() + (first * bytes) as u64, bytemuck::cast_slice(data))
-        };
+        let send =
+            |to: &Buffer, bytes: usize, data: &[u32]| to.span(first * bytes, size_of_val(data))?.write(data);
         send(&weights, row_bytes[0], &staged[0])?;
         if let Some(constants) = &constants {
             send(constants, row_bytes[1], &staged[1])?;

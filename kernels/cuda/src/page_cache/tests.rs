@@ -1,4 +1,5 @@
 //! What is found, what makes way, and what a cache does where the device has less than its budget.
+#![expect(unsafe_code, reason = "a device that gives out numbers; see SAFETY")]
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::PageCache;
-use crate::{Device, Error, Kind, Launch};
+use crate::{Device, Error, Kind, Launch, Memory, Span};
 
 /// Addresses without memory behind them: the cache moves no bytes itself.
 #[derive(Debug)]
@@ -40,24 +41,25 @@ impl Device for Addresses {
         0
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64, Error> {
+    fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
         let taken =
             self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
         match taken {
-            Ok(_) => Ok(self.next.fetch_add(bytes, Ordering::Relaxed) as u64),
+            // SAFETY: a number that is given out once; nothing lies there.
+            Ok(_) => Ok(unsafe { Memory::new(self.next.fetch_add(bytes, Ordering::Relaxed) as u64, bytes) }),
             Err(left) => Err(Error::OutOfMemory { bytes, problem: format!("{left} are left") }),
         }
     }
 
-    fn free(&self, _: u64, bytes: usize) {
-        self.left.fetch_add(bytes, Ordering::Relaxed);
+    fn free(&self, memory: Memory) {
+        self.left.fetch_add(memory.bytes(), Ordering::Relaxed);
     }
 
-    fn upload(&self, _: u64, _: &[u8]) -> Result<(), Error> {
+    fn upload(&self, _: Span<'_>, _: &[u8]) -> Result<(), Error> {
         unreachable!("the cache leaves that to who fills pages")
     }
 
-    fn download(&self, _: u64, _: &mut [u8]) -> Result<(), Error> {
+    fn download(&self, _: Span<'_>, _: &mut [u8]) -> Result<(), Error> {
         unreachable!("the cache reads nothing")
     }
 
@@ -108,8 +110,8 @@ fn pinned_pages_stay_and_a_call_gets_what_is_left() {
     let (_, cache) = cache(100, 4);
     let first = cache.pin(&[1, 2, 3], |_, _| Ok(())).unwrap();
     let held: HashSet<u64> = first.addresses().iter().copied().collect();
-    let second = cache.pin(&[4, 5, 6], |_, address| {
-        assert!(!held.contains(&address), "a pinned page was given away");
+    let second = cache.pin(&[4, 5, 6], |_, page| {
+        assert!(!held.contains(&page.address()), "a pinned page was given away");
         Ok(())
     });
     let second = second.unwrap();
@@ -164,8 +166,8 @@ fn threads_always_read_what_they_asked_for() {
                 let mut rng = ChaCha8Rng::seed_from_u64(5 + seed);
                 for _ in 0..500 {
                     let versions: Vec<u64> = (0..6).map(|_| rng.random_range(0..60)).collect();
-                    let pinned = cache.pin(&versions, |index, address| {
-                        content.lock().unwrap().insert(address, versions[index]);
+                    let pinned = cache.pin(&versions, |index, page| {
+                        content.lock().unwrap().insert(page.address(), versions[index]);
                         Ok(())
                     });
                     let pinned = pinned.unwrap();

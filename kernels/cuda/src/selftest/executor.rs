@@ -203,7 +203,7 @@ fn decode(plan: Plan, device: &Arc<dyn Device>) -> Result<f64, Error> {
     let again = executor.attend(&items).map_err(refused)?;
     let tiles: usize = sequences.iter().map(|sequence| sequence.tiles.tiles.len()).sum();
     let stats = executor.stats();
-    let found_again = plan.pages < tiles || stats.misses == tiles as u64;
+    let found_again = plan.pages < tiles || stats.pages.misses == tiles as u64;
     if first != again || !found_again {
         return Ok(f64::INFINITY);
     }

@@ -8,6 +8,7 @@
 #include <map>
 #include <deque>
 #include <mutex>
+#include <set>
 #include <string>
 
 namespace {
@@ -26,16 +27,18 @@ std::mutex lock;
 State state;
 thread_local void* current = nullptr;
 
-struct Event {
-    bool done = true;
-};
-
 struct Stream {
     std::deque<std::function<void()>> queue;
 };
 
-// The newest stream: events and waiting frees belong to it.
-Stream* main_stream;
+struct Event {
+    bool done = true;
+    // Where it was recorded.
+    Stream* stream = nullptr;
+};
+
+// All that were made and not given back.
+std::set<Stream*> streams;
 
 long setting(const char* key, long otherwise) {
     auto found = state.settings.find(key);
@@ -46,6 +49,12 @@ int enter(const char* call) {
     state.calls[call]++;
     auto failure = state.failures.find(call);
     if (failure == state.failures.end()) return 0;
+    // So many calls succeed before.
+    long& after = state.settings["after"];
+    if (after > 0) {
+        after--;
+        return 0;
+    }
     int code = failure->second;
     state.failures.erase(failure);
     return code;
@@ -213,14 +222,14 @@ int cuStreamCreate(Stream** stream, unsigned flags) {
     IN_CONTEXT
     if (flags != 1) return 1;
     *stream = new Stream();
-    main_stream = *stream;
+    streams.insert(*stream);
     state.live["stream"]++;
     return 0;
 }
 int cuStreamDestroy_v2(Stream* stream) {
     CALL(cuStreamDestroy_v2)
     run(stream);
-    if (main_stream == stream) main_stream = nullptr;
+    streams.erase(stream);
     delete stream;
     state.live["stream"]--;
     return 0;
@@ -257,16 +266,16 @@ int cuEventRecord(Event* event, Stream* stream) {
     CALL(cuEventRecord)
     IN_CONTEXT
     event->done = false;
+    event->stream = stream;
     stream->queue.push_back([event] { event->done = true; });
-    main_stream = stream;
     return 0;
 }
 int cuEventSynchronize(Event* event) {
     CALL(cuEventSynchronize)
     // No further than to the event.
     while (!event->done) {
-        auto next = main_stream->queue.front();
-        main_stream->queue.pop_front();
+        auto next = event->stream->queue.front();
+        event->stream->queue.pop_front();
         next();
     }
     return 0;
@@ -290,7 +299,7 @@ int cuMemFreeAsync(uint64_t address, Stream* stream) {
 int cuMemFree_v2(uint64_t address) {
     CALL(cuMemFree_v2)
     IN_CONTEXT
-    if (main_stream) run(main_stream);
+    for (Stream* stream : streams) run(stream);
     give_back(address);
     return 0;
 }

@@ -21,7 +21,7 @@ impl Compiler {
     pub(crate) fn new() -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
         fs::create_dir_all(&folder).expect("the target folder can be written");
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("source");
+        let sources = package().join("source");
         let mut names: Vec<PathBuf> = fs::read_dir(sources)
             .expect("the sources are there")
             .map(|entry| entry.unwrap().path())
@@ -52,8 +52,15 @@ impl Compiler {
     }
 }
 
+/// The folder of the package whose sources these are; tests of others use the emulator too.
+fn package() -> PathBuf {
+    let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let mut places = above.map(|folder| folder.join("kernels/cuda"));
+    places.find(|folder| folder.join("source").is_dir()).expect("the package lies in the repository")
+}
+
 fn compile(source: &Path, library: &Path, flags: &[&str]) -> Result<(), String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = package();
     let output = Command::new("c++")
         .args(["-O2", "-std=c++17", "-fPIC", "-shared", "-fno-strict-aliasing", "-DLONGSHORE_EMULATOR=1"])
         .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"])

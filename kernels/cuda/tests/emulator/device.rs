@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW, Symbol};
-use longshore_cuda::{Device, Error, Kernel, Launch};
+use longshore_cuda::{Device, Error, Kernel, Launch, Memory, Span};
 
 use super::compiler::{Compiler, RUNTIME_FLAGS};
 
@@ -180,17 +180,19 @@ impl Device for Emulator {
         }
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64, Error> {
+    fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
         // SAFETY: makes a new map of memory.
         let address = unsafe { (self.runtime.allocate)(bytes as u64) };
         if address == 0 {
             return Err(Error::OutOfMemory { bytes, problem: "the host has no room".to_owned() });
         }
         self.allocations.lock().expect("nobody panics with it").insert(address, bytes);
-        Ok(address)
+        // SAFETY: just allocated, and named by nobody.
+        Ok(unsafe { Memory::new(address, bytes) })
     }
 
-    fn free(&self, address: u64, bytes: usize) {
+    fn free(&self, memory: Memory) {
+        let (address, bytes) = (memory.address(), memory.bytes());
         let removed = self.allocations.lock().expect("nobody panics with it").remove(&address);
         let fault = if removed != Some(bytes) {
             Some(format!("{bytes} bytes at {address:#x} are given back, allocated were {removed:?}"))
@@ -209,14 +211,18 @@ impl Device for Emulator {
         }
     }
 
-    fn upload(&self, address: u64, from: &[u8]) -> Result<(), Error> {
+    fn upload(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        to.check(from.len())?;
+        let address = to.address();
         self.check("upload", address, from.len())?;
         // SAFETY: the range lies in an allocation, which nobody else touches: launches are over when they return.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), address as *mut u8, from.len()) };
         Ok(())
     }
 
-    fn download(&self, address: u64, to: &mut [u8]) -> Result<(), Error> {
+    fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
+        from.check(to.len())?;
+        let address = from.address();
         self.check("download", address, to.len())?;
         // SAFETY: as in `upload`.
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), to.len()) };

@@ -144,10 +144,19 @@ fn device_memory_has_bounds() {
         drop(buffer);
         says(&device.synchronize().unwrap_err().to_string(), &["written around the 32 bytes"]);
     }
-    let address = trial.buffer.address();
-    let problem = trial.device.upload(address + 30, &[0; 3]).unwrap_err().to_string();
-    says(&problem, &["beyond 32 bytes"]);
-    assert!(trial.device.download(8, &mut [0]).is_err());
+    for (offset, bytes) in [(30, 3), (0, 33), (33, 0), (usize::MAX, 2)] {
+        says(&trial.buffer.span(offset, bytes).unwrap_err().to_string(), &["beyond 32 bytes"]);
+    }
+    let span = trial.buffer.span(28, 4).unwrap();
+    for len in [0, 3, 5] {
+        says(&span.write(&vec![0_u8; len]).unwrap_err().to_string(), &["`span`", "4 bytes of the device"]);
+        says(&span.read(&mut vec![0_u8; len]).unwrap_err().to_string(), &["`span`"]);
+    }
+    assert!(span.first(5).is_err());
+    span.first(2).unwrap().write(&[9_u8, 9]).unwrap();
+    let mut word = [0_u32];
+    span.read(&mut word).unwrap();
+    assert_eq!((word, span.address()), ([0x0909], trial.buffer.address() + 28));
 }
 
 #[test]

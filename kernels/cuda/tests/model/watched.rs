@@ -1,88 +1,16 @@
-//! What the host waits for, and what it holds: a device that counts the calls of another.
+//! What the host waits for, and what it holds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use longshore_attention::{KvDtype, TileShape};
 use longshore_compute::ComputePool;
-use longshore_cuda::{Append, Buffer, CudaBackend, Device, Error, KeptRows, Kind, Launch, ModelOptions};
-use longshore_model::testing::{TinyArchitecture, TinyOptions, write_tiny_gguf};
+use longshore_cuda::{Append, Buffer, CudaBackend, Device, Error, KeptRows, Kind, ModelOptions};
+use longshore_model::testing::{StoredType, TinyArchitecture, TinyOptions, tiny_gguf, write_tiny_gguf};
 use longshore_model::{Backend as _, LoadProgress, LoadedModel};
 
+use crate::counted::Watched;
 use crate::device::Emulator;
-
-/// Counts calls, and has room for so many bytes.
-#[derive(Debug)]
-pub(crate) struct Watched {
-    inner: Arc<dyn Device>,
-    room: usize,
-    used: AtomicUsize,
-    /// Calls that wait for the device.
-    waits: AtomicUsize,
-    launches: AtomicUsize,
-}
-
-impl Watched {
-    pub(crate) fn with_room(room: usize) -> Arc<Self> {
-        let count = AtomicUsize::default;
-        let (used, waits, launches) = (count(), count(), count());
-        Arc::new(Self { inner: Emulator::device(), room, used, waits, launches })
-    }
-
-    fn counted(&self) -> [usize; 2] {
-        [self.waits.load(Ordering::Relaxed), self.launches.load(Ordering::Relaxed)]
-    }
-}
-
-impl Device for Watched {
-    fn name(&self) -> String {
-        self.inner.name()
-    }
-
-    fn multiprocessors(&self) -> usize {
-        self.inner.multiprocessors()
-    }
-
-    fn capability(&self) -> u32 {
-        self.inner.capability()
-    }
-
-    fn shared_bytes_limit(&self) -> usize {
-        self.inner.shared_bytes_limit()
-    }
-
-    fn allocate(&self, bytes: usize) -> Result<u64, Error> {
-        if self.used.load(Ordering::Relaxed) + bytes > self.room {
-            return Err(Error::OutOfMemory { bytes, problem: "the test leaves no room".to_owned() });
-        }
-        self.used.fetch_add(bytes, Ordering::Relaxed);
-        self.inner.allocate(bytes)
-    }
-
-    fn free(&self, address: u64, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-        self.inner.free(address, bytes);
-    }
-
-    fn upload(&self, address: u64, from: &[u8]) -> Result<(), Error> {
-        self.inner.upload(address, from)
-    }
-
-    fn download(&self, address: u64, to: &mut [u8]) -> Result<(), Error> {
-        self.waits.fetch_add(1, Ordering::Relaxed);
-        self.inner.download(address, to)
-    }
-
-    fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        self.launches.fetch_add(1, Ordering::Relaxed);
-        self.inner.launch(launch)
-    }
-
-    fn synchronize(&self) -> Result<(), Error> {
-        self.waits.fetch_add(1, Ordering::Relaxed);
-        self.inner.synchronize()
-    }
-}
 
 pub(crate) fn model(options: &TinyOptions) -> LoadedModel {
     let dir = tempfile::tempdir().unwrap();
@@ -127,9 +55,9 @@ fn no_layer_waits_for_the_device() {
         x = backend.finish_kept(layer, x, &q).unwrap();
         assert_eq!(address(&x), first, "rows that nobody shares are changed in place");
     }
-    let [waits, launches] = watched.counted();
-    assert_eq!(waits, before[0], "{launches} launches");
-    assert!(launches > before[1] + 10);
+    let counted = watched.counted() - before;
+    assert_eq!(counted.waits(), 0, "{counted:?}");
+    assert!(counted.launches > 10);
     // Shared rows are left alone.
     let shared = x.clone();
     let was = shared.to_host().unwrap().into_owned();
@@ -172,6 +100,33 @@ fn loading_tells_how_far_it_is_and_gives_memory_back() {
     assert!(backend.memory_bytes() <= used && backend.memory_bytes() > used * 9 / 10);
     drop(backend);
     assert_eq!(watched.used.load(Ordering::Relaxed), 0);
+}
+
+/// A model whose first layer's gates and ups have different types, and whose feed-forward width is no multiple of what takes turns.
+fn mixed() -> LoadedModel {
+    let options = TinyOptions { ffn: 100, stored: StoredType::F16, ..TinyOptions::default() };
+    let mut writer = tiny_gguf(&options);
+    let gate = writer.tensors.iter_mut().find(|tensor| tensor.name == "blk.0.ffn_gate.weight");
+    let gate = gate.expect("the first layer has gates");
+    let data: Vec<f32> = (0..100 * 64).map(|index| (index % 17) as f32 / 64.0 - 0.125).collect();
+    (gate.kind, gate.bytes) = (StoredType::Q8_0.id(), StoredType::Q8_0.encode(&data));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mixed.gguf");
+    std::fs::write(&path, writer.bytes()).unwrap();
+    LoadedModel::open(&path, &|_| ()).unwrap()
+}
+
+#[test]
+fn gates_and_ups_of_different_types_are_counted_as_they_are_stored() {
+    let model = mixed();
+    let options = ModelOptions::new(ComputePool::serial());
+    let expected = CudaBackend::expected_bytes(&model.info.config, &model.weights, &options).unwrap();
+    let watched = Watched::with_room(usize::MAX);
+    let backend = load(watched.clone(), &model, &|_| ()).unwrap();
+    assert_eq!(watched.used.load(Ordering::Relaxed) as u64, expected);
+    drop(backend);
+    let backend = load(Watched::with_room(expected as usize), &model, &|_| ());
+    assert!(backend.is_ok(), "what is said to be enough is enough");
 }
 
 #[test]

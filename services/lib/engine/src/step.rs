@@ -169,8 +169,8 @@ impl Engine {
     }
 
     /// Runs the local part of attention.
-    pub(crate) fn executor(&self) -> &dyn Executor {
-        &*self.executor
+    pub fn executor(&self) -> &Arc<dyn Executor> {
+        &self.executor
     }
 
     /// Binds the calling engine thread to a core, where the compute pool's settings ask for that.

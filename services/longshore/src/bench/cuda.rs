@@ -1,6 +1,8 @@
 //! `longshore bench cuda`: what the GPU can do at most, measured, and kernels as parts of that.
 
 mod decode;
+mod linear;
+mod prefill;
 mod report;
 
 use std::{sync::Arc, time::Instant};
@@ -35,7 +37,9 @@ pub(crate) fn cuda(args: &BenchCudaArgs) -> Result<()> {
         Bench { queue: Arc::clone(&device) as Arc<dyn Device>, device, repeats: args.repeats as usize };
     let tables = args.json.as_ref().is_none_or(|path| path.as_os_str() != "-");
     let peaks = bench.peaks()?;
-    let points = decode::measure(&bench, &peaks, &args.lengths)?;
+    let mut points = prefill::measure(&bench, &peaks, &args.lengths)?;
+    points.extend(decode::measure(&bench, &peaks, &args.lengths)?);
+    points.extend(linear::measure(&bench, &peaks, &process::compute_pool(&config)?)?);
     let report = Report { conditions: bench.conditions(&config), peaks, points };
     if tables {
         console::say(report.tables());

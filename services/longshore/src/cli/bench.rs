@@ -164,7 +164,7 @@ pub(crate) struct BenchCudaArgs {
     /// Device and libraries, as every server takes them.
     #[command(flatten)]
     pub(crate) serve: ServeArgs,
-    /// Keys of decode steps; those that the device has no room for are left out.
+    /// Tokens of prompts (dense ones up to 131,072) and keys of decode steps; those that the device has no room for are left out.
     #[arg(long, value_delimiter = ',', value_name = "KEYS", default_value = "8192,131072,1048576", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(crate) lengths: Vec<u32>,
     /// Samples of each point; the median is shown.

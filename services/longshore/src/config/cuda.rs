@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use longshore_chassis::{Fault, Validate};
-use longshore_cuda::CudaOptions;
+use longshore_cuda::{CAPABILITY_MIN, CudaOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::model::Cache;
@@ -19,6 +19,9 @@ pub(crate) struct CudaConfig {
     pub(crate) cache_path: String,
     /// Bytes of GPU memory for copies of tiles, which attention reads; 0: three quarters of what the weights leave.
     pub(crate) page_bytes: u64,
+    /// Compute capability of the deployment's GPUs, 10 × major + minor (90 for 9.0): what K and V are depends on it. 0: that of the GPU
+    /// of this process; processes without one must be told.
+    pub(crate) capability: u32,
 }
 
 impl CudaConfig {
@@ -39,6 +42,13 @@ impl Validate for CudaConfig {
         for folder in self.library_path.iter().filter(|folder| !PathBuf::from(folder).is_dir()) {
             faults.push(Fault::new(path, "library_path", format!("has `{folder}`, which is no folder")));
         }
+        if self.capability != 0 && !(CAPABILITY_MIN..1000).contains(&self.capability) {
+            let problem = format!(
+                "is {}, must be 10 × major + minor of a compute capability from {CAPABILITY_MIN} on, or 0",
+                self.capability
+            );
+            faults.push(Fault::new(path, "capability", problem));
+        }
     }
 }
 
@@ -58,6 +68,17 @@ mod tests {
         config.library_path.push(format!("{there}/nowhere"));
         config.faults("cuda", &mut faults);
         assert!(faults.len() == 1 && faults[0].key == "cuda.library_path", "{faults:?}");
+    }
+
+    #[test]
+    fn capabilities_that_no_kernel_is_for_are_refused() {
+        for (capability, faults_wanted) in [(0, 0), (80, 0), (90, 0), (121, 0), (9, 1), (75, 1), (900_000, 1)]
+        {
+            let mut faults = Vec::new();
+            CudaConfig { capability, ..CudaConfig::default() }.faults("cuda", &mut faults);
+            assert_eq!(faults.len(), faults_wanted, "{capability}: {faults:?}");
+            assert!(faults.iter().all(|fault| fault.key == "cuda.capability"), "{faults:?}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a worker computes with, on the device of the configuration: the forward pass and attention.
+//! What workers and shards compute with, on the device of the configuration: the forward pass and attention.
 
 use std::sync::Arc;
 
@@ -18,7 +18,25 @@ use crate::{
 /// The forward pass and attention of a worker.
 pub(super) struct Computing {
     pub(super) backend: Arc<dyn Backend>,
-    pub(super) executor: Arc<dyn Executor>,
+    pub(super) attention: Attention,
+}
+
+/// Attention, and the same again where it is on a GPU, for what is told of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Attention {
+    pub(crate) executor: Arc<dyn Executor>,
+    pub(crate) gpu: Option<Arc<CudaExecutor>>,
+}
+
+impl Attention {
+    fn cpu(executor: CpuExecutor) -> Self {
+        Self { executor: Arc::new(executor), gpu: None }
+    }
+
+    fn gpu(executor: CudaExecutor) -> Self {
+        let gpu = Arc::new(executor);
+        Self { executor: Arc::clone(&gpu) as Arc<dyn Executor>, gpu: Some(gpu) }
+    }
 }
 
 /// Packs the weights where the configuration says; attention runs there too, over tiles of `tile`.
@@ -36,6 +54,20 @@ pub(super) fn load(
     }
 }
 
+/// What a shard answers attention with.
+pub(super) fn of_shard(
+    config: &Config,
+    on: Choice,
+    tile: TileShape,
+    pool: &Arc<ComputePool>,
+) -> Result<Attention> {
+    let cpu = CpuExecutor::new(Arc::clone(pool));
+    let Choice::Cuda(index) = on else { return Ok(Attention::cpu(cpu)) };
+    check_tile(tile)?;
+    let device = CudaDevice::open(index, &config.cuda.options()).with_context(|| device::asked(config))?;
+    executor(Arc::new(device), config, cpu).map(Attention::gpu)
+}
+
 fn on_cpu(
     config: &Config,
     model: &ModelConfig,
@@ -51,7 +83,10 @@ fn on_cpu(
         CpuBackend::new(model.clone(), weights, options, progress).context("cannot pack the weights")?;
     let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
     tracing::info!(%packed, %linear, threads = pool.threads(), "packed the weights");
-    Ok(Computing { backend: Arc::new(backend), executor: Arc::new(CpuExecutor::new(Arc::clone(pool))) })
+    Ok(Computing {
+        backend: Arc::new(backend),
+        attention: Attention::cpu(CpuExecutor::new(Arc::clone(pool))),
+    })
 }
 
 fn on_gpu(
@@ -62,7 +97,7 @@ fn on_gpu(
     pool: &Arc<ComputePool>,
     progress: &dyn Fn(LoadProgress),
 ) -> Result<Computing> {
-    PageShape::of(tile).context("the model's heads do not fit the kernels of GPUs")?;
+    check_tile(tile)?;
     let device = CudaDevice::open(index, &config.cuda.options()).with_context(|| device::asked(config))?;
     let precision = precision(config)?;
     let options = ModelOptions { precision, ..ModelOptions::new(Arc::clone(pool)) };
@@ -74,10 +109,19 @@ fn on_gpu(
         .context("cannot bring the weights to the GPU")?;
     let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
     tracing::info!(device = %device.name(), %packed, %linear, "brought the weights to the GPU");
+    let executor = executor(gpu, config, CpuExecutor::new(Arc::clone(pool)))?;
+    Ok(Computing { backend: Arc::new(backend), attention: Attention::gpu(executor) })
+}
+
+fn check_tile(tile: TileShape) -> Result<()> {
+    PageShape::of(tile).map(|_| ()).context("the model's heads do not fit the kernels of GPUs")
+}
+
+/// Attention on a GPU, in memory that is free by now.
+fn executor(gpu: Arc<CudaDevice>, config: &Config, cpu: CpuExecutor) -> Result<CudaExecutor> {
     let pages = page_budget(config.cuda.page_bytes, gpu.memory()?.0);
-    let executor = CudaExecutor::new(device, CpuExecutor::new(Arc::clone(pool)), pages);
     tracing::info!(pages = %console::bytes(pages as u64), "keeps copies of tiles on the GPU");
-    Ok(Computing { backend: Arc::new(backend), executor: Arc::new(executor) })
+    Ok(CudaExecutor::new(gpu, cpu, pages))
 }
 
 /// Bytes for copies of tiles: what was asked for, or, of what the weights have left, three quarters: the rest is for rows.

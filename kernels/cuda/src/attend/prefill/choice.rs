@@ -1,5 +1,6 @@
 //! How a kernel is cut: rows and keys of a thread block, stages, shared memory.
 
+use crate::architecture::shared_bytes_limit;
 use crate::{Device, Error, Kernel, PageElement, PageShape, Source};
 
 const MATRIX: Source = Source {
@@ -137,12 +138,7 @@ impl Choice {
 /// Kernels for the head sizes of models on devices of some compute capability. f16 differs from bf16 in instructions of the same
 /// number and registers, and fewer warps in constants: of these one head size stands for all, since each takes a second to compile.
 pub(crate) fn kernels(capability: u32) -> Vec<Kernel> {
-    let shared = match capability {
-        80 | 87 => 163 << 10,
-        86 | 89 | 120.. => 99 << 10,
-        _ => 227 << 10,
-    };
-    let limits = Limits { capability, shared };
+    let limits = Limits { capability, shared: shared_bytes_limit(capability) };
     let mut kernels = Vec::new();
     for element in [PageElement::F32, PageElement::F16, PageElement::Bf16] {
         for head_dim in [64, 80, 96, 128, 256] {

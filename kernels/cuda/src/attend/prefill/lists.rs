@@ -210,6 +210,16 @@ impl KeyLists {
     }
 }
 
+impl KeyLists {
+    /// Lists without visits for the rows after all tiles, so that their result is written too.
+    pub(super) fn uncovered(&self, rows: usize, group: u32) -> impl Iterator<Item = List> {
+        let end = self.tiles.last().map_or(0, |tile| tile.end);
+        let heads = if end < rows { self.kv_heads as u32 } else { 0 };
+        let (first_row, rows) = (end as u32 * group, rows.saturating_sub(end) as u32 * group);
+        (0..heads).map(move |kv_head| List { kv_head, first_row, rows, first_visit: 0, visits: 0 })
+    }
+}
+
 fn column_of(
     shape: &PageShape,
     pages: &[u64],

@@ -78,7 +78,7 @@ impl Step {
         let slab = Buffer::new(device, pages as usize * shape.bytes())?;
         let page = vec![0_u8; shape.bytes()];
         for index in 0..pages {
-            device.upload(slab.address() + index * shape.bytes() as u64, &page)?;
+            slab.span(index as usize * shape.bytes(), shape.bytes())?.write(&page)?;
         }
         let addresses: Vec<u64> =
             (0..pages).map(|index| slab.address() + index * shape.bytes() as u64).collect();

@@ -62,6 +62,12 @@ impl Point {
         Self { what, seconds, gbps: Some(gbps), tflops: None, share: gbps / peak_gbps.median }
     }
 
+    /// One that does `flops` operations, beside the rate of matrix products.
+    pub(super) fn flops(what: String, seconds: Spread, flops: f64, peak_tflops: &Spread) -> Self {
+        let tflops = flops / seconds.median / 1e12;
+        Self { what, seconds, gbps: None, tflops: Some(tflops), share: tflops / peak_tflops.median }
+    }
+
     fn line(&self) -> String {
         let rate = match (self.gbps, self.tflops) {
             (Some(gbps), _) => format!("{gbps:.1} GB/s"),
@@ -133,5 +139,7 @@ mod tests {
         let peak = Spread::of(vec![4000.0]);
         let point = Point::bytes("decode".to_owned(), Spread::of(vec![2e-3, 1e-3, 3e-3]), 4e9, &peak);
         assert_eq!(point.line(), "| decode | 2.000 (1.000 to 3.000) | 2000.0 GB/s | 50 % |");
+        let point = Point::flops("prefill".to_owned(), Spread::of(vec![1.0]), 1e14, &Spread::of(vec![400.0]));
+        assert_eq!(point.line(), "| prefill | 1000.000 (1000.000 to 1000.000) | 100.0 TFLOP/s | 25 % |");
     }
 }

@@ -1,0 +1,156 @@
+//! Which blocks a sparse prefill visits, chosen on the device: energies by mean keys, then a selector with its guards.
+
+use longshore_attention::{BlockChoice, BlockChooser, BlockSelection, Error as AttentionError, QUERY_TILE};
+
+use super::{CudaExecutor, failed};
+use crate::{
+    BlockScorer, BlockSelector, Buffer, Error, PageElement, ScoreCall, SelectCall, SelectGuards, Selector,
+};
+
+/// Pairs of query tile and block below which the CPU plans sooner than a device is asked.
+pub(super) const CHOICES_MIN: usize = 1 << 14;
+/// Bytes of energies of the tiles that are scored at once, and as many of peaks.
+const ENERGY_BYTES: usize = 64 << 20;
+
+impl BlockChooser for CudaExecutor {
+    fn choose(&self, choice: &BlockChoice<'_>) -> Result<Option<Vec<u32>>, AttentionError> {
+        let lists = choice.queries.shape.kv_heads * choice.tiles;
+        if lists * choice.blocks < self.choices_min {
+            return Ok(None);
+        }
+        match self.choose_blocks(choice) {
+            Ok(bits) => Ok(Some(bits)),
+            // No kernel for these heads on this device, or no room: the CPU plans.
+            Err(Error::Invalid { .. } | Error::OutOfMemory { .. }) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+/// Tiles that are scored together.
+struct Run {
+    first: usize,
+    tiles: usize,
+    /// First of its words among all bits.
+    word: usize,
+}
+
+impl CudaExecutor {
+    fn choose_blocks(&self, choice: &BlockChoice<'_>) -> Result<Vec<u32>, Error> {
+        let (heads, words) = (choice.queries.shape, choice.words());
+        let scorer = BlockScorer::new(&self.device, heads, PageElement::F32)?;
+        let runs = runs(choice);
+        let most = runs.iter().map(|run| run.tiles).max().unwrap_or(0);
+        let room = heads.kv_heads * most * choice.blocks * size_of::<f32>();
+        let queries = Buffer::from_slice(&self.device, choice.queries.data)?;
+        let means = Buffer::from_slice(&self.device, &means(choice)?)?;
+        let energies = Buffer::new(&self.device, room)?;
+        let peaks = choice.peak.map(|_| Buffer::new(&self.device, room)).transpose()?;
+        let always = always(choice);
+        let always = if always.is_empty() { None } else { Some(Buffer::from_slice(&self.device, &always)?) };
+        let lists = heads.kv_heads * choice.tiles;
+        let bits = Buffer::new(&self.device, lists * words * size_of::<u32>())?;
+        let counts = Buffer::new(&self.device, lists * size_of::<u32>())?;
+        let ends = Buffer::from_slice(&self.device, &ends(choice))?;
+        for run in &runs {
+            scorer.launch(&ScoreCall {
+                queries: queries.address(),
+                means: means.address(),
+                energies: energies.address(),
+                peaks: peaks.as_ref().map_or(0, Buffer::address),
+                first_position: position(choice, run.first),
+                first_row: choice.first_row + run.first * QUERY_TILE,
+                tiles: run.tiles,
+                capacity: choice.blocks,
+                stride: choice.blocks,
+                block_tokens: choice.block_tokens,
+                scale: choice.queries.scale,
+                normalise: choice.normalise,
+            })?;
+            BlockSelector::new(&self.device).launch(&SelectCall {
+                energies: energies.address(),
+                peaks: peaks.as_ref().map_or(0, Buffer::address),
+                always: always.as_ref().map_or(0, Buffer::address),
+                ends: ends.address() + (2 * run.first * size_of::<u32>()) as u64,
+                bits: bits.address() + (run.word * size_of::<u32>()) as u64,
+                counts: counts.address() + (heads.kv_heads * run.first * size_of::<u32>()) as u64,
+                kv_heads: heads.kv_heads,
+                tiles: run.tiles,
+                stride: choice.blocks,
+                words,
+                selector: selector(choice.selection),
+                guards: guards(choice),
+            })?;
+        }
+        Ok(in_order(choice, &runs, &bits.to_vec::<u32>()?))
+    }
+}
+
+/// Runs of tiles whose energies have room.
+fn runs(choice: &BlockChoice<'_>) -> Vec<Run> {
+    let kv_heads = choice.queries.shape.kv_heads;
+    let tile_bytes = kv_heads * choice.blocks * size_of::<f32>();
+    let at_once = (ENERGY_BYTES / tile_bytes).max(1);
+    let run = |first: usize| Run {
+        first,
+        tiles: at_once.min(choice.tiles - first),
+        word: kv_heads * first * choice.words(),
+    };
+    (0..choice.tiles).step_by(at_once).map(run).collect()
+}
+
+/// The bits of runs, `[kv_heads][tiles of the run][words]` each, as `[kv_heads][tiles][words]`.
+fn in_order(choice: &BlockChoice<'_>, runs: &[Run], bits: &[u32]) -> Vec<u32> {
+    let (kv_heads, words) = (choice.queries.shape.kv_heads, choice.words());
+    let mut ordered = Vec::with_capacity(bits.len());
+    for kv_head in 0..kv_heads {
+        for run in runs {
+            let of = run.tiles * words;
+            ordered.extend_from_slice(&bits[run.word + kv_head * of..][..of]);
+        }
+    }
+    ordered
+}
+
+fn position(choice: &BlockChoice<'_>, tile: usize) -> u64 {
+    choice.queries.first_position + (choice.first_row + tile * QUERY_TILE) as u64
+}
+
+/// Mean keys `[kv_heads][blocks][head_dim]`.
+fn means(choice: &BlockChoice<'_>) -> Result<Vec<f32>, Error> {
+    let (kv_heads, dim) = (choice.queries.shape.kv_heads, choice.queries.shape.head_dim);
+    let mut means = vec![0.0; kv_heads * choice.blocks * dim];
+    for block in 0..choice.blocks {
+        let tile = choice.summaries.tile(block / choice.stripe_blocks);
+        let (keys, _) = tile.read(block % choice.stripe_blocks).map_err(super::refused)?;
+        for (kv_head, key) in keys.chunks_exact(dim).enumerate() {
+            means[(kv_head * choice.blocks + block) * dim..][..dim].copy_from_slice(key);
+        }
+    }
+    Ok(means)
+}
+
+/// Blocks that each tile scores, twice: its list ends with them.
+fn ends(choice: &BlockChoice<'_>) -> Vec<u32> {
+    let scored = |tile: usize| (position(choice, tile) / choice.block_tokens as u64) as u32;
+    (0..choice.tiles).flat_map(|tile| [scored(tile); 2]).collect()
+}
+
+/// A bit for each block that is always kept, `[kv_heads][words]`.
+fn always(choice: &BlockChoice<'_>) -> Vec<u32> {
+    let word = |blocks: &[bool]| blocks.iter().rev().fold(0, |word, &kept| word << 1 | u32::from(kept));
+    choice.always.chunks(choice.blocks).flat_map(|head| head.chunks(32).map(word)).collect()
+}
+
+fn selector(selection: BlockSelection) -> Selector {
+    match selection {
+        BlockSelection::Alpha(alpha) => Selector::Alpha(alpha),
+        BlockSelection::Mass(share) => Selector::Mass(share),
+        BlockSelection::TopK(count) => Selector::TopK(u32::try_from(count).unwrap_or(u32::MAX)),
+    }
+}
+
+fn guards(choice: &BlockChoice<'_>) -> SelectGuards {
+    let count = |blocks: u64| u32::try_from(blocks).unwrap_or(u32::MAX);
+    SelectGuards { sink: count(choice.sink), local: count(choice.local), peak: choice.peak }
+}

@@ -1,0 +1,101 @@
+//! What an executor asked of its device so far.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{Device, Error, Launch, Memory, PageStats, Span};
+
+/// What a [`crate::CudaExecutor`] did so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExecutorStats {
+    /// Its copies of tiles.
+    pub pages: PageStats,
+    /// Kernels that were queued.
+    pub launches: u64,
+    /// Bytes that went to the device: tiles, queries, tables.
+    pub uploaded_bytes: u64,
+    /// Bytes of results that came back.
+    pub downloaded_bytes: u64,
+    /// Times that the device was waited for.
+    pub waits: u64,
+}
+
+/// Counts the calls of the device behind it.
+#[derive(Debug)]
+pub(super) struct Tally {
+    inner: Arc<dyn Device>,
+    launches: AtomicU64,
+    uploaded_bytes: AtomicU64,
+    downloaded_bytes: AtomicU64,
+    waits: AtomicU64,
+}
+
+impl Tally {
+    pub(super) fn new(inner: Arc<dyn Device>) -> Self {
+        let count = AtomicU64::default;
+        let (launches, uploaded_bytes, downloaded_bytes, waits) = (count(), count(), count(), count());
+        Self { inner, launches, uploaded_bytes, downloaded_bytes, waits }
+    }
+
+    pub(super) fn stats(&self, pages: PageStats) -> ExecutorStats {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        ExecutorStats {
+            pages,
+            launches: read(&self.launches),
+            uploaded_bytes: read(&self.uploaded_bytes),
+            downloaded_bytes: read(&self.downloaded_bytes),
+            waits: read(&self.waits),
+        }
+    }
+}
+
+fn add(count: &AtomicU64, number: usize) {
+    count.fetch_add(number as u64, Ordering::Relaxed);
+}
+
+impl Device for Tally {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors()
+    }
+
+    fn capability(&self) -> u32 {
+        self.inner.capability()
+    }
+
+    fn shared_bytes_limit(&self) -> usize {
+        self.inner.shared_bytes_limit()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
+        self.inner.allocate(bytes)
+    }
+
+    fn free(&self, memory: Memory) {
+        self.inner.free(memory);
+    }
+
+    fn upload(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        add(&self.uploaded_bytes, from.len());
+        self.inner.upload(to, from)
+    }
+
+    fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
+        add(&self.downloaded_bytes, to.len());
+        add(&self.waits, 1);
+        self.inner.download(from, to)
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
+        add(&self.launches, 1);
+        self.inner.launch(launch)
+    }
+
+    fn synchronize(&self) -> Result<(), Error> {
+        add(&self.waits, 1);
+        self.inner.synchronize()
+    }
+}

@@ -1,0 +1,296 @@
+//! The `nccl` lane of a process: which communicator it has, whether it works, and when it may be made again.
+//!
+//! An **epoch** is one communicator. Whoever convenes it makes an [`Invitation`]: the next epoch, an id, and the members, whose places
+//! are their ranks. It goes to the members by another way, as does the news that an epoch broke. Whatever fails in an epoch ends it, here
+//! at once and at the others by the abort or by the news: bytes then go another way (`grpc`), until an invitation to a later
+//! epoch has been accepted. Whoever convenes waits after every fault, longer each time; whoever is invited comes at once.
+//!
+//! Nothing here knows a network or a clock: times are milliseconds that the caller passes in, and deadlines are its `go_on`.
+#![allow(unsafe_code, reason = "passes a promise about device memory on; see SAFETY")]
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{Communicator, Nccl, Part, UniqueId};
+use crate::{CudaDevice, Error};
+
+/// Waits after a fault, and at most.
+const PAUSE_MS: u64 = 5_000;
+const PAUSE_MS_MAX: u64 = 300_000;
+/// Members of an epoch.
+const MEMBERS_MAX: usize = 1 << 10;
+
+/// One rank of a communicator, as a lane uses it.
+pub trait Ranks: Send + fmt::Debug {
+    /// Sends and receives as one operation; returns when all of it is done.
+    ///
+    /// # Safety
+    /// Nobody else may use the memory of `receives` meanwhile, nor write to that of `sends`.
+    unsafe fn exchange(
+        &mut self,
+        sends: &[Part<'_>],
+        receives: &[Part<'_>],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Error>;
+
+    /// Ends everything under way, here and at the peers. Harmless when repeated.
+    fn abort(&mut self);
+}
+
+impl Ranks for Communicator {
+    unsafe fn exchange(
+        &mut self,
+        sends: &[Part<'_>],
+        receives: &[Part<'_>],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::exchange(self, sends, receives, go_on) }
+    }
+
+    fn abort(&mut self) {
+        Self::abort(self);
+    }
+}
+
+/// Makes ids and communicators.
+pub trait Convener: Send + Sync + fmt::Debug {
+    /// A new id. The process must live until all ranks have joined.
+    fn unique_id(&self) -> Result<UniqueId, Error>;
+
+    /// Joins the others as a rank of so many; returns when all have joined.
+    fn join(
+        &self,
+        id: &UniqueId,
+        place: (u32, u32),
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Box<dyn Ranks>, Error>;
+}
+
+/// The library with a device.
+#[derive(Debug)]
+pub struct NcclConvener {
+    nccl: Nccl,
+    device: Arc<CudaDevice>,
+}
+
+impl NcclConvener {
+    /// Communicators of `device`.
+    pub fn new(nccl: Nccl, device: Arc<CudaDevice>) -> Self {
+        Self { nccl, device }
+    }
+}
+
+impl Convener for NcclConvener {
+    fn unique_id(&self) -> Result<UniqueId, Error> {
+        self.nccl.unique_id()
+    }
+
+    fn join(
+        &self,
+        id: &UniqueId,
+        place: (u32, u32),
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Box<dyn Ranks>, Error> {
+        Ok(Box::new(Communicator::join(&self.nccl, &self.device, id, place, go_on)?))
+    }
+}
+
+/// To join an epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invitation {
+    /// Its number; later ones are larger.
+    pub epoch: u64,
+    /// What the members find each other by.
+    pub id: UniqueId,
+    /// Names of the members; the place of each is its rank.
+    pub members: Vec<String>,
+}
+
+/// Where a lane stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LaneState {
+    /// There never is one: no library, no device.
+    Off {
+        /// Why, with the remedy.
+        problem: String,
+    },
+    /// No epoch was joined yet.
+    Idle,
+    /// Bytes may go this way.
+    Joined {
+        /// The epoch.
+        epoch: u64,
+    },
+    /// They go another way.
+    Broken {
+        /// The epoch that broke, or could not be joined.
+        epoch: u64,
+        /// When this member may convene a later one.
+        retry_at_ms: u64,
+    },
+}
+
+/// The lane of one process. It belongs to one thread at a time.
+#[derive(Debug)]
+pub struct NcclLane {
+    own: String,
+    convener: Option<Arc<dyn Convener>>,
+    state: LaneState,
+    /// While joined.
+    epoch: Option<(Invitation, Box<dyn Ranks>)>,
+    /// Largest epoch that was joined, or tried.
+    newest: u64,
+    faults: u32,
+}
+
+impl NcclLane {
+    /// The lane of the member `own`. Without what makes communicators it is off for good, and says why.
+    pub fn new(own: impl Into<String>, convener: Result<Arc<dyn Convener>, Error>) -> Self {
+        let (convener, state) = match convener {
+            Ok(convener) => (Some(convener), LaneState::Idle),
+            Err(error) => (None, LaneState::Off { problem: error.to_string() }),
+        };
+        Self { own: own.into(), convener, state, epoch: None, newest: 0, faults: 0 }
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> &LaneState {
+        &self.state
+    }
+
+    /// Rank of a member in the joined epoch; `None`: bytes to it go another way.
+    pub fn rank_of(&self, member: &str) -> Option<u32> {
+        let (invitation, _) = self.epoch.as_ref()?;
+        invitation.members.iter().position(|other| other == member).map(|rank| rank as u32)
+    }
+
+    /// The invitation to the next epoch of `members`, of which this is one; every one of them is to be handed it, this one too. Refused
+    /// before the pause after a fault is over.
+    pub fn invite(&self, members: Vec<String>, now_ms: u64) -> Result<Invitation, Error> {
+        let convener = self.convener()?;
+        if let LaneState::Broken { epoch, retry_at_ms } = self.state
+            && now_ms < retry_at_ms
+        {
+            let problem = format!("epoch {epoch} broke; there is none for {} ms more", retry_at_ms - now_ms);
+            return Err(Error::Communicator { call: "inviting", problem });
+        }
+        let invitation = Invitation { epoch: self.newest + 1, id: convener.unique_id()?, members };
+        self.check(&invitation)?;
+        Ok(invitation)
+    }
+
+    /// Joins an epoch with all its members; the one before is over with it. Refuses an epoch that is not later than all before, and
+    /// members that cannot be. When it cannot be joined, that epoch is broken.
+    pub fn accept(
+        &mut self,
+        invitation: Invitation,
+        now_ms: u64,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Error> {
+        let convener = Arc::clone(self.convener()?);
+        self.check(&invitation)?;
+        if invitation.epoch <= self.newest {
+            return invalid("epoch", format!("is {}, {} was before it", invitation.epoch, self.newest));
+        }
+        self.leave();
+        self.newest = invitation.epoch;
+        let rank = invitation.members.iter().position(|member| *member == self.own);
+        let place = (rank.expect("was checked") as u32, invitation.members.len() as u32);
+        match convener.join(&invitation.id, place, go_on) {
+            Ok(ranks) => {
+                self.state = LaneState::Joined { epoch: invitation.epoch };
+                self.epoch = Some((invitation, ranks));
+                Ok(())
+            }
+            Err(error) => {
+                self.fail(invitation.epoch, now_ms);
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends and receives in `epoch` as one operation. Any error means that nothing of it may be taken for done and that bytes go another
+    /// way; unless the caller passed what can never work ([`crate::Kind::InvalidInput`]), the epoch is broken, which the other
+    /// members should be told.
+    ///
+    /// # Safety
+    /// Nobody else may use the memory of `receives` meanwhile, nor write to that of `sends`.
+    pub unsafe fn exchange(
+        &mut self,
+        epoch: u64,
+        (sends, receives): (&[Part<'_>], &[Part<'_>]),
+        now_ms: u64,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Error> {
+        let Some((invitation, ranks)) = &mut self.epoch else {
+            let problem = format!("there is no communicator: {:?}", self.state);
+            return Err(Error::Communicator { call: "exchanging", problem });
+        };
+        if invitation.epoch != epoch {
+            return invalid("epoch", format!("is {epoch}, {} is joined", invitation.epoch));
+        }
+        // SAFETY: the caller's promise.
+        let outcome = unsafe { ranks.exchange(sends, receives, go_on) };
+        match &outcome {
+            Ok(()) => self.faults = 0,
+            // Refused before anything was begun.
+            Err(Error::Invalid { .. }) => {}
+            Err(_) => self.fail(epoch, now_ms),
+        }
+        outcome
+    }
+
+    /// Takes the news that an epoch broke at another member: ends it here. News of other epochs than the joined one is old.
+    pub fn broke(&mut self, epoch: u64, now_ms: u64) {
+        if self.state == (LaneState::Joined { epoch }) {
+            self.fail(epoch, now_ms);
+        }
+    }
+
+    fn convener(&self) -> Result<&Arc<dyn Convener>, Error> {
+        self.convener.as_ref().ok_or_else(|| {
+            let problem = match &self.state {
+                LaneState::Off { problem } => problem.clone(),
+                state => format!("{state:?}"),
+            };
+            Error::Communicator { call: "the lane", problem }
+        })
+    }
+
+    fn check(&self, invitation: &Invitation) -> Result<(), Error> {
+        let members = &invitation.members;
+        if !(2..=MEMBERS_MAX).contains(&members.len()) {
+            return invalid("members", format!("are {}, must be from 2 to {MEMBERS_MAX}", members.len()));
+        }
+        if !members.contains(&self.own) {
+            return invalid("members", format!("lack `{}`, whose lane this is", self.own));
+        }
+        let mut sorted: Vec<&String> = members.iter().collect();
+        sorted.sort_unstable();
+        match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => invalid("members", format!("name `{}` twice", pair[0])),
+            None => Ok(()),
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Some((_, mut ranks)) = self.epoch.take() {
+            ranks.abort();
+        }
+    }
+
+    fn fail(&mut self, epoch: u64, now_ms: u64) {
+        self.leave();
+        let pause = PAUSE_MS.saturating_mul(1 << self.faults.min(16)).min(PAUSE_MS_MAX);
+        self.faults = self.faults.saturating_add(1);
+        self.state = LaneState::Broken { epoch, retry_at_ms: now_ms.saturating_add(pause) };
+    }
+}
+
+fn invalid<T>(field: &'static str, problem: String) -> Result<T, Error> {
+    Err(Error::Invalid { field, problem })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! A device that counts the calls of another.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::fmt;
+use std::ops::Sub;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use longshore_cuda::{Device, Error, Launch, Memory, Span};
+
+use super::device::Emulator;
+
+/// Calls so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) uploads: usize,
+    pub(crate) downloads: usize,
+    pub(crate) launches: usize,
+    pub(crate) synchronizations: usize,
+}
+
+impl Counts {
+    /// Calls that wait for the device.
+    pub(crate) fn waits(self) -> usize {
+        self.downloads + self.synchronizations
+    }
+}
+
+impl Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            uploads: self.uploads - before.uploads,
+            downloads: self.downloads - before.downloads,
+            launches: self.launches - before.launches,
+            synchronizations: self.synchronizations - before.synchronizations,
+        }
+    }
+}
+
+/// Counts calls, and has room for so many bytes.
+pub(crate) struct Watched {
+    inner: Arc<dyn Device>,
+    room: usize,
+    pub(crate) used: AtomicUsize,
+    counts: Mutex<Counts>,
+    /// Done by the next download, before it waits.
+    before_download: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Watched {
+    pub(crate) fn with_room(room: usize) -> Arc<Self> {
+        let (used, counts, before_download) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
+        Arc::new(Self { inner: Emulator::device(), room, used, counts, before_download })
+    }
+
+    pub(crate) fn counted(&self) -> Counts {
+        *self.counts.lock().unwrap()
+    }
+
+    pub(crate) fn before_download(&self, action: impl FnOnce() + Send + 'static) {
+        *self.before_download.lock().unwrap() = Some(Box::new(action));
+    }
+
+    fn count(&self, which: impl FnOnce(&mut Counts) -> &mut usize) {
+        *which(&mut self.counts.lock().unwrap()) += 1;
+    }
+}
+
+impl Device for Watched {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors()
+    }
+
+    fn capability(&self) -> u32 {
+        self.inner.capability()
+    }
+
+    fn shared_bytes_limit(&self) -> usize {
+        self.inner.shared_bytes_limit()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
+        if self.used.load(Ordering::Relaxed) + bytes > self.room {
+            return Err(Error::OutOfMemory { bytes, problem: "the test leaves no room".to_owned() });
+        }
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.inner.allocate(bytes)
+    }
+
+    fn free(&self, memory: Memory) {
+        self.used.fetch_sub(memory.bytes(), Ordering::Relaxed);
+        self.inner.free(memory);
+    }
+
+    fn upload(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        self.count(|counts| &mut counts.uploads);
+        self.inner.upload(to, from)
+    }
+
+    fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
+        self.count(|counts| &mut counts.downloads);
+        let action = self.before_download.lock().unwrap().take();
+        if let Some(action) = action {
+            action();
+        }
+        self.inner.download(from, to)
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
+        self.count(|counts| &mut counts.launches);
+        self.inner.launch(launch)
+    }
+
+    fn synchronize(&self) -> Result<(), Error> {
+        self.count(|counts| &mut counts.synchronizations);
+        self.inner.synchronize()
+    }
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("room", &self.room).finish_non_exhaustive()
+    }
+}

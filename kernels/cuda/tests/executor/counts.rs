@@ -1,0 +1,192 @@
+//! What a call asks of the device: launches, and one wait.
+
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use longshore_attention::{
+    AttendItem, CpuExecutor, ExactBlock, Executor as _, HeadShape, KvDtype, Partials, Queries, SparseItem,
+    SparseWork, Tile, TileShape, Tiles, Visit, WorkList,
+};
+use longshore_cuda::{CudaExecutor, Device};
+
+use crate::counted::{Counts, Watched};
+
+const HEADS: HeadShape = HeadShape { kv_heads: 2, group: 2, head_dim: 64 };
+const TOKENS: usize = 16;
+const SHAPE: TileShape = TileShape {
+    block_tokens: TOKENS,
+    kv_heads: HEADS.kv_heads,
+    head_dim: HEADS.head_dim,
+    dtype: KvDtype::F16,
+};
+
+/// A sequence whose keys all lie before its rows.
+struct Sequence {
+    tiles: Tiles,
+    rows: Vec<f32>,
+}
+
+fn sequence(blocks: usize, rows: usize) -> Sequence {
+    let elements = TOKENS * HEADS.kv_heads * HEADS.head_dim;
+    let number = |index: usize| ((index * 37 + blocks) % 101) as f32 / 64.0 - 0.75;
+    let tile = |block: usize| {
+        let mut tile = Tile::zeroed(SHAPE);
+        let values: Vec<f32> = (0..elements).map(|index| number(index + block * 7)).collect();
+        tile.write(0, &values, &values).unwrap();
+        tile
+    };
+    let tiles = Tiles { shape: SHAPE, tiles: (0..blocks).map(tile).collect() };
+    let rows = (0..rows * HEADS.query_heads() * HEADS.head_dim).map(number).collect();
+    Sequence { tiles, rows }
+}
+
+impl Sequence {
+    fn queries(&self) -> Queries<'_> {
+        let first_position = (self.tiles.tiles.len() * TOKENS) as u64;
+        Queries { shape: HEADS, first_position, scale: 0.125, data: &self.rows }
+    }
+
+    fn block(index: usize) -> ExactBlock {
+        ExactBlock { tile: index as u32, first_position: (index * TOKENS) as u64, len: TOKENS as u32 }
+    }
+
+    /// A list for each stripe of so many blocks.
+    fn stripes(&self, blocks: usize) -> Vec<WorkList> {
+        let all: Vec<ExactBlock> = (0..self.tiles.tiles.len()).map(Self::block).collect();
+        all.chunks(blocks).map(|exact| WorkList { exact: exact.to_vec(), ..WorkList::default() }).collect()
+    }
+
+    fn items<'a>(&'a self, work: &'a [WorkList]) -> Vec<AttendItem<'a>> {
+        let item = |work| AttendItem { queries: self.queries(), kv: &self.tiles, work, initial: None };
+        work.iter().map(item).collect()
+    }
+}
+
+/// An executor with room for so many pages of tiles, and its device.
+fn executor(pages: usize) -> (Arc<Watched>, CudaExecutor) {
+    let watched = Watched::with_room(usize::MAX);
+    let device: Arc<dyn Device> = watched.clone();
+    // Five eighths of the budget are for tiles as they are.
+    let budget = (pages * SHAPE.bytes()).div_ceil(5) * 8;
+    (watched, CudaExecutor::new(device, CpuExecutor::serial(), budget))
+}
+
+fn attend(watched: &Watched, executor: &CudaExecutor, items: &[AttendItem<'_>]) -> (Counts, Vec<Partials>) {
+    let before = watched.counted();
+    let partials = executor.attend(items).unwrap();
+    (watched.counted() - before, partials)
+}
+
+#[test]
+fn stripes_of_a_prefill_are_queued_together_and_read_once() {
+    let sequence = sequence(20, 40);
+    let work = sequence.stripes(4);
+    let items = sequence.items(&work);
+    let (watched, executor) = executor(20);
+    let (first, partials) = attend(&watched, &executor, &items);
+    assert_eq!((first.launches, first.waits(), first.downloads), (20 + 5, 1, 1), "{first:?}");
+    // The rows, and of each stripe its pages, visits, columns, their bias and the items of the launch.
+    assert_eq!(first.uploads, 2 * 20 + 1 + 5 * 5, "{first:?}");
+    let (again, same) = attend(&watched, &executor, &items);
+    assert_eq!((again.launches, again.waits(), again.uploads), (5, 1, 1 + 5 * 5), "{again:?}");
+    assert_eq!(partials, same);
+    // In waves of one result each: the same, read one by one.
+    let by_one = executor.with_wave_bytes(1);
+    let (waves, same) = attend(&watched, &by_one, &items);
+    assert_eq!((waves.launches, waves.downloads), (5, 5), "{waves:?}");
+    assert_eq!(partials, same);
+}
+
+#[test]
+fn a_decode_step_is_two_launches_and_one_wait_however_many_items_and_pages() {
+    let sequences = [sequence(18, 1), sequence(40, 2), sequence(3, 1)];
+    let works: Vec<Vec<WorkList>> = sequences.iter().map(|one| one.stripes(8)).collect();
+    let items: Vec<AttendItem<'_>> =
+        sequences.iter().zip(&works).flat_map(|(one, work)| one.items(work)).collect();
+    let (watched, roomy) = executor(61);
+    let (first, partials) = attend(&watched, &roomy, &items);
+    // No stripe is longer than a split: nothing is to be merged.
+    assert_eq!((first.launches, first.waits(), first.downloads), (61 + 1, 1, 1), "{first:?}");
+    let (again, same) = attend(&watched, &roomy, &items);
+    assert_eq!((again.launches, again.waits(), again.uploads), (1, 1, 3), "{again:?}");
+    assert_eq!(partials, same);
+
+    // Longer than a split, and folded onto what was there before.
+    let long = [WorkList { exact: (0..40).map(Sequence::block).collect(), ..WorkList::default() }];
+    let initial = Partials::identity(2, HEADS.query_heads(), HEADS.head_dim);
+    let item = AttendItem { initial: Some(&initial), ..sequences[1].items(&long)[0] };
+    let (merged, _) = attend(&watched, &roomy, &[item]);
+    assert_eq!((merged.launches, merged.waits()), (2, 1), "{merged:?}");
+
+    // Pages for three tiles at a time: more launches, and still one wait.
+    let (watched, tight) = executor(3);
+    let (turns, found) = attend(&watched, &tight, &[item]);
+    assert_eq!((turns.waits(), turns.downloads), (1, 1), "{turns:?}");
+    assert!(turns.launches <= 40 + 2 * 14, "{turns:?}");
+    let wanted = CpuExecutor::serial().attend(&[item]).unwrap();
+    let (found, wanted) = (found[0].clone().finish(), wanted[0].clone().finish());
+    assert!(found.iter().zip(&wanted).all(|(f, w)| (f - w).abs() <= 2e-3 * (1.0 + w.abs())));
+}
+
+#[test]
+fn lists_are_queued_together_and_rows_that_they_leave_out_are_answered() {
+    let sequence = sequence(6, 40);
+    let visits = (0..6).step_by(2).map(|index| Visit::Block(Sequence::block(index))).collect::<Vec<_>>();
+    let lists = vec![(visits.clone(), Vec::new()), (visits, Vec::new())];
+    // Rows 32 to 39 have no list.
+    let work = SparseWork::new(HEADS.kv_heads, vec![32], lists).unwrap();
+    let nothing = SparseWork::new(HEADS.kv_heads, vec![32], vec![(Vec::new(), Vec::new()); 2]).unwrap();
+    let item = |work| SparseItem {
+        queries: sequence.queries(),
+        kv: &sequence.tiles,
+        summaries: &sequence.tiles,
+        work,
+        earlier: None,
+        stripe: None,
+        skip_below: None,
+    };
+    let (items, (watched, executor)) = ([item(&work), item(&nothing), item(&work)], executor(6));
+    let found = executor.attend_sparse(&items).unwrap();
+    let counts = watched.counted();
+    assert_eq!((counts.launches, counts.waits()), (3 + 2, 1), "{counts:?}");
+    let wanted = CpuExecutor::serial().attend_sparse(&items).unwrap();
+    assert_eq!(found[1], wanted[1], "nothing is visited: the identity");
+    for (found, wanted) in found.iter().zip(&wanted) {
+        let (found, wanted) = (found.clone().finish(), wanted.clone().finish());
+        assert!(found.iter().zip(&wanted).all(|(f, w)| (f - w).abs() <= 2e-3 * (1.0 + w.abs())));
+    }
+}
+
+#[test]
+fn what_needs_no_device_asks_nothing_of_it() {
+    let (watched, executor) = executor(4);
+    let (sequence, none) = (sequence(4, 2), WorkList::default());
+    let empty = Sequence { rows: Vec::new(), tiles: Tiles { shape: SHAPE, tiles: Vec::new() } };
+    let items =
+        [sequence.items(std::slice::from_ref(&none)), empty.items(std::slice::from_ref(&none))].concat();
+    let (counts, partials) = attend(&watched, &executor, &items);
+    assert_eq!((counts, partials), (Counts::default(), CpuExecutor::serial().attend(&items).unwrap()));
+}
+
+#[test]
+fn others_go_on_while_a_call_waits() {
+    let (watched, executor) = executor(20);
+    let sequence = sequence(8, 40);
+    let work = sequence.stripes(4);
+    let items = sequence.items(&work);
+    let (at_wait, waits) = sync_channel(1);
+    let (done, other_is_done) = sync_channel(1);
+    watched.before_download(move || {
+        at_wait.send(()).unwrap();
+        other_is_done.recv_timeout(Duration::from_secs(120)).expect("nobody goes on while a call waits");
+    });
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| executor.attend(&items).unwrap());
+        waits.recv_timeout(Duration::from_secs(120)).unwrap();
+        // A whole call, with pages of its own, between the queueing of the first and its results.
+        let second = executor.attend(&items[..1]).unwrap();
+        done.send(()).unwrap();
+        assert_eq!(first.join().unwrap()[0], second[0]);
+    });
+}

@@ -1,0 +1,95 @@
+//! What attention on a GPU did so far, as it is at the moment of a scrape.
+
+use std::{fmt, sync::Arc};
+
+use longshore_chassis::Metrics;
+use longshore_cuda::{CudaExecutor, ExecutorStats};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+};
+
+use crate::node::Node;
+
+/// Prefix of every name.
+const PREFIX: &str = "longshore_cuda";
+
+/// Tells what the executor of a node's GPU does; nothing where it has none.
+pub(crate) fn report(metrics: &Metrics, node: &Node) {
+    if let Some(gpu) = &node.gpu {
+        register(metrics, Arc::clone(gpu));
+    }
+}
+
+fn register(metrics: &Metrics, gpu: Arc<CudaExecutor>) {
+    metrics.sub(PREFIX).with(|registry| registry.register_collector(Box::new(Attention { gpu })));
+}
+
+#[derive(Debug)]
+struct Attention {
+    gpu: Arc<CudaExecutor>,
+}
+
+impl Collector for Attention {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let stats = self.gpu.stats();
+        for (name, help, value) in gauges(&stats) {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(sample)?;
+        }
+        for (name, help, value) in counters(&stats) {
+            let counter = ConstCounter::new(value);
+            let sample = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(sample)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauges(stats: &ExecutorStats) -> [(&'static str, &'static str, u64); 2] {
+    [
+        ("pages", "Tiles of which the GPU has a copy", stats.pages.pages as u64),
+        ("page_bytes", "Bytes of GPU memory taken for copies of tiles", stats.pages.reserved_bytes as u64),
+    ]
+}
+
+fn counters(stats: &ExecutorStats) -> [(&'static str, &'static str, u64); 8] {
+    [
+        ("page_hits", "Tiles that were attended to and had a copy", stats.pages.hits),
+        ("page_misses", "Tiles that were copied to the GPU", stats.pages.misses),
+        ("page_evictions", "Copies that made way", stats.pages.evictions),
+        ("page_shortages", "Times that there was room for fewer copies than wanted", stats.pages.shortages),
+        ("launches", "Kernels queued by attention", stats.launches),
+        ("uploaded_bytes", "Bytes that attention brought to the GPU", stats.uploaded_bytes),
+        ("downloaded_bytes", "Bytes of results of attention", stats.downloaded_bytes),
+        ("waits", "Times that attention waited for the GPU", stats.waits),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_figure_has_a_name_of_its_own_and_its_value() {
+        let mut stats = ExecutorStats {
+            launches: 7,
+            uploaded_bytes: 8,
+            downloaded_bytes: 9,
+            waits: 10,
+            ..Default::default()
+        };
+        (stats.pages.pages, stats.pages.reserved_bytes) = (1, 2);
+        (stats.pages.hits, stats.pages.misses) = (3, 4);
+        (stats.pages.evictions, stats.pages.shortages) = (5, 6);
+        let all: Vec<_> = gauges(&stats).into_iter().chain(counters(&stats)).collect();
+        let values: Vec<u64> = all.iter().map(|(_, _, value)| *value).collect();
+        assert_eq!(values, (1..=10).collect::<Vec<_>>());
+        let mut names: Vec<_> = all.iter().map(|(name, _, _)| *name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all.len());
+    }
+}

@@ -146,6 +146,11 @@ struct Blocks {
 }
 
 impl Blocks {
+    /// Most blocks that the selector may keep.
+    fn most(&self) -> usize {
+        self.max_blocks.map_or(usize::MAX, |most| most as usize)
+    }
+
     fn is_antidiagonal(&self) -> bool {
         matches!(self.scorer, Scorer::Antidiagonal(_))
     }

@@ -10,7 +10,7 @@ mod uploads;
 mod wave;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use longshore_attention::{
     AttendItem, CpuExecutor, Error as AttentionError, ExactBlock, Executor, Partials, PlanInput,
@@ -48,6 +48,8 @@ pub struct CudaExecutor {
     choices_min: usize,
     /// Locked while a job is queued: what it finds or brings stays until it is in the device's queue.
     shapes: Mutex<HashMap<(TileShape, PageElement), TilePages>>,
+    /// What was told of the pages last.
+    told: Mutex<PageStats>,
 }
 
 type Shapes = HashMap<(TileShape, PageElement), TilePages>;
@@ -66,6 +68,7 @@ impl CudaExecutor {
             wave_bytes: WAVE_BYTES,
             choices_min: CHOICES_MIN,
             shapes: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 
@@ -86,17 +89,24 @@ impl CudaExecutor {
         self.tally.stats(self.page_stats())
     }
 
-    /// What the caches of pages did, all together.
+    /// What the caches of pages did, all together; as it was told last where a job is being queued: who asks (a scrape of metrics) must
+    /// not wait for a device.
     fn page_stats(&self) -> PageStats {
-        let shapes = self.lock();
-        shapes.values().map(TilePages::stats).fold(PageStats::default(), |sum, one| PageStats {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let shapes = match self.shapes.try_lock() {
+            Ok(shapes) => shapes,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return *told,
+        };
+        *told = shapes.values().map(TilePages::stats).fold(PageStats::default(), |sum, one| PageStats {
             pages: sum.pages + one.pages,
             reserved_bytes: sum.reserved_bytes + one.reserved_bytes,
             hits: sum.hits + one.hits,
             misses: sum.misses + one.misses,
             evictions: sum.evictions + one.evictions,
             shortages: sum.shortages + one.shortages,
-        })
+        });
+        *told
     }
 
     fn lock(&self) -> MutexGuard<'_, Shapes> {
@@ -126,7 +136,7 @@ impl CudaExecutor {
     }
 
     /// Queues `jobs`, in waves whose results come to the host together: `shapes` says what a job brings, `queue` queues it, its results
-    /// to the given addresses. The lock is held for each job while it is queued, and never while the device is waited for. Pages of
+    /// to the given addresses. The lock is held for each job while it is queued, and not while its results are waited for. Pages of
     /// a job may be taken by the next as soon as it is queued: the device does everything in order.
     fn run<'a, J>(
         &'a self,

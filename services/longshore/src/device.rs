@@ -68,8 +68,8 @@ fn agree(config: &mut Config, found: u32) -> Result<()> {
     let named = config.cuda.capability;
     ensure!(
         named == 0 || named == found,
-        "`cuda.capability` is {named}, the GPU has {found}; hint: GPUs of one deployment have one capability, take another GPU or leave \
-         it 0"
+        "`cuda.capability` is {named}, the GPU has {found}; hint: GPUs of one deployment have one capability, take another GPU, or \
+         leave it 0 where all have this one"
     );
     config.cuda.capability = found;
     Ok(())
@@ -99,8 +99,10 @@ pub(crate) fn of_shard(config: &mut Config) -> Result<Choice> {
         resolve(config)?;
         return Ok(choice(config));
     };
-    match CudaDevice::examine(index, &config.cuda.options()) {
-        Ok(info) => agree(config, info.capability).map(|()| asked_for),
+    let found = CudaDevice::examine(index, &config.cuda.options()).map_err(anyhow::Error::from);
+    match found.and_then(|info| agree(config, info.capability)) {
+        Ok(()) => Ok(asked_for),
+        // Without a GPU, or with another one than the deployment computes on.
         Err(error) => {
             of_others(config)?;
             console::note(format!(

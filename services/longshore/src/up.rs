@@ -39,7 +39,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let local = LocalConnector::new();
     let connector = Arc::new(AnyConnector::new(local.clone(), GrpcConnector::new(GrpcOptions::default())));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
-    // Shards and workers share the executor, and with it the copies of tiles on a GPU: a tile that both hold has one.
+    // Shards and workers share the executor, and with it the budget of copies of tiles on a GPU.
     let executor = Some(Arc::clone(engine.executor()));
     let parts = Parts { config, node, views: membership.watch(), connector, metrics, pool, executor };
     let house =

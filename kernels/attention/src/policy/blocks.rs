@@ -129,8 +129,7 @@ impl<'a> BlockPlanner<'a> {
         let grid = self.grid;
         let mut chosen = Chosen::diagonal(grid, tile);
         let scored = scores.energies.len();
-        let most = rule.max_blocks.map_or(usize::MAX, |most| most as usize);
-        select(rule.selector, most, &scores.energies, &mut chosen.blocks);
+        select(rule.selector, rule.most(), &scores.energies, &mut chosen.blocks);
         if let Some(share) = rule.peak {
             let least = share.log2();
             chosen.blocks.iter_mut().zip(&scores.peaks).for_each(|(block, &peak)| *block |= peak >= least);

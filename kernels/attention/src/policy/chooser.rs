@@ -95,7 +95,10 @@ impl<'a> GivenPlanner<'a> {
         rule: &Blocks,
         tiles: &[&TileRows],
     ) -> Result<Option<Self>, Error> {
-        let known = matches!(rule.scorer, Scorer::Pooled | Scorer::RowNormalised) && !rule.two_levels;
+        // A bound on what alpha and mass keep is not a rule that choosers know.
+        let bounded = rule.max_blocks.is_some() && !matches!(rule.selector, Selector::TopK(_));
+        let scored = matches!(rule.scorer, Scorer::Pooled | Scorer::RowNormalised);
+        let known = scored && !rule.two_levels && !bounded;
         let (Some(first), Some(last), true) = (tiles.first(), tiles.last(), known) else { return Ok(None) };
         let blocks = grid.before(last);
         if blocks == 0 {
@@ -115,7 +118,7 @@ impl<'a> GivenPlanner<'a> {
             selection: match rule.selector {
                 Selector::Alpha(alpha) => BlockSelection::Alpha(alpha),
                 Selector::Mass(gamma) => BlockSelection::Mass(gamma),
-                Selector::TopK(k) => BlockSelection::TopK(k),
+                Selector::TopK(k) => BlockSelection::TopK(k.min(rule.most())),
             },
             sink: rule.sink,
             local: rule.local,

@@ -86,7 +86,8 @@ struct Places(Vec<u64>);
 impl Places {
     fn of(weights: &[f32]) -> Self {
         let place = |(block, weight): (usize, &f32)| {
-            let bits = weight.to_bits();
+            // What cannot be compared comes first, whatever its sign.
+            let bits = if weight.is_nan() { f32::NAN.to_bits() } else { weight.to_bits() };
             // As `f32::total_cmp` orders them.
             let ordered = bits ^ if bits >> 31 == 1 { u32::MAX } else { 1 << 31 };
             u64::from(ordered) << 32 | block as u64
@@ -185,6 +186,7 @@ mod tests {
         check_most(Selector::Mass(1.0), 1, &energies, &[0]);
         check_most(Selector::TopK(4), 1, &energies, &[0]);
         check_most(Selector::Alpha(0.5), 1, &[f32::NAN, 1.0], &[0]);
+        check_most(Selector::Alpha(0.5), 1, &[-f32::NAN, 1.0], &[0]);
         check_most(Selector::Mass(0.9), 2, &[0.0; 90], &[88, 89]);
     }
 

@@ -17,6 +17,8 @@ use crate::{CudaDevice, Error};
 /// Waits after a fault, and at most.
 const PAUSE_MS: u64 = 5_000;
 const PAUSE_MS_MAX: u64 = 300_000;
+/// How far an epoch may lie after the newest that is known: one who lies cannot use all numbers up.
+const EPOCH_STEP_MAX: u64 = 1 << 20;
 /// Members of an epoch.
 const MEMBERS_MAX: usize = 1 << 10;
 
@@ -141,6 +143,8 @@ pub struct NcclLane {
     epoch: Option<(Invitation, Box<dyn Ranks>)>,
     /// Largest epoch that was joined, or tried.
     newest: u64,
+    /// Largest epoch that an invitation was made for: no two have one number.
+    promised: u64,
     faults: u32,
 }
 
@@ -151,7 +155,7 @@ impl NcclLane {
             Ok(convener) => (Some(convener), LaneState::Idle),
             Err(error) => (None, LaneState::Off { problem: error.to_string() }),
         };
-        Self { own: own.into(), convener, state, epoch: None, newest: 0, faults: 0 }
+        Self { own: own.into(), convener, state, epoch: None, newest: 0, promised: 0, faults: 0 }
     }
 
     /// Where it stands.
@@ -167,16 +171,20 @@ impl NcclLane {
 
     /// The invitation to the next epoch of `members`, of which this is one; every one of them is to be handed it, this one too. Refused
     /// before the pause after a fault is over.
-    pub fn invite(&self, members: Vec<String>, now_ms: u64) -> Result<Invitation, Error> {
-        let convener = self.convener()?;
+    pub fn invite(&mut self, members: Vec<String>, now_ms: u64) -> Result<Invitation, Error> {
+        let convener = Arc::clone(self.convener()?);
         if let LaneState::Broken { epoch, retry_at_ms } = self.state
             && now_ms < retry_at_ms
         {
             let problem = format!("epoch {epoch} broke; there is none for {} ms more", retry_at_ms - now_ms);
             return Err(Error::Communicator { call: "inviting", problem });
         }
-        let invitation = Invitation { epoch: self.newest + 1, id: convener.unique_id()?, members };
+        let Some(epoch) = self.newest.max(self.promised).checked_add(1) else {
+            return invalid("epoch", "is the last that there is".to_owned());
+        };
+        let invitation = Invitation { epoch, id: convener.unique_id()?, members };
         self.check(&invitation)?;
+        self.promised = epoch;
         Ok(invitation)
     }
 
@@ -192,6 +200,13 @@ impl NcclLane {
         self.check(&invitation)?;
         if invitation.epoch <= self.newest {
             return invalid("epoch", format!("is {}, {} was before it", invitation.epoch, self.newest));
+        }
+        if invitation.epoch - self.newest > EPOCH_STEP_MAX {
+            let problem = format!(
+                "is {}, more than {EPOCH_STEP_MAX} after {}, which was the newest",
+                invitation.epoch, self.newest
+            );
+            return invalid("epoch", problem);
         }
         self.leave();
         self.newest = invitation.epoch;

@@ -109,6 +109,7 @@ fn lists_are_those_of_the_cpu() {
         "scorer=pooled,selector=mass,gamma=0.8,correction=on",
         "scorer=row-normalised,selector=mass,gamma=0.9,peak=0.25",
         "scorer=row-normalised,selector=top-k,k=9,escape=0.7",
+        "scorer=row-normalised,selector=top-k,k=9,max_blocks=3",
         "scorer=row-normalised,selector=alpha,alpha=0.3,sink=0,local=0",
     ] {
         assert_eq!(prompt.compare(&blocks(rule)), 2, "{rule}: energies, and what is kept of them");
@@ -134,6 +135,8 @@ fn rules_that_the_device_does_not_know_are_the_cpus() {
         blocks("scorer=second-order,selector=mass,gamma=0.9"),
         blocks("scorer=antidiagonal,stride=8,selector=mass,gamma=0.9"),
         blocks("scorer=pooled-query,selector=mass,gamma=0.9"),
+        blocks("scorer=pooled,selector=mass,gamma=0.9,max_blocks=3"),
+        blocks("scorer=row-normalised,selector=alpha,alpha=0.1,max_blocks=3"),
         "minference:vertical=35,slash=60,dense_layers=0,min_positions=0".to_owned(),
         "exact".to_owned(),
     ] {

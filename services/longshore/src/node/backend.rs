@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use longshore_attention::{CpuExecutor, Executor, TileShape};
+use longshore_attention::{CpuExecutor, Executor, KvDtype, TileShape};
 use longshore_compute::ComputePool;
 use longshore_cuda::{CudaBackend, CudaDevice, CudaExecutor, Device, ModelOptions, PageShape, Precision};
 use longshore_model::{Backend, CpuBackend, CpuOptions, Linear, LoadProgress, ModelConfig, Weights};
@@ -65,7 +65,7 @@ pub(super) fn of_shard(
     let Choice::Cuda(index) = on else { return Ok(Attention::cpu(cpu)) };
     check_tile(tile)?;
     let device = CudaDevice::open(index, &config.cuda.options()).with_context(|| device::asked(config))?;
-    executor(Arc::new(device), config, cpu).map(Attention::gpu)
+    executor(Arc::new(device), config, tile, cpu).map(Attention::gpu)
 }
 
 fn on_cpu(
@@ -109,7 +109,7 @@ fn on_gpu(
         .context("cannot bring the weights to the GPU")?;
     let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
     tracing::info!(device = %device.name(), %packed, %linear, "brought the weights to the GPU");
-    let executor = executor(gpu, config, CpuExecutor::new(Arc::clone(pool)))?;
+    let executor = executor(gpu, config, tile, CpuExecutor::new(Arc::clone(pool)))?;
     Ok(Computing { backend: Arc::new(backend), attention: Attention::gpu(executor) })
 }
 
@@ -118,8 +118,14 @@ fn check_tile(tile: TileShape) -> Result<()> {
 }
 
 /// Attention on a GPU, in memory that is free by now.
-fn executor(gpu: Arc<CudaDevice>, config: &Config, cpu: CpuExecutor) -> Result<CudaExecutor> {
+fn executor(
+    gpu: Arc<CudaDevice>,
+    config: &Config,
+    tile: TileShape,
+    cpu: CpuExecutor,
+) -> Result<CudaExecutor> {
     let pages = page_budget(config.cuda.page_bytes, gpu.memory()?.0);
+    check_pages(pages, tile)?;
     tracing::info!(pages = %console::bytes(pages as u64), "keeps copies of tiles on the GPU");
     Ok(CudaExecutor::new(gpu, cpu, pages))
 }
@@ -130,6 +136,18 @@ fn page_budget(asked: u64, free: usize) -> usize {
         0 => free / 4 * 3,
         asked => usize::try_from(asked).unwrap_or(usize::MAX),
     }
+}
+
+/// Refuses a budget whose smallest share, an eighth, does not hold a tile whose elements became f32.
+fn check_pages(pages: usize, tile: TileShape) -> Result<()> {
+    let least = 8 * TileShape { dtype: KvDtype::F32, ..tile }.bytes();
+    ensure!(
+        pages >= least,
+        "`cuda.page_bytes`: copies of tiles may take {}, they need {} at least; hint: raise it, or end what else uses the GPU",
+        console::bytes(pages as u64),
+        console::bytes(least as u64)
+    );
+    Ok(())
 }
 
 /// Precision of linear layers on a GPU; `None`: that of the weights.
@@ -186,6 +204,10 @@ mod tests {
     #[test]
     fn tiles_get_most_of_what_is_left() {
         assert_eq!((page_budget(0, 100 << 30), page_budget(7 << 20, 1)), (75 << 30, 7 << 20));
+        let tile = TileShape { block_tokens: 64, kv_heads: 8, head_dim: 128, dtype: KvDtype::F16 };
+        assert!(check_pages(8 * 512 << 10, tile).is_ok());
+        let refusal = check_pages((8 * 512 << 10) - 1, tile).unwrap_err().to_string();
+        assert!(refusal.contains("`cuda.page_bytes`") && refusal.contains("4.0 MiB"), "{refusal}");
     }
 
     #[test]

@@ -271,6 +271,7 @@ fn invitations_that_cannot_be_are_refused_and_break_nothing() {
     for (invitation, sign) in [
         (Invitation { epoch, ..good.clone() }, "`epoch` is 1, 1 was before it"),
         (Invitation { epoch: 0, ..good.clone() }, "`epoch` is 0"),
+        (Invitation { epoch: u64::MAX, ..good.clone() }, "`epoch` is 18446744073709551615, more than"),
         (Invitation { members: members(&["kv-0"]), ..good.clone() }, "`members` are 1"),
         (Invitation { members: vec![String::new(); 2000], ..good.clone() }, "`members` are 2000"),
         (Invitation { members: members(&["kv-1", "kv-2"]), ..good.clone() }, "lack `kv-0`"),
@@ -281,6 +282,8 @@ fn invitations_that_cannot_be_are_refused_and_break_nothing() {
         assert_eq!(*lanes[0].state(), LaneState::Joined { epoch });
     }
     assert!(lanes[0].invite(members(&["kv-1", "kv-2"]), 0).is_err());
+    let other = lanes[0].invite(names(2), 0).unwrap();
+    assert_eq!(other.epoch, epoch + 2, "two invitations are of two epochs");
 }
 
 #[test]

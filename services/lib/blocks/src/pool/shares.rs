@@ -14,6 +14,8 @@ use crate::{Error, Namespace};
 pub enum Resource {
     /// Open views.
     Views,
+    /// Views whose blocks are to be appended to other views.
+    Additions,
     /// Put streams.
     Writers,
     /// Get streams.
@@ -28,17 +30,25 @@ pub enum Resource {
 }
 
 /// How many resources there are.
-const RESOURCES: usize = 6;
+const RESOURCES: usize = 7;
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; RESOURCES] =
-        [Self::Views, Self::Writers, Self::Readers, Self::OpenBlocks, Self::KeptBlocks, Self::PromisedBlocks];
+    pub const ALL: [Self; RESOURCES] = [
+        Self::Views,
+        Self::Additions,
+        Self::Writers,
+        Self::Readers,
+        Self::OpenBlocks,
+        Self::KeptBlocks,
+        Self::PromisedBlocks,
+    ];
 
     /// Name, for metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Views => "views",
+            Self::Additions => "additions",
             Self::Writers => "writers",
             Self::Readers => "readers",
             Self::OpenBlocks => "open_blocks",
@@ -51,6 +61,7 @@ impl Resource {
     fn plural(self) -> &'static str {
         match self {
             Self::Views => "views",
+            Self::Additions => "additions to views",
             Self::Writers => "put streams",
             Self::Readers => "get streams",
             Self::OpenBlocks => "incomplete blocks",
@@ -236,8 +247,13 @@ impl<T> BlockPool<T> {
         let writers = || self.writers.values().filter(|writer| writer.namespace == tenant);
         let held = || self.held.values().filter(|held| held.block.namespace() == tenant);
         let open: u64 = writers().map(super::write::Writer::open_blocks).sum();
+        let views = |share| {
+            let own = self.views.values().filter(|view| view.namespace == tenant && view.share == share);
+            own.count() as u64
+        };
         [
-            self.views.values().filter(|view| view.namespace == tenant && view.is_counted).count() as u64,
+            views(Resource::Views),
+            views(Resource::Additions),
             writers().count() as u64,
             0,
             open,

@@ -279,7 +279,7 @@ impl<T> BlockPool<T> {
         ordered
     }
 
-    /// Takes a block out of memory that lies below as well, whatever keeps it: nothing is lost by that. It may be there while nothing is
+    /// Takes a block out of memory that lies below as well, whatever keeps it: nothing is lost by that as long as the disk can be read. It may be there while nothing is
     /// written.
     fn take_down_a_copy(&mut self) {
         let copied = self.disk.as_ref().and_then(|disk| disk.copies.first().copied());

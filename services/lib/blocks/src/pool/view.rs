@@ -45,8 +45,8 @@ pub(super) struct View<T> {
     used_ms: u64,
     /// A block of it failed a check.
     corrupt: Option<BlockKey>,
-    /// It is one of those that tenants share; blocks that are to be appended to one are none.
-    pub(super) is_counted: bool,
+    /// As what it counts: as a view, or as one that is to be appended to another.
+    pub(super) share: Resource,
 }
 
 impl<T> View<T> {
@@ -76,11 +76,11 @@ impl<T> BlockPool<T> {
         if self.shares.all(Resource::Views) >= limit {
             return Err(Error::Full { what: "views", limit });
         }
-        self.pin_view(namespace, blocks, lease_ms, now_ms, true)
+        self.pin_view(namespace, blocks, lease_ms, now_ms, Resource::Views)
     }
 
-    /// Opens a view like [`Self::open_view`] of blocks that are to be appended to `into`: it takes nothing of what views its tenant may
-    /// have, so that whoever has as many as it may can still append. Renews the lease of `into`.
+    /// Opens a view like [`Self::open_view`] of blocks that are to be appended to `into`: it counts apart from the views that its tenant
+    /// may have, so that whoever has as many as it may can still append. Renews the lease of `into`.
     pub fn open_addition(
         &mut self,
         namespace: Namespace,
@@ -90,11 +90,11 @@ impl<T> BlockPool<T> {
         now_ms: u64,
     ) -> Result<Opened, Error> {
         self.view(namespace, into, now_ms)?;
-        let (limit, counted) = (self.config.views_max as u64, self.shares.all(Resource::Views));
-        if self.views.len() as u64 - counted >= limit {
+        let limit = self.config.views_max as u64;
+        if self.shares.all(Resource::Additions) >= limit {
             return Err(Error::Full { what: "additions to views", limit });
         }
-        self.pin_view(namespace, blocks, lease_ms, now_ms, false)
+        self.pin_view(namespace, blocks, lease_ms, now_ms, Resource::Additions)
     }
 
     fn pin_view(
@@ -103,7 +103,7 @@ impl<T> BlockPool<T> {
         blocks: &[(u64, BlockKey)],
         lease_ms: u64,
         now_ms: u64,
-        is_counted: bool,
+        share: Resource,
     ) -> Result<Opened, Error> {
         self.check_size(blocks.len())?;
         if blocks.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
@@ -116,22 +116,18 @@ impl<T> BlockPool<T> {
             let missing = blocks.iter().zip(&found).filter(|(_, found)| found.is_none());
             return Ok(Opened::Missing(missing.map(|((_, key), _)| *key).collect()));
         }
-        if is_counted {
-            self.shares.ask(namespace, Resource::Views, 1, self.config.views_max as u64)?;
-        }
+        self.shares.ask(namespace, share, 1, self.config.views_max as u64)?;
         let is_new = |generation: &&Generation| self.held.get(*generation).is_some_and(|held| held.pins == 0);
         let fresh = found.iter().flatten().filter(is_new).count() as u64;
         self.ask_to_keep(namespace, fresh)?;
-        if is_counted {
-            self.shares.take(namespace, Resource::Views);
-        }
+        self.shares.take(namespace, share);
         let pinned = blocks.iter().zip(found.into_iter().flatten());
         let blocks =
             pinned.map(|((index, _), found)| ViewBlock { index: *index, block: self.pin(found, now_ms) });
         let blocks = Arc::new(blocks.collect());
         let id = self.next_view_id();
         let (expires_at_ms, used_ms, corrupt) = (0, now_ms, None);
-        let mut view = View { namespace, blocks, lease_ms, expires_at_ms, used_ms, corrupt, is_counted };
+        let mut view = View { namespace, blocks, lease_ms, expires_at_ms, used_ms, corrupt, share };
         view.touch(now_ms);
         self.views.insert(id, view);
         Ok(Opened::Open(id))
@@ -218,9 +214,7 @@ impl<T> BlockPool<T> {
     /// Lets go of a view's blocks. Unknown views are no error.
     pub fn close_view(&mut self, id: ViewId) {
         let Some(view) = self.views.remove(&id) else { return };
-        if view.is_counted {
-            self.shares.give(view.namespace, Resource::Views);
-        }
+        self.shares.give(view.namespace, view.share);
         // Last block first: the tail then goes before the head, without which it is worth nothing.
         let used_ms = view.used_ms;
         view.blocks.iter().rev().for_each(|entry| self.unpin(entry.block.generation(), used_ms));

@@ -87,7 +87,7 @@ impl Listener {
         let mut pause = Pause::default();
         loop {
             let ended = tokio::select! {
-                ended = self.watch() => ended,
+                ended = self.watch(&mut pause) => ended,
                 () = end.cancelled() => return,
             };
             if ended == Ok(Ended::Replaced) {
@@ -105,7 +105,7 @@ impl Listener {
         }
     }
 
-    async fn watch(&self) -> Result<Ended, CallError> {
+    async fn watch(&self, pause: &mut Pause) -> Result<Ended, CallError> {
         let after = self.change(|index| index.position(self.namespace, &self.shard)).flatten();
         let shard_map_epoch = self.own.cluster.borrow().epoch();
         let identity =
@@ -118,6 +118,8 @@ impl Listener {
         let mut stream = begun?;
         while let Ok(Some(news)) = tokio::time::timeout(SILENCE, stream.next()).await {
             match self.take(news?) {
+                // What it told so far had room: the next pause is a short one again.
+                Some(Ok(())) if self.is_current() => *pause = Pause::default(),
                 Some(Ok(())) => {}
                 Some(Err(Untaken::OutOfStep)) => return Ok(Ended::Broken),
                 Some(Err(Untaken::Full)) => return Ok(Ended::Full),
@@ -147,6 +149,11 @@ impl Listener {
             Err(Untaken::Full) => _ = metrics.full.inc(),
         }
         Some(taken)
+    }
+
+    /// Whether all that the shard holds has been told and had room.
+    fn is_current(&self) -> bool {
+        self.change(|index| index.position(self.namespace, &self.shard)).flatten().is_some()
     }
 
     /// Changes the index, unless another listener has the place of this one.

@@ -99,6 +99,20 @@ async fn a_shard_that_had_no_room_in_the_index_is_heard_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_had_room_meanwhile_makes_the_next_pause_short() {
+    let world = World::new(2);
+    let too_much = || Ok(vec![all(1, &[1, 2, 3])]);
+    (0..4).for_each(|_| world.tells(too_much()));
+    // It has room, and then more comes than there is room for.
+    world.tells(Ok(vec![all(1, &[1]), all(1, &[1, 2, 3])]));
+    world.inventories.follow(namespace("a"));
+    world.until("pauses of 1, 2, 4 and 8 s are over", |world| world.calls() == 5).await;
+    world.tells(Ok(vec![all(1, &[1])]));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(world.calls() == 6 && world.knows("a"), "{} calls", world.calls());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shard_that_was_full_is_asked_again_no_sooner_than_it_says() {
     let world = World::new(10);
     let full = CallError::new(Code::ResourceExhausted, "full").with_retry_after(Duration::from_secs(30));

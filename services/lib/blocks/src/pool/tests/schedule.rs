@@ -223,7 +223,11 @@ impl Run {
         self.check_tiers();
         for namespace in [tenant(0), tenant(1), tenant(9)] {
             let told = Resource::ALL.map(|resource| pool.shares.of(namespace, resource));
-            assert_eq!(told, pool.count_taken(namespace), "views, writers, readers, open, kept, promised");
+            assert_eq!(
+                told,
+                pool.count_taken(namespace),
+                "views, additions, writers, readers, open, kept, promised"
+            );
         }
         assert!(pins.keys().all(|generation| pool.held.contains_key(generation)), "a pinned block is gone");
         assert_eq!(pool.index.len() as u64, stats.blocks);

@@ -205,8 +205,8 @@ mod tests {
     fn tiles_get_most_of_what_is_left() {
         assert_eq!((page_budget(0, 100 << 30), page_budget(7 << 20, 1)), (75 << 30, 7 << 20));
         let tile = TileShape { block_tokens: 64, kv_heads: 8, head_dim: 128, dtype: KvDtype::F16 };
-        assert!(check_pages(8 * 512 << 10, tile).is_ok());
-        let refusal = check_pages((8 * 512 << 10) - 1, tile).unwrap_err().to_string();
+        assert!(check_pages(4 << 20, tile).is_ok());
+        let refusal = check_pages((4 << 20) - 1, tile).unwrap_err().to_string();
         assert!(refusal.contains("`cuda.page_bytes`") && refusal.contains("4.0 MiB"), "{refusal}");
     }
 

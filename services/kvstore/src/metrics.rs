@@ -8,16 +8,13 @@ use std::{
 };
 
 use longshore_blocks::{pool::PoolStats, tier::Tier};
-use longshore_chassis::Metrics;
+use longshore_chassis::{Figure, Metrics, encode_counters, encode_gauges};
 use longshore_fabric::TileTraffic;
 use longshore_proto::types::{CopyStats, PutOutcome, RepairStats};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{
-        counter::ConstCounter, counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge,
-        histogram::Histogram,
-    },
+    encoding::DescriptorEncoder,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
 
 use crate::{ShardIdentity, lanes::LaneCounters, store::Store};
@@ -234,31 +231,16 @@ impl Collector for Occupancy {
         let (repair, copies) = (store.repair.stats(), store.repair.copies(stats.blocks, stats.stored_total));
         shares::encode(&mut encoder, &stats)?;
         let lane = store.tiles.get().map(tile_gauges).into_iter().flatten();
-        for (name, help, value) in
-            gauges(&stats).into_iter().chain(repair_gauges(&repair, &copies)).chain(lane)
-        {
-            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
-            gauge.encode(sample)?;
-        }
         let gauges_below = store.disk().map(|_| disk_gauges(&stats)).into_iter().flatten();
-        for (name, help, value) in gauges_below {
-            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
-            gauge.encode(sample)?;
-        }
+        let gauges = gauges(&stats).into_iter().chain(repair_gauges(&repair, &copies)).chain(lane);
+        encode_gauges(&mut encoder, gauges.chain(gauges_below))?;
         let counters_below = store.disk().map(|_| disk_counters(&stats)).into_iter().flatten();
         let counters = counters(&stats).into_iter().chain(repair_counters(&repair)).chain(counters_below);
-        for (name, help, value) in counters {
-            let counter = ConstCounter::new(value);
-            let sample = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
-            counter.encode(sample)?;
-        }
-        Ok(())
+        encode_counters(&mut encoder, counters)
     }
 }
 
-fn gauges(stats: &PoolStats) -> [(&'static str, &'static str, u64); 9] {
+fn gauges(stats: &PoolStats) -> [Figure; 9] {
     [
         ("capacity_bytes", "Bytes that tiles and summaries may occupy", stats.budget_bytes),
         ("used_bytes", "Bytes that tiles and summaries occupy", stats.used_bytes),
@@ -272,7 +254,7 @@ fn gauges(stats: &PoolStats) -> [(&'static str, &'static str, u64); 9] {
     ]
 }
 
-fn tile_gauges(tiles: &TileTraffic) -> [(&'static str, &'static str, u64); 2] {
+fn tile_gauges(tiles: &TileTraffic) -> [Figure; 2] {
     [
         ("tile_connections", "Open connections of the tcp lane", tiles.connections()),
         (
@@ -283,7 +265,7 @@ fn tile_gauges(tiles: &TileTraffic) -> [(&'static str, &'static str, u64); 2] {
     ]
 }
 
-fn counters(stats: &PoolStats) -> [(&'static str, &'static str, u64); 9] {
+fn counters(stats: &PoolStats) -> [Figure; 9] {
     [
         ("stored_blocks", "Blocks stored", stats.stored_total),
         ("duplicate_blocks", "Blocks that came although they were held", stats.duplicate_total),
@@ -297,7 +279,7 @@ fn counters(stats: &PoolStats) -> [(&'static str, &'static str, u64); 9] {
     ]
 }
 
-fn disk_gauges(stats: &PoolStats) -> [(&'static str, &'static str, u64); 6] {
+fn disk_gauges(stats: &PoolStats) -> [Figure; 6] {
     let disk = &stats.disk;
     [
         ("disk_capacity_bytes", "Bytes that blocks may occupy on disk", disk.budget_bytes),
@@ -309,7 +291,7 @@ fn disk_gauges(stats: &PoolStats) -> [(&'static str, &'static str, u64); 6] {
     ]
 }
 
-fn disk_counters(stats: &PoolStats) -> [(&'static str, &'static str, u64); 8] {
+fn disk_counters(stats: &PoolStats) -> [Figure; 8] {
     let disk = &stats.disk;
     [
         ("disk_lookup_hits", "Lookups of blocks that were on disk only", disk.hits_total),
@@ -323,7 +305,7 @@ fn disk_counters(stats: &PoolStats) -> [(&'static str, &'static str, u64); 8] {
     ]
 }
 
-fn repair_gauges(stats: &RepairStats, copies: &CopyStats) -> [(&'static str, &'static str, u64); 5] {
+fn repair_gauges(stats: &RepairStats, copies: &CopyStats) -> [Figure; 5] {
     [
         (
             "repair_unchecked_blocks",
@@ -337,7 +319,7 @@ fn repair_gauges(stats: &RepairStats, copies: &CopyStats) -> [(&'static str, &'s
     ]
 }
 
-fn repair_counters(stats: &RepairStats) -> [(&'static str, &'static str, u64); 5] {
+fn repair_counters(stats: &RepairStats) -> [Figure; 5] {
     [
         ("repair_sent_blocks", "Copies sent to other shards", stats.sent_total),
         ("repair_sent_bytes", "Bytes of copies sent to other shards", stats.sent_bytes_total),

@@ -63,7 +63,7 @@ impl KvStore {
         metrics: &Metrics,
         faults: Arc<dyn DiskFaults>,
     ) -> Result<Arc<Self>, Error> {
-        let around = |inner| Arc::new(FaultyTier { inner, faults }) as Arc<dyn Tier>;
+        let around = |inner| Arc::new(FaultyTier { inner: Arc::new(inner), faults }) as Arc<dyn Tier>;
         Self::with_tier(config, identity, compute, tasks, metrics, around)
     }
 

@@ -103,6 +103,16 @@ impl<'a> BlockPlanner<'a> {
         Ok(Self { grid, rules, set, escaped, bounds, scored })
     }
 
+    /// The call.
+    pub(super) fn grid(&self) -> &'a Grid<'a> {
+        self.grid
+    }
+
+    /// `[kv_heads][blocks]`: visited because their keys are unlike their mean; empty when that does not count.
+    pub(super) fn escaped(&self) -> &[bool] {
+        &self.escaped
+    }
+
     /// How many tiles are best planned together: so that each key that is read serves more rows.
     pub(super) fn tiles_at_once(&self) -> usize {
         if self.rules.iter().flatten().any(Blocks::is_antidiagonal) { 4 } else { 1 }
@@ -215,7 +225,7 @@ fn scores(rule: &Blocks, sums: &[[Lane; 2]], cells: usize, per_run: usize, block
 }
 
 /// `[kv_heads][blocks]`: what the guard `escape` of each head lets through; empty when no head has it.
-pub(super) fn escaped(grid: &Grid<'_>, rules: &[Option<Blocks>], scored: usize) -> Result<Vec<bool>, Error> {
+fn escaped(grid: &Grid<'_>, rules: &[Option<Blocks>], scored: usize) -> Result<Vec<bool>, Error> {
     let limits: Vec<Option<f32>> = rules.iter().map(|rule| rule.and_then(|rule| rule.escape)).collect();
     if limits.iter().all(Option::is_none) {
         return Ok(Vec::new());

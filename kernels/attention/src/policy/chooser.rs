@@ -2,7 +2,7 @@
 
 use crate::{Error, PagedKv, Queries};
 
-use super::blocks::escaped;
+use super::blocks::BlockPlanner;
 use super::grid::{Grid, TileRows};
 use super::list::{Chosen, List};
 use super::{Blocks, Scorer, Selector};
@@ -87,14 +87,15 @@ pub(super) struct GivenPlanner<'a> {
 }
 
 impl<'a> GivenPlanner<'a> {
-    /// Asks `chooser` for the blocks of `tiles`; `None`: it does not want to, or does not know the rule. What the rule reads has been
-    /// checked.
+    /// Asks `chooser` for the blocks of `tiles` in the stead of `own`, which checked what the rule of all heads reads; `None`: it does not
+    /// want to, or does not know the rule.
     pub(super) fn ask(
         chooser: &dyn BlockChooser,
-        grid: &'a Grid<'a>,
+        own: &BlockPlanner<'a>,
         rule: &Blocks,
         tiles: &[&TileRows],
     ) -> Result<Option<Self>, Error> {
+        let grid = own.grid();
         // A bound on what alpha and mass keep is not a rule that choosers know.
         let bounded = rule.max_blocks.is_some() && !matches!(rule.selector, Selector::TopK(_));
         let scored = matches!(rule.scorer, Scorer::Pooled | Scorer::RowNormalised);
@@ -105,7 +106,6 @@ impl<'a> GivenPlanner<'a> {
             return Ok(None);
         }
         let queries = grid.input.queries;
-        let always = escaped(grid, &vec![Some(*rule); queries.shape.kv_heads], blocks)?;
         let choice = BlockChoice {
             queries,
             first_row: first.rows.start,
@@ -123,7 +123,7 @@ impl<'a> GivenPlanner<'a> {
             sink: rule.sink,
             local: rule.local,
             peak: rule.peak,
-            always: &always,
+            always: own.escaped(),
         };
         let Some(bits) = chooser.choose(&choice)? else { return Ok(None) };
         let wanted = queries.shape.kv_heads * tiles.len() * choice.words();

@@ -87,7 +87,7 @@ fn planner<'a>(
             let rules = vec![Some(*rule); grid.input.queries.shape.kv_heads];
             // Made in any case: it refuses what lacks something.
             let own = BlockPlanner::new(grid, rules, set, grid.before(last))?;
-            let given = chooser.map(|chooser| GivenPlanner::ask(chooser, grid, rule, tiles)).transpose()?;
+            let given = chooser.map(|chooser| GivenPlanner::ask(chooser, &own, rule, tiles)).transpose()?;
             Some(given.flatten().map_or(Planner::Blocks(own), Planner::Given))
         }
         Method::Budgets(level) => {

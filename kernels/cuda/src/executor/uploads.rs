@@ -9,7 +9,7 @@ use crate::{Buffer, Device, Error};
 #[derive(Debug)]
 pub(super) struct QueryRows<'a> {
     device: &'a Arc<dyn Device>,
-    last: Option<(*const f32, usize, Rc<Buffer>)>,
+    last: Option<(&'a [f32], Rc<Buffer>)>,
 }
 
 impl<'a> QueryRows<'a> {
@@ -20,10 +20,10 @@ impl<'a> QueryRows<'a> {
     /// Rows on the device. The items of a call, which outlive this, borrow what they ask for: the same place holds the same rows.
     pub(super) fn of(&mut self, data: &'a [f32]) -> Result<Rc<Buffer>, Error> {
         match &self.last {
-            Some((at, len, rows)) if (*at, *len) == (data.as_ptr(), data.len()) => Ok(Rc::clone(rows)),
+            Some((last, rows)) if std::ptr::eq(*last, data) => Ok(Rc::clone(rows)),
             _ => {
                 let rows = Rc::new(Buffer::from_slice(self.device, data)?);
-                self.last = Some((data.as_ptr(), data.len(), Rc::clone(&rows)));
+                self.last = Some((data, Rc::clone(&rows)));
                 Ok(rows)
             }
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use longshore_blocks::pool::{PoolStats, Resource, ResourceStats};
+use longshore_chassis::{encode_counters, encode_gauges};
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{counter::ConstCounter, gauge::ConstGauge},
@@ -10,12 +11,10 @@ use prometheus_client::{
 
 /// Writes the gauges and counters of everything that is shared.
 pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, stats: &PoolStats) -> Result<(), fmt::Error> {
-    let tenants = gauge(stats.tenants);
     let help = "Tenants with views, streams or incomplete blocks";
-    tenants.encode(encoder.encode_descriptor("tenants", help, None, tenants.metric_type())?)?;
-    let broken = ConstCounter::new(stats.broken_promises_total);
+    encode_gauges(encoder, [("tenants", help, stats.tenants)])?;
     let help = "Blocks dropped before their promise ended, because their tenant kept most";
-    broken.encode(encoder.encode_descriptor("broken_promises", help, None, broken.metric_type())?)?;
+    encode_counters(encoder, [("broken_promises", help, stats.broken_promises_total)])?;
     let taken = |share: &ResourceStats| gauge(share.taken);
     family(encoder, ("tenant_taken", "What all tenants take, by resource"), stats, taken)?;
     let most = |share: &ResourceStats| gauge(share.most);

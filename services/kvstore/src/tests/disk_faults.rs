@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io,
-    ops::Range,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering::SeqCst},
@@ -16,7 +15,7 @@ use super::{
     disk::{folder, names, tiers},
     *,
 };
-use crate::tier::Record;
+use crate::tier::{DiskFaults, FaultyTier};
 
 /// What a faulty disk does at the moment.
 #[derive(Debug, Default)]
@@ -29,15 +28,9 @@ struct Faults {
     delay_ms: AtomicU64,
 }
 
-#[derive(Debug)]
-struct Faulty {
-    inner: Arc<dyn Tier>,
-    faults: Arc<Faults>,
-}
-
-impl Faulty {
+impl Faults {
     fn pass(&self, errno: &AtomicU64) -> io::Result<()> {
-        std::thread::sleep(Duration::from_millis(self.faults.delay_ms.load(SeqCst)));
+        std::thread::sleep(Duration::from_millis(self.delay_ms.load(SeqCst)));
         match errno.load(SeqCst) {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno as i32)),
@@ -45,19 +38,13 @@ impl Faulty {
     }
 }
 
-impl Tier for Faulty {
-    fn write(&self, place: u64, record: &Record<'_>) -> io::Result<()> {
-        self.pass(&self.faults.write_errno)?;
-        self.inner.write(place, record)
+impl DiskFaults for Faults {
+    fn before_write(&self) -> io::Result<()> {
+        self.pass(&self.write_errno)
     }
 
-    fn read(&self, place: u64, layer: u32, into: &mut [u8]) -> io::Result<()> {
-        self.pass(&self.faults.read_errno)?;
-        self.inner.read(place, layer, into)
-    }
-
-    fn will_read(&self, place: u64, layers: Range<u32>) {
-        self.inner.will_read(place, layers);
+    fn before_read(&self) -> io::Result<()> {
+        self.pass(&self.read_errno)
     }
 }
 
@@ -79,7 +66,7 @@ const EIO: u64 = 5;
 fn faulty(config: Config) -> (Fixture, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     let around = faults.clone();
-    let shard = with_tier(config, |inner| Arc::new(Faulty { inner, faults: around }));
+    let shard = with_tier(config, |inner| Arc::new(FaultyTier { inner, faults: around }));
     (shard, faults)
 }
 

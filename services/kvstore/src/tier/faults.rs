@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, io, ops::Range, sync::Arc};
 
-use super::{DiskTier, Record, Tier};
+use super::{Record, Tier};
 
 /// What goes wrong with a disk, and how long it takes. Called on threads that may block.
 pub trait DiskFaults: Send + Sync + Debug {
@@ -15,7 +15,7 @@ pub trait DiskFaults: Send + Sync + Debug {
 /// A disk tier with faults.
 #[derive(Debug)]
 pub(crate) struct FaultyTier {
-    pub(crate) inner: DiskTier,
+    pub(crate) inner: Arc<dyn Tier>,
     pub(crate) faults: Arc<dyn DiskFaults>,
 }
 

@@ -14,7 +14,7 @@ pub use admin::{Admin, Readiness};
 pub use config::{ConfigError, ConfigFault, Fault, Origin, Secret, Sources, Validate, load, render};
 pub use error::{Error, Kind};
 pub use listen::bind;
-pub use metrics::Metrics;
+pub use metrics::{Figure, Metrics, encode_counters, encode_gauges};
 pub use signals::{Ended, Signal, Signals, until_drained};
 pub use tasks::Tasks;
 pub use telemetry::{LogCounters, LogFormat, TelemetryConfig, telemetry};

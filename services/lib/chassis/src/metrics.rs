@@ -1,7 +1,10 @@
 //! The metrics of a process: one registry, handed down with prefixes and labels.
 
+mod scraped;
 #[cfg(test)]
 mod tests;
+
+pub use scraped::{Figure, encode_counters, encode_gauges};
 
 use std::{
     collections::BTreeMap,

@@ -2,13 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use longshore_chassis::Metrics;
+use longshore_chassis::{Figure, Metrics, encode_counters, encode_gauges};
 use longshore_cuda::{CudaExecutor, ExecutorStats};
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
-};
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 
 use crate::node::Node;
 
@@ -34,28 +30,19 @@ struct Attention {
 impl Collector for Attention {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let stats = self.gpu.stats();
-        for (name, help, value) in gauges(&stats) {
-            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            let sample = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
-            gauge.encode(sample)?;
-        }
-        for (name, help, value) in counters(&stats) {
-            let counter = ConstCounter::new(value);
-            let sample = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
-            counter.encode(sample)?;
-        }
-        Ok(())
+        encode_gauges(&mut encoder, gauges(&stats))?;
+        encode_counters(&mut encoder, counters(&stats))
     }
 }
 
-fn gauges(stats: &ExecutorStats) -> [(&'static str, &'static str, u64); 2] {
+fn gauges(stats: &ExecutorStats) -> [Figure; 2] {
     [
         ("pages", "Tiles of which the GPU has a copy", stats.pages.pages as u64),
         ("page_bytes", "Bytes of GPU memory taken for copies of tiles", stats.pages.reserved_bytes as u64),
     ]
 }
 
-fn counters(stats: &ExecutorStats) -> [(&'static str, &'static str, u64); 8] {
+fn counters(stats: &ExecutorStats) -> [Figure; 8] {
     [
         ("page_hits", "Tiles that were attended to and had a copy", stats.pages.hits),
         ("page_misses", "Tiles that were copied to the GPU", stats.pages.misses),

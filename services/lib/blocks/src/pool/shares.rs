@@ -226,13 +226,10 @@ impl<T> BlockPool<T> {
     pub(super) fn break_promise(&mut self, wanting: Namespace) -> bool {
         let victim = self.shares.greediest(wanting).and_then(|greediest| self.leases.first_of(greediest));
         let Some(victim) = victim else { return false };
-        let copy = self.held.get(&victim).and_then(|held| held.block.extent());
-        self.unqueue(victim);
-        if let Some(copy) = copy {
-            self.policy.forget(victim);
-            self.take_down(victim, copy);
+        if self.take_down_copied(victim) {
             return true;
         }
+        self.unqueue(victim);
         self.forget(victim);
         self.evict(victim);
         self.totals.broken_promises += 1;

@@ -264,30 +264,30 @@ impl<T> BlockPool<T> {
         }
         let promised = self.leases.first().or_else(|| self.pinned.first().copied());
         let Some((_, victim)) = promised else { return false };
-        let copy = self.held.get(&victim).and_then(|held| held.block.extent());
-        self.unqueue(victim);
-        self.policy.forget(victim);
-        if let Some(copy) = copy {
-            self.take_down(victim, copy);
+        if self.take_down_copied(victim) {
             return false;
         }
+        self.unqueue(victim);
+        self.policy.forget(victim);
         let ordered = self.order_spill(victim, now_ms, false);
         if !ordered {
             self.queue(victim);
-            self.take_down_a_copy();
+            // Whatever keeps it, and while nothing is written: nothing is lost by that as long as the disk can be read.
+            let copied = self.disk.as_ref().and_then(|disk| disk.copies.first().copied());
+            copied.map(|generation| self.take_down_copied(generation));
         }
         ordered
     }
 
-    /// Takes a block out of memory that lies below as well, whatever keeps it: nothing is lost by that as long as the disk can be read. It may be there while nothing is
-    /// written.
-    fn take_down_a_copy(&mut self) {
-        let copied = self.disk.as_ref().and_then(|disk| disk.copies.first().copied());
-        let Some(generation) = copied else { return };
-        let copy = self.held.get(&generation).and_then(|held| held.block.extent());
+    /// Takes a queued block out of memory that lies below as well; false when it does not.
+    pub(super) fn take_down_copied(&mut self, generation: Generation) -> bool {
+        let Some(copy) = self.held.get(&generation).and_then(|held| held.block.extent()) else {
+            return false;
+        };
         self.unqueue(generation);
         self.policy.forget(generation);
-        self.take_down(generation, copy.expect("the blocks in `copies` have one"));
+        self.take_down(generation, copy);
+        true
     }
 
     /// Orders the write of a block that is in no queue. False when it cannot go down, or (`ask`) is not worth it.
@@ -351,7 +351,7 @@ impl<T> BlockPool<T> {
     }
 
     /// A block in no queue that lies below already leaves memory at once.
-    pub(super) fn take_down(&mut self, generation: Generation, copy: Arc<Extent>) {
+    fn take_down(&mut self, generation: Generation, copy: Arc<Extent>) {
         let held = self.held.get_mut(&generation).expect("queued blocks are held");
         held.block.leave_memory(copy);
         held.stage = Stage::Disk;

@@ -14,16 +14,16 @@ use longshore_blocks::tier::Tier;
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext, StripePartial, status::code_number};
 use longshore_proto::types::{AttendAnswer, AttendPartial, AttendQuery};
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
-    time::Instant,
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{
+    Error,
+    borrowed::{Blocks, Borrowed},
+    lifetime,
+    lifetime::{Outlet, Taken},
+    store::Store,
 };
-use tokio_stream::wrappers::ReceiverStream;
-
-use crate::{Error, lifetime, store::Store};
 use plan::Plan;
-
-pub(crate) use plan::Blocks;
 
 /// Answer messages that may be unread before queries wait.
 const ANSWERS_UNREAD_MAX: usize = 4;
@@ -35,36 +35,37 @@ pub(crate) fn start(
     ctx: &CallContext,
     queries: mpsc::Receiver<AttendQuery>,
 ) -> BoxStream<AttendAnswer> {
-    let (answers, answer) = mpsc::channel(ANSWERS_UNREAD_MAX);
+    let (answers, end, answer) = lifetime::outlet("attend", "no answer was taken", ANSWERS_UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-attend", async move {
         let failure = tokio::select! {
-            () = serve(&store, queries, &answers) => None,
+            ended = serve(&store, queries, &answers) => ended.err(),
             reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
             () = answers.closed() => None,
         };
         if let Some(error) = failure {
-            let _caller_is_gone = answers.try_send(Err(error.into()));
+            let _caller_is_gone = end.send(error.into());
         }
     });
-    Box::pin(ReceiverStream::new(answer))
+    answer
 }
 
-type Answers = mpsc::Sender<Result<AttendAnswer, longshore_fabric::Error>>;
+type Answers = Outlet<AttendAnswer>;
 
-/// The caller went away: nobody wants further answers.
-struct Gone;
-
-/// Answers queries until the stream ends and all of them are done.
-async fn serve(store: &Arc<Store>, mut queries: mpsc::Receiver<AttendQuery>, answers: &Answers) {
+/// Answers queries until the stream ends and all of them are done, or the caller leaves or takes no answers.
+async fn serve(
+    store: &Arc<Store>,
+    mut queries: mpsc::Receiver<AttendQuery>,
+    answers: &Answers,
+) -> Result<(), Error> {
     let mut running = FuturesUnordered::new();
     let mut more = true;
     while more || !running.is_empty() {
         let room = running.len() < store.config().attend_stream_concurrency;
         tokio::select! {
             Some(done) = running.next(), if !running.is_empty() => {
-                if let Err(Gone) = done {
-                    return;
+                if done? == Taken::Gone {
+                    return Ok(());
                 }
             }
             query = queries.recv(), if more && room => match query {
@@ -73,16 +74,18 @@ async fn serve(store: &Arc<Store>, mut queries: mpsc::Receiver<AttendQuery>, ans
             },
         }
     }
+    Ok(())
 }
 
 /// Answers one query; a failure is an answer too.
-async fn answer(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> Result<(), Gone> {
+async fn answer(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> Result<Taken, Error> {
     let query_id = query.query_id;
     let started = Instant::now();
     let _running = Running::start(store);
     match compute(store, query, answers).await {
-        Ok(()) => store.metrics.attend_queries.inc(),
-        Err(Failure::Gone) => return Err(Gone),
+        Ok(Taken::Yes) => store.metrics.attend_queries.inc(),
+        Ok(Taken::Gone) => return Ok(Taken::Gone),
+        Err(Failure::Stalled(error)) => return Err(error),
         Err(Failure::Refused(error)) => {
             store.metrics.attend_failed.inc();
             let failed = AttendAnswer::Failed {
@@ -90,18 +93,18 @@ async fn answer(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> Re
                 code: code_number(error.kind()),
                 message: error.to_string(),
             };
-            answers.send(Ok(failed)).await.map_err(|_| Gone)?;
-            return Ok(());
+            return answers.send(store, failed).await;
         }
     };
     store.metrics.attend_seconds.observe(started.elapsed().as_secs_f64());
-    Ok(())
+    Ok(Taken::Yes)
 }
 
 /// Why a query was not answered.
 enum Failure {
     Refused(Error),
-    Gone,
+    /// Nobody takes answers: the stream ends.
+    Stalled(Error),
 }
 
 impl From<Error> for Failure {
@@ -110,23 +113,27 @@ impl From<Error> for Failure {
     }
 }
 
-/// Computes a query batch by batch; each batch is a message. A permit is held while a batch computes and not while its message
+/// Computes a query batch by batch; each batch is a message. A turn is held while a batch computes and not while its message
 /// waits to be read, so that a slow reader holds up nobody else.
-async fn compute(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> Result<(), Failure> {
-    let query_id = query.query_id;
+async fn compute(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> Result<Taken, Failure> {
+    let (query_id, tenant) = (query.query_id, query.identity.namespace);
     store.check_identity(&query.identity)?;
-    let views = plan::views(store, &query)?;
-    let _disk_turn = disk_turn(store, &views).await;
-    let mut state = State::Asked(query, views);
+    let (views, borrowed) = plan::borrow(store, &query)?;
+    let disk = store.disk().filter(|_| lies_below(&views)).map(|disk| &disk.permits);
+    let mut state = State { stage: Stage::Asked(query, views), _borrowed: borrowed };
     let (asked, mut computed) = (Instant::now(), Duration::ZERO);
     loop {
         let (returned, partials) = {
-            let (permit, worker) = (permit(store).await, store.clone());
+            let disk_turn = match disk {
+                Some(permits) => Some(Arc::clone(permits).acquire_owned().await.expect("nobody closes it")),
+                None => None,
+            };
+            let (turn, worker) = (store.turns().turn(tenant).await, store.clone());
             let timed = move || {
                 // Held by the work itself: it runs on when its caller goes away.
-                let _permit = permit;
+                let _turns = (turn, disk_turn);
                 let started = Instant::now();
-                if matches!(state, State::Asked(..)) {
+                if matches!(state.stage, Stage::Asked(..)) {
                     worker.metrics.attend_queue_seconds.observe((started - asked).as_secs_f64());
                 }
                 state.run_batch(&worker).map(|batch| (batch, started.elapsed()))
@@ -139,30 +146,41 @@ async fn compute(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> R
         if last {
             store.metrics.attend_compute_seconds.observe(computed.as_secs_f64());
         }
-        state = State::Planned(returned);
+        state = returned;
         store.metrics.attend_bytes.inc_by(bytes(&partials));
         let message = AttendAnswer::Partials { query_id, partials, last };
-        answers.send(Ok(message)).await.map_err(|_| Failure::Gone)?;
-        if last {
-            return Ok(());
+        let taken = answers.send(store, message).await.map_err(Failure::Stalled)?;
+        if last || taken == Taken::Gone {
+            return Ok(taken);
         }
     }
 }
 
-/// How far a query has come. Planning and the first batch are one piece of work: most queries have no second.
-enum State {
-    Asked(AttendQuery, Vec<plan::Blocks>),
+/// How far a query has come, and the blocks that it may still need.
+struct State {
+    stage: Stage,
+    _borrowed: Borrowed,
+}
+
+/// Planning and the first batch are one piece of work: most queries have no second.
+enum Stage {
+    Asked(AttendQuery, Vec<Blocks>),
     Planned(Plan),
 }
 
 impl State {
-    fn run_batch(self, store: &Store) -> Result<(Plan, Vec<AttendPartial>), Error> {
-        let mut plan = match self {
-            Self::Asked(query, views) => Plan::new(store, &query, views)?,
-            Self::Planned(plan) => plan,
+    fn run_batch(self, store: &Store) -> Result<(Self, Vec<AttendPartial>), Error> {
+        let mut plan = match self.stage {
+            Stage::Asked(query, views) => Plan::new(store, &query, views)?,
+            Stage::Planned(plan) => plan,
         };
         let partials = plan.run_batch(store)?;
-        Ok((plan, partials))
+        Ok((Self { stage: Stage::Planned(plan), ..self }, partials))
+    }
+
+    /// Whether this was the last batch.
+    fn is_done(&self) -> bool {
+        matches!(&self.stage, Stage::Planned(plan) if plan.is_done())
     }
 }
 
@@ -188,16 +206,9 @@ pub(crate) fn here(store: &Store, query: &AttendQuery) -> Result<Vec<StripeParti
     answer
 }
 
-async fn permit(store: &Store) -> OwnedSemaphorePermit {
-    Arc::clone(store.attend_permits()).acquire_owned().await.expect("nobody closes the semaphore")
-}
-
-/// A turn at the disk for a query that needs it, for as long as it runs.
-async fn disk_turn(store: &Store, views: &[plan::Blocks]) -> Option<OwnedSemaphorePermit> {
-    let disk = store.disk()?;
-    let below = views.iter().flat_map(|view| view.iter()).any(|entry| entry.block.tier() == Tier::Disk);
-    let turn = below.then(|| Arc::clone(&disk.permits).acquire_owned())?;
-    Some(turn.await.expect("nobody closes the semaphore"))
+/// Whether some of the blocks have to be read from disk.
+fn lies_below(views: &[Blocks]) -> bool {
+    views.iter().flat_map(|view| view.iter()).any(|entry| entry.block.tier() == Tier::Disk)
 }
 
 fn bytes(partials: &[AttendPartial]) -> u64 {

@@ -24,12 +24,13 @@ pub struct Config {
     pub reap_interval_ms: u64,
     /// Put streams at a time.
     pub writers_max: usize,
-    /// Get streams at a time.
+    /// Get streams and streams of summaries at a time, and as many of inventory events.
     pub readers_max: usize,
     /// What one tenant alone may take of views, streams, incomplete blocks, and blocks that nothing may evict, per cent; the more tenants
     /// take all that they may, the less each gets. 100: whoever comes first takes all.
     pub tenant_percent: u32,
-    /// How long a put stream with incomplete blocks may bring nothing that is missing, and a get stream take nothing, before it is ended.
+    /// How long a put stream with incomplete blocks may bring nothing that is missing, and any other stream take nothing that is there
+    /// for it, before it is ended.
     pub stall_ms: u64,
     /// Open views at a time.
     pub views_max: usize,
@@ -117,7 +118,7 @@ impl Validate for DiskConfig {
         check_range(faults, path, "capacity_bytes", self.capacity_bytes, 1 << 20..=1 << 50);
         check_range(faults, path, "writes_max", self.writes_max, 1..=256);
         check_range(faults, path, "write_wait_ms", self.write_wait_ms, 0..=600_000);
-        check_range(faults, path, "pause_ms", self.pause_ms, 0..=3_600_000);
+        check_range(faults, path, "pause_ms", self.pause_ms, 1..=3_600_000);
         check_range(faults, path, "readers", self.readers, 1..=256);
         check_range(faults, path, "read_timeout_ms", self.read_timeout_ms, 1..=600_000);
         if let Err(longshore_blocks::Error::Invalid { problem, .. }) = self.admission.parse::<AdmissionRule>()

@@ -73,7 +73,7 @@ pub enum Error {
         "{what} for {stall_ms} ms, so this {stream} stream is ended; hint: open it again when there is something to do"
     )]
     Stalled {
-        /// `put` or `get`.
+        /// What kind of stream.
         stream: &'static str,
         /// What its caller did not do.
         what: &'static str,

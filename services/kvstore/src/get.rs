@@ -1,23 +1,23 @@
 //! Get streams: tiles go out as they lie in memory or on disk, verified again. While some go out the next ones are read and verified.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, future::try_join_all, stream};
 use longshore_attention::Tile;
 use longshore_blocks::{
     BlockKey, Namespace, combine_crc32c, crc32c,
-    pool::{Page, Payload, SealedBlock},
+    pool::{Page, Payload, Resource, SealedBlock},
     tier::{Extent, Tier},
 };
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext};
 use longshore_proto::types::{GetBlocks, HeadPart, TileData, TileMessage};
-use tokio::sync::mpsc;
 
 use crate::{
     Error, lifetime,
-    store::{Store, check_count},
+    lifetime::{Outlet, Place, Taken},
+    store::{LOOKUP_STEP_KEYS, Store, check_count},
 };
 
 /// Tiles that may be unread before the stream waits.
@@ -50,11 +50,10 @@ pub(crate) fn start(
     check_count("keys", get.keys.len())?;
     check_heads(heads.as_ref(), store.identity().tile_shape.kv_heads)?;
     let wanted = Wanted { layers: layers(get.first_layer, get.layers, store.identity().layers)?, heads };
-    let place = Place::take(store, get.identity.namespace)?;
+    let place = Place::take(store, get.identity.namespace, Resource::Readers)?;
     let (lane, lanes) = (ctx.lane, store.metrics.lanes.clone());
     lanes.get(lane);
-    let (tiles, answer) = mpsc::channel(TILES_UNREAD_MAX);
-    let (end, answer) = lifetime::ending(answer);
+    let (tiles, end, answer) = lifetime::outlet("get", "no tile was taken", TILES_UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-get", async move {
         let _place = place;
@@ -86,25 +85,6 @@ fn check_heads(heads: Option<&Range<u32>>, held: usize) -> Result<(), Error> {
     }
 }
 
-/// A stream's place among the get streams.
-struct Place {
-    store: Arc<Store>,
-    tenant: Namespace,
-}
-
-impl Place {
-    fn take(store: &Arc<Store>, tenant: Namespace) -> Result<Self, Error> {
-        store.with_pool(|pool, _| pool.open_reader(tenant))?;
-        Ok(Self { store: Arc::clone(store), tenant })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.store.with_pool(|pool, _| pool.close_reader(self.tenant));
-    }
-}
-
 /// First and end layer that were asked for, of those that blocks have.
 pub(crate) fn layers(first: u32, layers: Option<u32>, held: u32) -> Result<Range<u32>, Error> {
     if first >= held {
@@ -120,10 +100,14 @@ pub(crate) fn layers(first: u32, layers: Option<u32>, held: u32) -> Result<Range
     }
 }
 
-type Tiles = mpsc::Sender<Result<Option<TileMessage>, longshore_fabric::Error>>;
-
-async fn send(store: &Arc<Store>, get: GetBlocks, wanted: Wanted, tiles: &Tiles) -> Result<(), Error> {
-    let (namespace, stall_ms) = (get.identity.namespace, store.config().stall_ms);
+async fn send(
+    store: &Arc<Store>,
+    get: GetBlocks,
+    wanted: Wanted,
+    tiles: &Outlet<Option<TileMessage>>,
+) -> Result<(), Error> {
+    let namespace = get.identity.namespace;
+    store.touch_all(namespace, &get.keys).await?;
     let block_bytes = store.identity().tile_shape.bytes() * wanted.layers.len();
     let ahead = (AHEAD_BYTES / block_bytes).clamp(1, AHEAD_BLOCKS);
     let reads = get.keys.into_iter().map(|key| store.read(namespace, key, wanted.clone()));
@@ -134,13 +118,8 @@ async fn send(store: &Arc<Store>, get: GetBlocks, wanted: Wanted, tiles: &Tiles)
             None => vec![None],
         };
         for message in messages {
-            match tokio::time::timeout(Duration::from_millis(stall_ms), tiles.send(Ok(message))).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Ok(()),
-                Err(_) => {
-                    store.metrics.stalled("get");
-                    return Err(Error::Stalled { stream: "get", what: "no tile was taken", stall_ms });
-                }
+            if tiles.send(store, message).await? == Taken::Gone {
+                return Ok(());
             }
         }
     }
@@ -179,6 +158,20 @@ impl AsRef<[u8]> for Body {
 }
 
 impl Store {
+    /// Counts a use of blocks that are about to be read, from the tail of a prefix to its head, a step at a time.
+    async fn touch_all(self: &Arc<Self>, namespace: Namespace, keys: &[BlockKey]) -> Result<(), Error> {
+        let touch = move |store: &Self, keys: &[BlockKey]| {
+            let steps = keys.chunks(LOOKUP_STEP_KEYS).rev();
+            steps.for_each(|step| store.with_pool(|pool, now| pool.touch_all(namespace, step, now)));
+        };
+        if keys.len() <= LOOKUP_STEP_KEYS {
+            touch(self, keys);
+            return Ok(());
+        }
+        let (store, keys) = (self.clone(), keys.to_vec());
+        self.off_reactor(move || touch(&store, &keys)).await
+    }
+
     /// What is wanted of a block's tiles, wherever they lie, checked. A block with a bad one is dropped and as good as missing.
     async fn read(
         self: &Arc<Self>,
@@ -186,7 +179,7 @@ impl Store {
         key: BlockKey,
         wanted: Wanted,
     ) -> Result<Option<Vec<TileMessage>>, Error> {
-        let Some(block) = self.with_pool(|pool, now| pool.get(namespace, key, now)) else { return Ok(None) };
+        let Some(block) = self.with_pool(|pool, _| pool.peek_block(namespace, key)) else { return Ok(None) };
         if block.tier() == Tier::Disk {
             self.wish(std::iter::once(block.generation()));
         }

@@ -1,6 +1,7 @@
 //! KV shards: hold the blocks of sequences in memory and on disk and answer attention where they lie.
 
 mod attend;
+mod borrowed;
 mod compute;
 mod config;
 mod drain;
@@ -22,6 +23,7 @@ mod summaries;
 #[cfg(test)]
 mod tests;
 mod tier;
+mod turns;
 mod views;
 
 pub use compute::ShardCompute;

@@ -1,12 +1,18 @@
-//! How long a stream goes on: until its caller leaves, its deadline passes or the process stops.
+//! How long a stream goes on: until its caller leaves, its deadline passes or the process stops, or nobody takes what it has.
+
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, future::ready};
+use longshore_blocks::{Namespace, pool::Resource};
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext, Error as CallError};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{Error, store::Store};
+
+/// Kinds of streams that are ended when their caller stalls.
+pub(crate) const STREAMS: [&str; 5] = ["put", "get", "summaries", "attend", "watch"];
 
 /// Resolves when nobody wants the stream's results any more, with the reason.
 pub(crate) async fn ended(store: &Store, ctx: &CallContext, tasks: &Tasks) -> Error {
@@ -23,6 +29,57 @@ pub(crate) async fn ended(store: &Store, ctx: &CallContext, tasks: &Tasks) -> Er
     }
 }
 
+/// Where a stream's items go. A caller that takes none for the stall time ends the stream: what it keeps would be kept for ever.
+#[derive(Debug)]
+pub(crate) struct Outlet<T> {
+    items: mpsc::Sender<Result<T, CallError>>,
+    /// What kind of stream it is, for metrics and people.
+    stream: &'static str,
+    /// What a caller does that takes nothing.
+    stalling: &'static str,
+}
+
+/// What became of an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// The caller has it, or there is room until it takes it.
+    Yes,
+    /// The caller went away: nobody wants further ones.
+    Gone,
+}
+
+/// A way out for `unread` items, the way for the error that the sender ends the stream with, if any, and the stream of both: the error
+/// arrives although its caller reads nothing for a while and all room is taken.
+pub(crate) fn outlet<T: Send + 'static>(
+    stream: &'static str,
+    stalling: &'static str,
+    unread: usize,
+) -> (Outlet<T>, oneshot::Sender<CallError>, BoxStream<T>) {
+    let (items, taken) = mpsc::channel(unread);
+    let (end, taken) = ending(taken);
+    (Outlet { items, stream, stalling }, end, taken)
+}
+
+impl<T> Outlet<T> {
+    /// Sends an item, waiting for room.
+    pub(crate) async fn send(&self, store: &Store, item: T) -> Result<Taken, Error> {
+        let stall_ms = store.config().stall_ms;
+        match tokio::time::timeout(Duration::from_millis(stall_ms), self.items.send(Ok(item))).await {
+            Ok(Ok(())) => Ok(Taken::Yes),
+            Ok(Err(_)) => Ok(Taken::Gone),
+            Err(_) => {
+                store.metrics.stalled(self.stream);
+                Err(Error::Stalled { stream: self.stream, what: self.stalling, stall_ms })
+            }
+        }
+    }
+
+    /// Resolves when the caller went away.
+    pub(crate) async fn closed(&self) {
+        self.items.closed().await;
+    }
+}
+
 /// A stream of what comes through `items`, and then of the error that the sender ended it with, if any: that arrives although its caller
 /// reads nothing for a while and `items` is full.
 pub(crate) fn ending<T: Send + 'static>(
@@ -31,4 +88,25 @@ pub(crate) fn ending<T: Send + 'static>(
     let (end, ended) = oneshot::channel::<CallError>();
     let last = futures::stream::once(ended).filter_map(|error| ready(error.ok().map(Err)));
     (end, Box::pin(ReceiverStream::new(items).chain(last)))
+}
+
+/// A stream's place among those that read.
+#[derive(Debug)]
+pub(crate) struct Place {
+    store: Arc<Store>,
+    tenant: Namespace,
+    kind: Resource,
+}
+
+impl Place {
+    pub(crate) fn take(store: &Arc<Store>, tenant: Namespace, kind: Resource) -> Result<Self, Error> {
+        store.with_pool(|pool, _| pool.open_stream(tenant, kind))?;
+        Ok(Self { store: Arc::clone(store), tenant, kind })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.store.with_pool(|pool, _| pool.close_stream(self.tenant, self.kind));
+    }
 }

@@ -17,7 +17,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
 
-use crate::{ShardIdentity, lanes::LaneCounters, store::Store};
+use crate::{ShardIdentity, lanes::LaneCounters, lifetime::STREAMS, store::Store};
 
 /// Buckets of the time of one attention query, in seconds.
 const ATTEND_BUCKETS: [f64; 16] = [
@@ -157,17 +157,14 @@ impl StoreMetrics {
         metrics.register("scrub_round_blocks", "Blocks of this round", self.scrub_total.clone());
     }
 
-    /// A `put` or `get` stream was ended because it made no progress.
+    /// A stream of one of [`STREAMS`] was ended because it made no progress.
     pub(crate) fn stalled(&self, stream: &'static str) {
         self.stalled_streams.get_or_create(&[("stream", stream)]).inc();
     }
 
     /// Streams ended because they made no progress.
     pub(crate) fn stalled_total(&self) -> u64 {
-        ["put", "get"]
-            .iter()
-            .map(|stream| self.stalled_streams.get_or_create(&[("stream", *stream)]).get())
-            .sum()
+        STREAMS.iter().map(|stream| self.stalled_streams.get_or_create(&[("stream", *stream)]).get()).sum()
     }
 
     /// How far the scrubber is.

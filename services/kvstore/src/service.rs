@@ -24,14 +24,11 @@ use crate::{
     Cluster, Config, Error, ShardCompute, ShardIdentity, attend, get, inventory, list,
     metrics::{self, StoreMetrics},
     put, repair, scrub, stats,
-    store::{Store, check_count},
+    store::{LOOKUP_STEP_KEYS, Store, check_count},
     summaries,
     tier::{DiskFaults, DiskTier, FaultyTier, Tier, promoter},
     views,
 };
-
-/// Lookups of more keys run off the reactor, in steps of this many.
-const LOOKUP_STEP_KEYS: usize = 1_024;
 
 /// A KV shard.
 #[derive(Debug)]

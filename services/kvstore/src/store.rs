@@ -15,7 +15,7 @@ use longshore_compute::ComputePool;
 use longshore_fabric::TileTraffic;
 use longshore_proto::types::{Dtype, Identity, WireTileShape};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::Instant,
 };
 
@@ -27,11 +27,14 @@ use crate::{
     repair::RepairCounters,
     scrub::ScrubOrders,
     tier::{Disk, DiskTier, Reader, Tier, open_disk},
+    turns::Turns,
 };
 
 /// Most keys or blocks of one request.
 pub(crate) const KEYS_MAX: usize = 65_536;
-/// Most blocks of one view: a sequence of 2^28 tokens of the smallest blocks.
+/// Lookups of more keys run off the reactor, in steps of this many.
+pub(crate) const LOOKUP_STEP_KEYS: usize = 1_024;
+/// Most blocks of one view, a sequence of 2^28 tokens of the smallest blocks, and of all views together: a name takes 16 bytes.
 const VIEW_BLOCKS_MAX: usize = 1 << 24;
 
 /// Who a shard is and what it holds.
@@ -68,7 +71,7 @@ pub(crate) struct Store {
     disk: Option<Disk>,
     started: Instant,
     compute: ShardCompute,
-    attend_permits: Arc<Semaphore>,
+    turns: Turns,
     pub(crate) metrics: StoreMetrics,
     pub(crate) repair: RepairCounters,
     pub(crate) scrub: Arc<ScrubOrders>,
@@ -132,7 +135,7 @@ impl Store {
             inventory.place(namespace, key, Some(place));
         }
         let store = Self {
-            attend_permits: Arc::new(Semaphore::new(config.attend_concurrency)),
+            turns: Turns::new(config.attend_concurrency),
             config,
             identity,
             holdings: Mutex::new(Holdings { pool, inventory }),
@@ -169,8 +172,9 @@ impl Store {
         &self.compute.pool
     }
 
-    pub(crate) fn attend_permits(&self) -> &Arc<Semaphore> {
-        &self.attend_permits
+    /// Turns at computing.
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// Lends the pool and the time. Never hold it over anything slow. Threads outside of a runtime know

@@ -6,15 +6,19 @@ use std::{ops::Range, sync::Arc, time::Instant};
 use longshore_attention::{Mean, Tile};
 use longshore_blocks::{
     BlockKey,
-    pool::{Noted, Payload, SealedBlock, ViewBlock, ViewId},
+    pool::{Noted, Payload, Resource, SealedBlock, ViewBlock, ViewId},
 };
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext};
 use longshore_proto::types::{GetSummaries, SummariesMessage, Tensor};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{Error, attend::Blocks, get, lifetime, store::Store};
+use crate::{
+    Error,
+    borrowed::{Blocks, Borrowed},
+    get, lifetime,
+    lifetime::{Outlet, Place, Taken},
+    store::Store,
+};
 
 /// Messages that may be unread before the stream waits.
 const UNREAD_MAX: usize = 4;
@@ -33,30 +37,31 @@ pub(crate) fn start(
     store.check_identity(&asked.identity)?;
     let layers = get::layers(asked.first_layer, asked.layers, store.identity().layers)?;
     let (namespace, view) = (asked.identity.namespace, ViewId(asked.view_id));
-    let blocks = store.with_pool(|pool, now| pool.view(namespace, view, now))?;
-    let (messages, answer) = mpsc::channel(UNREAD_MAX);
+    let place = Place::take(store, namespace, Resource::Readers)?;
+    let (blocks, borrowed) = Borrowed::of(store, namespace, std::iter::once(view))?;
+    let blocks = blocks.into_iter().next().expect("one view was borrowed");
+    let (messages, end, answer) = lifetime::outlet("summaries", "no summary was taken", UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-summaries", async move {
+        let _kept = (place, borrowed);
         let failure = tokio::select! {
             ended = send(&store, &asked, layers, &blocks, &messages) => ended.err(),
             reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
             () = messages.closed() => None,
         };
         if let Some(error) = failure {
-            let _caller_is_gone = messages.try_send(Err(error.into()));
+            let _caller_is_gone = end.send(error.into());
         }
     });
-    Ok(Box::pin(ReceiverStream::new(answer)))
+    Ok(answer)
 }
-
-type Messages = mpsc::Sender<Result<SummariesMessage, longshore_fabric::Error>>;
 
 async fn send(
     store: &Arc<Store>,
     asked: &GetSummaries,
     layers: Range<u32>,
     blocks: &Blocks,
-    messages: &Messages,
+    messages: &Outlet<SummariesMessage>,
 ) -> Result<(), Error> {
     let step = step_blocks(store, asked);
     for layer in layers {
@@ -70,7 +75,7 @@ async fn send(
                 })
                 .await??;
             store.metrics.summary_bytes.inc_by(bytes(&message));
-            if messages.send(Ok(message)).await.is_err() {
+            if messages.send(store, message).await? == Taken::Gone {
                 return Ok(());
             }
         }

@@ -28,9 +28,11 @@ pub(crate) async fn open(store: &Arc<Store>, open: OpenView) -> Result<OpenedVie
     check(&open)?;
     let namespace = open.identity.namespace;
     let (blocks, lease_ms) = (&open.blocks, u64::from(open.lease_ms));
+    // As long as a lease may be, so that none ends while its blocks are verified.
+    let unnamed_ms = u64::from(*LEASE_MS.end());
     let opened = store.with_pool(|pool, now| match open.append_to {
-        None => pool.open_view(namespace, blocks, lease_ms, now),
-        Some(into) => pool.open_addition(namespace, ViewId(into), blocks, lease_ms, now),
+        None => pool.open_view(namespace, blocks, unnamed_ms, now),
+        Some(into) => pool.open_addition(namespace, ViewId(into), blocks, unnamed_ms, now),
     })?;
     let view = match opened {
         Opened::Missing(keys) => return Ok(OpenedView::Missing(keys)),
@@ -41,6 +43,7 @@ pub(crate) async fn open(store: &Arc<Store>, open: OpenView) -> Result<OpenedVie
     if !corrupt.is_empty() {
         return Ok(OpenedView::Missing(corrupt));
     }
+    store.with_pool(|pool, now| pool.renew_view(namespace, view.id, lease_ms, now))?;
     let view_id = match open.append_to {
         None => view.keep(),
         Some(into) => {
@@ -71,23 +74,21 @@ async fn verify(store: &Arc<Store>, namespace: Namespace, view: ViewId) -> Resul
     let blocks = store.with_pool(|pool, now| pool.view(namespace, view, now))?;
     let below = blocks.iter().filter(|entry| entry.block.tier() == Tier::Disk);
     store.wish(below.map(|entry| entry.block.generation()));
-    let (layers, worker) = (store.identity().layers, store.clone());
-    let broken = store
-        .off_reactor(move || {
+    let (layers, mut broken) = (store.identity().layers, Vec::new());
+    // In steps of some milliseconds, so that others get their turns between them.
+    for first in (0..blocks.len()).step_by(VERIFY_STEP_BLOCKS) {
+        let (turn, worker, blocks) = (store.turns().turn(namespace).await, store.clone(), blocks.clone());
+        let verify = move || {
+            let _turn = turn;
+            let step = &blocks[first..blocks.len().min(first + VERIFY_STEP_BLOCKS)];
             let sound =
-                |index: usize| blocks[index].block.pages().is_none_or(|pages| is_sound(&pages, 0..layers));
-            let mut broken = Vec::new();
-            // In steps of some milliseconds, so that others get their turns on the pool between them.
-            for first in (0..blocks.len()).step_by(VERIFY_STEP_BLOCKS) {
-                let step = &blocks[first..blocks.len().min(first + VERIFY_STEP_BLOCKS)];
-                let found = worker.compute_pool().map(step.len(), |index| sound(first + index));
-                broken.extend(
-                    step.iter().zip(found).filter(|(_, sound)| !sound).map(|(entry, _)| entry.block.clone()),
-                );
-            }
-            broken
-        })
-        .await?;
+                |index: usize| step[index].block.pages().is_none_or(|pages| is_sound(&pages, 0..layers));
+            let found = worker.compute_pool().map(step.len(), sound);
+            let broken = step.iter().zip(found).filter(|(_, sound)| !sound);
+            broken.map(|(entry, _)| entry.block.clone()).collect::<Vec<_>>()
+        };
+        broken.extend(store.off_reactor(verify).await?);
+    }
     broken.iter().for_each(|block| store.condemn(block));
     Ok(broken.iter().map(|block| block.key()).collect())
 }

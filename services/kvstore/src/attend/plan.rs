@@ -5,12 +5,16 @@ mod sparse;
 
 use std::{ops::Range, sync::Arc};
 
-use longshore_attention::{HeadShape, Partials, Queries, Tile, TileShape};
-use longshore_blocks::pool::{ViewBlock, ViewId};
+use longshore_attention::{HeadShape, Partials, Queries, TileShape};
+use longshore_blocks::pool::ViewId;
 use longshore_fabric::StripePartial;
 use longshore_proto::types::{AttendItem, AttendPartial, AttendQuery, Tensor};
 
-use crate::{Error, store::Store};
+use crate::{
+    Error,
+    borrowed::{Blocks, Borrowed},
+    store::Store,
+};
 use sparse::Visits;
 
 /// Most items of one query.
@@ -47,20 +51,29 @@ struct Unit {
     runs: Vec<Range<usize>>,
 }
 
-/// Blocks of one view.
-pub(crate) type Blocks = Arc<Vec<ViewBlock<Arc<Tile>>>>;
+/// Borrows the views of a query's items and renews their leases.
+pub(super) fn borrow(store: &Arc<Store>, query: &AttendQuery) -> Result<(Vec<Blocks>, Borrowed), Error> {
+    check_count(query)?;
+    let views = query.items.iter().map(|item| ViewId(item.view_id));
+    Borrowed::of(store, query.identity.namespace, views)
+}
 
-/// Finds the views of a query's items and renews their leases.
+/// The same for a caller that waits for the answer and nothing else.
 pub(super) fn views(store: &Store, query: &AttendQuery) -> Result<Vec<Blocks>, Error> {
-    if query.items.len() > ITEMS_MAX {
-        return Err(Error::invalid("items", format!("has {}, limit {ITEMS_MAX}", query.items.len())));
-    }
+    check_count(query)?;
     let namespace = query.identity.namespace;
     let views = store.with_pool(|pool, now| {
         let views = query.items.iter().map(|item| pool.view(namespace, ViewId(item.view_id), now));
         views.collect::<Result<_, _>>()
     });
     Ok(views?)
+}
+
+fn check_count(query: &AttendQuery) -> Result<(), Error> {
+    if query.items.len() > ITEMS_MAX {
+        return Err(Error::invalid("items", format!("has {}, limit {ITEMS_MAX}", query.items.len())));
+    }
+    Ok(())
 }
 
 /// Stripes that the items of one query may visit together: 16 sequences of four million tokens with the default stripes.

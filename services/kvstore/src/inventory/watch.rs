@@ -2,15 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use longshore_blocks::BlockKey;
+use longshore_blocks::{BlockKey, pool::Resource};
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext};
 use longshore_proto::types::{InventoryChange, InventoryNews, WatchInventory};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::News;
-use crate::{Error, lifetime, store::Store};
+use crate::{
+    Error, lifetime,
+    lifetime::{Outlet, Place, Taken},
+    store::Store,
+};
 
 /// Events of one message.
 const EVENTS_MAX: usize = 4_096;
@@ -27,38 +29,37 @@ pub(crate) fn start(
     watch: WatchInventory,
 ) -> Result<BoxStream<InventoryNews>, Error> {
     store.check_identity(&watch.identity)?;
-    let (news, answer) = mpsc::channel(UNREAD_MAX);
+    let place = Place::take(store, watch.identity.namespace, Resource::Watchers)?;
+    let (news, end, answer) = lifetime::outlet("watch", "no event was taken", UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-inventory", async move {
+        let _place = place;
         let failure = tokio::select! {
-            () = follow(&store, &watch, &news) => None,
+            ended = follow(&store, &watch, &news) => ended.err(),
             reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
             () = news.closed() => None,
         };
         if let Some(error) = failure {
-            let _caller_is_gone = news.try_send(Err(error.into()));
+            let _caller_is_gone = end.send(error.into());
         }
     });
-    Ok(Box::pin(ReceiverStream::new(answer)))
+    Ok(answer)
 }
 
-/// Messages to a watcher.
-type Told = mpsc::Sender<Result<InventoryNews, longshore_fabric::Error>>;
-
 /// Tells events until the watcher is gone.
-async fn follow(store: &Store, watch: &WatchInventory, told: &Told) {
+async fn follow(store: &Store, watch: &WatchInventory, told: &Outlet<InventoryNews>) -> Result<(), Error> {
     let (incarnation, mut changes) =
         store.with_inventory(|_, inventory, _| (inventory.incarnation(), inventory.changes()));
     let mut after = watch.after.filter(|(theirs, _)| *theirs == incarnation).map(|(_, after)| after);
     loop {
         changes.mark_unchanged();
         let messages = next(store, watch, after);
-        let Some(last) = messages.last() else { return };
+        let Some(last) = messages.last() else { return Ok(()) };
         after = Some(last.told);
         let more = messages.len() == 1 && messages[0].events.len() == EVENTS_MAX;
         for message in messages {
-            if told.send(Ok(message)).await.is_err() {
-                return;
+            if told.send(store, message).await? == Taken::Gone {
+                return Ok(());
             }
         }
         if !more {

@@ -186,3 +186,23 @@ async fn the_scrape_and_the_statistics_tell_the_tiers() {
         assert!(scraped.lines().any(|have| have == line), "{line} is not in\n{scraped}");
     }
 }
+
+#[tokio::test]
+async fn a_reader_that_stops_reading_blocks_on_disk_holds_up_nobody_else() {
+    let folder = folder();
+    // One turn at the disk.
+    let few = Config { attend_concurrency: 4, attend_message_bytes: 1 << 10, ..tiers(folder.path(), 2, 16) };
+    let shard = with_config(few);
+    let (names, blocks) = names(12);
+    shard.store(&names).await;
+    let view = shard.view(&blocks).await;
+    let (queries, receiver) = mpsc::channel(16);
+    let _unread = shard.shard.attend(&shard.ctx, receiver).await.unwrap();
+    for id in 0..16 {
+        queries.send(query(id, 0, vec![item(view, 192, 3), item(view, 192, 3)])).await.unwrap();
+    }
+    for id in 0..20 {
+        partials_of(&shard.attend(vec![query(id, 0, vec![item(view, 192, 1)])]).await, id);
+    }
+    assert!(shard.disk().await.blocks > 0);
+}

@@ -4,6 +4,7 @@ use longshore_fabric::{
     Code, Connector, GrpcConnector, GrpcOptions,
     server::{ServerOptions, Services, serve},
 };
+use longshore_proto::types::{GetSummaries, WatchInventory};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -182,7 +183,7 @@ async fn readers_that_take_nothing_leave_room_for_others_and_are_ended() {
         Ok(stream) => collect(stream).await.pop().expect("an end").expect_err("it is refused"),
     };
     assert_eq!(error.code, Code::ResourceExhausted, "{error}");
-    assert!(error.message.contains("get streams"), "{error}");
+    assert!(error.message.contains("streams of blocks"), "{error}");
     served.modest_goes_on(1).await;
     let wanted = |stats: &ShardStats| stats.tenants.stalled_streams_total == 6;
     served.fixture.settled("streams that nobody reads are ended", wanted).await;
@@ -213,4 +214,97 @@ async fn tile_connections_and_what_is_on_them_are_shown() {
     }
     assert!(served.scraped("longshore_kvstore_tile_connections 1"), "it waits for the next call");
     assert!(served.scraped("longshore_kvstore_tile_bytes_in_flight 0"), "and nothing is on it");
+}
+
+/// A shard whose callers may take nothing for three tenths of a second, with a view of three of its four blocks.
+async fn impatient() -> (Fixture, u64) {
+    let limits = Config { stall_ms: 300, attend_message_bytes: 1 << 10, ..limits() };
+    // Summaries take some of it too.
+    let capacity_bytes = 5 * block_bytes() - 1;
+    let shard = with_config(Config { capacity_bytes, tenant_percent: 100, retention_ms: 0, ..limits });
+    shard.store(&[1, 2, 3]).await;
+    let view = shard.view(&[(0, 1), (1, 2), (2, 3)]).await;
+    (shard, view)
+}
+
+/// The error that ends a stream which nobody read, with what came before it.
+async fn stalled<T>(shard: &Fixture, stream: &str, unread: BoxStream<T>) -> usize {
+    shard.settled("it is ended", |stats| stats.tenants.stalled_streams_total == 1).await;
+    let mut came = collect(unread).await;
+    let Some(Err(error)) = came.pop() else { panic!("it ends with a reason") };
+    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    assert!(error.message.contains(&format!("this {stream} stream is ended")), "{error}");
+    assert!(shard.metrics.encode().contains(&format!("stalled_streams_total{{stream=\"{stream}\"}} 1")));
+    came.len()
+}
+
+#[tokio::test]
+async fn blocks_that_an_unread_stream_may_still_need_are_counted_until_it_is_ended() {
+    let (shard, view) = impatient().await;
+    let asked = GetSummaries {
+        identity: identity(""),
+        view_id: view,
+        first_layer: 0,
+        layers: None,
+        values: true,
+        spreads: true,
+        cosines: true,
+    };
+    let summaries = shard.shard.get_summaries(&shard.ctx, asked).await.unwrap();
+    // 12 messages: more than may be unread.
+    let (queries, received) = mpsc::channel(16);
+    let answers = shard.shard.attend(&shard.ctx, received).await.unwrap();
+    for id in 0..12 {
+        queries.send(query(id, 0, vec![item(view, 48, 1)])).await.unwrap();
+    }
+    shard.shard.close_view(&shard.ctx, view).await.unwrap();
+    let stats = shard.stats().await;
+    assert_eq!((stats.views, stats.pinned_blocks), (0, 3), "the view is closed, its readers are not");
+    // Room for one more: those that somebody may still read do not make way, the fourth block makes way for the fifth.
+    let acks = shard.put("", [4, 5].into_iter().flat_map(block).collect()).await;
+    assert_eq!(outcomes(&acks), [4, 5].map(|name| (name, PutOutcome::Stored)));
+    assert_eq!(shard.lookup("", &[1, 2, 3, 4, 5]).await, [true, true, true, false, true]);
+    assert!(shard.stats().await.used_bytes < 5 * block_bytes());
+    shard.settled("both are ended", |stats| stats.pinned_blocks == 0).await;
+    drop((summaries, answers));
+    shard.put("", [6, 7, 8, 9].into_iter().flat_map(block).collect()).await;
+    assert_eq!(shard.lookup("", &[1, 2, 3]).await, [false; 3], "now they do");
+}
+
+#[tokio::test]
+async fn an_attention_stream_that_nobody_reads_is_ended_with_a_reason() {
+    let (shard, view) = impatient().await;
+    let (queries, received) = mpsc::channel(16);
+    let answers = shard.shard.attend(&shard.ctx, received).await.unwrap();
+    // Silence is no stall as long as there is nothing to take.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(shard.stats().await.tenants.stalled_streams_total, 0);
+    for id in 0..12 {
+        queries.send(query(id, 0, vec![item(view, 48, 1)])).await.unwrap();
+    }
+    assert!(stalled(&shard, "attend", answers).await >= 4, "what was answered can be read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn watchers_are_shared_and_those_that_take_nothing_are_ended() {
+    let shard = with_config(Config { stall_ms: 300, ..limits() });
+    let watch = |salt| WatchInventory { identity: identity(salt), after: None };
+    let greedy = || shard.shard.watch_inventory(&shard.ctx, watch("greedy"));
+    let mut unread = Vec::new();
+    let refused = loop {
+        match greedy().await {
+            Ok(stream) => unread.push(stream),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((unread.len(), refused.code), (6, Code::ResourceExhausted), "75 % of 8: {refused}");
+    assert!(refused.message.contains("inventory streams") && refused.message.contains("hint:"), "{refused}");
+    let mut modest = shard.shard.watch_inventory(&shard.ctx, watch("modest")).await.expect("room is left");
+    assert!(modest.next().await.unwrap().unwrap().reset);
+    drop(modest);
+    unread.truncate(1);
+    // Without news there is a digest every five seconds.
+    assert!(stalled(&shard, "watch", unread.pop().unwrap()).await >= 2);
+    shard.settled("its place is free", |stats| stats.tenants.tenants <= 1).await;
+    assert!(greedy().await.is_ok());
 }

@@ -2,6 +2,7 @@
 //! read: whoever reads them later checks them.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     fs::{self, DirBuilder, File, TryLockError},
     io,
@@ -22,7 +23,7 @@ const PLACES_MAX: u64 = 4_096;
 /// What a start found.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// Blocks, the oldest first.
+    /// Blocks, in the order in which they may go.
     pub(super) entries: Vec<Entry>,
     /// Segments that were damaged and begin anew.
     pub(super) damaged: usize,
@@ -82,7 +83,7 @@ impl DiskTier {
         let format = adopted.unwrap_or(format);
         forget_beyond(&folder, &format, capacity, &mut files)?;
         found.entries.retain(|entry| entry.place < capacity);
-        found.entries.sort_by_key(|entry| entry.generation);
+        sort_for_eviction(&mut found.entries);
         let tier = Self {
             folder,
             format,
@@ -93,6 +94,13 @@ impl DiskTier {
         };
         Ok((tier, capacity, found))
     }
+}
+
+/// Nothing tells when blocks were last used. A block is worth nothing without those before it in its sequence, so the deepest go first,
+/// and of those of one depth the oldest. What is in no known sequence goes before all that is.
+fn sort_for_eviction(entries: &mut [Entry]) {
+    let depth = |entry: &Entry| entry.belongs.map_or(u64::MAX, |belongs| belongs.index);
+    entries.sort_by_key(|entry| (Reverse(depth(entry)), entry.generation));
 }
 
 /// Deletes the segments that a smaller capacity has no use for.

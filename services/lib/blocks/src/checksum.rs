@@ -21,7 +21,8 @@ pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
 
 /// CRC-32C of bytes that have `first`, and `second_bytes` bytes that have `second` behind them.
 pub fn combine_crc32c(first: u32, second: u32, second_bytes: usize) -> u32 {
-    checksum_combine(CrcAlgorithm::Crc32Iscsi, u64::from(first), u64::from(second), second_bytes as u64) as u32
+    checksum_combine(CrcAlgorithm::Crc32Iscsi, u64::from(first), u64::from(second), second_bytes as u64)
+        as u32
 }
 
 /// Fills `into` a step at a time through `copy` (offset, where to) and goes on with the checksum `crc` over what was written. Memory is

@@ -52,13 +52,13 @@ pub struct PoolConfig {
     pub retention_ms: u64,
     /// Most writers at a time.
     pub writers_max: usize,
-    /// Most readers at a time.
+    /// Most streams that read at a time, of each kind.
     pub readers_max: usize,
     /// What one tenant alone may take of what all share, per cent, from 1 to 100 ([`Resource`]).
     pub tenant_percent: u32,
     /// Most views at a time.
     pub views_max: usize,
-    /// Most blocks of one view.
+    /// Most blocks of one view, and of all views together, counted with multiplicity.
     pub view_blocks_max: usize,
     /// Secret of this incarnation. View ids follow from it, so that they can be neither guessed nor mistaken for those of an
     /// earlier incarnation.
@@ -89,6 +89,8 @@ pub struct BlockPool<T> {
     shares: shares::Shares,
     writers: HashMap<WriterId, write::Writer<T>>,
     views: HashMap<ViewId, view::View<T>>,
+    /// Views that ended while they were borrowed.
+    closed_views: HashMap<ViewId, view::View<T>>,
     open_blocks: u64,
     /// Sealed blocks that take memory.
     memory_blocks: u64,
@@ -161,6 +163,7 @@ impl<T> BlockPool<T> {
             disk: None,
             writers: HashMap::new(),
             views: HashMap::new(),
+            closed_views: HashMap::new(),
             open_blocks: 0,
             memory_blocks: 0,
             pinned_blocks: 0,
@@ -184,6 +187,16 @@ impl<T> BlockPool<T> {
         // Last key first: of one prefix, the tail then goes before the head, without which it is worth nothing.
         found.iter().rev().flatten().for_each(|&generation| self.renew(generation, now_ms));
         found.iter().map(Option::is_some).collect()
+    }
+
+    /// Counts a use of blocks that are about to be read, and keeps them for the retention time.
+    pub fn touch_all(&mut self, namespace: Namespace, keys: &[BlockKey], now_ms: u64) {
+        // Last key first, as in a lookup.
+        for key in keys.iter().rev() {
+            if let Some(&generation) = self.index.get(&(namespace, *key)) {
+                self.renew(generation, now_ms);
+            }
+        }
     }
 
     /// A sealed block, to be read at once; counts as a use. It may be evicted while the caller still reads its copy.

@@ -104,11 +104,28 @@ fn reopen(files: &[(String, &[u8])]) -> (tempfile::TempDir, Result<(DiskTier, u6
 }
 
 #[test]
-fn a_restart_finds_everything_that_was_written_the_oldest_first() {
+fn a_restart_finds_everything_that_was_written_the_deepest_first() {
     let (folder, _) = log();
     let (tier, found) = open_tier(folder.path());
-    assert_eq!(served(&tier, &found), [1, 2, 3, 4]);
+    assert_eq!(served(&tier, &found), [4, 3, 2, 1]);
     assert_eq!((found.damaged, found.torn), (0, 0));
+}
+
+#[test]
+fn tails_go_before_heads_and_of_one_depth_the_oldest() {
+    let namespace = format().deployment.namespace(EXACT_PREFILL, b"");
+    let entry = |(index, generation): (Option<u64>, u64)| Entry {
+        place: 0,
+        namespace,
+        key: BlockKey([0; 16]),
+        generation,
+        belongs: index.map(|index| BlockPlace { stripe_seed: [0; 32], index }),
+        checksums: Box::default(),
+    };
+    let written = [(Some(0), 1), (Some(1), 2), (None, 3), (Some(0), 4), (Some(1), 5), (None, 6)];
+    let mut entries = written.map(entry);
+    sort_for_eviction(&mut entries);
+    assert_eq!(entries.map(|entry| entry.generation), [3, 6, 2, 5, 1, 4]);
 }
 
 /// Power is lost before every single write, in a place that is used again, in a fresh one and in a fresh segment.

@@ -18,8 +18,12 @@ pub enum Resource {
     Additions,
     /// Put streams.
     Writers,
-    /// Get streams.
+    /// Blocks of views, counted with multiplicity.
+    ViewedBlocks,
+    /// Get streams and streams of summaries.
     Readers,
+    /// Streams of inventory events.
+    Watchers,
     /// Blocks being written; they lie in memory.
     OpenBlocks,
     /// Blocks that nothing may evict, on all tiers: those being written and those that a view pins.
@@ -30,7 +34,7 @@ pub enum Resource {
 }
 
 /// How many resources there are.
-const RESOURCES: usize = 7;
+const RESOURCES: usize = 9;
 
 impl Resource {
     /// All of them.
@@ -38,7 +42,9 @@ impl Resource {
         Self::Views,
         Self::Additions,
         Self::Writers,
+        Self::ViewedBlocks,
         Self::Readers,
+        Self::Watchers,
         Self::OpenBlocks,
         Self::KeptBlocks,
         Self::PromisedBlocks,
@@ -50,7 +56,9 @@ impl Resource {
             Self::Views => "views",
             Self::Additions => "additions",
             Self::Writers => "writers",
+            Self::ViewedBlocks => "viewed_blocks",
             Self::Readers => "readers",
+            Self::Watchers => "watchers",
             Self::OpenBlocks => "open_blocks",
             Self::KeptBlocks => "kept_blocks",
             Self::PromisedBlocks => "promised_blocks",
@@ -63,7 +71,9 @@ impl Resource {
             Self::Views => "views",
             Self::Additions => "additions to views",
             Self::Writers => "put streams",
-            Self::Readers => "get streams",
+            Self::ViewedBlocks => "blocks of views",
+            Self::Readers => "streams of blocks and summaries",
+            Self::Watchers => "inventory streams",
             Self::OpenBlocks => "incomplete blocks",
             Self::KeptBlocks => "blocks in views and put streams",
             Self::PromisedBlocks => "promised blocks",
@@ -111,7 +121,8 @@ impl Shares {
         // One of each is for everybody, as long as there is one: small stores have no percentages.
         let is_small = own <= 1 && all <= limit;
         // With 100 per cent it is left to the limits themselves.
-        let is_within = own * (100 - self.percent) <= self.percent * limit.saturating_sub(all);
+        let free = limit.saturating_sub(all);
+        let is_within = own.saturating_mul(100 - self.percent) <= free.saturating_mul(self.percent);
         if more == 0 || is_small || is_within {
             return Ok(());
         }
@@ -120,14 +131,27 @@ impl Shares {
     }
 
     pub(super) fn take(&mut self, tenant: Namespace, resource: Resource) {
-        self.tenants.entry(tenant).or_default()[resource as usize] += 1;
-        self.taken[resource as usize] += 1;
+        self.take_more(tenant, resource, 1);
+    }
+
+    pub(super) fn take_more(&mut self, tenant: Namespace, resource: Resource, more: u64) {
+        if more > 0 {
+            self.tenants.entry(tenant).or_default()[resource as usize] += more;
+            self.taken[resource as usize] += more;
+        }
     }
 
     pub(super) fn give(&mut self, tenant: Namespace, resource: Resource) {
-        self.taken[resource as usize] -= 1;
+        self.give_more(tenant, resource, 1);
+    }
+
+    pub(super) fn give_more(&mut self, tenant: Namespace, resource: Resource, more: u64) {
+        if more == 0 {
+            return;
+        }
+        self.taken[resource as usize] -= more;
         let amounts = self.tenants.get_mut(&tenant).expect("only what was taken is given back");
-        amounts[resource as usize] -= 1;
+        amounts[resource as usize] -= more;
         if *amounts == [0; RESOURCES] {
             self.tenants.remove(&tenant);
         }
@@ -174,23 +198,27 @@ impl Shares {
 }
 
 impl<T> BlockPool<T> {
-    /// Room for a reader of blocks of `tenant`, which [`Self::close_reader`] gives back.
-    pub fn open_reader(&mut self, tenant: Namespace) -> Result<(), Error> {
+    /// Room for a stream that reads for `tenant`, of which there are `readers_max` of each kind; [`Self::close_stream`] gives it back.
+    ///
+    /// # Panics
+    /// For what is no stream that reads.
+    pub fn open_stream(&mut self, tenant: Namespace, kind: Resource) -> Result<(), Error> {
+        assert!(matches!(kind, Resource::Readers | Resource::Watchers), "{kind:?} are no streams that read");
         let limit = self.config.readers_max as u64;
-        if self.shares.all(Resource::Readers) >= limit {
-            return Err(Error::Full { what: "get streams", limit });
+        if self.shares.all(kind) >= limit {
+            return Err(Error::Full { what: kind.plural(), limit });
         }
-        self.shares.ask(tenant, Resource::Readers, 1, limit)?;
-        self.shares.take(tenant, Resource::Readers);
+        self.shares.ask(tenant, kind, 1, limit)?;
+        self.shares.take(tenant, kind);
         Ok(())
     }
 
-    /// A reader ended.
+    /// A stream ended.
     ///
     /// # Panics
     /// When `tenant` has none.
-    pub fn close_reader(&mut self, tenant: Namespace) {
-        self.shares.give(tenant, Resource::Readers);
+    pub fn close_stream(&mut self, tenant: Namespace, kind: Resource) {
+        self.shares.give(tenant, kind);
     }
 
     /// Refuses when `tenant` may keep no `blocks` more from eviction.
@@ -238,20 +266,23 @@ impl<T> BlockPool<T> {
 }
 
 impl<T> BlockPool<T> {
-    /// What a tenant takes, counted anew, in the order of [`Resource::ALL`] without readers, of which nothing else is known.
+    /// What a tenant takes, counted anew, in the order of [`Resource::ALL`] without streams that read, of which nothing else is known.
     #[cfg(test)]
     pub(super) fn count_taken(&self, tenant: Namespace) -> Amounts {
         let writers = || self.writers.values().filter(|writer| writer.namespace == tenant);
         let held = || self.held.values().filter(|held| held.block.namespace() == tenant);
         let open: u64 = writers().map(super::write::Writer::open_blocks).sum();
         let views = |share| {
-            let own = self.views.values().filter(|view| view.namespace == tenant && view.share == share);
+            let own = self.all_views().filter(|view| view.namespace == tenant && view.share == share);
             own.count() as u64
         };
+        let viewed = self.all_views().filter(|view| view.namespace == tenant).map(super::view::View::count);
         [
             views(Resource::Views),
             views(Resource::Additions),
             writers().count() as u64,
+            viewed.sum(),
+            0,
             0,
             open,
             open + held().filter(|held| held.pins > 0).count() as u64,

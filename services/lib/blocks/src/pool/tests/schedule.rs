@@ -22,6 +22,8 @@ enum Op {
     Append { into: usize, name: u8 },
     UseView { view: usize },
     CloseView { view: usize },
+    BorrowView { view: usize },
+    ReturnView { borrowed: usize },
     Condemn { tenant: u8, name: u8 },
     Relinquish { tenant: u8, name: u8 },
     Wait { ms: u64 },
@@ -45,7 +47,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(tenant, names, lease_ms)| Op::OpenView { tenant, names: names.into_iter().collect(), lease_ms }),
         2 => (pick.clone(), name.clone()).prop_map(|(into, name)| Op::Append { into, name }),
         2 => pick.clone().prop_map(|view| Op::UseView { view }),
-        1 => pick.prop_map(|view| Op::CloseView { view }),
+        1 => pick.clone().prop_map(|view| Op::CloseView { view }),
+        2 => pick.clone().prop_map(|view| Op::BorrowView { view }),
+        2 => pick.prop_map(|borrowed| Op::ReturnView { borrowed }),
         1 => (tenant.clone(), name.clone()).prop_map(|(tenant, name)| Op::Condemn { tenant, name }),
         1 => (tenant.clone(), name.clone()).prop_map(|(tenant, name)| Op::Relinquish { tenant, name }),
         8 => Just(Op::TakeSpill),
@@ -66,6 +70,7 @@ struct Run {
     now_ms: u64,
     writers: Vec<WriterId>,
     views: Vec<(Namespace, ViewId)>,
+    borrowed: Vec<(ViewId, Arc<Vec<ViewBlock<u32>>>)>,
     /// Blocks that are held, as the journal tells it.
     told: HashSet<(Namespace, BlockKey)>,
     spills: Vec<Spill<u32>>,
@@ -183,6 +188,18 @@ impl Run {
                     self.pool.close_view(id);
                 }
             }
+            Op::BorrowView { view } => {
+                if let Some(&(namespace, id)) = self.views.get(*view)
+                    && let Ok(blocks) = self.pool.borrow_view(namespace, id, now_ms)
+                {
+                    self.borrowed.push((id, blocks));
+                }
+            }
+            Op::ReturnView { borrowed } => {
+                if *borrowed < self.borrowed.len() {
+                    self.pool.return_view(self.borrowed.remove(*borrowed).0);
+                }
+            }
             other => unreachable!("{other:?} is no operation on views"),
         }
     }
@@ -223,12 +240,11 @@ impl Run {
         self.check_tiers();
         for namespace in [tenant(0), tenant(1), tenant(9)] {
             let told = Resource::ALL.map(|resource| pool.shares.of(namespace, resource));
-            assert_eq!(
-                told,
-                pool.count_taken(namespace),
-                "views, additions, writers, readers, open, kept, promised"
-            );
+            assert_eq!(told, pool.count_taken(namespace), "{:?}", Resource::ALL);
         }
+        let borrowed = self.borrowed.iter().flat_map(|(_, blocks)| blocks.iter());
+        let mut kept = borrowed.map(|entry| pins.contains_key(&entry.block.generation()));
+        assert!(kept.all(|kept| kept), "a borrowed block was let go");
         assert!(pins.keys().all(|generation| pool.held.contains_key(generation)), "a pinned block is gone");
         assert_eq!(pool.index.len() as u64, stats.blocks);
         let pinned = pool.held.values().filter(|held| held.pins > 0 && !held.condemned).count() as u64;
@@ -308,6 +324,8 @@ impl Run {
         self.pool.expire(u64::MAX);
         self.finish_moves();
         self.check();
+        self.borrowed.drain(..).for_each(|(id, _)| self.pool.return_view(id));
+        self.check();
         let stats = self.pool.stats();
         assert_eq!(
             (stats.open_blocks, stats.views, stats.pinned_blocks, stats.condemned_blocks),
@@ -328,8 +346,8 @@ fn in_memory_blocks(pool: &BlockPool<u32>) -> u64 {
 
 fn run(mut pool: BlockPool<u32>, ops: &[Op]) {
     pool.keep_journal();
-    let (writers, views, told, spills, promotions) = Default::default();
-    let mut run = Run { pool, now_ms: 0, writers, views, told, spills, promotions };
+    let (writers, views, borrowed, told, spills, promotions) = Default::default();
+    let mut run = Run { pool, now_ms: 0, writers, views, borrowed, told, spills, promotions };
     for op in ops {
         run.step(op);
         run.follow();

@@ -81,16 +81,19 @@ fn views_and_streams_of_one_leave_some_for_another() {
     assert_eq!((0..20).filter(|_| opened(&mut pool, GREEDY)).count(), 12);
     assert!(opened(&mut pool, MODEST) && opened(&mut pool, MODEST));
     let writers = (0..20).filter(|_| pool.open_writer(tenant(GREEDY)).is_ok()).count();
-    let readers = (0..20).filter(|_| pool.open_reader(tenant(GREEDY)).is_ok()).count();
+    let readers = (0..20).filter(|_| pool.open_stream(tenant(GREEDY), Resource::Readers).is_ok()).count();
     assert_eq!((writers, readers), (12, 12));
-    assert!(pool.open_writer(tenant(MODEST)).is_ok() && pool.open_reader(tenant(MODEST)).is_ok());
+    assert!(
+        pool.open_writer(tenant(MODEST)).is_ok()
+            && pool.open_stream(tenant(MODEST), Resource::Readers).is_ok()
+    );
     let stats = pool.stats();
     assert_eq!(stats.tenants, 2);
     for (resource, refused) in [(Resource::Views, 8), (Resource::Writers, 8), (Resource::Readers, 8)] {
         assert_eq!(stats.shares[resource as usize].refused_total, refused, "{resource:?}");
     }
-    (0..12).for_each(|_| pool.close_reader(tenant(GREEDY)));
-    assert!(pool.open_reader(tenant(GREEDY)).is_ok());
+    (0..12).for_each(|_| pool.close_stream(tenant(GREEDY), Resource::Readers));
+    assert!(pool.open_stream(tenant(GREEDY), Resource::Readers).is_ok());
 }
 
 #[test]
@@ -202,4 +205,98 @@ fn a_writer_stalls_when_it_brings_nothing_that_is_missing() {
     assert_eq!(pool.patience_left_ms(writer, 100, 999), None, "nothing is incomplete");
     pool.close_writer(writer);
     assert_eq!(pool.patience_left_ms(writer, 100, 999), None);
+}
+
+#[test]
+fn a_borrowed_view_keeps_its_blocks_counted_after_it_was_closed() {
+    let mut pool = shared(4);
+    for name in 1..=3 {
+        store(&mut pool, tenant(GREEDY), name, 0).unwrap();
+    }
+    let (closed, expired) =
+        (open(&mut pool, tenant(GREEDY), &[1, 2], 0), open(&mut pool, tenant(GREEDY), &[3], 0));
+    let blocks = pool.borrow_view(tenant(GREEDY), closed, 0).unwrap();
+    pool.borrow_view(tenant(GREEDY), closed, 0).unwrap();
+    pool.borrow_view(tenant(GREEDY), expired, 0).unwrap();
+    pool.close_view(closed);
+    pool.expire(u64::MAX);
+    assert_eq!(
+        pool.view(tenant(GREEDY), closed, 0).unwrap_err(),
+        Error::NotFound { what: format!("view `{}`", closed.0) }
+    );
+    let taken = |pool: &BlockPool<u32>, of| pool.stats().shares[of as usize].taken;
+    let all = |pool: &BlockPool<u32>| {
+        (taken(pool, Resource::Views), taken(pool, Resource::ViewedBlocks), pool.stats().pinned_blocks)
+    };
+    assert_eq!((all(&pool), pool.stats().views), ((2, 3, 3), 0));
+    // Whatever wants room meanwhile, their bytes are not free.
+    for name in 10..14 {
+        let _full_but_for_one = store(&mut pool, tenant(MODEST), name, 9 * RETENTION_MS);
+        assert!(blocks.iter().all(|entry| pool.tier_of(entry.block.generation()).is_some()));
+    }
+    pool.return_view(closed);
+    assert_eq!(all(&pool), (2, 3, 3), "one of two readers is left");
+    pool.return_view(closed);
+    pool.return_view(expired);
+    assert_eq!(all(&pool), (0, 0, 0));
+}
+
+#[test]
+fn views_of_one_have_a_part_of_all_blocks_that_views_may_have() {
+    let mut pool = shared(4);
+    for name in 1..=2 {
+        store(&mut pool, tenant(GREEDY), name, 0).unwrap();
+        store(&mut pool, tenant(MODEST), name, 0).unwrap();
+    }
+    // The same block again and again, one index after the other: it is pinned already and takes nothing else.
+    let view = open(&mut pool, tenant(GREEDY), &[1], 0);
+    let append = |pool: &mut BlockPool<u32>, index| match pool.open_addition(
+        tenant(GREEDY),
+        view,
+        &[(index, key(1))],
+        1000,
+        0,
+    )? {
+        Opened::Open(added) => pool.append_view(tenant(GREEDY), view, added, 0),
+        Opened::Missing(_) => panic!("it is held"),
+    };
+    let refused = (2..).find_map(|index| append(&mut pool, index).err()).unwrap();
+    assert!(is_share(&refused, "blocks of views"), "{refused}");
+    let taken = pool.stats().shares[Resource::ViewedBlocks as usize].taken;
+    assert!((40..=48).contains(&taken), "{taken} of 64");
+    open(&mut pool, tenant(MODEST), &[1, 2], 0);
+    pool.close_view(view);
+    assert_eq!(pool.stats().shares[Resource::ViewedBlocks as usize].taken, 2);
+    let twice =
+        pool.open_view(tenant(MODEST), &[(0, key(1)), (7, key(2)), (9, key(1))], 1000, 0).unwrap_err();
+    assert!(
+        matches!(&twice, Error::Invalid { field: "keys", problem } if problem.contains(&key(1).to_string())),
+        "{twice}"
+    );
+}
+
+#[test]
+fn blocks_that_are_read_go_from_the_tail_to_the_head_afterwards() {
+    let mut pool = BlockPool::with_policy(config(3), Box::new(Lru::default())).unwrap();
+    for name in 1..=3 {
+        store(&mut pool, tenant(0), name, 0).unwrap();
+    }
+    pool.touch_all(tenant(0), &[key(1), key(2), key(9), key(3)], 10);
+    for (round, gone) in [3, 2].into_iter().enumerate() {
+        store(&mut pool, tenant(0), 10 + round as u8, 10 + RETENTION_MS).unwrap();
+        assert_eq!(pool.peek(tenant(0), &[key(gone)]), [false], "{gone}");
+    }
+    assert_eq!(pool.peek(tenant(0), &[key(1)]), [true]);
+    assert_eq!((pool.stats().hits_total, pool.stats().misses_total), (0, 0), "reads are no lookups");
+}
+
+#[test]
+fn a_lease_may_become_shorter_when_it_is_renewed() {
+    let mut pool = shared(4);
+    let Ok(Opened::Open(view)) = pool.open_view(tenant(0), &[], 1_000_000, 0) else {
+        panic!("an empty view opens")
+    };
+    pool.renew_view(tenant(0), view, 100, 50).unwrap();
+    assert_eq!((pool.expire(149), pool.expire(150)), (0, 1));
+    assert!(matches!(pool.renew_view(tenant(0), view, 100, 150), Err(Error::NotFound { .. })));
 }

@@ -1,0 +1,82 @@
+use std::{pin::pin, task::Poll};
+
+use futures::{FutureExt as _, future::poll_immediate};
+use longshore_blocks::{Deployment, EXACT_PREFILL};
+use tokio::sync::mpsc;
+
+use super::*;
+
+fn tenant(salt: u8) -> Namespace {
+    Deployment::from_bytes([1; 32]).namespace(EXACT_PREFILL, &[salt])
+}
+
+/// Waits in a task of its own and tells its name when it has its turn, which it then ends.
+fn wait(
+    turns: &Turns,
+    who: (u8, u32),
+    told: &mpsc::UnboundedSender<(u8, u32)>,
+) -> tokio::task::JoinHandle<()> {
+    let (turns, told) = (turns.clone(), told.clone());
+    tokio::spawn(async move {
+        let _turn = turns.turn(tenant(who.0)).await;
+        told.send(who).expect("the test listens");
+    })
+}
+
+#[tokio::test]
+async fn tenants_take_turns_whoever_asked_for_more() {
+    let turns = Turns::new(1);
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let first = turns.turn(tenant(9)).await;
+    let mut tasks = Vec::new();
+    for (salt, count) in [(1, 5), (2, 2), (3, 1)] {
+        for number in 0..count {
+            tasks.push(wait(&turns, (salt, number), &told));
+            tokio::task::yield_now().await;
+        }
+    }
+    drop(first);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    drop(told);
+    let mut order = Vec::new();
+    while let Some(who) = heard.recv().await {
+        order.push(who);
+    }
+    assert_eq!(order, [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (1, 2), (1, 3), (1, 4)]);
+    assert_eq!(turns.lock().free, 1);
+    assert!(turns.lock().queues.is_empty() && turns.lock().order.is_empty());
+}
+
+#[tokio::test]
+async fn no_more_than_so_many_have_one_at_a_time() {
+    let turns = Turns::new(3);
+    let held: Vec<_> =
+        [turns.turn(tenant(1)).await, turns.turn(tenant(1)).await, turns.turn(tenant(2)).await].into();
+    let mut more = pin!(turns.turn(tenant(3)));
+    assert!(poll_immediate(&mut more).await.is_none());
+    drop(held);
+    assert!(more.now_or_never().is_some());
+    assert_eq!(turns.lock().free, 3);
+}
+
+#[tokio::test]
+async fn whoever_leaves_the_queue_or_with_a_turn_unread_costs_nobody_a_turn() {
+    let turns = Turns::new(1);
+    let first = turns.turn(tenant(1)).await;
+    let mut left = Box::pin(turns.turn(tenant(1)));
+    let mut given = Box::pin(turns.turn(tenant(2)));
+    let mut last = pin!(turns.turn(tenant(1)));
+    for waiting in [left.as_mut(), given.as_mut()] {
+        assert!(matches!(futures::poll!(waiting), Poll::Pending));
+    }
+    assert!(matches!(futures::poll!(last.as_mut()), Poll::Pending));
+    drop(left);
+    drop(first);
+    // It was given a turn and never looked.
+    assert_eq!(turns.lock().free, 0);
+    drop(given);
+    assert!(matches!(futures::poll!(last), Poll::Ready(_)));
+    assert_eq!(turns.lock().free, 1);
+}

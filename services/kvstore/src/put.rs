@@ -19,7 +19,7 @@ const ACKS_UNREAD_MAX: usize = 64;
 /// Bytes of tiles that are copied at a time.
 const BATCH_BYTES: usize = 4 << 20;
 /// Refused blocks of which more tiles may still come, in one stream.
-const SETTLED_MAX: usize = 65_536;
+const SETTLED_MAX: usize = 8_192;
 
 /// Starts a put stream.
 pub(crate) fn start(
@@ -83,8 +83,10 @@ async fn receive(
             return Ok(());
         }
         store.metrics.lanes.received(lane, batch.iter().map(|tile| tile.data.len() as u64).sum());
+        let turn = store.put_turns().turn(session.namespace).await;
         let (returned, outcome) = store
             .off_reactor(move || {
+                let _turn = turn;
                 let outcome = session.take_all(batch);
                 (session, outcome)
             })

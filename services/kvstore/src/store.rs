@@ -37,6 +37,10 @@ pub(crate) const LOOKUP_STEP_KEYS: usize = 1_024;
 /// Most blocks of one view, a sequence of 2^28 tokens of the smallest blocks, and of all views together: a name takes 16 bytes.
 const VIEW_BLOCKS_MAX: usize = 1 << 24;
 
+/// Put streams that take tiles at the same time. Each has a thread meanwhile, which may wait for room on a slow disk: most of the
+/// threads of a process are left to those who read.
+const PUTS_MAX: usize = 64;
+
 /// Who a shard is and what it holds.
 #[derive(Debug, Clone)]
 pub struct ShardIdentity {
@@ -72,6 +76,7 @@ pub(crate) struct Store {
     started: Instant,
     compute: ShardCompute,
     turns: Turns,
+    put_turns: Turns,
     pub(crate) metrics: StoreMetrics,
     pub(crate) repair: RepairCounters,
     pub(crate) scrub: Arc<ScrubOrders>,
@@ -136,6 +141,7 @@ impl Store {
         }
         let store = Self {
             turns: Turns::new(config.attend_concurrency),
+            put_turns: Turns::new(PUTS_MAX),
             config,
             identity,
             holdings: Mutex::new(Holdings { pool, inventory }),
@@ -170,6 +176,11 @@ impl Store {
 
     pub(crate) fn compute_pool(&self) -> &ComputePool {
         &self.compute.pool
+    }
+
+    /// Turns at taking tiles, which may wait for room.
+    pub(crate) fn put_turns(&self) -> &Turns {
+        &self.put_turns
     }
 
     /// Turns at computing.

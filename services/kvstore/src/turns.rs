@@ -1,4 +1,4 @@
-//! Turns at computing: so many at a time, tenants one after the other, and each tenant's in the order in which they were asked for.
+//! Turns at what takes threads, computing above all: so many at a time, tenants one after the other, and each tenant's in the order in which they were asked for.
 //! Whoever asks for very many delays itself and hardly anybody else.
 
 use std::{

@@ -13,11 +13,11 @@ mod tests;
 use std::{fs::File, io::BufReader};
 
 use anyhow::{Context, Result};
-use longshore_blocks::{Geometry, pool::Eviction};
+use longshore_blocks::{AdmissionRule, Geometry, pool::Eviction};
 
 use self::{
     read::Trace,
-    replay::{Cluster, replay},
+    replay::{Below, Cluster, replay},
     report::{Capacity, Report},
 };
 use crate::{cli::BenchTraceArgs, console};
@@ -30,6 +30,7 @@ pub(crate) fn trace(args: &BenchTraceArgs) -> Result<()> {
     let mut report = Report::new(name, &trace, capacities.clone(), args);
     let blocks: Vec<u64> = capacities.iter().map(|capacity| capacity.blocks).collect();
     let bar = console::point_bar("replaying", (policies.len() * blocks.len()) as u64);
+    let first = policies.first().copied();
     for policy in policies {
         let at = |capacity: &u64| {
             let hits = replay(&trace, &cluster(args, policy, *capacity));
@@ -37,6 +38,15 @@ pub(crate) fn trace(args: &BenchTraceArgs) -> Result<()> {
             hits
         };
         report.add(policy.name(), blocks.iter().map(at).collect::<Result<_>>()?);
+    }
+    if let Some(times) = args.disk {
+        let policy = first.context("there is a policy")?;
+        for rule in AdmissionRule::ALL {
+            let disk = Some(Below { times, rule });
+            let at = |capacity: &u64| replay(&trace, &Cluster { disk, ..cluster(args, policy, *capacity) });
+            let name = format!("{}, disk of {times} times, {}", policy.name(), rule.name());
+            report.add(name, blocks.iter().map(at).collect::<Result<_>>()?);
+        }
     }
     bar.finish_and_clear();
     report.add(
@@ -101,5 +111,6 @@ fn cluster(args: &BenchTraceArgs, eviction: Eviction, capacity_blocks: u64) -> C
         shards: args.shards,
         stripe_blocks: (stripe_tokens / args.block_tokens).max(1) as usize,
         retention_ms: args.retention_ms.max(1),
+        disk: None,
     }
 }

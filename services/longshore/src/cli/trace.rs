@@ -37,6 +37,9 @@ pub(crate) struct BenchTraceArgs {
     /// Time for which blocks are kept whatever happens; 0: during their own request only.
     #[arg(long, default_value_t = 0, value_name = "MS", value_parser = clap::value_parser!(u64).range(0..=3_600_000))]
     pub(crate) retention_ms: u64,
+    /// Also replay the first policy with a disk of so many times the memory below it, by each admission rule.
+    #[arg(long, value_name = "TIMES", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) disk: Option<u64>,
     /// Also estimate what a policy without foresight cannot exceed.
     #[arg(long)]
     pub(crate) bound: bool,

@@ -238,14 +238,14 @@ fn a_smaller_capacity_forgets_what_is_beyond_it_and_a_larger_one_goes_on() {
     let (folder, _) = log();
     let open = |places| DiskTier::open(&setting(folder.path(), places), format()).unwrap();
     let (tier, blocks, found) = open(2);
-    assert_eq!((blocks, served(&tier, &found)), (2, vec![1, 2]));
+    assert_eq!((blocks, served(&tier, &found)), (2, vec![2, 1]));
     assert!(!folder.path().join(DiskTier::file_name(1)).exists(), "nobody needs the second segment");
     drop(tier);
     // Another size of segments is for folders without any.
     let setting = Setting { segment_bytes: 1 << 20, ..setting(folder.path(), 9) };
     let (tier, blocks, found) = DiskTier::open(&setting, format()).unwrap();
     assert_eq!((blocks, tier.format.places), (9, 3));
-    assert_eq!(served(&tier, &found), [1, 2, 3], "place 2 lies in the segment that stayed");
+    assert_eq!(served(&tier, &found), [3, 2, 1], "place 2 lies in the segment that stayed");
     write(&tier, 8, 5, 50).unwrap();
     assert!(folder.path().join(DiskTier::file_name(2)).exists());
 }

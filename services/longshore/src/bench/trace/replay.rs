@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result, bail};
 use longshore_blocks::{
-    BlockKey, BlockPool, Deployment, EXACT_PREFILL, Error, Namespace, PoolConfig, ShardEntry, ShardId,
-    ShardMap,
-    pool::{Eviction, Opened, Page, ViewId},
+    AdmissionFilter, AdmissionRule, BlockKey, BlockPool, Deployment, EXACT_PREFILL, Error, Namespace,
+    PoolConfig, ShardEntry, ShardId, ShardMap,
+    pool::{Admission, DiskConfig, Eviction, Opened, Page, Promote, ViewId},
+    tier::Tier,
 };
 
 use super::read::{Request, Trace};
@@ -24,6 +25,16 @@ pub(super) struct Cluster {
     pub(super) stripe_blocks: usize,
     /// How long blocks are kept whatever happens; 1: only during their own request.
     pub(super) retention_ms: u64,
+    /// A tier below memory.
+    pub(super) disk: Option<Below>,
+}
+
+/// A tier below memory whose writes are done at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Below {
+    /// Its capacity, in capacities of memory.
+    pub(super) times: u64,
+    pub(super) rule: AdmissionRule,
 }
 
 /// What was found.
@@ -33,6 +44,8 @@ pub(super) struct Hits {
     pub(super) blocks: u64,
     /// Tokens of the prompts in these blocks.
     pub(super) tokens: u64,
+    /// Blocks that were written to the tier below memory.
+    pub(super) written: u64,
 }
 
 impl Hits {
@@ -58,6 +71,7 @@ pub(super) fn replay(trace: &Trace, cluster: &Cluster) -> Result<Hits> {
         let found = shards.serve(request, now_ms)?;
         hits.add(request, found, trace.block_tokens);
     }
+    hits.written = shards.pools.iter().map(|pool| pool.stats().disk.spilled_total).sum();
     Ok(hits)
 }
 
@@ -95,7 +109,16 @@ impl Shards {
                 view_blocks_max: usize::MAX,
                 view_secret: [0; 32],
             };
-            BlockPool::with_policy(config, cluster.eviction.policy())
+            let pool = BlockPool::with_policy(config, cluster.eviction.policy())?;
+            Ok(match cluster.disk {
+                None => pool,
+                Some(below) => {
+                    let blocks = (blocks + rest) * below.times;
+                    let filter = AdmissionFilter::new(below.rule, blocks as usize, index);
+                    let disk = DiskConfig { blocks, moves_max: 1, pause_ms: 0 };
+                    pool.with_disk(disk, cluster.eviction.policy(), filter)
+                }
+            })
         };
         let pools: Result<Vec<_>, Error> = (0..cluster.shards).map(each).collect();
         Ok(Self {
@@ -128,6 +151,9 @@ impl Shards {
         let dealt = self.deal(&request.blocks);
         let found = self.lookup(&dealt, request.blocks.len(), now_ms);
         let prefix = self.open(&dealt, 0..found as u64, now_ms)?;
+        for (pool, view) in self.pools.iter_mut().zip(&prefix) {
+            bring_up(pool, self.namespace, *view, now_ms)?;
+        }
         let stored = self.store(&dealt, found as u64..request.blocks.len() as u64, now_ms)?;
         let whole = self.open(&dealt, 0..stored, now_ms)?;
         for (pool, (prefix, whole)) in self.pools.iter_mut().zip(prefix.into_iter().zip(whole)) {
@@ -180,7 +206,11 @@ impl Shards {
         let mut stored = places.end;
         for (at, shard, key) in order {
             let page = Page { payload: (), crc32c: 0 };
-            match self.pools[shard].put(writers[shard], key, 0, page, now_ms) {
+            let (pool, writer) = (&mut self.pools[shard], writers[shard]);
+            while matches!(pool.admit(writer, key, 0, now_ms), Ok(Admission::MakeRoom)) {
+                write_down(pool, now_ms)?;
+            }
+            match pool.put(writer, key, 0, page, now_ms) {
                 Ok(_) => {}
                 Err(Error::NoSpace { .. }) => {
                     stored = at;
@@ -192,4 +222,33 @@ impl Shards {
         self.pools.iter_mut().zip(writers).for_each(|(pool, writer)| pool.close_writer(writer));
         Ok(stored)
     }
+}
+
+/// Carries out the writes that were ordered, of which there is at least one.
+fn write_down(pool: &mut BlockPool<()>, now_ms: u64) -> Result<()> {
+    let spill = pool.next_spill().context("whoever has to make room finds an order")?;
+    pool.finish_spill(spill, true, now_ms);
+    Ok(())
+}
+
+/// Reads the blocks of a view that lie below, as far as there is room for them.
+fn bring_up(pool: &mut BlockPool<()>, namespace: Namespace, view: ViewId, now_ms: u64) -> Result<()> {
+    let blocks = pool.view(namespace, view, now_ms)?;
+    for entry in blocks.iter().filter(|entry| entry.block.tier() == Tier::Disk) {
+        loop {
+            match pool.begin_promotion(entry.block.generation(), now_ms) {
+                Promote::Read(promotion) => {
+                    let page = Page { payload: (), crc32c: 0 };
+                    pool.finish_promotion(promotion, Some([page].into()));
+                }
+                Promote::MakeRoom => {
+                    write_down(pool, now_ms)?;
+                    continue;
+                }
+                Promote::No => {}
+            }
+            break;
+        }
+    }
+    Ok(())
 }

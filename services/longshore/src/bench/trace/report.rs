@@ -49,6 +49,9 @@ struct Cell {
     tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_rate: Option<f64>,
+    /// Blocks written to the tier below memory; left out where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    written: Option<u64>,
 }
 
 impl Report {
@@ -74,6 +77,7 @@ impl Report {
             block_rate: hits.blocks as f64 / self.blocks as f64,
             tokens: Some(hits.tokens),
             token_rate: Some(hits.tokens as f64 / self.tokens as f64),
+            written: (hits.written > 0).then_some(hits.written),
         });
         self.rows.push(Row { name: name.into(), hits: cells.collect() });
     }
@@ -85,6 +89,7 @@ impl Report {
             block_rate: blocks as f64 / self.blocks as f64,
             tokens: None,
             token_rate: None,
+            written: None,
         };
         self.rows.push(Row { name: name.into(), hits: hits.into_iter().map(cell).collect() });
     }
@@ -132,7 +137,12 @@ impl Report {
         out += "\n\nBlocks found, %:\n\n";
         out += &self.table(|cell| Some(cell.block_rate));
         out += "\nTokens found, %:\n\n";
-        out + &self.table(|cell| cell.token_rate)
+        out += &self.table(|cell| cell.token_rate);
+        if self.rows.iter().flat_map(|row| &row.hits).any(|cell| cell.written.is_some()) {
+            out += "\nBlocks written to disk, % of those that were asked for:\n\n";
+            out += &self.table(|cell| Some(cell.written? as f64 / self.blocks as f64));
+        }
+        out
     }
 
     fn table(&self, rate: impl Fn(&Cell) -> Option<f64>) -> String {

@@ -2,21 +2,21 @@
 
 use std::{collections::HashMap, io::Cursor};
 
-use longshore_blocks::pool::Eviction;
+use longshore_blocks::{AdmissionRule, pool::Eviction};
 
 use super::{
     bound::hazard_bound,
     generate::generate,
     optimum::{belady, first_touched_lru},
     read::{Request, Trace, TraceError},
-    replay::{Cluster, Hits, replay},
+    replay::{Below, Cluster, Hits, replay},
 };
 use crate::random::Random;
 
 const BLOCK_TOKENS: u64 = 16;
 
 fn cluster(eviction: Eviction, capacity_blocks: u64, shards: u64) -> Cluster {
-    Cluster { eviction, capacity_blocks, shards, stripe_blocks: 4, retention_ms: 1 }
+    Cluster { eviction, capacity_blocks, shards, stripe_blocks: 4, retention_ms: 1, disk: None }
 }
 
 fn made(requests: usize) -> Trace {
@@ -141,9 +141,13 @@ fn a_prompt_larger_than_the_cache_keeps_its_head() {
         |timestamp_ms| Request { timestamp_ms, input_tokens: 10 * BLOCK_TOKENS - 3, blocks: blocks.clone() };
     let trace = Trace::of(vec![request(0), request(9), request(9)], BLOCK_TOKENS).unwrap();
     let found = replay(&trace, &cluster(Eviction::Reuse, 6, 1)).unwrap();
-    assert_eq!(found, Hits { blocks: 12, tokens: 12 * BLOCK_TOKENS });
+    assert_eq!(found, Hits { blocks: 12, tokens: 12 * BLOCK_TOKENS, written: 0 });
     let all = replay(&trace, &cluster(Eviction::Reuse, 10, 1)).unwrap();
-    assert_eq!(all, Hits { blocks: 20, tokens: 2 * (10 * BLOCK_TOKENS - 3) }, "the last block is not full");
+    assert_eq!(
+        all,
+        Hits { blocks: 20, tokens: 2 * (10 * BLOCK_TOKENS - 3), written: 0 },
+        "the last block is not full"
+    );
 }
 
 #[test]
@@ -263,4 +267,25 @@ fn finds_what_others_found_in_the_published_traces() {
         let replayed = replay(&few, &cluster(Eviction::Lru, capacity as u64, 1)).unwrap();
         assert_eq!(replayed, lru_list(&few, capacity), "{capacity} blocks");
     }
+}
+
+#[test]
+fn a_disk_finds_what_memory_lost_and_a_filter_writes_less() {
+    let trace = made(600);
+    let memory = trace.unique_blocks / 50;
+    let with = |disk| {
+        let cluster = Cluster { disk, ..cluster(Eviction::Reuse, memory, 2) };
+        replay(&trace, &cluster).expect("made-up traces can be replayed")
+    };
+    let below = |times, rule| with(Some(Below { times, rule }));
+    let (none, all) = (with(None), below(8, AdmissionRule::All));
+    assert_eq!(none.written, 0);
+    assert!(all.blocks > none.blocks + none.blocks / 10, "{none:?}, {all:?}");
+    for rule in [AdmissionRule::SecondTouch, AdmissionRule::Frequency] {
+        let some = below(8, rule);
+        assert!(some.written < all.written && some.blocks > none.blocks, "{rule:?}: {some:?}, {all:?}");
+    }
+    // Nothing that was stored is lost, so nothing more can be found.
+    let endless = below(1_000, AdmissionRule::All);
+    assert_eq!(endless.blocks, belady(&trace, trace.unique_blocks).blocks);
 }

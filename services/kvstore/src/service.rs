@@ -115,10 +115,9 @@ impl KvStore {
         repair::start(&self.store, &self.tasks, cluster);
     }
 
-    /// Shows the tile connections of a listener among the metrics.
+    /// Counts the tiles of one more listener among the metrics.
     pub(crate) fn show_tiles(&self, traffic: TileTraffic) {
-        // Another listener's are not added up: there is one in every process that serves.
-        let _shown_already = self.store.tiles.set(traffic);
+        self.store.listeners.add(traffic);
     }
 
     /// What places a held block.

@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
@@ -12,7 +12,6 @@ use longshore_blocks::{
 };
 use longshore_chassis::Tasks;
 use longshore_compute::ComputePool;
-use longshore_fabric::TileTraffic;
 use longshore_proto::types::{Dtype, Identity, WireTileShape};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -23,6 +22,7 @@ use crate::{
     Config, Error, ShardCompute,
     drain::Drain,
     inventory::Inventory,
+    lanes::Listeners,
     metrics::StoreMetrics,
     repair::RepairCounters,
     scrub::ScrubOrders,
@@ -73,8 +73,8 @@ pub(crate) struct Store {
     pub(crate) repair: RepairCounters,
     pub(crate) scrub: Arc<ScrubOrders>,
     pub(crate) drain: Drain,
-    /// Tile connections of the listener that serves it, if any does.
-    pub(crate) tiles: OnceLock<TileTraffic>,
+    /// Who serves it.
+    pub(crate) listeners: Listeners,
 }
 
 impl std::fmt::Debug for Store {
@@ -143,7 +143,7 @@ impl Store {
             repair: RepairCounters::default(),
             scrub: Arc::default(),
             drain: Drain::default(),
-            tiles: OnceLock::new(),
+            listeners: Listeners::default(),
         };
         Ok((store, wishes))
     }

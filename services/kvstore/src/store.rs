@@ -26,7 +26,7 @@ use crate::{
     metrics::StoreMetrics,
     repair::RepairCounters,
     scrub::ScrubOrders,
-    tier::{Disk, DiskTier, Reader, Tier, open_disk},
+    tier::{Disk, DiskSeam, open_disk},
 };
 
 /// Most keys or blocks of one request.
@@ -84,15 +84,14 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// A store, and the wishes for promotion that somebody has to carry out when it has a disk tier. `around` may put something
-    /// around the tier; only tests do.
+    /// A store, and the wishes for promotion that somebody has to carry out when it has a disk tier.
     pub(crate) fn new(
         config: Config,
         identity: ShardIdentity,
         compute: ShardCompute,
         metrics: StoreMetrics,
         tasks: &Tasks,
-        around: impl FnOnce(DiskTier) -> Arc<dyn Tier>,
+        seam: DiskSeam,
     ) -> Result<(Self, Option<mpsc::Receiver<Generation>>), Error> {
         identity.tile_shape.validate()?;
         if identity.tile_shape.block_tokens != identity.geometry.block_tokens() as usize {
@@ -119,9 +118,7 @@ impl Store {
         pool.keep_journal();
         let (mut disk, mut wishes, mut placed) = (None, None, Vec::new());
         if config.disk.is_on() {
-            let shape = identity.tile_shape;
-            let reader = |tier| Reader { tier: around(tier), shape };
-            let opened = open_disk(&config, &identity, pool, fresh_incarnation(), reader, tasks)?;
+            let opened = open_disk(&config, &identity, pool, fresh_incarnation(), seam, tasks)?;
             (disk, wishes) = (Some(opened.disk), Some(opened.promotions));
             (pool, placed) = (opened.pool, opened.placed);
         }

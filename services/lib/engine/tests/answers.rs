@@ -7,10 +7,7 @@ mod support;
 use std::sync::{Arc, atomic::Ordering};
 
 use longshore_attention::{HeadPattern, HeadPlan, KvDtype, PrefillPolicy};
-use longshore_engine::{
-    AnswerVisits, EngineOptions, Logits, Sequence, StepInput,
-    testing::tokens,
-};
+use longshore_engine::{AnswerVisits, EngineOptions, Logits, Sequence, StepInput, testing::tokens};
 use longshore_fabric::{CallContext, Code};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -8,8 +8,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use longshore_attention::{HeadBudgets, HeadPlan, KvDtype, PrefillPolicy};
 use longshore_engine::{
-    EngineOptions, Error, Logits, RemoteVisits, Sequence, StepInput, StepObserver,
-    testing::tokens,
+    EngineOptions, Error, Logits, RemoteVisits, Sequence, StepInput, StepObserver, testing::tokens,
 };
 use longshore_fabric::{CallContext, Code};
 use rand::{RngExt, SeedableRng};

@@ -44,11 +44,11 @@ impl Saving {
 }
 
 impl Store {
-    /// Writes blocks that are in memory alone, within the configured time. What other shards took from a drain is theirs.
+    /// Writes blocks that are in memory alone, within the configured time.
     async fn save(self: &Arc<Self>) {
         let limit = Duration::from_millis(self.config().disk.save_ms);
         let mut left = self.with_pool(|pool, _| pool.only_in_memory());
-        if left.is_empty() || limit.is_zero() || self.drain.is_on() {
+        if left.is_empty() || limit.is_zero() {
             return;
         }
         left.reverse();

@@ -93,7 +93,7 @@ async fn flood((sender, acks): &mut Stream) -> Option<Error> {
             () = sending => None,
         }
     };
-    tokio::time::timeout(SHORT * 10, waiting).await.ok().flatten()
+    tokio::time::timeout(SHORT * 15, waiting).await.ok().flatten()
 }
 
 #[track_caller]

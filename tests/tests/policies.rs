@@ -111,12 +111,15 @@ async fn a_prompt_that_a_policy_has_no_room_for_is_refused_with_the_remedy() {
 /// `balanced` with everything that makes a prompt of this length sparse.
 const SPARSE: &str = "balanced:min_positions=256,sink=1,local=1,last_tiles=1";
 
+/// Characters of a prompt that is longer than one stripe, which is 2,048 tokens.
+const LONG_CHARACTERS: usize = 11_000;
+
 /// Tokens of the answer to a long prompt, whose first part was asked about before when `cached`.
 async fn answer(args: &[&str], cached: bool) -> (String, u64) {
     let server = Server::up(args);
-    let prompt = long_prompt();
-    let ask = |prompt: String| {
-        let body = json!({"prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": true, "prefill_policy": SPARSE});
+    let prompt: String = long_prompt().chars().take(LONG_CHARACTERS).collect();
+    let ask = |prompt: String, tokens: u32| {
+        let body = json!({"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": true, "prefill_policy": SPARSE});
         let url = format!("{}/completions", server.openai);
         async move {
             let (status, answer) = post(&url, &body).await;
@@ -127,9 +130,9 @@ async fn answer(args: &[&str], cached: bool) -> (String, u64) {
     };
     if cached {
         // Three quarters, so that a prefix of full blocks is there and a suffix is to be computed.
-        ask(prompt.chars().take(prompt.chars().count() * 3 / 4).collect()).await;
+        ask(prompt.chars().take(LONG_CHARACTERS * 3 / 4).collect(), 1).await;
     }
-    ask(prompt).await
+    ask(prompt, 24).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,6 +72,8 @@ pub struct DiskConfig {
     pub readers: usize,
     /// How long attention waits for tiles.
     pub read_timeout_ms: u64,
+    /// How long a clean stop writes blocks that are in memory alone; 0: they are lost.
+    pub save_ms: u64,
 }
 
 impl Default for DiskConfig {
@@ -85,6 +87,7 @@ impl Default for DiskConfig {
             pause_ms: 5_000,
             readers: 4,
             read_timeout_ms: 10_000,
+            save_ms: 10_000,
         }
     }
 }
@@ -121,6 +124,7 @@ impl Validate for DiskConfig {
         check_range(faults, path, "pause_ms", self.pause_ms, 1..=3_600_000);
         check_range(faults, path, "readers", self.readers, 1..=256);
         check_range(faults, path, "read_timeout_ms", self.read_timeout_ms, 1..=600_000);
+        check_range(faults, path, "save_ms", self.save_ms, 0..=3_600_000);
         if let Err(longshore_blocks::Error::Invalid { problem, .. }) = self.admission.parse::<AdmissionRule>()
         {
             faults.push(Fault::new(path, "admission", problem));

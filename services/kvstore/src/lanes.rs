@@ -1,7 +1,9 @@
-//! Tiles by the lane over which they came and went.
+//! Tiles by the lane over which they came and went, and what is under way on the listeners.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use longshore_chassis::Metrics;
-use longshore_fabric::Lane;
+use longshore_fabric::{Lane, TileTraffic};
 use longshore_proto::types::LaneStats;
 use prometheus_client::metrics::{counter::Counter, family::Family};
 
@@ -69,4 +71,58 @@ impl LaneCounters {
 
 fn label(lane: Lane) -> [(&'static str, &'static str); 1] {
     [("lane", lane.name())]
+}
+
+/// The listeners that serve a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    serving: Vec<TileTraffic>,
+    /// What listeners refused that are over.
+    refused_before: u64,
+}
+
+/// Tiles on all listeners together.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct UnderWay {
+    /// Open tile connections.
+    pub(crate) connections: u64,
+    /// Bytes of tiles on them.
+    pub(crate) bytes_in_flight: u64,
+    /// Bytes that tiles on all lanes take of the listeners' budgets.
+    pub(crate) budget_taken_bytes: u64,
+    /// Streams that those had no room for, ever.
+    pub(crate) refused_total: u64,
+}
+
+impl Listeners {
+    /// One more serves the shard. Those that are over are kept no longer than until then.
+    pub(crate) fn add(&self, traffic: TileTraffic) {
+        let mut state = self.lock();
+        let refused: u64 =
+            state.serving.extract_if(.., |one| one.is_over()).map(|one| one.refused_total()).sum();
+        state.refused_before += refused;
+        state.serving.push(traffic);
+    }
+
+    /// None while there never was one.
+    pub(crate) fn under_way(&self) -> Option<UnderWay> {
+        let state = self.lock();
+        let begun = UnderWay { refused_total: state.refused_before, ..UnderWay::default() };
+        let add = |sum: UnderWay, one: &TileTraffic| UnderWay {
+            connections: sum.connections + one.connections(),
+            bytes_in_flight: sum.bytes_in_flight + one.bytes_in_flight(),
+            budget_taken_bytes: sum.budget_taken_bytes + one.budget_taken_bytes(),
+            refused_total: sum.refused_total + one.refused_total(),
+        };
+        (!state.serving.is_empty()).then(|| state.serving.iter().fold(begun, add))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -9,7 +9,6 @@ use std::{
 
 use longshore_blocks::{pool::PoolStats, tier::Tier};
 use longshore_chassis::{Figure, Metrics, encode_counters, encode_gauges};
-use longshore_fabric::TileTraffic;
 use longshore_proto::types::{CopyStats, PutOutcome, RepairStats};
 use prometheus_client::{
     collector::Collector,
@@ -17,7 +16,12 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
 
-use crate::{ShardIdentity, lanes::LaneCounters, lifetime::STREAMS, store::Store};
+use crate::{
+    ShardIdentity,
+    lanes::{LaneCounters, UnderWay},
+    lifetime::STREAMS,
+    store::Store,
+};
 
 /// Buckets of the time of one attention query, in seconds.
 const ATTEND_BUCKETS: [f64; 16] = [
@@ -227,13 +231,14 @@ impl Collector for Occupancy {
         let stats = store.with_pool(|pool, _| pool.stats());
         let (repair, copies) = (store.repair.stats(), store.repair.copies(stats.blocks, stats.stored_total));
         shares::encode(&mut encoder, &stats)?;
-        let lane = store.tiles.get().map(tile_gauges).into_iter().flatten();
+        let tiles = store.listeners.under_way();
+        let lane = tiles.map(tile_gauges).into_iter().flatten();
         let gauges_below = store.disk().map(|_| disk_gauges(&stats)).into_iter().flatten();
         let gauges = gauges(&stats).into_iter().chain(repair_gauges(&repair, &copies)).chain(lane);
         encode_gauges(&mut encoder, gauges.chain(gauges_below))?;
         let counters_below = store.disk().map(|_| disk_counters(&stats)).into_iter().flatten();
         let counters = counters(&stats).into_iter().chain(repair_counters(&repair)).chain(counters_below);
-        encode_counters(&mut encoder, counters)
+        encode_counters(&mut encoder, counters.chain(tiles.map(tile_counter)))
     }
 }
 
@@ -251,15 +256,24 @@ fn gauges(stats: &PoolStats) -> [Figure; 9] {
     ]
 }
 
-fn tile_gauges(tiles: &TileTraffic) -> [Figure; 2] {
+fn tile_gauges(tiles: UnderWay) -> [Figure; 3] {
     [
-        ("tile_connections", "Open connections of the tcp lane", tiles.connections()),
+        ("tile_connections", "Open connections of the tcp lane", tiles.connections),
         (
             "tile_bytes_in_flight",
             "Bytes of tiles that come over the tcp lane and are not taken yet, or go",
-            tiles.bytes_in_flight(),
+            tiles.bytes_in_flight,
+        ),
+        (
+            "tile_budget_taken_bytes",
+            "Bytes of what tiles on their way may take of memory, on all lanes between processes",
+            tiles.budget_taken_bytes,
         ),
     ]
+}
+
+fn tile_counter(tiles: UnderWay) -> Figure {
+    ("tile_streams_refused", "Tile streams that there was no room for on the way", tiles.refused_total)
 }
 
 fn counters(stats: &PoolStats) -> [Figure; 9] {

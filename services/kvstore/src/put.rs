@@ -8,7 +8,7 @@ use longshore_blocks::{
     pool::{Admission, Page, Put, WriterId},
 };
 use longshore_chassis::Tasks;
-use longshore_fabric::{BoxStream, CallContext, Lane, TileRooms};
+use longshore_fabric::{BoxStream, CallContext, Lane, PART_REFUSED, TileRooms};
 use longshore_proto::types::{Identity, PutAck, PutOutcome, TileMessage, WireTileShape};
 use tokio::sync::mpsc;
 
@@ -142,8 +142,8 @@ impl Session {
     /// One tile; an acknowledgement when it completes or ends its block.
     fn take(&mut self, tile: &TileMessage) -> Result<Option<PutAck>, Error> {
         if tile.data.heads().is_some() {
-            // As lanes between processes say it.
-            return Err(Error::invalid("tile.heads", "is set, tiles are stored whole".to_owned()));
+            let (field, problem) = PART_REFUSED;
+            return Err(Error::invalid(field, problem));
         }
         if !self.is_wanted(tile) {
             return Ok(None);

@@ -26,7 +26,7 @@ use crate::{
     put, repair, scrub, stats,
     store::{LOOKUP_STEP_KEYS, Store, check_count},
     summaries,
-    tier::{DiskFaults, DiskTier, FaultyTier, Tier, promoter},
+    tier::{DiskFaults, DiskSeam, FaultyTier, Reads, Tier, at_stop, promoter},
     views,
 };
 
@@ -47,10 +47,10 @@ impl KvStore {
         tasks: &Tasks,
         metrics: &Metrics,
     ) -> Result<Arc<Self>, Error> {
-        Self::with_tier(config, identity, compute, tasks, metrics, |tier| Arc::new(tier))
+        Self::with_seam(config, identity, compute, tasks, metrics, DiskSeam::plain())
     }
 
-    /// As [`Self::new`], with a disk to which `faults` happen.
+    /// As [`Self::new`], with a disk to which `faults` happen, for simulations: no thread of the shard's own reads it.
     #[doc(hidden)]
     pub fn with_disk_faults(
         config: Config,
@@ -61,22 +61,23 @@ impl KvStore {
         faults: Arc<dyn DiskFaults>,
     ) -> Result<Arc<Self>, Error> {
         let around = |inner| Arc::new(FaultyTier { inner: Arc::new(inner), faults }) as Arc<dyn Tier>;
-        Self::with_tier(config, identity, compute, tasks, metrics, around)
+        let seam = DiskSeam { around: Box::new(around), reads: Reads::ByWhoAsks };
+        Self::with_seam(config, identity, compute, tasks, metrics, seam)
     }
 
-    /// As [`Self::new`], with something around the disk tier.
-    pub(crate) fn with_tier(
+    /// As [`Self::new`], with another way to use the disk.
+    pub(crate) fn with_seam(
         config: Config,
         identity: ShardIdentity,
         compute: impl Into<ShardCompute>,
         tasks: &Tasks,
         metrics: &Metrics,
-        around: impl FnOnce(DiskTier) -> Arc<dyn Tier>,
+        seam: DiskSeam,
     ) -> Result<Arc<Self>, Error> {
         let tasks = tasks.child();
         let interval = Duration::from_millis(config.reap_interval_ms);
         let own = StoreMetrics::register(metrics);
-        let (store, wishes) = Store::new(config, identity, compute.into(), own, &tasks, around)?;
+        let (store, wishes) = Store::new(config, identity, compute.into(), own, &tasks, seam)?;
         let store = Arc::new(store);
         metrics::register_occupancy(metrics, &store);
         let (weak, scope) = (Arc::downgrade(&store), tasks.clone());
@@ -112,10 +113,18 @@ impl KvStore {
         repair::start(&self.store, &self.tasks, cluster);
     }
 
-    /// Shows the tile connections of a listener among the metrics.
+    /// Writes blocks that are in memory alone to disk when the shard's tasks are cancelled, within `kvstore.disk.save_ms`, so that the next
+    /// start finds them. Does nothing without a disk tier. Must be called on a runtime, once.
+    pub fn save_at_stop(&self) {
+        if self.store.disk().is_some() {
+            let saving = at_stop(Arc::downgrade(&self.store), self.tasks.clone());
+            self.tasks.spawn("kvstore-save", saving);
+        }
+    }
+
+    /// Counts the tiles of one more listener among the metrics.
     pub(crate) fn show_tiles(&self, traffic: TileTraffic) {
-        // Another listener's are not added up: there is one in every process that serves.
-        let _shown_already = self.store.tiles.set(traffic);
+        self.store.listeners.add(traffic);
     }
 
     /// What places a held block.

@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, Tile, TileShape};
@@ -12,7 +12,6 @@ use longshore_blocks::{
 };
 use longshore_chassis::Tasks;
 use longshore_compute::ComputePool;
-use longshore_fabric::TileTraffic;
 use longshore_proto::types::{Dtype, Identity, WireTileShape};
 use tokio::{
     sync::{mpsc, watch},
@@ -23,10 +22,11 @@ use crate::{
     Config, Error, ShardCompute,
     drain::Drain,
     inventory::Inventory,
+    lanes::Listeners,
     metrics::StoreMetrics,
     repair::RepairCounters,
     scrub::ScrubOrders,
-    tier::{Disk, DiskTier, Reader, Tier, open_disk},
+    tier::{Disk, DiskSeam, open_disk},
     turns::Turns,
 };
 
@@ -81,8 +81,8 @@ pub(crate) struct Store {
     pub(crate) repair: RepairCounters,
     pub(crate) scrub: Arc<ScrubOrders>,
     pub(crate) drain: Drain,
-    /// Tile connections of the listener that serves it, if any does.
-    pub(crate) tiles: OnceLock<TileTraffic>,
+    /// Who serves it.
+    pub(crate) listeners: Listeners,
 }
 
 impl std::fmt::Debug for Store {
@@ -92,15 +92,14 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// A store, and the wishes for promotion that somebody has to carry out when it has a disk tier. `around` may put something
-    /// around the tier; only tests do.
+    /// A store, and the wishes for promotion that somebody has to carry out when it has a disk tier.
     pub(crate) fn new(
         config: Config,
         identity: ShardIdentity,
         compute: ShardCompute,
         metrics: StoreMetrics,
         tasks: &Tasks,
-        around: impl FnOnce(DiskTier) -> Arc<dyn Tier>,
+        seam: DiskSeam,
     ) -> Result<(Self, Option<mpsc::Receiver<Generation>>), Error> {
         identity.tile_shape.validate()?;
         if identity.tile_shape.block_tokens != identity.geometry.block_tokens() as usize {
@@ -127,9 +126,7 @@ impl Store {
         pool.keep_journal();
         let (mut disk, mut wishes, mut placed) = (None, None, Vec::new());
         if config.disk.is_on() {
-            let shape = identity.tile_shape;
-            let reader = |tier| Reader { tier: around(tier), shape };
-            let opened = open_disk(&config, &identity, pool, fresh_incarnation(), reader, tasks)?;
+            let opened = open_disk(&config, &identity, pool, fresh_incarnation(), seam, tasks)?;
             (disk, wishes) = (Some(opened.disk), Some(opened.promotions));
             (pool, placed) = (opened.pool, opened.placed);
         }
@@ -152,7 +149,7 @@ impl Store {
             repair: RepairCounters::default(),
             scrub: Arc::default(),
             drain: Drain::default(),
-            tiles: OnceLock::new(),
+            listeners: Listeners::default(),
         };
         Ok((store, wishes))
     }

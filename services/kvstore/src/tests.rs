@@ -15,6 +15,7 @@ mod memory;
 mod operators;
 mod put;
 mod repair;
+mod save;
 mod sparse;
 mod summaries;
 mod tenants;
@@ -37,7 +38,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     Config, DiskConfig, KvStore, ShardCompute, ShardIdentity,
-    tier::{DiskTier, Tier},
+    tier::{DiskSeam, DiskTier, Reads, Tier},
 };
 
 const LAYERS: u32 = 3;
@@ -147,12 +148,12 @@ fn with_config(config: Config) -> Fixture {
 }
 
 /// A shard with something around its disk tier.
-fn with_tier(config: Config, around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier>) -> Fixture {
+fn with_tier(config: Config, around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier> + 'static) -> Fixture {
     named("kv-0", config, around)
 }
 
 /// The same with a name of its own.
-fn named(id: &str, config: Config, around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier>) -> Fixture {
+fn named(id: &str, config: Config, around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier> + 'static) -> Fixture {
     with_compute(id, config, (&ComputePool::serial()).into(), around)
 }
 
@@ -161,7 +162,7 @@ fn with_compute(
     id: &str,
     config: Config,
     compute: ShardCompute,
-    around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier>,
+    around: impl FnOnce(Arc<dyn Tier>) -> Arc<dyn Tier> + 'static,
 ) -> Fixture {
     let (epoch, epochs) = watch::channel(EPOCH);
     let identity = ShardIdentity {
@@ -174,7 +175,8 @@ fn with_compute(
     };
     let (tasks, metrics) = (Tasks::new(), Metrics::new());
     let around = |tier: DiskTier| around(Arc::new(tier));
-    let shard = KvStore::with_tier(config, identity, compute, &tasks, &metrics, around)
+    let seam = DiskSeam { around: Box::new(around), reads: Reads::OnThreads };
+    let shard = KvStore::with_seam(config, identity, compute, &tasks, &metrics, seam)
         .expect("the configuration is valid");
     Fixture { shard, tasks, metrics, epoch, ctx: CallContext::new("test") }
 }

@@ -8,6 +8,8 @@ mod load;
 mod moves;
 mod readers;
 mod restart;
+mod save;
+mod seam;
 
 use std::{io, ops::Range, sync::Arc};
 
@@ -20,7 +22,8 @@ pub use faults::DiskFaults;
 pub(crate) use faults::FaultyTier;
 pub(crate) use load::{Body, Loading};
 pub(crate) use moves::{Disk, open as open_disk, promoter};
-pub(crate) use readers::Reader;
+pub(crate) use save::at_stop;
+pub(crate) use seam::{DiskSeam, Reads};
 
 /// A block on its way to a tier.
 pub(crate) struct Record<'a> {

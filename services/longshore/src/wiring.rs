@@ -64,6 +64,7 @@ impl Parts {
             connector: Arc::clone(&self.connector),
             rule: self.config.store.rule(),
         });
+        shard.save_at_stop();
         Ok(shard)
     }
 

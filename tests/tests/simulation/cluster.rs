@@ -410,14 +410,7 @@ fn settings() -> Config {
 /// Little memory and much room below it.
 fn put_on_disk(config: &mut Config, path: String) {
     config.capacity_bytes = MEMORY_BLOCKS * block_bytes();
-    config.disk = DiskConfig {
-        path,
-        capacity_bytes: 4 << 20,
-        // Threads of its own would wait on the real clock.
-        readers: 0,
-        pause_ms: 500,
-        ..DiskConfig::default()
-    };
+    config.disk = DiskConfig { path, capacity_bytes: 4 << 20, pause_ms: 500, ..DiskConfig::default() };
 }
 
 fn name(node: usize) -> String {

@@ -19,13 +19,13 @@ use crate::tier::{DiskFaults, FaultyTier};
 
 /// What a faulty disk does at the moment.
 #[derive(Debug, Default)]
-struct Faults {
+pub(super) struct Faults {
     /// errno of writes; 0: none.
-    write_errno: AtomicU64,
+    pub(super) write_errno: AtomicU64,
     /// errno of reads; 0: none.
     read_errno: AtomicU64,
     /// Milliseconds that reads and writes take.
-    delay_ms: AtomicU64,
+    pub(super) delay_ms: AtomicU64,
 }
 
 impl Faults {
@@ -63,7 +63,7 @@ fn summaries_of_all() -> GetSummaries {
 const ENOSPC: u64 = 28;
 const EIO: u64 = 5;
 
-fn faulty(config: Config) -> (Fixture, Arc<Faults>) {
+pub(super) fn faulty(config: Config) -> (Fixture, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     let around = faults.clone();
     let shard = with_tier(config, |inner| Arc::new(FaultyTier { inner, faults: around }));
@@ -110,6 +110,38 @@ async fn a_disk_that_cannot_be_read_is_a_miss() {
     shard.settled("nothing leaks", |stats| stats.pinned_blocks == 0 && stats.blocks == 1).await;
     shard.store(&[1, 2]).await;
     assert_eq!(shard.get(&[1, 2]).await, [Some(block(1)), Some(block(2))]);
+}
+
+#[tokio::test]
+async fn what_a_view_holds_stays_in_memory_while_the_disk_fails() {
+    let folder = folder();
+    let mut config = tiers(folder.path(), 1, 8);
+    config.disk.pause_ms = 300;
+    let (shard, faults) = faulty(config);
+    shard.store(&[1, 2]).await;
+    let view = shard.view(&[(0, 1)]).await;
+    shard.settled("it lies on both tiers", |stats| stats.tiers[1].promoted_total == 1).await;
+    for errno in [&faults.write_errno, &faults.read_errno] {
+        errno.store(EIO, SeqCst);
+    }
+    // Whatever is tried meanwhile.
+    assert_eq!(shard.get(&[2]).await, [None]);
+    for name in 3..6 {
+        let acks = shard.put("", block(name)).await;
+        assert_eq!(outcomes(&acks), [(name, PutOutcome::NoSpace)], "{acks:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let answers = shard.attend(vec![query(1, 0, vec![item(view, 16, 1)])]).await;
+    assert_eq!(partials_of(&answers, 1).0.len(), 1, "{answers:?}");
+    assert_eq!(shard.lookup("", &[1]).await, [true]);
+    for errno in [&faults.write_errno, &faults.read_errno] {
+        errno.store(0, SeqCst);
+    }
+    // When it can be read and written again, the block goes there for another one.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    shard.store(&[6]).await;
+    let answers = shard.attend(vec![query(2, 0, vec![item(view, 16, 1)])]).await;
+    assert_eq!(partials_of(&answers, 2).0.len(), 1, "{answers:?}");
 }
 
 #[tokio::test]

@@ -20,11 +20,7 @@ struct Served {
 impl Served {
     async fn new(config: Config) -> Self {
         let fixture = with_config(config);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = format!("http://{}", listener.local_addr().expect("a bound socket has an address"));
-        let services = crate::grpc::serve(Services::new(ServerOptions::default()), fixture.shard.clone());
-        let tasks = &fixture.tasks;
-        tasks.spawn_critical("grpc", serve(listener, services, tasks.token()));
+        let address = listen(&fixture, &fixture.tasks).await;
         let client = || GrpcConnector::new(GrpcOptions::default()).shard(&address).expect("an address");
         let (greedy, modest) = (client(), client());
         Self { fixture, address, greedy, modest }
@@ -82,6 +78,15 @@ impl Served {
     fn scraped(&self, line: &str) -> bool {
         self.fixture.metrics.encode().lines().any(|have| have.ends_with(line) || have == line)
     }
+}
+
+/// Serves the shard at one more port for as long as `tasks` go on; gives its address.
+async fn listen(fixture: &Fixture, tasks: &Tasks) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = format!("http://{}", listener.local_addr().expect("a bound socket has an address"));
+    let services = crate::grpc::serve(Services::new(ServerOptions::default()), fixture.shard.clone());
+    tasks.spawn_critical("grpc", serve(listener, services, tasks.token()));
+    address
 }
 
 /// Room for 16 blocks, of which one tenant gets 12.
@@ -307,4 +312,35 @@ async fn watchers_are_shared_and_those_that_take_nothing_are_ended() {
     assert!(stalled(&shard, "watch", unread.pop().unwrap()).await >= 2);
     shard.settled("its place is free", |stats| stats.tenants.tenants <= 1).await;
     assert!(greedy().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tiles_on_all_listeners_of_a_shard_are_added_up() {
+    let served = Served::new(limits()).await;
+    let more = served.fixture.tasks.child();
+    let addresses = [served.address.clone(), listen(&served.fixture, &more).await];
+    let other_host = GrpcOptions { shm_arena_bytes: 0, ..GrpcOptions::default() };
+    let mut clients = Vec::new();
+    for (name, address) in (1..).zip(&addresses) {
+        let client = GrpcConnector::new(other_host.clone()).shard(address).expect("an address");
+        let (tiles, mut acks) = served.begin(&client, "").await.expect("a put stream");
+        for tile in block(name) {
+            tiles.send(tile).await.expect("the shard reads");
+        }
+        assert_eq!(acks.next().await.expect("an answer").expect("no error").outcome, PutOutcome::Stored);
+        clients.push((client, tiles, acks));
+    }
+    assert!(served.scraped("longshore_kvstore_tile_connections 2"), "{}", served.fixture.metrics.encode());
+    drop(clients.pop());
+    more.drain(PATIENCE).await;
+    let gone = || served.scraped("longshore_kvstore_tile_connections 1");
+    served.fixture.settled("the listener that is over counts no more", |_| gone()).await;
+    // Only one that begins later makes it forgotten; what it refused is not.
+    listen(&served.fixture, &served.fixture.tasks).await;
+    assert!(served.scraped("longshore_kvstore_tile_connections 1"));
+    assert!(
+        served.scraped("longshore_kvstore_tile_streams_refused_total 0"),
+        "{}",
+        served.fixture.metrics.encode()
+    );
 }

@@ -176,6 +176,42 @@ async fn measure_disk_tier() {
     println!("restart with {blocks} blocks: {:.1} ms (cold: {cold})", started.elapsed().as_secs_f64() * 1e3);
 }
 
+/// What this process and the machine spent: what explains a rate.
+struct Spent {
+    /// Of all threads, in user and in kernel mode, hundredths of a second.
+    user: u64,
+    kernel: u64,
+    faults: u64,
+    /// Of the whole machine, hundredths of a second that its processors worked for anybody.
+    busy: u64,
+}
+
+impl Spent {
+    fn now() -> Self {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let fields: Vec<u64> =
+            stat.trim_end().rsplit(')').next().unwrap().split(' ').flat_map(str::parse).collect();
+        let all = std::fs::read_to_string("/proc/stat").unwrap();
+        let all: Vec<u64> = all.lines().next().unwrap().split(' ').flat_map(str::parse).collect();
+        // Behind the state, which is no number: ppid, pgrp, session, tty, tpgid (may be negative), flags, minflt, cminflt, majflt, cmajflt.
+        let at = fields.len() - (52 - 14 + 1);
+        Self {
+            user: fields[at],
+            kernel: fields[at + 1],
+            faults: fields[at - 4],
+            busy: all[0] + all[1] + all[2],
+        }
+    }
+
+    fn since(&self) -> String {
+        let now = Self::now();
+        let (user, kernel, busy) = (now.user - self.user, now.kernel - self.kernel, now.busy - self.busy);
+        let others = busy.saturating_sub(user + kernel);
+        let faults = now.faults - self.faults;
+        format!("{user}0 ms user, {kernel}0 ms kernel, others {others}0 ms, {faults} faults")
+    }
+}
+
 /// Blocks read cold from the disk tier beside a loop of reads of a plain file with the same bytes, in turns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
@@ -197,15 +233,22 @@ async fn measure_cold_gets() {
     if !empty_page_cache() {
         println!("the page cache cannot be emptied here: no cold reads");
     }
-    for round in 1..=4 {
+    for round in 1..=8 {
         empty_page_cache();
-        let started = Instant::now();
+        let (started, before) = (Instant::now(), Spent::now());
         places().for_each(|at| raw.read_exact_at(&mut block, at).unwrap());
-        let plain = rate(usize::from(VIEW) * BLOCK_BYTES, started);
+        let (plain, raw_spent) = (rate(usize::from(VIEW) * BLOCK_BYTES, started), before.since());
         empty_page_cache();
-        let tier = get(&shard).await;
-        println!("round {round}: raw file {plain:.2} GB/s, get {tier:.2} GB/s, {:.2} of raw", tier / plain);
+        let before = Spent::now();
+        let (tier, spent) = (get(&shard).await, before.since());
+        println!(
+            "round {round}: raw file {plain:.2} GB/s ({raw_spent}), get {tier:.2} GB/s, {:.2} of raw ({spent})",
+            tier / plain
+        );
+        let stats = shard.stats(&CallContext::new("measure")).await.unwrap();
+        assert_eq!(stats.tiers[1].promoted_total, 0, "memory is full: nothing but the reads is measured");
     }
-    println!("cached: get {:.2} GB/s", get(&shard).await);
+    let before = Spent::now();
+    println!("cached: get {:.2} GB/s ({})", get(&shard).await, before.since());
     tasks.drain(PATIENCE).await;
 }

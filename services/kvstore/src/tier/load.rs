@@ -105,7 +105,12 @@ impl Store {
             self.metrics.disk_read_errors.inc();
         }
         tracing::warn!(shard = %self.identity().shard_id, block = %block.key(), "{problem}: its block is dropped from disk");
-        self.with_pool(|pool, _| pool.condemn(block.generation()));
+        self.with_pool(|pool, now| {
+            if bad.is_of_disk() {
+                pool.read_failed(now);
+            }
+            pool.condemn(block.generation());
+        });
         let what = format!("block `{}` on disk", block.key());
         longshore_blocks::Error::Corrupt { what, problem }.into()
     }
@@ -122,6 +127,7 @@ impl Disk {
     fn receive(&self, answer: &Receiver<Tiles>, store: &Store) -> Result<Tiles, Error> {
         answer.recv_timeout(self.read_timeout).map_err(|_late_or_stopped| {
             store.metrics.disk_slow.inc();
+            store.with_pool(|pool, now| pool.read_failed(now));
             Error::SlowDisk { shard: store.identity().shard_id.clone() }
         })
     }

@@ -10,14 +10,16 @@ use longshore_attention::Tile;
 use longshore_blocks::{
     AdmissionFilter, AdmissionRule, BlockKey, BlockPlace, Namespace,
     pool::{
-        Admission, DiskConfig as PoolDisk, Eviction, Generation, Page, Promote, Promotion, Spill, WriterId,
+        Admission, DiskConfig as PoolDisk, Eviction, Generation, Page, Promote, Promotion, SealedBlock,
+        Spill, WriterId,
     },
+    tier::Extent,
 };
 use longshore_chassis::Tasks;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    DiskTier, Record,
+    DiskSeam, DiskTier, Reads, Record,
     format::Format,
     readers::{Reader, Readers, Wanted},
     restart::{Found, Setting},
@@ -61,7 +63,7 @@ pub(crate) fn open(
     identity: &ShardIdentity,
     pool: Pool,
     seed: u64,
-    reader: impl FnOnce(DiskTier) -> Reader,
+    seam: DiskSeam,
     tasks: &Tasks,
 ) -> Result<Opened, Error> {
     let started = Instant::now();
@@ -88,17 +90,22 @@ pub(crate) fn open(
         torn = found.torn, damaged_segments = found.damaged, block_bytes = tier.block_bytes(),
         seconds = started.elapsed().as_secs_f64(), "disk tier opened"
     );
-    let reader = reader(tier);
+    let reader = Reader { tier: (seam.around)(tier), shape: identity.tile_shape };
+    let (readers, gets_at_a_time) = match seam.reads {
+        Reads::OnThreads => (Readers::start(&reader, config.disk.readers, tasks), config.disk.readers),
+        Reads::ByWhoAsks => (Readers::none(), 1),
+    };
     let (promotions, queue) = mpsc::channel(PROMOTIONS_MAX);
     let disk = Disk {
-        readers: Readers::start(&reader, config.disk.readers, tasks),
+        readers,
         reader,
         read_timeout: Duration::from_millis(config.disk.read_timeout_ms),
         wait: Duration::from_millis(config.disk.write_wait_ms),
         ended: (Mutex::new(0), Condvar::new()),
         promotions,
+        // A quarter; there may be fewer than four.
         permits: Arc::new(Semaphore::new((config.attend_concurrency / 4).max(1))),
-        get_permits: Arc::new(Semaphore::new(config.disk.readers.max(1))),
+        get_permits: Arc::new(Semaphore::new(gets_at_a_time)),
     };
     Ok(Opened { disk, promotions: queue, pool, placed })
 }
@@ -196,33 +203,63 @@ impl Store {
         !late
     }
 
-    fn spill(&self, disk: &Disk, spill: Spill<Arc<Tile>>) {
-        let (block, pages, place) = (spill.block.clone(), spill.pages.clone(), spill.extent.index());
+    /// Carries out an order of the pool; false when it failed.
+    pub(super) fn spill(&self, disk: &Disk, spill: Spill<Arc<Tile>>) -> bool {
+        let (block, pages, extent) = (spill.block.clone(), spill.pages.clone(), spill.extent.clone());
+        let is_check = spill.is_check;
         let mut under_way = Spilling { store: self, disk, spill: Some(spill), written: false };
+        under_way.written = match is_check {
+            true => self.is_readable(disk, &block, extent),
+            false => self.write(disk, &block, &pages, extent.index()),
+        };
+        // Its memory goes with the last handle, which is not to be this one.
+        drop(pages);
+        under_way.written
+    }
+
+    fn write(
+        &self,
+        disk: &Disk,
+        block: &SealedBlock<Arc<Tile>>,
+        pages: &[Page<Arc<Tile>>],
+        place: u64,
+    ) -> bool {
         let (namespace, key) = (block.namespace(), block.key());
         let record = Record {
             namespace,
             key,
             generation: block.generation().number(),
             belongs: self.with_inventory(|_, inventory, _| inventory.place_of(namespace, key)),
-            pages: &pages,
+            pages,
         };
         match disk.reader.tier.write(place, &record) {
-            Ok(()) => under_way.written = true,
+            Ok(()) => true,
             Err(error) => {
                 self.metrics.disk_write_errors.inc();
                 tracing::warn!(shard = %self.identity().shard_id, block = %block.key(), %error, "a block cannot be written to disk: nothing is written for a while, blocks that make way are lost");
+                false
             }
         }
-        // Its memory goes with the last handle, which is not to be this one.
-        drop(pages);
+    }
+
+    /// Whether the copy of a block on disk can be read and is sound.
+    fn is_readable(&self, disk: &Disk, block: &SealedBlock<Arc<Tile>>, extent: Arc<Extent>) -> bool {
+        let checksums = block.checksums().iter().zip(0..);
+        let mut bad = checksums.filter_map(|(crc32c, layer)| {
+            let wanted = Wanted { extent: extent.clone(), layer, crc32c: *crc32c };
+            disk.reader.read(&wanted).err()
+        });
+        let Some(bad) = bad.next() else { return true };
+        self.metrics.disk_read_errors.inc();
+        tracing::warn!(shard = %self.identity().shard_id, block = %block.key(), ?bad, "the copy of a block on disk cannot be read: the block stays in memory");
+        false
     }
 
     /// Reads the tiles of some layers of a block on disk and checks them.
     pub(crate) fn read_layers(
         &self,
-        block: &longshore_blocks::pool::SealedBlock<Arc<Tile>>,
-        extent: &Arc<longshore_blocks::tier::Extent>,
+        block: &SealedBlock<Arc<Tile>>,
+        extent: &Arc<Extent>,
         layers: std::ops::Range<u32>,
     ) -> Result<Vec<Arc<Tile>>, Error> {
         let Some(disk) = self.disk() else { return Err(self.panicked()) };

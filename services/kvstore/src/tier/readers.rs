@@ -30,6 +30,13 @@ pub(crate) enum Bad {
     Io(io::Error),
 }
 
+impl Bad {
+    /// Whether it says that the disk fails, and not only that this tile is damaged or beyond the end of its file.
+    pub(crate) fn is_of_disk(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof)
+    }
+}
+
 /// A tile to be read.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
@@ -80,16 +87,18 @@ impl Reader {
 /// The threads.
 #[derive(Debug)]
 pub(super) struct Readers {
-    /// `None` where there are no threads.
+    /// `None` where everybody reads himself ([`super::Reads::ByWhoAsks`]).
     jobs: Option<SyncSender<Job>>,
 }
 
 impl Readers {
-    /// Without `threads` everybody reads himself.
+    /// No threads.
+    pub(super) fn none() -> Self {
+        Self { jobs: None }
+    }
+
+    /// Starts `threads`, which is not 0.
     pub(super) fn start(reader: &Reader, threads: usize, tasks: &Tasks) -> Self {
-        if threads == 0 {
-            return Self { jobs: None };
-        }
         let (jobs, queue) = sync_channel::<Job>(QUEUE_MAX);
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..threads {

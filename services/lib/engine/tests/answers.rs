@@ -7,15 +7,12 @@ mod support;
 use std::sync::{Arc, atomic::Ordering};
 
 use longshore_attention::{HeadPattern, HeadPlan, KvDtype, PrefillPolicy};
-use longshore_engine::{
-    AnswerVisits, EngineOptions, Logits, Sequence, StepInput,
-    testing::{Bodies, tokens},
-};
+use longshore_engine::{AnswerVisits, EngineOptions, Logits, Sequence, StepInput, testing::tokens};
 use longshore_fabric::{CallContext, Code};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use support::{BLOCK, World, bits};
+use support::{BLOCK, World, bits, tiles};
 
 /// All heads in all layers but one; some heads in some layers.
 const POLICIES: [&str; 4] = [
@@ -59,12 +56,6 @@ fn compute(
     }
     let visits = sequence.answer_visits();
     (bits(&all), AnswerVisits { blocks: visits.blocks - before.blocks, of: visits.of - before.of })
-}
-
-fn tiles(sequence: &Sequence, from: u64) -> Bodies {
-    let blocks = from..sequence.full_blocks();
-    let tiles = blocks.flat_map(|block| sequence.block_messages(block).expect("the block is local"));
-    tiles.map(|tile| ((tile.key, tile.layer as usize), tile.data.to_vec())).collect()
 }
 
 fn answering(world: &World, mut sequence: Sequence, text: &str, prompt_tokens: usize) -> Sequence {

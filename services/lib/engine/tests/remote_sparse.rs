@@ -8,14 +8,13 @@ use std::sync::{Arc, atomic::Ordering};
 
 use longshore_attention::{HeadBudgets, HeadPlan, KvDtype, PrefillPolicy};
 use longshore_engine::{
-    EngineOptions, Error, Logits, RemoteVisits, Sequence, StepInput, StepObserver,
-    testing::{Bodies, tokens},
+    EngineOptions, Error, Logits, RemoteVisits, Sequence, StepInput, StepObserver, testing::tokens,
 };
 use longshore_fabric::{CallContext, Code};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use support::{BLOCK, World, bits};
+use support::{BLOCK, World, bits, tiles};
 
 /// Policies that read only summaries, or none.
 const POLICIES: [&str; 10] = [
@@ -73,13 +72,6 @@ fn compute(world: &World, sequence: &mut Sequence, tokens: &[u32], chunk: usize)
         logits = outputs.expect("the step runs").remove(0).expect("shards answer").expect("they were wanted");
     }
     (bits(&logits), watch.visits)
-}
-
-/// The tiles of blocks `[from, full)` of a sequence whose later blocks are here.
-fn tiles(sequence: &Sequence, from: u64) -> Bodies {
-    let blocks = from..sequence.full_blocks();
-    let tiles = blocks.flat_map(|block| sequence.block_messages(block).expect("the block is local"));
-    tiles.map(|tile| ((tile.key, tile.layer as usize), tile.data.to_vec())).collect()
 }
 
 fn opened(world: &World, prefix: &[u32], text: &str, dense_from: u64) -> (Sequence, u64) {

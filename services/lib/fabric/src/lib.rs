@@ -22,3 +22,4 @@ pub use grpc::{GrpcConnector, GrpcOptions};
 pub use link::{AttendLink, PendingAttend, StripePartial};
 pub use local::{AnyConnector, LocalConnector};
 pub use tcp::{TcpPatience, TileRooms, TileTraffic};
+pub use tiles::PART_REFUSED;

@@ -30,6 +30,7 @@ use crate::{
     tcp::{Buffers, Door},
 };
 
+pub(crate) use budget::Peer;
 pub(crate) use call::{REQUEST_ID, TRACEPARENT};
 pub use options::ServerOptions;
 pub use run::serve;
@@ -75,8 +76,8 @@ impl Services {
             door: self.door.clone(),
             buffers: Buffers::default(),
         };
-        let budget = budget::Budget::new(&self.options);
-        self.add(tiles::TileService::new(service, budget, limit));
+        let budget = budget::Budget::new(&self.options, self.traffic.clone());
+        self.add(tiles::TileService::new(service, budget, &self.options));
         self
     }
 
@@ -119,7 +120,7 @@ impl Services {
         self.readiness.clone()
     }
 
-    /// The tile connections of this listener, as long as it lives.
+    /// The tiles of this listener, as long as it lives.
     pub fn tile_traffic(&self) -> TileTraffic {
         self.traffic.clone()
     }

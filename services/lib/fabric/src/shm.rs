@@ -25,6 +25,8 @@ use std::{
 
 use longshore_proto::{WireError, types::TileMessage, v1};
 
+use crate::server::Peer;
+
 /// The tile of a message that may name shared memory; refused where there is none.
 pub(crate) fn receive(link: Option<&Arc<Link>>, wire: v1::Tile) -> Result<TileMessage, WireError> {
     match link {
@@ -68,8 +70,8 @@ fn is_here(ip: IpAddr) -> bool {
 pub(crate) struct Connection {
     /// Shared memory, on connections that have some.
     pub(crate) link: Option<Arc<Link>>,
-    /// Its tile streams under way.
-    pub(crate) tile_streams: Arc<AtomicUsize>,
+    /// What its tiles take.
+    pub(crate) peer: Arc<Peer>,
     /// Tile connections that it asked for.
     pub(crate) tile_connections: Arc<AtomicUsize>,
 }

@@ -57,6 +57,13 @@ pub struct TcpPatience {
     pub bytes_per_second_min: u64,
 }
 
+impl TcpPatience {
+    /// What a message of so many bytes may take that brings a tile over another lane: streams of one connection wait for each other there.
+    pub(crate) fn of_message(&self, bytes: usize) -> Duration {
+        pace::Pace::of_body(self.write, bytes, self).whole()
+    }
+}
+
 impl Default for TcpPatience {
     fn default() -> Self {
         Self {

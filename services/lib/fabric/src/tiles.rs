@@ -23,9 +23,14 @@ pub(crate) fn whole(tile: TileMessage) -> Result<TileMessage, Error> {
     if tile.data.heads().is_some() { Err(part_refused()) } else { Ok(tile) }
 }
 
+/// Field and problem of some KV heads of a tile that were to be stored, on every lane.
+pub const PART_REFUSED: (&str, &str) =
+    ("tile.heads", "is set, tiles are stored whole; hint: send all of its KV heads without it");
+
 /// Some KV heads of a tile were to be stored.
 pub(crate) fn part_refused() -> Error {
-    Error::invalid("tile.heads", "is set, tiles are stored whole; hint: send all of its KV heads without it")
+    let (field, problem) = PART_REFUSED;
+    Error::invalid(field, problem)
 }
 
 /// Path of the method that stores tiles.

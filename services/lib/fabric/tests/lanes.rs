@@ -8,6 +8,8 @@ mod attention;
 mod calls;
 #[path = "lanes/fake.rs"]
 mod fake;
+#[path = "lanes/flood.rs"]
+mod flood;
 #[path = "lanes/forward.rs"]
 mod forward;
 #[path = "lanes/house.rs"]

@@ -1,5 +1,6 @@
 //! The pool by hand-written stories; `schedule` drives it at random.
 
+mod kept;
 mod notes;
 mod schedule;
 mod shares;

@@ -1,6 +1,8 @@
 //! The tier below memory: which blocks go there, which come back, which go altogether. Bytes are moved by others: the pool
 //! gives an order, stays usable meanwhile, and is told the outcome.
 
+mod kept;
+
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::Arc,
@@ -25,7 +27,7 @@ pub struct DiskConfig {
     pub pause_ms: u64,
 }
 
-/// An order to write a block to the tier below. [`BlockPool::finish_spill`] ends it.
+/// An order to bring a block to the tier below. [`BlockPool::finish_spill`] ends it.
 #[derive(Debug)]
 #[must_use = "the block's memory is kept until the pool is told the outcome"]
 pub struct Spill<T> {
@@ -35,6 +37,8 @@ pub struct Spill<T> {
     pub pages: Pages<T>,
     /// Where to.
     pub extent: Arc<Extent>,
+    /// It lies there already and has to be read and compared with its checksums instead: memory is given up only if that goes well.
+    pub is_check: bool,
 }
 
 /// An order to read a block back into memory. [`BlockPool::finish_promotion`] ends it.
@@ -74,6 +78,13 @@ enum Denied {
     Unworthy,
 }
 
+/// What becomes of the places of blocks that are in memory as well, when another one needs a place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copies {
+    MayGo,
+    Stay,
+}
+
 /// The tier below memory.
 #[derive(Debug)]
 pub(super) struct Disk<T> {
@@ -89,6 +100,7 @@ pub(super) struct Disk<T> {
     pub(super) leaving: usize,
     pub(super) coming: usize,
     paused_until_ms: u64,
+    trust: kept::Trust,
 }
 
 impl<T> Disk<T> {
@@ -120,6 +132,7 @@ impl<T> BlockPool<T> {
             leaving: 0,
             coming: 0,
             paused_until_ms: 0,
+            trust: kept::Trust::default(),
         });
         self
     }
@@ -225,6 +238,7 @@ impl<T> BlockPool<T> {
     /// Writes nothing for a while: what must leave memory is lost unless something keeps it.
     pub fn pause_spills(&mut self, now_ms: u64) {
         if let Some(disk) = &mut self.disk {
+            disk.trust.doubted = true;
             disk.paused_until_ms = now_ms.saturating_add(disk.config.pause_ms);
         }
     }
@@ -257,79 +271,59 @@ impl<T> BlockPool<T> {
         false
     }
 
-    /// Moves a block that nothing but a promise keeps in memory: on the tier below it is kept as well.
-    fn spill_promised(&mut self, now_ms: u64) -> bool {
-        if self.disk.is_none() {
-            return false;
-        }
-        let promised = self.leases.first().or_else(|| self.pinned.first().copied());
-        let Some((_, victim)) = promised else { return false };
-        if self.take_down_copied(victim) {
-            return false;
-        }
-        self.unqueue(victim);
-        self.policy.forget(victim);
-        let ordered = self.order_spill(victim, now_ms, false);
-        if !ordered {
-            self.queue(victim);
-            // Whatever keeps it, and while nothing is written: nothing is lost by that as long as the disk can be read.
-            let copied = self.disk.as_ref().and_then(|disk| disk.copies.first().copied());
-            copied.map(|generation| self.take_down_copied(generation));
-        }
-        ordered
-    }
-
-    /// Takes a queued block out of memory that lies below as well; false when it does not.
-    pub(super) fn take_down_copied(&mut self, generation: Generation) -> bool {
-        let Some(copy) = self.held.get(&generation).and_then(|held| held.block.extent()) else {
-            return false;
-        };
-        self.unqueue(generation);
-        self.policy.forget(generation);
-        self.take_down(generation, copy);
+    /// Orders the write of a block that is in no queue. False when it cannot go down, or (`ask`) is not worth it.
+    fn order_spill(&mut self, victim: Generation, now_ms: u64, ask: bool) -> bool {
+        let key = self.held.get(&victim).expect("queued blocks are held").block.key();
+        let Some(extent) = self.extent_for(ask.then_some(key), Copies::MayGo, now_ms) else { return false };
+        let spill = self.spill_to(victim, extent);
+        self.disk.as_mut().expect("an extent was taken from it").orders.push_back(spill);
         true
     }
 
-    /// Orders the write of a block that is in no queue. False when it cannot go down, or (`ask`) is not worth it.
-    fn order_spill(&mut self, victim: Generation, now_ms: u64, ask: bool) -> bool {
-        let block = self.held.get(&victim).expect("queued blocks are held").block.clone();
-        let wanted = ask.then_some(block.key());
-        let Some(disk) = &self.disk else { return false };
+    /// A place for a block on the tier below; `wanted` is its key unless it is kept and need not be worth it. Counts why there is none.
+    fn extent_for(&mut self, wanted: Option<BlockKey>, copies: Copies, now_ms: u64) -> Option<Arc<Extent>> {
+        let disk = self.disk.as_ref()?;
         let extent = if now_ms < disk.paused_until_ms {
             Err(Denied::NoRoom)
         } else if wanted.is_some_and(|key| !disk.filter.admits(&key, None)) {
             Err(Denied::Unworthy)
         } else {
-            self.take_extent(wanted, now_ms)
+            self.take_extent(wanted, copies, now_ms)
         };
-        let extent = match extent {
-            Ok(extent) => extent,
-            Err(Denied::NoRoom) => {
-                self.totals.spills_skipped += 1;
-                return false;
-            }
-            Err(Denied::Unworthy) => {
-                self.totals.spills_refused += 1;
-                return false;
-            }
-        };
+        match extent {
+            Ok(extent) => return Some(extent),
+            Err(Denied::NoRoom) => self.totals.spills_skipped += 1,
+            Err(Denied::Unworthy) => self.totals.spills_refused += 1,
+        }
+        None
+    }
+
+    /// A block in no queue is on its way to a place.
+    fn spill_to(&mut self, generation: Generation, extent: Arc<Extent>) -> Spill<T> {
+        let held = self.held.get_mut(&generation).expect("queued blocks are held");
+        held.stage = Stage::Leaving;
+        let block = held.block.clone();
         let pages = block.pages().expect("blocks that leave memory are in memory");
-        let disk = self.disk.as_mut().expect("an extent was taken from it");
-        disk.leaving += 1;
-        disk.orders.push_back(Spill { block, pages, extent });
-        self.held.get_mut(&victim).expect("queued blocks are held").stage = Stage::Leaving;
-        true
+        self.disk.as_mut().expect("an extent was taken from it").leaving += 1;
+        Spill { block, pages, extent, is_check: false }
     }
 
     /// A free place on the tier below; blocks that are in memory as well lose theirs first, then the policy decides.
     /// `wanted` is the block that asks, unless it is kept and need not be worth it.
-    fn take_extent(&mut self, wanted: Option<BlockKey>, now_ms: u64) -> Result<Arc<Extent>, Denied> {
+    fn take_extent(
+        &mut self,
+        wanted: Option<BlockKey>,
+        copies: Copies,
+        now_ms: u64,
+    ) -> Result<Arc<Extent>, Denied> {
         loop {
             let disk = self.disk.as_mut().ok_or(Denied::NoRoom)?;
             if let Some(extent) = disk.extents.take() {
                 return Ok(extent);
             }
-            if let Some(generation) = disk.copies.pop_first() {
+            if copies == Copies::MayGo
+                && let Some(generation) = disk.copies.pop_first()
+            {
                 let copy = self.held.get(&generation).and_then(|held| held.block.drop_copy());
                 disk.extents.retire(copy.expect("the blocks in `copies` have one"));
                 continue;
@@ -367,7 +361,7 @@ impl<T> BlockPool<T> {
         self.disk.as_mut()?.orders.pop_front()
     }
 
-    /// Ends a spill: the block is below, or nothing was written and writing pauses.
+    /// Ends a spill: the block is below, or nothing was written and writing pauses. A check ends in the same way when the block was read.
     pub fn finish_spill(&mut self, spill: Spill<T>, written: bool, now_ms: u64) {
         let generation = spill.block.generation();
         let Some(disk) = &mut self.disk else { return };
@@ -376,12 +370,19 @@ impl<T> BlockPool<T> {
         let kept = held.pins > 0 || held.lease_until_ms > now_ms;
         held.stage = Stage::Memory;
         if written && !held.condemned {
-            self.totals.spilled += 1;
+            match spill.is_check {
+                true => disk.was_read(),
+                false => self.totals.spilled += 1,
+            }
             drop(spill.pages);
             self.take_down(generation, spill.extent);
             return;
         }
+        if spill.is_check {
+            return self.give_up_copy(spill, written, now_ms);
+        }
         if !written {
+            disk.trust.doubted = true;
             self.totals.spills_failed += 1;
             disk.paused_until_ms = now_ms.saturating_add(disk.config.pause_ms);
         }
@@ -444,6 +445,7 @@ impl<T> BlockPool<T> {
                 held.block.enter_memory(pages);
                 held.stage = Stage::Memory;
                 disk.copies.insert(generation);
+                disk.was_read();
                 self.totals.promoted += 1;
             }
             _ => {

@@ -19,6 +19,13 @@ pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
+/// The tiles of blocks `[from, full)` of a sequence whose later blocks are here.
+pub(crate) fn tiles(sequence: &Sequence, from: u64) -> Bodies {
+    let blocks = from..sequence.full_blocks();
+    let tiles = blocks.flat_map(|block| sequence.block_messages(block).expect("the block is local"));
+    tiles.map(|tile| ((tile.key, tile.layer as usize), tile.data.to_vec())).collect()
+}
+
 pub(crate) struct World {
     pub(crate) runtime: Runtime,
     pub(crate) cluster: TestCluster,

@@ -1,164 +1,251 @@
-//! Bytes of tiles that are under way: bounded for each stream by waiting, for each tenant and each peer by refusing streams.
+//! Bytes of tiles that are under way at a listener. A stream waits for its own; those of all streams of a peer, of a tenant and of the
+//! listener are bounded by waiting for a while and refusing then, so that whoever takes and keeps them harms himself first.
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
 use longshore_blocks::Namespace;
-use longshore_proto::types::TileMessage;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
 
 use super::ServerOptions;
-use crate::{Code, Error};
+use crate::{Code, Error, TileTraffic};
 
-/// When a refused stream may be tried again.
+/// When what was refused may be tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// Bytes that some streams have together.
+#[derive(Debug, Clone)]
+struct Share {
+    who: &'static str,
+    limit: usize,
+    free: Arc<Semaphore>,
+}
+
+impl Share {
+    fn new(who: &'static str, limit: usize) -> Self {
+        let limit = limit.clamp(1, Semaphore::MAX_PERMITS);
+        Self { who, limit, free: Arc::new(Semaphore::new(limit)) }
+    }
+
+    /// What is larger than the whole share takes all of it.
+    fn permits(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.min(self.limit)).unwrap_or(u32::MAX)
+    }
+
+    fn full(&self, bytes: usize) -> Error {
+        let Self { who, limit, .. } = self;
+        let text = format!(
+            "{who} has no room for {bytes} more bytes of tiles under way, of {limit} in all; hint: retry later"
+        );
+        Error::new(Code::ResourceExhausted, text).with_retry_after(RETRY_AFTER)
+    }
+
+    /// Takes bytes that are free now.
+    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
+        let taken = Arc::clone(&self.free).try_acquire_many_owned(self.permits(bytes));
+        taken.map_err(|_| self.full(bytes))
+    }
+
+    /// Waits for bytes until `end`.
+    async fn wait(&self, bytes: usize, end: Instant) -> Result<OwnedSemaphorePermit, Error> {
+        let waiting = Arc::clone(&self.free).acquire_many_owned(self.permits(bytes));
+        match timeout_at(end, waiting).await {
+            Ok(Ok(taken)) => Ok(taken),
+            Ok(Err(_)) | Err(_) => Err(self.full(bytes)),
+        }
+    }
+}
 
 /// The bounds of one listener and what is under way; clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
-    /// Bytes that one stream may have under way.
+    /// Bytes that one stream may have under way, which HTTP/2 may hold unread beside them.
     stream_bytes: usize,
-    tenant_streams_max: usize,
-    peer_streams_max: usize,
-    tenants: Arc<Mutex<HashMap<Namespace, usize>>>,
+    /// What HTTP/2 may hold unread of all streams of a connection.
+    connection_bytes: usize,
+    /// What a stream may read beyond the message that it reads.
+    frame_bytes: usize,
+    tenant_bytes_max: usize,
+    peer_bytes_max: usize,
+    patience: Duration,
+    listener: Share,
+    tenants: Arc<Mutex<HashMap<Namespace, Weak<Semaphore>>>>,
+    traffic: TileTraffic,
+}
+
+/// What a listener knows of the tiles of one gRPC connection.
+#[derive(Debug, Default)]
+pub(crate) struct Peer {
+    share: OnceLock<Share>,
+    /// Store streams whose tiles come as its messages.
+    writers: Mutex<usize>,
+}
+
+/// How the tiles of a stream travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Travel {
+    /// To a reader. What is read for it is not told here, so it has a window's worth from begin to end.
+    Out,
+    /// From a writer as messages, of which HTTP/2 holds some unread.
+    InMessages,
+    /// From a writer on a tile connection, where what is not read stays with the kernel.
+    InFrames,
 }
 
 /// One tile stream under way.
 #[derive(Debug)]
 pub(super) struct Reservation {
-    budget: Budget,
-    tenant: Namespace,
-    peer: Arc<AtomicUsize>,
-    bytes: Arc<Semaphore>,
+    stream: Share,
+    /// Of the peer, the tenant and the listener. All streams take from them in this order, so that nobody waits in a circle.
+    shares: [Share; 3],
+    patience: Duration,
+    traffic: TileTraffic,
+    _kept: Kept,
 }
 
+/// What a stream has from begin to end.
+#[derive(Debug)]
+enum Kept {
+    Nothing,
+    Window { _of: [OwnedSemaphorePermit; 3] },
+    Unread { _of: Unread },
+}
+
+/// Bytes of a tile that are under way until this is dropped.
+pub(super) type Room = [OwnedSemaphorePermit; 4];
+
 impl Budget {
-    pub(super) fn new(options: &ServerOptions) -> Self {
-        let stream_bytes = options.stream_window_bytes.max(1) as usize;
-        let streams = |bytes: usize| (bytes / stream_bytes).max(1);
+    pub(super) fn new(options: &ServerOptions, traffic: TileTraffic) -> Self {
+        let listener = Share::new("the listener", options.tile_bytes_max);
+        traffic.show_budget(listener.limit, &listener.free);
         Self {
-            stream_bytes,
-            tenant_streams_max: streams(options.tenant_tile_bytes_max),
-            peer_streams_max: streams(options.peer_tile_bytes_max),
+            stream_bytes: options.stream_window_bytes.max(1) as usize,
+            connection_bytes: options.connection_window_bytes as usize,
+            frame_bytes: options.frame_bytes_max as usize,
+            tenant_bytes_max: options.tenant_tile_bytes_max,
+            peer_bytes_max: options.peer_tile_bytes_max,
+            patience: options.tile_room_patience,
+            listener,
             tenants: Arc::default(),
+            traffic,
         }
     }
 
-    /// Room for a stream of `tenant` from the peer that counts in `peer`.
-    pub(super) fn reserve(&self, tenant: Namespace, peer: &Arc<AtomicUsize>) -> Result<Reservation, Error> {
-        let full = |who: &str, limit: usize| {
-            let text =
-                format!("{who} has {limit} tile streams under way, which is the limit; hint: retry later");
-            Error::new(Code::ResourceExhausted, text).with_retry_after(RETRY_AFTER)
+    /// Room for a stream of `tenant` from `peer`; refused where there is none now.
+    pub(super) fn reserve(
+        &self,
+        tenant: Namespace,
+        peer: &Arc<Peer>,
+        travel: Travel,
+    ) -> Result<Reservation, Error> {
+        self.reserved(tenant, peer, travel).inspect_err(|_| self.traffic.refused())
+    }
+
+    fn reserved(&self, tenant: Namespace, peer: &Arc<Peer>, travel: Travel) -> Result<Reservation, Error> {
+        let of_peer = peer.share.get_or_init(|| Share::new("the connection", self.peer_bytes_max)).clone();
+        let shares = [of_peer, self.share_of(tenant), self.listener.clone()];
+        let kept = match travel {
+            Travel::Out => {
+                let [peer, tenant, listener] = &shares;
+                let take = |share: &Share| share.take(self.stream_bytes);
+                Kept::Window { _of: [take(peer)?, take(tenant)?, take(listener)?] }
+            }
+            Travel::InMessages => {
+                let [of_peer, _, listener] = shares.clone();
+                Kept::Unread { _of: Unread::of_one_more(self, peer, [of_peer, listener])? }
+            }
+            Travel::InFrames => Kept::Nothing,
         };
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = tenants.get(&tenant).copied().unwrap_or(0);
-        if count >= self.tenant_streams_max {
-            return Err(full("the tenant", self.tenant_streams_max));
-        }
-        if peer.fetch_add(1, Ordering::AcqRel) >= self.peer_streams_max {
-            peer.fetch_sub(1, Ordering::AcqRel);
-            return Err(full("the connection", self.peer_streams_max));
-        }
-        tenants.insert(tenant, count + 1);
+        let stream = Share::new("the stream", self.stream_bytes);
         Ok(Reservation {
-            budget: self.clone(),
-            tenant,
-            peer: Arc::clone(peer),
-            bytes: Arc::new(Semaphore::new(self.stream_bytes)),
+            stream,
+            shares,
+            patience: self.patience,
+            traffic: self.traffic.clone(),
+            _kept: kept,
         })
     }
 
+    /// The share of a tenant lasts as long as a stream of his or a tile that is under way.
+    fn share_of(&self, tenant: Namespace) -> Share {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        tenants.retain(|_, share| share.strong_count() > 0);
+        let mut share = Share::new("the tenant", self.tenant_bytes_max);
+        match tenants.get(&tenant).and_then(Weak::upgrade) {
+            Some(free) => share.free = free,
+            None => drop(tenants.insert(tenant, Arc::downgrade(&share.free))),
+        }
+        share
+    }
+
+    /// What HTTP/2 may hold unread of so many store streams of one connection, and what they read beyond their messages.
+    fn unread(&self, streams: usize) -> usize {
+        let windows = streams.saturating_mul(self.stream_bytes).min(self.connection_bytes);
+        windows.saturating_add(streams.saturating_mul(self.frame_bytes))
+    }
+
     #[cfg(test)]
-    fn tenants_under_way(&self) -> usize {
-        self.tenants.lock().unwrap().len()
+    fn taken(&self) -> usize {
+        self.listener.limit - self.listener.free.available_permits()
     }
 }
 
 impl Reservation {
-    /// Waits until the stream may have `tile` under way too, which it then has until the last clone of its body is dropped.
-    pub(super) async fn charge(&self, mut tile: TileMessage) -> TileMessage {
-        if let Some(held) = self.room(tile.data.len()).await {
-            tile.data = tile.data.holding(held);
-        }
-        tile
-    }
-
-    /// Waits until the stream may have so many bytes more under way, which it then has until what this gives is dropped.
-    pub(super) async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        // A tile that is larger than the bound goes alone.
-        let bytes = u32::try_from(bytes.min(self.budget.stream_bytes)).unwrap_or(u32::MAX);
-        Arc::clone(&self.bytes).acquire_many_owned(bytes).await.ok()
+    /// Waits until the stream may have so many bytes more under way, which it then has until what this gives is dropped. A stream waits
+    /// for itself as long as it takes, for others as long as the listener is patient. A tile that is larger than a bound goes alone.
+    pub(super) async fn room(&self, bytes: usize) -> Result<Room, Error> {
+        let stream = &self.stream;
+        let own = Arc::clone(&stream.free).acquire_many_owned(stream.permits(bytes)).await;
+        let own = own.map_err(|_| stream.full(bytes))?;
+        let end = Instant::now() + self.patience;
+        let waiting = async {
+            let [peer, tenant, listener] = &self.shares;
+            let (peer, tenant) = (peer.wait(bytes, end).await?, tenant.wait(bytes, end).await?);
+            Ok([own, peer, tenant, listener.wait(bytes, end).await?])
+        };
+        waiting.await.inspect_err(|_| self.traffic.refused())
     }
 }
 
-impl Drop for Reservation {
+/// What HTTP/2 may hold because of one store stream more on its connection.
+#[derive(Debug)]
+struct Unread {
+    budget: Budget,
+    peer: Arc<Peer>,
+    /// Of the peer and the listener: many tenants may share a connection.
+    shares: [Share; 2],
+}
+
+impl Unread {
+    fn of_one_more(budget: &Budget, peer: &Arc<Peer>, shares: [Share; 2]) -> Result<Self, Error> {
+        let mut writers = peer.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = budget.unread(*writers + 1) - budget.unread(*writers);
+        let [of_peer, of_listener] = &shares;
+        let taken = [of_peer.take(bytes)?, of_listener.take(bytes)?];
+        // They come back by the number of streams that are left, whichever those are.
+        taken.into_iter().for_each(OwnedSemaphorePermit::forget);
+        *writers += 1;
+        drop(writers);
+        Ok(Self { budget: budget.clone(), peer: Arc::clone(peer), shares })
+    }
+}
+
+impl Drop for Unread {
     fn drop(&mut self) {
-        self.peer.fetch_sub(1, Ordering::AcqRel);
-        let mut tenants = self.budget.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = tenants.get_mut(&self.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                tenants.remove(&self.tenant);
-            }
+        let mut writers = self.peer.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.budget.unread(*writers) - self.budget.unread(*writers - 1);
+        *writers -= 1;
+        for share in &self.shares {
+            share.free.add_permits(share.permits(bytes) as usize);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use longshore_blocks::BlockKey;
-
-    use super::*;
-
-    fn budget() -> Budget {
-        Budget::new(&ServerOptions {
-            stream_window_bytes: 1000,
-            tenant_tile_bytes_max: 2000,
-            peer_tile_bytes_max: 3000,
-            ..ServerOptions::default()
-        })
-    }
-
-    #[test]
-    fn tenants_and_peers_are_refused_apart_and_everything_comes_back() {
-        let budget = budget();
-        let tenant = |byte| Namespace::from_bytes([byte; 32]);
-        let (one, other) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let a = [budget.reserve(tenant(1), &one).unwrap(), budget.reserve(tenant(1), &one).unwrap()];
-        let refused = budget.reserve(tenant(1), &other).unwrap_err();
-        assert_eq!((refused.code, refused.retry_after), (Code::ResourceExhausted, Some(RETRY_AFTER)));
-        let b = budget.reserve(tenant(2), &one).unwrap();
-        assert!(budget.reserve(tenant(3), &one).unwrap_err().message.contains("connection"));
-        let c = budget.reserve(tenant(3), &other).unwrap();
-        drop((a, b, c));
-        assert_eq!((one.load(Ordering::SeqCst), other.load(Ordering::SeqCst)), (0, 0));
-        assert_eq!(budget.tenants_under_way(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_stream_waits_for_its_bytes() {
-        let budget = budget();
-        let stream = budget.reserve(Namespace::from_bytes([1; 32]), &Arc::default()).unwrap();
-        let tile = |bytes: usize| TileMessage {
-            key: BlockKey([1; 16]),
-            layer: 0,
-            data: vec![0; bytes].into(),
-            crc32c: 0,
-            place: None,
-        };
-        let first = stream.charge(tile(600)).await;
-        let patience = Duration::from_millis(50);
-        assert!(tokio::time::timeout(patience, stream.charge(tile(600))).await.is_err());
-        let small = stream.charge(tile(400)).await;
-        drop((first, small));
-        let large = stream.charge(tile(5000)).await;
-        assert_eq!(large.data.len(), 5000);
-    }
-}
+mod tests;

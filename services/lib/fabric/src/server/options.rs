@@ -25,12 +25,17 @@ pub struct ServerOptions {
     pub tcp_connections_max: usize,
     /// Port of the `tcp` lane, at the address of the listener; 0: any that is free.
     pub tcp_port: u16,
-    /// How long the `tcp` lane waits for peers.
+    /// How long the `tcp` lane waits for peers. A tile that comes as a message may take the time of a write there.
     pub tcp_patience: TcpPatience,
-    /// Bytes of tiles that all streams of one tenant may have under way; further streams are refused. A stream has at most its window.
+    /// Bytes of tiles that all streams may have under way, those included that HTTP/2 may hold unread for them. A stream has at most its
+    /// window, or one tile.
+    pub tile_bytes_max: usize,
+    /// The same for all streams of one tenant, without what is unread.
     pub tenant_tile_bytes_max: usize,
     /// The same for all streams of one connection.
     pub peer_tile_bytes_max: usize,
+    /// How long a tile waits until others leave room for it, before its stream is refused.
+    pub tile_room_patience: Duration,
     /// Largest HTTP/2 frame.
     pub frame_bytes_max: u32,
     /// Largest list of headers of one call.
@@ -70,8 +75,10 @@ impl Default for ServerOptions {
             tcp_connections_max: 1024,
             tcp_port: 0,
             tcp_patience: TcpPatience::default(),
-            tenant_tile_bytes_max: 2 << 30,
+            tile_bytes_max: 2 << 30,
+            tenant_tile_bytes_max: 3 << 29,
             peer_tile_bytes_max: 1 << 30,
+            tile_room_patience: Duration::from_secs(5),
             frame_bytes_max: 1 << 20,
             header_bytes_max: 16 << 10,
             keepalive_interval: Duration::from_secs(20),

@@ -84,7 +84,7 @@ impl Frames {
     async fn next(&mut self) -> Result<Option<TileMessage>, Error> {
         match self.frame().await? {
             Frame::Tile(head) => {
-                let held = self.reserved.room(head.bytes as usize).await;
+                let held = self.reserved.room(head.bytes as usize).await?;
                 let held = (held, self.lease.under_way(head.bytes as usize));
                 let read = self.lease.stream().tile(head, self.memory.as_deref(), &self.buffers).await;
                 let mut tile = read.map_err(|fault| fault.of_request())?;

@@ -7,9 +7,10 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt, stream};
 use http::{HeaderValue, Request, Response, header};
 use longshore_proto::{
     types::{GetBlocks, PutAck, TileMessage},
@@ -20,19 +21,23 @@ use tonic::{Status, body::Body, metadata::MetadataMap, server::NamedService};
 use tower::Service;
 
 use super::{
-    budget::{Budget, Reservation},
+    ServerOptions,
+    budget::{Budget, Reservation, Travel},
     pump::{self, Step},
     refusal::from_request,
     shard::{ShardService, put_start},
     streamed,
 };
 use crate::{
-    BoxStream, CallContext, Error, Lane,
+    BoxStream, CallContext, Code, Error, Lane, TcpPatience,
     lane::{Hop, within},
     shm::{self, Connection, Lender, Link},
     tcp::Lease,
     tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS, TileRequest},
 };
+
+/// Most bytes of the message that begins a store stream: there is no room for more before it says whose it is.
+const START_BYTES_MAX: usize = 64 << 10;
 
 /// Serves a shard.
 #[derive(Debug, Clone)]
@@ -41,14 +46,16 @@ pub(super) struct TileService {
     generated: KvStoreServiceServer<ShardService>,
     budget: Budget,
     message_bytes_max: usize,
+    patience: TcpPatience,
 }
 
 impl TileService {
-    pub(super) fn new(shard: ShardService, budget: Budget, message_bytes_max: usize) -> Self {
+    pub(super) fn new(shard: ShardService, budget: Budget, options: &ServerOptions) -> Self {
+        let (message_bytes_max, patience) = (options.message_bytes_max, options.tcp_patience);
         let generated = KvStoreServiceServer::new(shard.clone())
             .max_decoding_message_size(message_bytes_max)
             .max_encoding_message_size(message_bytes_max);
-        Self { shard, generated, budget, message_bytes_max }
+        Self { shard, generated, budget, message_bytes_max, patience }
     }
 }
 
@@ -107,7 +114,8 @@ impl TileService {
         let mut start = first(&hop, &mut messages).await?;
         let wanted = start.connection.take();
         let (identity, shape) = put_start(start)?;
-        let reserved = Arc::new(self.budget.reserve(identity.namespace, &connection.tile_streams)?);
+        let travel = if wanted.is_some() { Travel::InFrames } else { Travel::InMessages };
+        let reserved = Arc::new(self.budget.reserve(identity.namespace, &connection.peer, travel)?);
         if let Some(wanted) = wanted {
             let lease = self.lease(&wanted).map_err(|error| error.within("start"))?;
             return streamed::put_blocks(
@@ -122,10 +130,8 @@ impl TileService {
         }
         let (sender, received) = mpsc::channel(pump::QUEUE);
         let (link, held) = (connection.link, Arc::clone(&reserved));
-        let incoming = messages
-            .decoded(tiles::tile_request)
-            .then(move |message| charged(Arc::clone(&held), link.clone(), message));
-        let pump = pump::pump(Box::pin(incoming), sender, None, |tile| Ok(Step::Forward(tile)));
+        let incoming = Incoming { messages, reserved: held, link, patience: self.patience };
+        let pump = pump::pump(Box::pin(incoming.tiles()), sender, None, |tile| Ok(Step::Forward(tile)));
         let context = hop.context.clone();
         let call = self.shard.shard.put_blocks(&context, identity, shape, received);
         let acks: BoxStream<PutAck> = pump::converse(hop, pump, call).await?;
@@ -147,7 +153,8 @@ impl TileService {
         let wanted = message.connection.take();
         let heads = message.head_range()?;
         let get = GetBlocks::try_from(message)?;
-        let reserved = Arc::new(self.budget.reserve(get.identity.namespace, &connection.tile_streams)?);
+        let reserved = self.budget.reserve(get.identity.namespace, &connection.peer, Travel::Out)?;
+        let reserved = Arc::new(reserved);
         if let Some(wanted) = wanted {
             if heads.is_some() {
                 return Err(Error::invalid("connection", "is set, but parts of tiles come as messages"));
@@ -189,31 +196,64 @@ pub(super) async fn read(
     }
 }
 
-/// A tile for the service, which verifies it, once its stream may have it under way.
-async fn charged(
+/// What a store stream reads whose tiles come as messages.
+struct Incoming {
+    messages: Messages,
     reserved: Arc<Reservation>,
     link: Option<Arc<Link>>,
-    message: Result<TileRequest, Status>,
-) -> Result<TileMessage, Status> {
-    let tile = match message? {
-        TileRequest::Tile(tile) => tile,
-        TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Tile(tile)) }) => {
-            let tile = shm::receive(link.as_ref(), tile);
-            tiles::whole(tile.map_err(|fault| Error::from(fault.within("tile")))?)?
-        }
-        TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Start(_)) }) => {
-            return Err(pump::start_repeated().into());
-        }
-        TileRequest::Other(v1::PutBlocksRequest { part: None }) => {
-            return Err(Error::invalid("part", "is not set").into());
-        }
-    };
-    Ok(reserved.charge(tile).await)
+    patience: TcpPatience,
 }
 
-/// The parameters, which the first message carries.
+impl Incoming {
+    /// Until the end or the first error.
+    fn tiles(self) -> impl Stream<Item = Result<TileMessage, Status>> + Send + 'static {
+        stream::unfold(Some(self), |incoming| async move {
+            let mut incoming = incoming?;
+            match incoming.next().await.transpose()? {
+                Ok(tile) => Some((Ok(tile), Some(incoming))),
+                Err(status) => Some((Err(status), None)),
+            }
+        })
+    }
+
+    /// A tile for the service, which verifies it. There must be room for a message before it is read: until then it waits in the windows
+    /// of its connection. One that has room has to come, so that nobody keeps room for what he never sends.
+    async fn next(&mut self) -> Result<Option<TileMessage>, Status> {
+        let Some(bytes) = self.messages.begin().await? else { return Ok(None) };
+        let held = self.reserved.room(bytes).await?;
+        let whole = self.patience.of_message(bytes);
+        let message = tokio::time::timeout(whole, self.messages.next()).await.map_err(|_| late(whole))??;
+        let Some(message) = message else { return Ok(None) };
+        let mut tile = incoming_tile(tiles::tile_request(message)?, self.link.as_ref())?;
+        tile.data = tile.data.holding(held);
+        Ok(Some(tile))
+    }
+}
+
+fn late(whole: Duration) -> Error {
+    let text = format!("a message was not whole after {} ms; hint: send it at once", whole.as_millis());
+    Error::new(Code::Unavailable, text).with_field("message")
+}
+
+fn incoming_tile(message: TileRequest, link: Option<&Arc<Link>>) -> Result<TileMessage, Error> {
+    match message {
+        TileRequest::Tile(tile) => Ok(tile),
+        TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Tile(tile)) }) => {
+            tiles::whole(shm::receive(link, tile).map_err(|fault| fault.within("tile"))?)
+        }
+        TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Start(_)) }) => {
+            Err(pump::start_repeated())
+        }
+        TileRequest::Other(v1::PutBlocksRequest { part: None }) => Err(Error::invalid("part", "is not set")),
+    }
+}
+
+/// The parameters, which the first message carries. Nothing is large that begins with them.
 async fn first(hop: &Hop, messages: &mut Messages) -> Result<v1::PutBlocksStart, Error> {
     let message = within(&hop.context, async {
+        if messages.begin().await.map_err(|status| from_request(&status))? > Some(START_BYTES_MAX) {
+            return Err(pump::start_missing());
+        }
         let message = messages.next().await.and_then(|message| message.map(tiles::tile_request).transpose());
         message.map_err(|status| from_request(&status))
     });

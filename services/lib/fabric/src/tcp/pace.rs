@@ -26,6 +26,11 @@ impl Pace {
         Self::new(pause, pause + Duration::from_micros(micros))
     }
 
+    /// What all steps together may take.
+    pub(super) fn whole(&self) -> Duration {
+        self.whole
+    }
+
     /// Waits for a step. What is there already is never too late: that a peer is waited for is its fault, that this side was busy is not.
     pub(super) async fn step<T>(&self, step: impl Future<Output = io::Result<T>>) -> Result<T, Fault> {
         let late = Instant::now() + self.pause;

@@ -1,11 +1,13 @@
-//! Tile connections at the moment, for whoever shows them.
+//! Tile connections and bytes of tiles at the moment, for whoever shows them.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock, Weak,
     atomic::{AtomicU64, Ordering},
 };
 
-/// The tile connections of one listener and what is on them. Clones share the numbers.
+use tokio::sync::Semaphore;
+
+/// The tile connections of one listener, what is on them, and what tiles take of the listener's budget. Clones share the numbers.
 #[derive(Debug, Clone, Default)]
 pub struct TileTraffic {
     now: Arc<Now>,
@@ -15,9 +17,39 @@ pub struct TileTraffic {
 struct Now {
     connections: AtomicU64,
     bytes: AtomicU64,
+    /// Bytes of the budget, and those that are free.
+    budget: OnceLock<(usize, Weak<Semaphore>)>,
+    refused: AtomicU64,
 }
 
 impl TileTraffic {
+    /// Whether the listener is over: nobody has its budget any more.
+    pub fn is_over(&self) -> bool {
+        self.now.budget.get().is_some_and(|(_, free)| free.strong_count() == 0)
+    }
+
+    /// Bytes that tiles on all lanes of the listener take of what they may, those included that HTTP/2 may hold unread.
+    pub fn budget_taken_bytes(&self) -> u64 {
+        let free =
+            |(limit, free): &(usize, Weak<Semaphore>)| Some(limit - free.upgrade()?.available_permits());
+        self.now.budget.get().and_then(free).unwrap_or(0) as u64
+    }
+
+    /// Streams that were refused or ended because there was no room for their tiles.
+    pub fn refused_total(&self) -> u64 {
+        self.now.refused.load(Ordering::Relaxed)
+    }
+
+    /// Tells where the budget is.
+    pub(crate) fn show_budget(&self, limit: usize, free: &Arc<Semaphore>) {
+        let _a_listener_has_one = self.now.budget.set((limit, Arc::downgrade(free)));
+    }
+
+    /// There was no room for a stream, or for its next tile.
+    pub(crate) fn refused(&self) {
+        self.now.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Connections that are open, with a call or without one.
     pub fn connections(&self) -> u64 {
         self.now.connections.load(Ordering::Relaxed)

@@ -3,7 +3,6 @@
 use std::{future::poll_fn, pin::Pin};
 
 use bytes::Buf;
-use futures::Stream;
 use http::HeaderMap;
 use http_body::Body as _;
 use tonic::{Status, body::Body};
@@ -38,21 +37,35 @@ impl Messages {
 
     /// The next message; `None` at the end. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Result<Option<Rope>, Status> {
+        let Some(expected) = self.begin().await? else { return Ok(None) };
         loop {
-            if let Some(message) = self.split()? {
+            if let Some(message) = self.read.take_front(expected) {
+                self.expected = None;
                 return Ok(Some(message));
             }
-            if self.ended {
-                let cut_short = self.expected.is_some() || self.read.has_remaining();
-                // In the words of Tonic, which `refusal` says anew.
-                return if cut_short {
-                    Err(Status::internal("Unexpected EOF decoding stream."))
-                } else {
-                    Ok(None)
-                };
-            }
-            self.fill().await?;
+            self.fill_or_cut_short().await?;
         }
+    }
+
+    /// Waits for the begin of the next message and tells its bytes; `None` at the end. Dropping the future loses nothing.
+    pub(crate) async fn begin(&mut self) -> Result<Option<usize>, Status> {
+        loop {
+            if let Some(expected) = self.prefix()? {
+                return Ok(Some(expected));
+            }
+            if self.ended && !self.read.has_remaining() {
+                return Ok(None);
+            }
+            self.fill_or_cut_short().await?;
+        }
+    }
+
+    async fn fill_or_cut_short(&mut self) -> Result<(), Status> {
+        if self.ended {
+            // In the words of Tonic, which `refusal` says anew.
+            return Err(Status::internal("Unexpected EOF decoding stream."));
+        }
+        self.fill().await
     }
 
     /// What came behind the last message, for the client's end of a call.
@@ -72,46 +85,23 @@ impl Messages {
         Ok(())
     }
 
-    /// A whole message out of what was read.
-    fn split(&mut self) -> Result<Option<Rope>, Status> {
-        let expected = match self.expected {
-            Some(expected) => expected,
-            None if self.read.remaining() < PREFIX_BYTES => return Ok(None),
-            None => {
-                let compressed = self.read.get_u8();
-                let bytes = self.read.get_u32() as usize;
-                if compressed != 0 {
-                    return Err(Status::unimplemented("compressed messages are not supported"));
-                }
-                if bytes > self.limit {
-                    let limit = self.limit;
-                    return Err(Status::out_of_range(format!(
-                        "Error, decoded message length too large: found {bytes} bytes, the limit is: {limit} bytes"
-                    )));
-                }
-                self.expected = Some(bytes);
-                bytes
-            }
-        };
-        let message = self.read.take_front(expected);
-        if message.is_some() {
-            self.expected = None;
+    /// Bytes of the message that begins what was read.
+    fn prefix(&mut self) -> Result<Option<usize>, Status> {
+        if self.expected.is_some() || self.read.remaining() < PREFIX_BYTES {
+            return Ok(self.expected);
         }
-        Ok(message)
-    }
-
-    /// The same as a stream of what `decode` makes of each message; ends at the first error.
-    pub(crate) fn decoded<M: Send + 'static>(
-        self,
-        decode: impl Fn(Rope) -> Result<M, Status> + Send + 'static,
-    ) -> impl Stream<Item = Result<M, Status>> + Send + 'static {
-        futures::stream::unfold(Some((self, decode)), |state| async move {
-            let (mut messages, decode) = state?;
-            match messages.next().await.and_then(|message| message.map(&decode).transpose()) {
-                Ok(Some(message)) => Some((Ok(message), Some((messages, decode)))),
-                Ok(None) => None,
-                Err(status) => Some((Err(status), None)),
-            }
-        })
+        let compressed = self.read.get_u8();
+        let bytes = self.read.get_u32() as usize;
+        if compressed != 0 {
+            return Err(Status::unimplemented("compressed messages are not supported"));
+        }
+        if bytes > self.limit {
+            let limit = self.limit;
+            return Err(Status::out_of_range(format!(
+                "Error, decoded message length too large: found {bytes} bytes, the limit is: {limit} bytes"
+            )));
+        }
+        self.expected = Some(bytes);
+        Ok(self.expected)
     }
 }

@@ -15,7 +15,7 @@ use futures::StreamExt;
 use longshore_blocks::{BlockKey, Deployment, Namespace, crc32c};
 use longshore_fabric::{BoxStream, CallContext, Code, Describer, Error, Inference, Shard};
 use longshore_proto::types::*;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Layers of a block.
@@ -87,9 +87,18 @@ pub(crate) struct FakeShard {
     pub(crate) seen: Mutex<Option<CallContext>>,
     /// Store streams are refused for this reason.
     pub(crate) refusal: Mutex<Option<Error>>,
+    /// Store streams of other namespaces than [`identity`]'s, whose tiles are kept and not taken while there is a list of them.
+    pub(crate) kept: Mutex<Option<Vec<Kept>>>,
     /// A stuck call noticed that its caller went away.
     pub(crate) gone: Notify,
     tasks: tokio_util::task::TaskTracker,
+}
+
+/// A store stream whose tiles nobody takes; it ends with this.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) tiles: mpsc::Receiver<TileMessage>,
+    _until: oneshot::Sender<()>,
 }
 
 impl FakeShard {
@@ -179,13 +188,20 @@ impl Shard for Served<FakeShard> {
     async fn put_blocks(
         &self,
         ctx: &CallContext,
-        _: Identity,
+        identity: Identity,
         _: WireTileShape,
         tiles: mpsc::Receiver<TileMessage>,
     ) -> Result<BoxStream<PutAck>, Error> {
         *self.seen.lock().unwrap() = Some(ctx.clone());
         if let Some(refusal) = self.refusal.lock().unwrap().clone() {
             return Err(refusal);
+        }
+        if identity != self::identity()
+            && let Some(kept) = &mut *self.kept.lock().unwrap()
+        {
+            let (until, ended) = oneshot::channel();
+            kept.push(Kept { tiles, _until: until });
+            return Ok(Box::pin(futures::stream::once(ended).filter_map(|_| std::future::ready(None))));
         }
         let this = Arc::clone(&self.0);
         let acks = ReceiverStream::new(tiles).filter_map(move |tile| std::future::ready(this.store(tile)));

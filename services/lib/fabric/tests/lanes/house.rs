@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use longshore_fabric::{
-    AnyConnector, Connector, Error, GrpcConnector, GrpcOptions, Inference, LocalConnector, Shard, baseline,
+    AnyConnector, Connector, Error, GrpcConnector, GrpcOptions, Inference, LocalConnector, Shard,
+    TileTraffic, baseline,
     server::{Readiness, ServerOptions, Services, serve},
 };
 use tokio::{net::TcpListener, task::JoinSet};
@@ -39,6 +40,8 @@ pub(crate) struct House {
     pub(crate) address: String,
     pub(crate) shutdown: CancellationToken,
     pub(crate) readiness: Option<Readiness>,
+    /// The tiles of its listener.
+    pub(crate) traffic: TileTraffic,
     pub(crate) served: JoinSet<Result<(), Error>>,
 }
 
@@ -54,6 +57,7 @@ impl House {
         let connector = AnyConnector::new(local.clone(), grpc);
         let shutdown = CancellationToken::new();
         let mut served = JoinSet::new();
+        let mut traffic = TileTraffic::default();
         let (address, readiness) = match lane {
             Lane::Local => {
                 local.add_shard("fake", Arc::new(Served(Arc::clone(&shard))));
@@ -76,6 +80,7 @@ impl House {
                     .inference(Arc::new(Served(Arc::clone(&router))))
                     .describer(Arc::new(Served(Arc::clone(&router))));
                 let readiness = services.readiness();
+                traffic = services.tile_traffic();
                 served.spawn(serve(listener, services, shutdown.clone()));
                 (address, Some(readiness))
             }
@@ -92,7 +97,7 @@ impl House {
             Lane::StockClient => Some(baseline::shard(&address).unwrap()),
             Lane::Local | Lane::Grpc | Lane::StockServer => None,
         };
-        Self { shard, router, connector, client, address, shutdown, readiness, served }
+        Self { shard, router, connector, client, address, shutdown, readiness, traffic, served }
     }
 
     pub(crate) fn client(&self) -> Arc<dyn Shard> {

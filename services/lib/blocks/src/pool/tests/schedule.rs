@@ -32,6 +32,8 @@ enum Op {
     BeginPromotion { tenant: u8, name: u8 },
     FinishPromotion { promotion: usize, read: bool },
     PauseSpills,
+    ReadFailed,
+    Save { at: usize },
     Note { tenant: u8, name: u8, layer: usize, bytes: u64 },
 }
 
@@ -57,6 +59,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => (tenant, name).prop_map(|(tenant, name)| Op::BeginPromotion { tenant, name }),
         4 => (0usize..MOVES_MAX, prop::bool::weighted(0.8)).prop_map(|(promotion, read)| Op::FinishPromotion { promotion, read }),
         1 => Just(Op::PauseSpills),
+        1 => Just(Op::ReadFailed),
+        2 => (0usize..4).prop_map(|at| Op::Save { at }),
         6 => (0u8..2, 1u8..8, 0..LAYERS as usize, 1u64..20)
             .prop_map(|(tenant, name, layer, bytes)| Op::Note { tenant, name, layer, bytes }),
         3 => (1u64..80).prop_map(|ms| Op::Wait { ms }),
@@ -130,6 +134,12 @@ impl Run {
                 }
             }
             Op::PauseSpills => self.pool.pause_spills(now_ms),
+            Op::ReadFailed => self.pool.read_failed(now_ms),
+            Op::Save { at } => {
+                let alone = self.pool.only_in_memory();
+                let spill = alone.get(*at).and_then(|one| self.pool.begin_save(*one, now_ms));
+                self.spills.extend(spill);
+            }
             Op::Note { tenant: salt, name, layer, bytes } => {
                 let Some(block) = self.pool.peek_block(tenant(*salt), key(*name)) else { return };
                 let noted = self.pool.take_note(block.generation(), *layer, Arc::new(*name), *bytes, now_ms);

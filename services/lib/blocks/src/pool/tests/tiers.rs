@@ -6,18 +6,23 @@ use super::*;
 use crate::{AdmissionFilter, AdmissionRule};
 
 /// A pool with a tier below.
-fn two(blocks: u64, disk_blocks: u64, moves_max: usize) -> BlockPool<u32> {
+pub(super) fn two(blocks: u64, disk_blocks: u64, moves_max: usize) -> BlockPool<u32> {
     two_with(blocks, disk_blocks, moves_max, AdmissionRule::All)
 }
 
-fn two_with(blocks: u64, disk_blocks: u64, moves_max: usize, rule: AdmissionRule) -> BlockPool<u32> {
+pub(super) fn two_with(
+    blocks: u64,
+    disk_blocks: u64,
+    moves_max: usize,
+    rule: AdmissionRule,
+) -> BlockPool<u32> {
     let disk = DiskConfig { blocks: disk_blocks, moves_max, pause_ms: 1_000 };
     let pool = BlockPool::with_policy(config(blocks), Box::new(Lru::default())).expect("it is valid");
     pool.with_disk(disk, Box::new(Lru::default()), AdmissionFilter::new(rule, 8, 7))
 }
 
 /// Stores a block, writing out what has to make way.
-fn put(pool: &mut BlockPool<u32>, name: u8, now_ms: u64) -> Result<Vec<u8>, Error> {
+pub(super) fn put(pool: &mut BlockPool<u32>, name: u8, now_ms: u64) -> Result<Vec<u8>, Error> {
     let writer = pool.open_writer(tenant(0))?;
     let mut spilled = Vec::new();
     let admitted = loop {
@@ -37,15 +42,15 @@ fn put(pool: &mut BlockPool<u32>, name: u8, now_ms: u64) -> Result<Vec<u8>, Erro
     admitted.map(|_| spilled)
 }
 
-fn generation(pool: &BlockPool<u32>, name: u8) -> Generation {
+pub(super) fn generation(pool: &BlockPool<u32>, name: u8) -> Generation {
     pool.index[&(tenant(0), key(name))]
 }
 
-fn place(pool: &BlockPool<u32>, name: u8) -> Option<u64> {
+pub(super) fn place(pool: &BlockPool<u32>, name: u8) -> Option<u64> {
     pool.held[&generation(pool, name)].block.extent().map(|extent| extent.index())
 }
 
-fn promote(pool: &mut BlockPool<u32>, name: u8, now_ms: u64) -> Option<Promotion<u32>> {
+pub(super) fn promote(pool: &mut BlockPool<u32>, name: u8, now_ms: u64) -> Option<Promotion<u32>> {
     match pool.begin_promotion(generation(pool, name), now_ms) {
         Promote::Read(promotion) => Some(promotion),
         _ => None,

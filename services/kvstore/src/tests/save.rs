@@ -1,0 +1,89 @@
+//! A clean stop writes to disk what is in memory alone, as far as there is time, and the next start finds it.
+
+use super::{
+    disk::{folder, names, tiers},
+    disk_faults::faulty,
+    *,
+};
+
+/// Stops a shard as a process does that is asked to end.
+async fn stop(shard: Fixture) {
+    assert_eq!(shard.tasks.drain(PATIENCE).await, Vec::<String>::new());
+    drop(shard);
+}
+
+/// What a start over the same folder finds of `names`, each of them as it was stored.
+async fn found(config: Config, names: &[u8]) -> Vec<bool> {
+    let after = with_config(config);
+    let found = after.lookup("", names).await;
+    for (name, found) in names.iter().zip(&found) {
+        assert_eq!(after.get(&[*name]).await, [found.then(|| block(*name))], "block {name}");
+    }
+    found
+}
+
+#[tokio::test]
+async fn what_is_in_memory_is_found_after_a_clean_stop() {
+    let folder = folder();
+    let config = tiers(folder.path(), 4, 8);
+    let (names, blocks) = names(7);
+    let shard = with_config(config.clone());
+    shard.shard.save_at_stop();
+    shard.store(&names).await;
+    // Those that a view holds, too.
+    shard.view(&blocks[5..]).await;
+    stop(shard).await;
+    assert_eq!(found(config, &names).await, [true; 7]);
+}
+
+#[tokio::test]
+async fn without_time_for_it_nothing_is_written() {
+    let (names, _) = names(3);
+    let folder = folder();
+    let mut config = tiers(folder.path(), 4, 8);
+    config.disk.save_ms = 0;
+    let shard = with_config(config.clone());
+    shard.shard.save_at_stop();
+    shard.store(&names).await;
+    stop(shard).await;
+    assert_eq!(found(config, &names).await, [false; 3]);
+}
+
+#[tokio::test]
+async fn a_slow_disk_gets_what_is_worth_most_and_is_not_waited_for() {
+    let folder = folder();
+    let mut config = tiers(folder.path(), 8, 8);
+    (config.disk.save_ms, config.disk.writes_max) = (100, 1);
+    let (shard, faults) = faulty(config.clone());
+    shard.shard.save_at_stop();
+    shard.store(&[1, 2, 3, 4]).await;
+    shard.view(&[(0, 3)]).await;
+    faults.delay_ms.store(300, std::sync::atomic::Ordering::SeqCst);
+    stop(shard).await;
+    assert_eq!(found(config, &[1, 2, 3, 4]).await, [false, false, true, false]);
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_does_not_hold_up_a_stop() {
+    let folder = folder();
+    let config = tiers(folder.path(), 8, 8);
+    let (shard, faults) = faulty(config.clone());
+    shard.shard.save_at_stop();
+    shard.store(&[1, 2, 3, 4]).await;
+    faults.write_errno.store(28, std::sync::atomic::Ordering::SeqCst);
+    stop(shard).await;
+    assert_eq!(found(config, &[1, 2, 3, 4]).await, [false; 4]);
+}
+
+#[tokio::test]
+async fn a_full_disk_keeps_what_was_used_last() {
+    let folder = folder();
+    let config = tiers(folder.path(), 2, 3);
+    let shard = with_config(config.clone());
+    shard.shard.save_at_stop();
+    shard.store(&[1, 2, 3, 4, 5]).await;
+    stop(shard).await;
+    // 1 to 3 were there; 4 and 5 were in memory.
+    let kept = found(config, &[1, 2, 3, 4, 5]).await;
+    assert_eq!(kept, [false, false, true, true, true]);
+}

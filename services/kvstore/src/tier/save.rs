@@ -1,0 +1,95 @@
+//! A clean stop: blocks that are in memory alone go to disk, the most useful first, for as long as there is time.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use longshore_blocks::pool::Generation;
+use longshore_chassis::Tasks;
+
+use crate::store::Store;
+
+/// How often progress is told.
+const TELL: Duration = Duration::from_secs(1);
+/// How long writes are waited for that began before the time was over.
+const LAST_WRITES: Duration = Duration::from_secs(1);
+
+/// Waits until `tasks` are cancelled, and saves then.
+pub(crate) async fn at_stop(store: Weak<Store>, tasks: Tasks) {
+    tasks.cancelled().await;
+    if let Some(store) = store.upgrade() {
+        store.save().await;
+    }
+}
+
+/// What is left to write, and how far that is.
+#[derive(Debug)]
+struct Saving {
+    /// The next one last.
+    left: Mutex<Vec<Generation>>,
+    saved: AtomicU64,
+    until: Instant,
+}
+
+impl Saving {
+    fn next(&self) -> Option<Generation> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.pop().filter(|_| Instant::now() < self.until)
+    }
+}
+
+impl Store {
+    /// Writes blocks that are in memory alone, within the configured time.
+    async fn save(self: &Arc<Self>) {
+        let limit = Duration::from_millis(self.config().disk.save_ms);
+        let mut left = self.with_pool(|pool, _| pool.only_in_memory());
+        if left.is_empty() || limit.is_zero() {
+            return;
+        }
+        left.reverse();
+        let (shard, blocks, started) = (&self.identity().shard_id, left.len(), Instant::now());
+        let bytes = blocks as u64 * self.block_bytes();
+        tracing::info!(%shard, blocks, bytes, limit_ms = limit.as_millis() as u64, "stopping: blocks that are in memory alone are written to disk");
+        let saving =
+            Arc::new(Saving { left: Mutex::new(left), saved: AtomicU64::new(0), until: started + limit });
+        let saved = || saving.saved.load(Relaxed);
+        let writers = (0..self.config().disk.writes_max).map(|_| {
+            let (store, saving) = (Arc::clone(self), Arc::clone(&saving));
+            self.off_reactor(move || store.save_some(&saving))
+        });
+        let telling = async {
+            loop {
+                tokio::time::sleep(TELL).await;
+                tracing::info!(%shard, saved = saved(), of = blocks, "stopping: blocks are written to disk");
+            }
+        };
+        tokio::select! {
+            _panics_are_logged = join_all(writers) => {}
+            () = telling => {}
+            () = tokio::time::sleep(limit + LAST_WRITES) => {}
+        }
+        let (saved, seconds) = (saved(), started.elapsed().as_secs_f64());
+        match blocks as u64 - saved {
+            0 => tracing::info!(%shard, saved, seconds, "stopping: all blocks are on disk"),
+            lost => {
+                tracing::warn!(%shard, saved, lost, seconds, "stopping: some blocks are not on disk and are lost, for want of time (`kvstore.disk.save_ms`), of room there, or because a write failed or the admission filter did not want them");
+            }
+        }
+    }
+
+    /// Writes blocks until none is left or the time is over.
+    fn save_some(&self, saving: &Saving) {
+        let Some(disk) = self.disk() else { return };
+        while let Some(generation) = saving.next() {
+            let ordered = self.with_pool(|pool, now| pool.begin_save(generation, now));
+            if ordered.is_some_and(|spill| self.spill(disk, spill)) {
+                saving.saved.fetch_add(1, Relaxed);
+            }
+        }
+    }
+}

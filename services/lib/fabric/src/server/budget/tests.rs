@@ -1,0 +1,108 @@
+use super::*;
+
+fn budget() -> Budget {
+    let options = ServerOptions {
+        stream_window_bytes: 1000,
+        connection_window_bytes: 1500,
+        frame_bytes_max: 10,
+        tile_bytes_max: 5000,
+        tenant_tile_bytes_max: 2000,
+        peer_tile_bytes_max: 3000,
+        tile_room_patience: Duration::from_millis(200),
+        ..ServerOptions::default()
+    };
+    Budget::new(&options, TileTraffic::default())
+}
+
+fn tenant(byte: u8) -> Namespace {
+    Namespace::from_bytes([byte; 32])
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(outcome: Result<T, Error>, who: &str) {
+    let error = outcome.unwrap_err();
+    assert_eq!((error.code, error.retry_after), (Code::ResourceExhausted, Some(RETRY_AFTER)));
+    assert!(error.message.starts_with(who) && error.message.contains("hint:"), "{error}");
+}
+
+#[test]
+fn readers_are_refused_by_peer_tenant_and_listener_and_everything_comes_back() {
+    let budget = budget();
+    let peers: [Arc<Peer>; 3] = Default::default();
+    let read = |name, peer: usize| budget.reserve(tenant(name), &peers[peer], Travel::Out);
+    let a = [read(1, 0).unwrap(), read(1, 0).unwrap()];
+    refused(read(1, 1), "the tenant");
+    let b = read(2, 0).unwrap();
+    refused(read(3, 0), "the connection");
+    let c = [read(3, 1).unwrap(), read(3, 1).unwrap()];
+    refused(read(4, 2), "the listener");
+    assert_eq!((budget.taken(), budget.traffic.budget_taken_bytes()), (5000, 5000));
+    assert_eq!(budget.traffic.refused_total(), 3);
+    drop((a, b, c));
+    assert_eq!((budget.taken(), budget.traffic.budget_taken_bytes()), (0, 0));
+    let again = read(1, 1).unwrap();
+    assert_eq!(budget.tenants.lock().unwrap().len(), 1, "tenants without streams are forgotten");
+    drop(again);
+}
+
+#[test]
+fn what_a_connection_may_hold_unread_counts_once_for_its_window() {
+    let budget = budget();
+    let (one, other) = (Arc::<Peer>::default(), Arc::<Peer>::default());
+    let write = |peer: &Arc<Peer>| budget.reserve(tenant(1), peer, Travel::InMessages);
+    let mut streams = Vec::new();
+    for (peer, taken) in [(&one, 1010), (&one, 1520), (&one, 1530), (&other, 2540)] {
+        streams.push(write(peer).unwrap());
+        assert_eq!(budget.taken(), taken);
+    }
+    // Whichever of them goes first.
+    drop(streams.remove(0));
+    assert_eq!(budget.taken(), 2530);
+    let frames = budget.reserve(tenant(1), &one, Travel::InFrames).unwrap();
+    assert_eq!(budget.taken(), 2530, "what comes over a tile connection waits with the kernel");
+    drop((streams, frames));
+    assert_eq!(budget.taken(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_waits_for_its_bytes() {
+    let budget = budget();
+    let stream = budget.reserve(tenant(1), &Arc::default(), Travel::InFrames).unwrap();
+    let first = stream.room(600).await.unwrap();
+    // It waits for itself for longer than anybody waits for others.
+    let patience = Duration::from_millis(500);
+    assert!(tokio::time::timeout(patience, stream.room(600)).await.is_err());
+    let small = stream.room(400).await.unwrap();
+    drop((first, small));
+    let large = stream.room(1800).await.unwrap();
+    assert_eq!(budget.taken(), 1800, "a tile that is larger than the window counts with all of it");
+    drop(large);
+    assert_eq!(budget.taken(), 0);
+}
+
+#[tokio::test]
+async fn who_finds_no_room_waits_for_a_while_and_is_refused() {
+    let budget = budget();
+    let peers: Vec<Arc<Peer>> = (0..6).map(|_| Arc::default()).collect();
+    let open = |name, peer: usize| budget.reserve(tenant(name), &peers[peer], Travel::InFrames).unwrap();
+    let (a, b) = (open(1, 0), open(1, 1));
+    let mut held = vec![a.room(1000).await.unwrap(), b.room(1000).await.unwrap()];
+    refused(open(1, 2).room(1).await, "the tenant");
+    // A tenant whose streams ended has no new share while his tiles are under way.
+    drop((a, b));
+    refused(open(1, 2).room(1).await, "the tenant");
+    for name in [2, 3, 4] {
+        held.push(open(name, 3).room(1000).await.unwrap());
+    }
+    refused(open(5, 3).room(1).await, "the connection");
+    refused(open(5, 4).room(1).await, "the listener");
+    // Room that comes back in time is enough.
+    let late = open(5, 5);
+    let (given, ()) = tokio::join!(late.room(700), async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        held.pop();
+    });
+    drop(given.unwrap());
+    held.clear();
+    assert_eq!(budget.taken(), 0);
+}

@@ -1,0 +1,227 @@
+//! Clients that send more than a shard takes, over every way that tiles come: what is under way has a bound, whoever meets it is told, and
+//! others go on.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, future::join_all};
+use http_body::Frame;
+use longshore_blocks::{BlockKey, Namespace};
+use longshore_fabric::{
+    BoxStream, CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions, Shard, TcpPatience,
+    server::ServerOptions, status::from_status,
+};
+use longshore_proto::{
+    types::{Identity, PutAck, TileMessage},
+    v1,
+};
+use prost::Message;
+use tokio::sync::mpsc;
+use tonic::{Status, body::Body, transport::Channel};
+use tower::ServiceExt;
+
+use super::{
+    fake::{FakeRouter, LAYERS, identity, shape, tile},
+    house::{House, Lane, plain},
+    raw,
+    tiles::{block, get, put},
+};
+
+const SHORT: Duration = Duration::from_millis(300);
+/// Larger than the window of a stream, so that one stream has more under way than that.
+const TILE_BYTES: usize = 3 << 20;
+const TENANT_BYTES: usize = 12 << 20;
+const LISTENER_BYTES: usize = 24 << 20;
+
+async fn house(lane: Lane) -> House {
+    let tcp_patience = TcpPatience { write: SHORT, bytes_per_second_min: u64::MAX, ..TcpPatience::default() };
+    let options = ServerOptions {
+        stream_window_bytes: 1 << 20,
+        connection_window_bytes: 1 << 20,
+        frame_bytes_max: 64 << 10,
+        tile_bytes_max: LISTENER_BYTES,
+        tenant_tile_bytes_max: TENANT_BYTES,
+        peer_tile_bytes_max: LISTENER_BYTES / 2,
+        tile_room_patience: SHORT,
+        tcp_patience,
+        ..ServerOptions::default()
+    };
+    let house = House::with(lane, FakeRouter::default(), options).await;
+    *house.shard.kept.lock().unwrap() = Some(Vec::new());
+    house
+}
+
+/// A client with connections of its own.
+fn peer(lane: Lane, house: &House) -> Arc<dyn Shard> {
+    match lane {
+        Lane::Tcp => {
+            let tcp = GrpcOptions { shm_arena_bytes: 0, ..GrpcOptions::default() };
+            GrpcConnector::new(tcp).tcp_shard(&house.address).unwrap()
+        }
+        _ => GrpcConnector::new(plain()).shard(&house.address).unwrap(),
+    }
+}
+
+type Stream = (mpsc::Sender<TileMessage>, Result<BoxStream<PutAck>, Error>);
+
+/// A store stream of a tenant whose tiles are not taken.
+async fn begin(client: &dyn Shard, tenant: u8) -> Stream {
+    let (sender, received) = mpsc::channel(1);
+    let identity = Identity { namespace: Namespace::from_bytes([tenant; 32]), ..identity() };
+    let context = CallContext::new("flood").with_timeout(Duration::from_secs(60));
+    (sender, client.put_blocks(&context, identity, shape(), received).await)
+}
+
+/// Sends tiles until the stream is refused, which is what this gives; none while it is not.
+async fn flood((sender, acks): &mut Stream) -> Option<Error> {
+    let acks = match acks {
+        Ok(acks) => acks,
+        Err(error) => return Some(error.clone()),
+    };
+    let sending = async {
+        while sender.send(tile(BlockKey([7; 16]), 0, TILE_BYTES)).await.is_ok() {}
+        std::future::pending::<()>().await
+    };
+    let waiting = async {
+        tokio::select! {
+            ended = acks.next() => ended.expect("an end with a reason").err(),
+            () = sending => None,
+        }
+    };
+    tokio::time::timeout(SHORT * 15, waiting).await.ok().flatten()
+}
+
+#[track_caller]
+fn exhausted(error: &Error) {
+    assert_eq!((error.code, error.retry_after.is_some()), (Code::ResourceExhausted, true), "{error}");
+    assert!(error.message.contains("hint:"), "{error}");
+}
+
+fn kept_bytes(house: &House) -> usize {
+    let kept = house.shard.kept.lock().unwrap();
+    kept.iter().flatten().map(|stream| stream.tiles.len() * TILE_BYTES).sum()
+}
+
+/// Everybody else goes on.
+async fn unharmed(house: &House) {
+    assert_eq!(put(&*house.client(), block(200, 100_000)).await.len(), 1);
+    assert_eq!(get(&*house.client(), &[200]).await.len(), LAYERS as usize);
+    house.shard.blocks.lock().unwrap().remove(&BlockKey([200; 16]));
+}
+
+async fn nothing_is_under_way(house: &House) {
+    let empty = async {
+        while house.traffic.budget_taken_bytes() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(5), empty).await;
+    waited.unwrap_or_else(|_| panic!("{} bytes are left", house.traffic.budget_taken_bytes()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_takes_all_it_may_leaves_room_for_others() {
+    for lane in [Lane::Tcp, Lane::Grpc] {
+        let house = house(lane).await;
+        let clients: Vec<_> = (0..4).map(|_| peer(lane, &house)).collect();
+        let mut streams = join_all((0..16).map(|number| begin(&*clients[number % 4], 9))).await;
+        let refused = join_all(streams.iter_mut().map(flood)).await;
+        refused.iter().flatten().for_each(exhausted);
+        assert!((1..16).contains(&refused.iter().flatten().count()), "{lane:?}: {refused:?}");
+        let kept = kept_bytes(&house);
+        assert!(kept > 0 && kept <= TENANT_BYTES, "{lane:?}: {kept} bytes");
+        unharmed(&house).await;
+        drop((streams, clients));
+        *house.shard.kept.lock().unwrap() = None;
+        nothing_is_under_way(&house).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_tenants_and_peers_together_cannot_take_more_than_the_listener_has() {
+    for lane in [Lane::Tcp, Lane::Grpc] {
+        let house = house(lane).await;
+        let clients: Vec<_> = (0..8).map(|_| peer(lane, &house)).collect();
+        let streams = (0..48usize).map(|number| begin(&*clients[number % 8], 10 + number as u8 % 16));
+        let mut streams = join_all(streams).await;
+        let refused = join_all(streams.iter_mut().map(flood)).await;
+        refused.iter().flatten().for_each(exhausted);
+        let (kept, taken) = (kept_bytes(&house), house.traffic.budget_taken_bytes() as usize);
+        assert!(kept > 0 && kept <= taken && taken <= LISTENER_BYTES, "{lane:?}: {kept} of {taken} bytes");
+        let count = refused.iter().flatten().count() as u64;
+        assert!(count >= 40, "{lane:?}: eight tiles fill all, {count} of 48 streams were refused");
+        assert!(house.traffic.refused_total() >= count, "{lane:?}");
+        drop((streams, clients));
+        *house.shard.kept.lock().unwrap() = None;
+        nothing_is_under_way(&house).await;
+        unharmed(&house).await;
+    }
+}
+
+/// Some bytes, and then neither more nor an end.
+struct Stalls(Option<Bytes>);
+
+impl http_body::Body for Stalls {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.0.take() {
+            Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            None => Poll::Pending,
+        }
+    }
+}
+
+fn prefixed(bytes: usize, message: &[u8]) -> Vec<u8> {
+    [&[0], &(bytes as u32).to_be_bytes()[..], message].concat()
+}
+
+/// How a store stream ends that brings `bytes` and nothing after them.
+async fn end_of(house: &House, bytes: Vec<u8>) -> Error {
+    let channel = Channel::from_shared(house.address.clone()).unwrap().connect().await.unwrap();
+    let request = http::Request::post(format!("{}/longshore.v1.KvStoreService/PutBlocks", house.address))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Body::new(Stalls(Some(bytes.into()))))
+        .unwrap();
+    let response = channel.oneshot(request).await.unwrap();
+    if let Some(status) = Status::from_header_map(response.headers()) {
+        return from_status(&status);
+    }
+    let mut body = std::pin::pin!(response.into_body());
+    loop {
+        let next = std::future::poll_fn(|cx| http_body::Body::poll_frame(body.as_mut(), cx)).await;
+        let frame = next.expect("trailers come last").unwrap();
+        if let Ok(trailers) = frame.into_trailers() {
+            return from_status(&Status::from_header_map(&trailers).expect("a status"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_never_comes_to_its_end_keeps_no_room() {
+    let house = house(Lane::Grpc).await;
+    let connection = v1::TileConnection::default();
+    let mut start = raw::start(connection);
+    if let Some(v1::put_blocks_request::Part::Start(start)) = &mut start.part {
+        start.connection = None;
+    }
+    let start = start.encode_to_vec();
+    let begun = [prefixed(start.len(), &start), prefixed(TILE_BYTES, &[0x12; 1000])].concat();
+    let error = end_of(&house, begun).await;
+    assert_eq!((error.code, error.field.as_deref()), (Code::Unavailable, Some("message")), "{error}");
+    nothing_is_under_way(&house).await;
+    // There is no room at all for what comes before the namespace.
+    let error = end_of(&house, prefixed(TILE_BYTES, &[0x12; 1000])).await;
+    assert_eq!((error.code, error.field.as_deref()), (Code::InvalidArgument, Some("start")), "{error}");
+    unharmed(&house).await;
+}

@@ -2,6 +2,7 @@
 //! off by itself. Shards may have network namespaces of their own, where the machine allows them.
 
 mod apart;
+mod logs;
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +16,13 @@ use longshore_model::testing::{TinyOptions, write_tiny_gguf};
 use crate::server::{program, send_signal};
 
 use apart::Apart;
+use logs::Logs;
+
+pub use apart::Wire;
+
+/// Settings of tests, which the program would take for its own and refuse.
+const SETTINGS: [&str; 4] =
+    ["LONGSHORE_FAULT_SEED", "LONGSHORE_FAULT_ROUNDS", "LONGSHORE_CHURN_SECONDS", logs::FOLDER];
 
 /// How a fleet is made up.
 #[derive(Debug, Clone, Default)]
@@ -50,6 +58,7 @@ pub struct Fleet {
     processes: BTreeMap<String, Process>,
     members: Vec<Member>,
     apart: Result<Apart, String>,
+    logs: Logs,
     _folder: tempfile::TempDir,
 }
 
@@ -60,7 +69,8 @@ impl Fleet {
         let model = folder.path().join("tiny.gguf");
         write_tiny_gguf(&model, &plan.model).expect("a tiny model");
         let apart = if plan.apart { Apart::make(plan.shards) } else { Err("nobody asked for it".to_owned()) };
-        let mut fleet = Self { processes: BTreeMap::new(), members: Vec::new(), apart, _folder: folder };
+        let (processes, members, logs) = (BTreeMap::new(), Vec::new(), Logs::new(folder.path()));
+        let mut fleet = Self { processes, members, apart, logs, _folder: folder };
         for (role, id) in roles(plan) {
             fleet.plan(role, id, plan);
         }
@@ -127,11 +137,10 @@ impl Fleet {
             None => Command::new("bash"),
         };
         command.arg("-c").arg(script).arg(program()).args(&process.arguments);
-        // Settings of the test, which the program would take for its own and refuse.
-        for setting in ["LONGSHORE_FAULT_SEED", "LONGSHORE_FAULT_ROUNDS", "LONGSHORE_CHURN_SECONDS"] {
+        for setting in SETTINGS {
             command.env_remove(setting);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stdin(Stdio::null()).stdout(self.logs.of(id)).stderr(self.logs.of(id));
         process.child = Some(command.spawn().expect("the program starts"));
     }
 
@@ -161,6 +170,20 @@ impl Fleet {
         child.is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
+    /// Why the wires of shards cannot be made so; `None` where they can.
+    pub fn cannot(&self, wire: Wire) -> Option<String> {
+        match &self.apart {
+            Ok(apart) => apart.cannot(wire),
+            Err(why) => Some(why.clone()),
+        }
+    }
+
+    /// Makes the wire of a shard so, or as it was. Only where that can be.
+    pub fn make_wire(&self, shard: usize, wire: Option<Wire>) {
+        let apart = self.apart.as_ref().expect("shards have namespaces of their own");
+        apart.make_wire(shard, wire);
+    }
+
     /// Cuts a shard off from everybody, or joins it again. Only where shards have namespaces of their own.
     pub fn cut(&self, shard: usize, cut: bool) {
         let apart = self.apart.as_ref().expect("shards have namespaces of their own");
@@ -175,6 +198,9 @@ impl Drop for Fleet {
                 let _gone_already = child.kill();
                 let _gone_already = child.wait();
             }
+        }
+        if std::thread::panicking() {
+            self.logs.print();
         }
     }
 }

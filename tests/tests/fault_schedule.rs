@@ -1,5 +1,5 @@
 //! Real processes under a random schedule of faults, one at a time: killed, killed and away for a while, frozen, cut off from the
-//! network. Tokens stay the same, no acknowledged block is lost, no wrong byte is read, and copies are made anew. Other tests
+//! network, behind a wire whose packets are late or queue up. Tokens stay the same, no acknowledged block is lost, no wrong byte is read, and copies are made anew. Other tests
 //! fill the disk of a shard and slow it down, and a measurement looks at its memory.
 //!
 //! `LONGSHORE_FAULT_ROUNDS=40` makes it longer, `LONGSHORE_FAULT_SEED=N` another schedule.
@@ -17,7 +17,7 @@ use longshore_model::testing::TinyOptions;
 use longshore_tests::{
     client::{await_start, generate},
     draws::Draws,
-    fleet::{Fleet, FleetPlan},
+    fleet::{Fleet, FleetPlan, Wire},
     server::send_signal,
     store_client::StoreClient,
 };
@@ -50,7 +50,7 @@ fn sets() -> Vec<String> {
         "decode.stall_timeout_ms=20000",
         "decode.lease_ms=30000",
         "prefill.lease_ms=30000",
-        "telemetry.filter=\"error\"",
+        "telemetry.filter=\"warn\"",
     ]
     .map(str::to_owned)
     .to_vec()
@@ -67,7 +67,14 @@ enum Fault {
     Freeze,
     /// Packets vanish for a while.
     CutOff,
+    /// Packets are late.
+    Late,
+    /// Packets queue up, and some are dropped.
+    Narrow,
 }
+
+/// What wires can be.
+const WIRES: [(Fault, Wire); 2] = [(Fault::Late, Wire::Late), (Fault::Narrow, Wire::Narrow)];
 
 fn text() -> String {
     (0..40).map(|at| format!("line {at} of a text that is asked about; ")).collect()
@@ -76,15 +83,12 @@ fn text() -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_random_schedule_of_faults_changes_no_token_and_loses_no_block() {
     let rule = CopyRule::new(2, 2).expect("the rule is valid");
-    let sets = [sets(), vec!["store.copies=2".to_owned(), "store.write_acks=2".to_owned()]].concat();
+    // Shards are frozen for longer than anybody is patient with them, and answers come meanwhile.
+    let copies = ["store.copies=2", "store.write_acks=2", "store.patience_ms=1000"].map(str::to_owned);
+    let sets = [sets(), copies.to_vec()].concat();
     let mut fleet =
         Fleet::start(&FleetPlan { shards: SHARDS, workers: true, apart: true, sets, ..FleetPlan::default() });
-    let mut faults = vec![Fault::Kill, Fault::Away, Fault::Freeze];
-    match fleet.not_apart() {
-        None => faults.push(Fault::CutOff),
-        Some(why) => println!("NOT RUN: shards that are cut off from the network, because {why}"),
-    }
-    println!("NOT RUN: delay by `tc netem`; frozen processes stand for slow ones");
+    let faults = possible(&fleet);
     let ids: Vec<String> = (0..SHARDS).map(|shard| format!("kv-{shard}")).collect();
     for id in ids.iter().map(String::as_str).chain(["prefill-0", "decode-0", "router-0"]) {
         await_start(fleet.address(id), None, PATIENCE).await;
@@ -104,11 +108,16 @@ async fn a_random_schedule_of_faults_changes_no_token_and_loses_no_block() {
         // Every fault comes in turn, the first one by chance.
         let fault = faults[((seed + round) % faults.len() as u64) as usize];
         let victim = draws.below(SHARDS as u64) as usize;
-        let (id, pause) = (&ids[victim], Duration::from_millis(draws.between(300..=2_500)));
+        let least = if fault == Fault::Freeze { 1_500 } else { 300 };
+        let (id, pause) = (&ids[victim], Duration::from_millis(draws.between(least..=2_500)));
         let when = format!("seed {seed} round {round}: {fault:?} of {id} for {pause:?}");
         println!("{:>6.1} s  {when}", began.elapsed().as_secs_f64());
         begin(&mut fleet, fault, victim, id);
-        let answer = generate(&router, &text, 48, |_| ());
+        let answer = async {
+            let (asked, answer) = (Instant::now(), generate(&router, &text, 48, |_| ()).await);
+            println!("           answered after {:.1} s", asked.elapsed().as_secs_f64());
+            answer
+        };
         let (answer, ended) = tokio::join!(answer, async {
             let stored = client.store((seed << 32) | (round + 1), BLOCKS).await;
             // One copy of each lies on a shard that answers, unless it is frozen or cut off: then it is asked in vain.
@@ -135,6 +144,23 @@ async fn a_random_schedule_of_faults_changes_no_token_and_loses_no_block() {
     assert!(client.stored().len() > BLOCKS, "blocks are stored while one shard is at fault");
 }
 
+/// Faults that this machine allows; says which it does not.
+#[allow(clippy::print_stdout, reason = "a test says what it cannot do")]
+fn possible(fleet: &Fleet) -> Vec<Fault> {
+    let mut faults = vec![Fault::Kill, Fault::Away, Fault::Freeze];
+    match fleet.not_apart() {
+        None => faults.push(Fault::CutOff),
+        Some(why) => println!("NOT RUN: shards that are cut off from the network, because {why}"),
+    }
+    for (fault, wire) in WIRES {
+        match fleet.cannot(wire) {
+            None => faults.push(fault),
+            Some(why) => println!("NOT RUN: {fault:?} wires of shards, because {why}"),
+        }
+    }
+    faults
+}
+
 /// Waits until the cluster answers as if nothing had been: one fault at a time, and connections to the last victim may be slow to
 /// end.
 async fn recovered(router: &str, text: &str, expected: &[u32], when: &str) {
@@ -157,6 +183,8 @@ fn begin(fleet: &mut Fleet, fault: Fault, victim: usize, id: &str) {
         Fault::Away => fleet.kill(id),
         Fault::Freeze => fleet.signal(id, "-STOP"),
         Fault::CutOff => fleet.cut(victim, true),
+        Fault::Late => fleet.make_wire(victim, Some(Wire::Late)),
+        Fault::Narrow => fleet.make_wire(victim, Some(Wire::Narrow)),
     }
 }
 
@@ -166,6 +194,7 @@ fn end(fleet: &mut Fleet, fault: Fault, victim: usize, id: &str) {
         Fault::Away => fleet.start_one(id),
         Fault::Freeze => fleet.signal(id, "-CONT"),
         Fault::CutOff => fleet.cut(victim, false),
+        Fault::Late | Fault::Narrow => fleet.make_wire(victim, None),
     }
 }
 

@@ -16,6 +16,8 @@ mod calls;
 mod cluster;
 #[path = "simulation/disks.rs"]
 mod disks;
+#[path = "simulation/drains.rs"]
+mod drains;
 #[path = "simulation/lanes.rs"]
 mod lanes;
 #[path = "simulation/network.rs"]
@@ -94,6 +96,7 @@ fn all_is_well(seeds: u64, plan: impl Fn(u64) -> Plan + Sync) -> (u64, Report) {
                 all.failed += report.failed;
                 all.losses += report.losses;
                 all.changes += report.changes;
+                all.drains += report.drains;
                 all.disks.0 += report.disks.0;
                 all.disks.1 += report.disks.1;
             }
@@ -116,7 +119,10 @@ fn one_failure_loses_nothing_that_was_acknowledged() {
     println!("{count} seeds: {all:?}");
     // A simulation in which nothing happens proves nothing.
     assert!(all.stored >= 5 * count && all.read >= 5 * count, "{all:?}");
-    assert!(count < 20 || (all.losses >= count && all.changes > 0 && all.failed > 0), "{all:?}");
+    assert!(
+        count < 20 || (all.losses >= count && all.changes > 0 && all.drains > 0 && all.failed > 0),
+        "{all:?}"
+    );
 }
 
 #[test]
@@ -169,6 +175,18 @@ fn an_acknowledgement_before_the_second_copy_is_noticed() {
 #[test]
 fn bad_disks_everywhere_are_noticed() {
     let told = complaints(20, |plan| Plan { sabotage: Sabotage::Disks, disks: true, ..plan });
+    assert!(told.iter().any(|story| story.contains("lost: acknowledged block")), "{told:?}");
+}
+
+#[test]
+fn a_shard_that_is_stopped_before_it_is_drained_is_noticed() {
+    let single = CopyRule::new(1, 1).unwrap();
+    let told = complaints(8, |plan| Plan {
+        sabotage: Sabotage::Drains,
+        rule: single,
+        labels: Labelled::Nothing,
+        ..plan
+    });
     assert!(told.iter().any(|story| story.contains("lost: acknowledged block")), "{told:?}");
 }
 

@@ -151,7 +151,7 @@ impl Default for DrainConfig {
     }
 }
 
-/// Copies of blocks. Equal in every process of a cluster.
+/// Copies of blocks. Their number and that of acknowledgements are equal in every process of a cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct StoreConfig {
@@ -159,16 +159,18 @@ pub(crate) struct StoreConfig {
     pub(crate) copies: usize,
     /// Copies that must be confirmed before a block counts as stored.
     pub(crate) write_acks: usize,
+    /// How long a shard that is read may send nothing before another copy is asked. May differ between processes.
+    pub(crate) patience_ms: u64,
 }
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { copies: 1, write_acks: 1 }
+        Self { copies: 1, write_acks: 1, patience_ms: 10_000 }
     }
 }
 
 impl StoreConfig {
-    /// The two as a rule.
+    /// Copies and acknowledgements as a rule.
     pub(crate) fn rule(&self) -> CopyRule {
         CopyRule::new(self.copies, self.write_acks).expect("a configuration was validated")
     }
@@ -277,6 +279,7 @@ impl Validate for StoreConfig {
         {
             faults.push(Fault::new(path, field, problem));
         }
+        check_range(faults, path, "patience_ms", self.patience_ms, 10..=600_000);
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod backend;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use longshore_attention::{Executor, HeadPlan, TileShape};
@@ -81,7 +81,11 @@ impl Node {
         let Computing { backend, attention: Attention { executor, gpu } } =
             backend::load(config, shape, &weights, pool, &read)?;
         bar.finish_and_clear();
-        let options = EngineOptions { kv_dtype: node.tile_shape.dtype, ..EngineOptions::default() };
+        let options = EngineOptions {
+            kv_dtype: node.tile_shape.dtype,
+            patience: Duration::from_millis(config.store.patience_ms),
+            ..EngineOptions::default()
+        };
         let engine = Engine::new(backend, executor, Arc::clone(pool), node.geometry, options);
         Ok((Self { gpu, ..node }, Arc::new(engine.context("cannot set up the engine")?)))
     }

@@ -92,17 +92,17 @@ impl Parts {
     pub(crate) fn prefill(&self, this: &Member, engine: Arc<Engine>, tasks: &Tasks) -> Arc<PrefillWorker> {
         let metrics = longshore_prefill::PrefillMetrics::register(&self.labelled(this));
         let (config, head_plan) = (self.config.prefill.clone(), self.node.head_plan.clone());
-        PrefillWorker::new(config, self.worker(engine, tasks), head_plan, tasks, metrics)
+        PrefillWorker::new(config, self.worker(this, engine, tasks), head_plan, tasks, metrics)
     }
 
     /// A decode worker.
     pub(crate) fn decode(&self, this: &Member, engine: Arc<Engine>, tasks: &Tasks) -> Arc<DecodeWorker> {
         let metrics = longshore_decode::DecodeMetrics::register(&self.labelled(this));
         let (config, head_plan) = (self.config.decode.clone(), self.node.head_plan.clone());
-        DecodeWorker::new(config, self.worker(engine, tasks), head_plan, tasks, metrics)
+        DecodeWorker::new(config, self.worker(this, engine, tasks), head_plan, tasks, metrics)
     }
 
-    fn worker(&self, engine: Arc<Engine>, tasks: &Tasks) -> WorkerParts {
+    fn worker(&self, this: &Member, engine: Arc<Engine>, tasks: &Tasks) -> WorkerParts {
         let tracker = tasks.tracker().clone();
         let shards = ShardDirectory::new(
             self.views.clone(),
@@ -110,7 +110,7 @@ impl Parts {
             tracker,
             ATTEND_IN_FLIGHT_MAX,
         );
-        let shards = shards.with_copies(self.config.store.rule());
+        let shards = shards.with_copies(self.config.store.rule()).of_member(&this.id);
         WorkerParts { engine, shards: Arc::new(shards), limits: self.node.limits() }
     }
 

@@ -2,6 +2,25 @@
 
 use std::process::Command;
 
+/// What is made of the wire of a shard, both ways, by queueing disciplines of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// Packets are late by 60 to 140 ms.
+    Late,
+    /// Packets queue up behind each other for a megabit a second, and are dropped where they would wait for more than 400 ms.
+    Narrow,
+}
+
+impl Wire {
+    /// Arguments of `tc qdisc add dev DEVICE root`.
+    fn discipline(self) -> &'static str {
+        match self {
+            Self::Late => "netem delay 100ms 40ms",
+            Self::Narrow => "tbf rate 1mbit burst 4kb latency 400ms",
+        }
+    }
+}
+
 /// The namespaces; they go with it.
 #[derive(Debug)]
 pub(super) struct Apart {
@@ -51,6 +70,25 @@ impl Apart {
         format!("{}v{shard}", self.name)
     }
 
+    /// Why wires cannot be made so here: the kernel has no such discipline, or there is no `tc`. Tries it.
+    pub(super) fn cannot(&self, wire: Wire) -> Option<String> {
+        let device = format!("dev {} root", self.wire(0));
+        let tried = run("tc", &format!("qdisc add {device} {}", wire.discipline()));
+        tried.err().or_else(|| run("tc", &format!("qdisc del {device}")).err())
+    }
+
+    /// Makes the wire of a shard so, or as it was.
+    pub(super) fn make_wire(&self, shard: usize, wire: Option<Wire>) {
+        let (space, outside) = (self.space(shard), self.wire(shard));
+        for (space, device) in [(String::new(), outside.as_str()), (format!("-n {space} "), "eth0")] {
+            let arguments = match wire {
+                Some(wire) => format!("{space}qdisc add dev {device} root {}", wire.discipline()),
+                None => format!("{space}qdisc del dev {device} root"),
+            };
+            run("tc", &arguments).expect("what could be done once can be done again");
+        }
+    }
+
     /// Packets to and from a shard vanish, or pass again.
     pub(super) fn cut(&self, shard: usize, cut: bool) {
         let to = if cut { "down" } else { "up" };
@@ -69,10 +107,14 @@ impl Drop for Apart {
 }
 
 fn ip(arguments: &str) -> Result<(), String> {
-    let output = Command::new("ip").args(arguments.split(' ')).output();
-    let output = output.map_err(|error| format!("`ip` cannot be run: {error}"))?;
+    run("ip", arguments)
+}
+
+fn run(program: &str, arguments: &str) -> Result<(), String> {
+    let output = Command::new(program).args(arguments.split(' ')).output();
+    let output = output.map_err(|error| format!("`{program}` cannot be run: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(format!("`ip {arguments}`: {}", String::from_utf8_lossy(&output.stderr).trim()))
+    Err(format!("`{program} {arguments}`: {}", String::from_utf8_lossy(&output.stderr).trim()))
 }

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     disks::{Disks, SimDisk, pass_time},
+    drains::listed,
     lanes::{Sabotage, SimConnector},
     network::{Life, NODES, Network, Origin},
 };
@@ -131,6 +132,8 @@ pub(crate) struct Cluster {
     pub(crate) network: Arc<Network>,
     pub(crate) plan: Plan,
     pub(crate) clients: Vec<Arc<Client>>,
+    /// Shards that run and are asked to hand their blocks over.
+    pub(super) draining: BTreeSet<usize>,
     told: Vec<Arc<Told>>,
     tasks: [Option<Tasks>; NODES],
     members: BTreeSet<usize>,
@@ -152,6 +155,7 @@ impl Cluster {
         let told: Vec<_> = (0..NODES).map(|_| Arc::new(Told::new(&view))).collect();
         let mut cluster = Self {
             clients: Vec::new(),
+            draining: BTreeSet::new(),
             plan,
             told,
             tasks: [const { None }; NODES],
@@ -226,7 +230,8 @@ impl Cluster {
             rule: self.plan.rule,
         });
         let epoch = told.epoch.subscribe();
-        let life = Life { number: self.lives, dead: CancellationToken::new(), store, epoch };
+        let (dead, drained) = (CancellationToken::new(), Arc::default());
+        let life = Life { number: self.lives, dead, store, epoch, drained };
         self.network.start(node, life);
         self.tasks[node] = Some(tasks);
     }
@@ -234,6 +239,7 @@ impl Cluster {
     /// Ends a shard as `kill -9` does: what it held is gone.
     pub(crate) fn kill(&mut self, node: usize) {
         self.network.kill(node);
+        self.draining.remove(&node);
         if let Some(tasks) = self.tasks[node].take() {
             tasks.cancel();
         }
@@ -286,19 +292,22 @@ impl Cluster {
         let map = self.view.shard_map();
         let node = |at: usize| node_of(&map.shards()[at].id.0);
         let (held, serving) = (self.held(blocks).await?, self.serving());
+        let owns = |node: &usize| serving.contains(node) && !self.draining.contains(node);
         let mut counts = BTreeMap::<usize, u64>::new();
         for (name, holders) in &held {
             let (seed, copies) = (&blocks[name].stripe_seed, self.plan.rule.copies());
-            let owners = map.owners_among(seed, copies, |at| serving.contains(&node(at)));
+            let owners = map.owners_among(seed, copies, |at| owns(&node(at)));
             let owners: BTreeSet<usize> = owners.into_iter().map(node).collect();
+            // What is drained keeps its copies until it ends; they are none of those that there should be.
+            let others: BTreeSet<usize> = holders.difference(&self.draining).copied().collect();
             // With fewer hosts than copies nothing is dropped: nobody can say that enough others hold theirs.
-            let spared = owners.len() < copies && owners.is_subset(holders);
-            if *holders != owners && !spared {
+            let spared = owners.len() < copies && owners.is_subset(&others);
+            if others != owners && !spared {
                 return Err(Unsettled(format!("block {} is on {holders:?}, belongs on {owners:?}", name.1)));
             }
             holders.iter().for_each(|node| *counts.entry(*node).or_default() += 1);
         }
-        for node in serving {
+        for &node in &serving {
             self.check_owned(node, counts.get(&node).copied().unwrap_or(0)).await?;
         }
         // Reading is a use, which keeps blocks where they are, so it comes last.
@@ -322,6 +331,18 @@ impl Cluster {
     pub(crate) async fn held(&self, blocks: &BTreeMap<Name, BlockPlace>) -> Result<Holders, Unsettled> {
         let mut held = Holders::new();
         for life in self.serving().into_iter().filter_map(|node| Some((node, self.network.life(node)?))) {
+            if self.draining.contains(&life.0) {
+                // It answers no such questions.
+                for entry in listed(&life.1.store).await? {
+                    for tenant in TENANTS.into_iter().filter(|tenant| namespace(*tenant) == entry.namespace) {
+                        let name = (tenant, entry.key);
+                        if blocks.contains_key(&name) {
+                            held.entry(name).or_default().insert(life.0);
+                        }
+                    }
+                }
+                continue;
+            }
             for tenant in TENANTS {
                 let keys = keys_of(blocks, tenant);
                 let lookup = Lookup { identity: self.identity(tenant), keys: keys.clone(), peek: true };
@@ -363,6 +384,9 @@ impl Cluster {
             stats.tiers.iter().filter(|tier| tier.name == "disk").map(|tier| tier.blocks).sum::<u64>();
         let in_memory = (blocks - below.min(blocks)) * block_bytes();
         let expected = (blocks, in_memory + stats.summary_bytes, 0, 0, 0);
+        if self.draining.contains(&node) && !stats.drain.drained {
+            return Err(Unsettled(format!("shard {node} is not drained: {:?}", stats.drain)));
+        }
         if found == expected && stats.repair.backlog_blocks == 0 {
             return Ok(());
         }

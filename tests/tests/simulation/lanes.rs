@@ -1,6 +1,6 @@
 //! A lane over the simulated network, and what is checked of every message on it.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
@@ -31,6 +31,8 @@ pub(crate) enum Sabotage {
     Epochs,
     /// The disks of all shards fail at once.
     Disks,
+    /// Shards that are drained are stopped before they are.
+    Drains,
 }
 
 /// Makes lanes from one process to the others.
@@ -70,6 +72,16 @@ fn not_simulated() -> Error {
     Error::new(Code::Unimplemented, "the simulation has shards and their clients only")
 }
 
+/// Whether who asks in another epoch must be refused.
+#[derive(Debug, Clone, Copy)]
+enum Fence {
+    /// The call names none.
+    None,
+    Epoch(u64),
+    /// The same of a question by which shards decide about their own copies: one that is drained refuses it in any epoch.
+    Peek(u64),
+}
+
 /// A shard at the other end of the network.
 #[derive(Debug)]
 struct SimShard {
@@ -84,7 +96,7 @@ impl SimShard {
     async fn ask<T, F>(
         &self,
         ctx: &CallContext,
-        epoch: Option<u64>,
+        fence: Fence,
         call: impl FnOnce(Arc<KvStore>, CallContext) -> F + Send,
     ) -> Result<(T, Life), Error>
     where
@@ -105,7 +117,7 @@ impl SimShard {
                 answer = call(Arc::clone(&life.store), context) => answer,
             };
             let after = *life.epoch.borrow();
-            self.check_fence(epoch, (before, after), answer.as_ref().err());
+            self.check_fence(fence, (before, after), &life, answer.as_ref().err());
             self.network.pass(self.origin(&life), self.from.node).await?;
             answer.map(|answer| (answer, life))
         };
@@ -117,8 +129,12 @@ impl SimShard {
     }
 
     /// A caller of another epoch is refused, whatever it asks.
-    fn check_fence(&self, asked: Option<u64>, (before, after): (u64, u64), error: Option<&Error>) {
-        let Some(asked) = asked else { return };
+    fn check_fence(&self, fence: Fence, (before, after): (u64, u64), life: &Life, error: Option<&Error>) {
+        let asked = match fence {
+            Fence::Epoch(asked) => asked,
+            Fence::Peek(asked) if !life.drained.load(SeqCst) => asked,
+            _ => return,
+        };
         let refused = error.is_some_and(|error| error.code == Code::FailedPrecondition);
         if before == after && refused != (asked != before) {
             let what = format!("shard {} in epoch {before} was asked in {asked}: {error:?}", self.to);
@@ -256,9 +272,10 @@ impl Stream {
 impl Shard for SimShard {
     async fn lookup(&self, ctx: &CallContext, mut lookup: Lookup) -> Result<Vec<bool>, Error> {
         let epoch = lookup.identity.shard_map_epoch;
+        let fence = if lookup.peek { Fence::Peek(epoch) } else { Fence::Epoch(epoch) };
         lookup.identity = self.told(lookup.identity);
         let call = move |store: Arc<KvStore>, ctx| async move { store.lookup(&ctx, lookup).await };
-        self.ask(ctx, Some(epoch), call).await.map(|(held, _)| held)
+        self.ask(ctx, fence, call).await.map(|(held, _)| held)
     }
 
     async fn put_blocks(
@@ -273,7 +290,7 @@ impl Shard for SimShard {
         let (epoch, own, told) = (identity.shard_map_epoch, stream.ctx.clone(), self.told(identity));
         let call =
             |store: Arc<KvStore>, _| async move { store.put_blocks(&own, told, shape, arriving).await };
-        let (acks, life) = self.ask(ctx, Some(epoch), call).await?;
+        let (acks, life) = self.ask(ctx, Fence::Epoch(epoch), call).await?;
         self.network.tasks.spawn(stream.clone().carry(tiles, into, life.clone()));
         Ok(stream.answers(acks, life, |_, ack, _| ack))
     }
@@ -287,7 +304,7 @@ impl Shard for SimShard {
         let (epoch, own) = (get.identity.shard_map_epoch, stream.ctx.clone());
         get.identity = self.told(get.identity);
         let call = |store: Arc<KvStore>, _| async move { store.get_blocks(&own, get).await };
-        let (tiles, life) = self.ask(ctx, Some(epoch), call).await?;
+        let (tiles, life) = self.ask(ctx, Fence::Epoch(epoch), call).await?;
         let arrived =
             |this: &Stream, tile: Option<TileMessage>, flip| tile.map(|tile| this.arrived(tile, flip));
         Ok(stream.answers(tiles, life, arrived))
@@ -297,7 +314,7 @@ impl Shard for SimShard {
         let epoch = open.identity.shard_map_epoch;
         open.identity = self.told(open.identity);
         let call = move |store: Arc<KvStore>, ctx| async move { store.open_view(&ctx, open).await };
-        self.ask(ctx, Some(epoch), call).await.map(|(opened, _)| opened)
+        self.ask(ctx, Fence::Epoch(epoch), call).await.map(|(opened, _)| opened)
     }
 
     async fn attend(
@@ -310,11 +327,11 @@ impl Shard for SimShard {
 
     async fn close_view(&self, ctx: &CallContext, view_id: u64) -> Result<(), Error> {
         let call = move |store: Arc<KvStore>, ctx| async move { store.close_view(&ctx, view_id).await };
-        self.ask(ctx, None, call).await.map(|_| ())
+        self.ask(ctx, Fence::None, call).await.map(|_| ())
     }
 
     async fn stats(&self, ctx: &CallContext) -> Result<ShardStats, Error> {
         let call = |store: Arc<KvStore>, ctx| async move { store.stats(&ctx).await };
-        self.ask(ctx, None, call).await.map(|(stats, _)| stats)
+        self.ask(ctx, Fence::None, call).await.map(|(stats, _)| stats)
     }
 }

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -59,6 +59,8 @@ pub(crate) struct Life {
     pub(crate) store: Arc<KvStore>,
     /// The epoch that it sees.
     pub(crate) epoch: watch::Receiver<u64>,
+    /// It was asked to drain.
+    pub(crate) drained: Arc<AtomicBool>,
 }
 
 /// When something happened, and what.

@@ -39,6 +39,8 @@ pub(crate) struct Report {
     /// Failures that took blocks with them, and changes of the members.
     pub(crate) losses: u64,
     pub(crate) changes: u64,
+    /// Shards that were asked to hand their blocks over.
+    pub(crate) drains: u64,
     /// Uses of disks that took long, and writes that failed.
     pub(crate) disks: (u64, u64),
 }
@@ -73,6 +75,13 @@ enum Event {
     Leave {
         node: usize,
     },
+    /// A shard is asked to hand its blocks over, or to stop doing so.
+    Drain {
+        node: usize,
+        on: bool,
+    },
+    /// Shards that are drained end, however far that is.
+    Stop,
     /// All disks are slow from now on, or as quick as memory.
     SlowDisks {
         slow: bool,
@@ -123,6 +132,7 @@ struct Story {
     draws: Draws,
     losses: u64,
     changes: u64,
+    drains: u64,
 }
 
 impl Story {
@@ -132,7 +142,17 @@ impl Story {
         network.tell(format!("seed {seed}: {plan:?}"));
         let mut draws = Draws::new(&[seed, 3]);
         let texts = Arc::new(texts(&mut draws));
-        Self { seed, cluster, network, texts, ledger: Shared::default(), draws, losses: 0, changes: 0 }
+        Self {
+            seed,
+            cluster,
+            network,
+            texts,
+            ledger: Shared::default(),
+            draws,
+            losses: 0,
+            changes: 0,
+            drains: 0,
+        }
     }
 
     async fn round(&mut self, round: u64) {
@@ -157,6 +177,10 @@ impl Story {
         self.network.tell(format!("round {round} is over"));
         self.settle().await;
         self.read_everything().await;
+        if self.stop_drained() {
+            // Every block has all its copies elsewhere: nothing is lost, and nothing is to be made anew.
+            self.settle().await;
+        }
         self.restart_dead();
         self.retire();
         self.settle().await;
@@ -219,10 +243,14 @@ impl Story {
     fn disturbance(&mut self, at: u64, events: &mut Vec<(u64, Event)>) {
         let members: Vec<usize> = self.cluster.members().iter().copied().collect();
         let node = *self.draws.pick(&members);
+        let hosts = self.cluster.hosts_without(node);
         let is_bad_disk = self.cluster.plan.disks && self.draws.per_mille(500);
         match self.draws.below(8) {
             _ if self.cluster.plan.sabotage == Sabotage::Disks => {
                 events.extend(members.iter().map(|node| (0, Event::BadDisk { node: *node })));
+            }
+            _ if self.cluster.plan.sabotage == Sabotage::Drains => {
+                events.extend([(at, Event::Drain { node, on: true }), (at + 1, Event::Stop)]);
             }
             _ if is_bad_disk => events.push((at / 4, Event::BadDisk { node })),
             0..4 => {
@@ -235,6 +263,12 @@ impl Story {
             5 if members.len() < FIRST_CLIENT => events.push((at, Event::Join)),
             // Enough hosts for all copies stay, and one more.
             6 if members.len() > 4 => events.push((at, Event::Leave { node })),
+            7 if hosts >= self.cluster.plan.rule.copies() => {
+                events.push((at, Event::Drain { node, on: true }));
+                if self.draws.per_mille(300) {
+                    events.push((at + self.draws.below(9_000), Event::Drain { node, on: false }));
+                }
+            }
             _ => {}
         }
     }
@@ -274,6 +308,13 @@ impl Story {
                 self.changes += 1;
                 self.cluster.change(node, false);
             }
+            Event::Drain { node, on } => {
+                self.drains += u64::from(on);
+                self.cluster.drain(node, on);
+            }
+            Event::Stop => {
+                self.stop_drained();
+            }
             Event::SlowDisks { slow } => self.disks().set_slow(slow),
             Event::BadDisk { node } => {
                 self.losses += 1;
@@ -299,6 +340,13 @@ impl Story {
         let dead: Vec<usize> =
             self.cluster.members().iter().copied().filter(|node| !running.contains(node)).collect();
         dead.into_iter().for_each(|node| self.cluster.start_shard(node));
+    }
+
+    /// Shards that are drained end; whether there were any.
+    fn stop_drained(&mut self) -> bool {
+        let drained = self.cluster.draining().clone();
+        drained.iter().for_each(|node| self.cluster.kill(*node));
+        !drained.is_empty()
     }
 
     /// Shards that are no members any more end.
@@ -380,6 +428,7 @@ impl Story {
                 failed: ledger(|ledger| ledger.failed),
                 losses: self.losses,
                 changes: self.changes,
+                drains: self.drains,
                 disks: self.cluster.disks.as_ref().map_or((0, 0), |(disks, _)| disks.told()),
             });
         }

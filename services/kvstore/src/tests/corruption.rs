@@ -1,5 +1,5 @@
 //! Damage of every kind, in memory, on disk and on the way to a shard: each case is detected and none is served. The seeds are
-//! fixed, so a case that fails is found again by its number.
+//! fixed, so a case that fails is found again by its number (and by `LONGSHORE_DAMAGE_SEED=N`, where other cases were asked for).
 
 use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt as _};
 
@@ -30,6 +30,15 @@ impl Draws {
         let at = self.below(bytes.len());
         bytes[at] ^= 1 << self.below(8);
     }
+}
+
+/// The seed of a test: its own, or another one that `LONGSHORE_DAMAGE_SEED=N` makes of it.
+pub(crate) fn seed(own: u64) -> u64 {
+    let Some(set) = std::env::var_os("LONGSHORE_DAMAGE_SEED") else { return own };
+    let set: u64 = set.to_str().and_then(|set| set.parse().ok()).expect("LONGSHORE_DAMAGE_SEED is a number");
+    println!("LONGSHORE_DAMAGE_SEED={set}");
+    // Tests that have seeds of their own do not share them here either.
+    set.wrapping_mul(16).wrapping_add(own)
 }
 
 /// `good` with some damage that keeps its length, and what it is. `others` are tiles that parts may be taken from.
@@ -106,7 +115,7 @@ async fn is_served(shard: &Fixture, way: u64, name: u8, layer: u32) -> bool {
 #[tokio::test]
 async fn no_damage_in_memory_is_served() {
     const CASES: u64 = 20_000;
-    let (shard, sent, mut draws) = (shard(8), sent(), Draws(1));
+    let (shard, sent, mut draws) = (shard(8), sent(), Draws(seed(1)));
     shard.store(&[1, 2, 3]).await;
     let mut detected = 0;
     for case in 0..CASES {
@@ -222,7 +231,7 @@ fn hurt(draws: &mut Draws, tiles: &mut Vec<TileMessage>, others: &[&[u8]]) -> (&
 #[tokio::test]
 async fn no_damage_on_the_way_to_a_shard_is_stored() {
     const CASES: u64 = 20_000;
-    let (shard, sent, mut draws) = (shard(16), sent(), Draws(2));
+    let (shard, sent, mut draws) = (shard(16), sent(), Draws(seed(2)));
     let (mut detected, mut harmless) = (0, 0);
     for case in 0..CASES {
         let name = 1 + draws.below(3) as u8;
@@ -307,7 +316,7 @@ fn body(name: u8, layer: u32) -> Vec<u8> {
 #[tokio::test]
 async fn no_damage_on_disk_is_served() {
     const CASES: u64 = 3_000;
-    let (folder, mut draws) = (folder(), Draws(3));
+    let (folder, mut draws) = (folder(), Draws(seed(3)));
     let shard = with_config(tiers(folder.path(), 1, 4));
     shard.store(&[1]).await;
     let (mut detected, mut segment) = (0, None);

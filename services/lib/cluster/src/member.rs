@@ -64,14 +64,14 @@ pub struct Member {
     pub incarnation: u64,
     /// Share of stripes; only for shards, at least 1.
     pub weight: u32,
-    /// What it fails with; only for shards.
+    /// Where it is: what it fails with, and what is near it.
     pub labels: Labels,
 }
 
-/// What a shard fails with, as far as it is known. Each label is empty or 1 to 63 characters of `a-z`, `0-9`, `-`.
+/// Where a process is and thus what a shard fails with, as far as it is known. Each label is empty or 1 to 63 characters of `a-z`, `0-9`, `-`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Labels {
-    /// Machine; no two copies of a block lie on one. Empty: one of its own.
+    /// Machine; no two copies of a block lie on one, and workers read those on theirs. Empty: one of its own.
     pub host: String,
     /// Part of the site; copies lie in different ones where there are enough. Empty: none that is known.
     pub zone: String,
@@ -79,7 +79,7 @@ pub struct Labels {
 
 impl Member {
     /// Reads `role=id@address[;weight=N][;host=H][;zone=Z]`, for example `kvstore=kv-0@http://127.0.0.1:9300;weight=2;host=a`.
-    /// Shards weigh 1 unless they say otherwise, other roles 0. The incarnation is 0.
+    /// Shards weigh 1 unless they say otherwise, other roles 0; labels are for all. The incarnation is 0.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let form = "hint: write `role=id@http://host:port[;weight=N][;host=H][;zone=Z]`";
         let (role, rest) = text
@@ -162,8 +162,9 @@ impl Options {
                 _ => Some(&mut options.labels.zone),
             };
             let given = label.as_ref().map_or(options.weight.is_some(), |label| !label.is_empty());
-            if given || role != Role::KvStore {
-                return Err(Error::invalid(text, field, "is given once, and for role `kvstore` only"));
+            if given || (field == "weight" && role != Role::KvStore) {
+                let problem = "is given once; a weight is for role `kvstore` only";
+                return Err(Error::invalid(text, field, problem));
             }
             match label {
                 Some(_) if value.is_empty() => {

@@ -44,12 +44,21 @@ struct Times {
 impl Health {
     /// A call failed as it would if the shard were away.
     pub(crate) fn failed(&self, now: Instant) {
+        self.avoid(now, Duration::ZERO);
+    }
+
+    /// A call was waited for as long as `waited`, in vain. Whoever asks next shall not wait for more of its time than not.
+    pub(crate) fn late(&self, now: Instant, waited: Duration) {
+        self.avoid(now, waited.min(AVOIDED_MAX));
+    }
+
+    fn avoid(&self, now: Instant, at_least: Duration) {
         let mut state = self.lock();
         // Failures of calls that were under way together count once.
         if state.avoided_until.is_none_or(|until| until <= now) {
             let pause = AVOIDED_FIRST.saturating_mul(1 << state.failures.min(16)).min(AVOIDED_MAX);
             state.failures += 1;
-            state.avoided_until = Some(now + pause);
+            state.avoided_until = Some(now + pause.max(at_least));
         }
     }
 
@@ -156,6 +165,20 @@ mod tests {
         }
         health.failed(later);
         assert!(!health.is_avoided(later + AVOIDED_MAX));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shard_that_was_waited_for_is_avoided_for_as_long() {
+        let (health, start) = (Health::default(), Instant::now());
+        health.late(start, Duration::from_secs(4));
+        assert!(health.is_avoided(start + Duration::from_millis(3_999)));
+        assert!(!health.is_avoided(start + Duration::from_secs(4)));
+        health.answered();
+        health.late(start, Duration::from_millis(1));
+        assert!(health.is_avoided(start + AVOIDED_FIRST / 2), "never shorter than after a failure");
+        health.answered();
+        health.late(start, AVOIDED_MAX * 9);
+        assert!(!health.is_avoided(start + AVOIDED_MAX));
     }
 
     #[test]

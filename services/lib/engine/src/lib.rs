@@ -7,6 +7,8 @@ mod error;
 mod events;
 mod health;
 mod intake;
+mod patience;
+mod readers;
 mod sequence;
 mod shards;
 mod step;

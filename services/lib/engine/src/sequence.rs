@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -72,6 +73,8 @@ pub struct Sequence {
     remote_blocks: u64,
     views: Vec<View>,
     lease_ms: u32,
+    /// See [`crate::EngineOptions::patience`].
+    patience: Duration,
     local: VecDeque<LocalBlock>,
     links: Arc<ShardLinks>,
     broken: Option<&'static str>,
@@ -93,6 +96,7 @@ impl Sequence {
             remote_blocks: 0,
             views: Vec::new(),
             lease_ms: LEASE_MS,
+            patience: engine.options().patience,
             local: VecDeque::new(),
             links,
             broken: None,

@@ -5,12 +5,14 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use longshore_blocks::{
     ShardId, ShardMap,
     quorum::{Candidate, CopyRule, Tally},
 };
 use longshore_cluster::{ClusterView, Role};
-use longshore_fabric::{AttendLink, Connector, Shard};
+use longshore_fabric::{AttendLink, CallContext, Connector, Shard};
+use longshore_proto::types::OpenedView;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, watch},
@@ -21,12 +23,17 @@ use tokio_util::task::TaskTracker;
 use crate::{
     Error,
     health::{Health, SecondAsks},
+    readers::{Distance, Load, Site},
 };
 
 /// How long closing a view may take before it is left to its lease.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Blocks that count as stored and whose further copies are still under way, per process.
 const BACKGROUND_MAX: usize = 64;
+/// Views that are being opened and that nobody wants any more, per process.
+const LATE_OPENS_MAX: usize = 64;
+/// How long they are waited for: longer than a connection without any answer lives.
+const LATE_OPEN_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// One shard and the ways to reach it.
 #[derive(Debug, Clone)]
@@ -39,6 +46,8 @@ pub struct ShardLink {
     pub attend: AttendLink,
     /// What calls told of it.
     pub(crate) health: Arc<Health>,
+    /// What it is to send.
+    pub(crate) load: Arc<Load>,
 }
 
 impl ShardLink {
@@ -49,7 +58,9 @@ impl ShardLink {
             Err(Error::Shard { source, .. }) if means_away(source.code) => {
                 self.health.failed(Instant::now());
             }
-            Err(Error::Late { .. }) => self.health.failed(Instant::now()),
+            Err(Error::Late { waited_ms, .. }) => {
+                self.health.late(Instant::now(), Duration::from_millis(*waited_ms));
+            }
             Err(_) => {}
         }
     }
@@ -67,6 +78,9 @@ pub struct ShardLinks {
     map: ShardMap,
     rule: CopyRule,
     links: Vec<ShardLink>,
+    /// Of shards in other processes.
+    distances: Vec<Distance>,
+    late_opens: Arc<Semaphore>,
     pub(crate) background: Arc<Semaphore>,
     pub(crate) second_asks: SecondAsks,
     tasks: TaskTracker,
@@ -90,6 +104,7 @@ impl ShardLinks {
                 id: entry.id.clone(),
                 attend: AttendLink::new(Arc::clone(&shard), tasks, in_flight_max),
                 health: Arc::default(),
+                load: Arc::default(),
                 shard,
             })
             .collect();
@@ -99,7 +114,21 @@ impl ShardLinks {
         }
         let (rule, background) = (CopyRule::default(), Arc::new(Semaphore::new(BACKGROUND_MAX)));
         let (tasks, runtime, second_asks) = (tasks.clone(), Handle::current(), SecondAsks::default());
-        Ok(Self { map, rule, links, background, second_asks, tasks, runtime })
+        let (distances, late_opens) =
+            (vec![Distance::Far; links.len()], Arc::new(Semaphore::new(LATE_OPENS_MAX)));
+        Ok(Self { map, rule, links, distances, late_opens, background, second_asks, tasks, runtime })
+    }
+
+    /// The same with what is known of how far the shards are, in the map's order.
+    pub(crate) fn with_distances(mut self, distances: Vec<Distance>) -> Self {
+        debug_assert_eq!(distances.len(), self.links.len());
+        self.distances = distances;
+        self
+    }
+
+    /// How far a shard is.
+    pub(crate) fn distance(&self, shard: usize) -> Distance {
+        if self.links[shard].attend.is_here() { Distance::Here } else { self.distances[shard] }
     }
 
     /// The same with so many copies of each block.
@@ -151,16 +180,6 @@ impl ShardLinks {
         Tally::new(self.rule, candidates.iter().map(candidate))
     }
 
-    /// Candidates in the order in which they are read: those of this process come before their equals.
-    pub(crate) fn readers(&self, seed: &[u8; 32]) -> Result<Vec<usize>, Error> {
-        let (mut found, now) = (self.candidates(seed)?, Instant::now());
-        found.sort_by_cached_key(|&index| {
-            let link = &self.links[index];
-            (link.health.is_avoided(now), !link.attend.is_here())
-        });
-        Ok(found)
-    }
-
     /// The runtime that the links live on, for threads outside of it.
     pub fn runtime(&self) -> &Handle {
         &self.runtime
@@ -174,14 +193,34 @@ impl ShardLinks {
     /// Closes a view in the background; a shard that does not answer reclaims it when its lease ends.
     pub(crate) fn close_later(&self, shard: usize, view_id: u64) {
         let link = self.links[shard].clone();
+        self.tasks.spawn_on(async move { close(&link, view_id).await }, &self.runtime);
+    }
+
+    /// Waits in the background for a view that is being opened and that nobody wants any more, and closes it. Where too many are
+    /// waited for, or for too long, it is left to its lease.
+    pub(crate) fn close_when_opened(
+        &self,
+        shard: usize,
+        opening: BoxFuture<'static, Result<OpenedView, longshore_fabric::Error>>,
+    ) {
+        let Ok(place) = Arc::clone(&self.late_opens).try_acquire_owned() else { return };
+        let link = self.links[shard].clone();
         let closing = async move {
-            let ctx = longshore_fabric::CallContext::new("close-view").with_timeout(CLOSE_TIMEOUT);
-            let call = tokio::time::timeout(CLOSE_TIMEOUT, link.shard.close_view(&ctx, view_id)).await;
-            if let Ok(Err(error)) = call {
-                tracing::debug!(shard = %link.id, view_id, %error, "left a view to its lease");
+            let _place = place;
+            let opened = tokio::time::timeout(LATE_OPEN_TIMEOUT, opening).await;
+            if let Ok(Ok(OpenedView::Open { view_id })) = opened {
+                close(&link, view_id).await;
             }
         };
         self.tasks.spawn_on(closing, &self.runtime);
+    }
+}
+
+async fn close(link: &ShardLink, view_id: u64) {
+    let ctx = CallContext::new("close-view").with_timeout(CLOSE_TIMEOUT);
+    let call = tokio::time::timeout(CLOSE_TIMEOUT, link.shard.close_view(&ctx, view_id)).await;
+    if let Ok(Err(error)) = call {
+        tracing::debug!(shard = %link.id, view_id, %error, "left a view to its lease");
     }
 }
 
@@ -193,6 +232,8 @@ pub struct ShardDirectory {
     tasks: TaskTracker,
     in_flight_max: usize,
     rule: CopyRule,
+    /// Id of the member that this process is.
+    own: Option<String>,
     current: Mutex<Option<(Arc<ClusterView>, Arc<ShardLinks>)>>,
 }
 
@@ -204,8 +245,14 @@ impl ShardDirectory {
         tasks: TaskTracker,
         in_flight_max: usize,
     ) -> Self {
-        let (rule, current) = (CopyRule::default(), Mutex::new(None));
-        Self { views, connector, tasks, in_flight_max, rule, current }
+        let (rule, own, current) = (CopyRule::default(), None, Mutex::new(None));
+        Self { views, connector, tasks, in_flight_max, rule, own, current }
+    }
+
+    /// The same of the member `id`: of several copies those near it are read. Its labels and address are those of the membership.
+    pub fn of_member(mut self, id: impl Into<String>) -> Self {
+        self.own = Some(id.into());
+        self
     }
 
     /// The same with so many copies of each block.
@@ -225,7 +272,7 @@ impl ShardDirectory {
         let view = Arc::clone(&self.views.borrow());
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((seen, links)) = current.as_ref()
-            && (Arc::ptr_eq(seen, &view) || same_shards(seen, &view))
+            && (Arc::ptr_eq(seen, &view) || (same_shards(seen, &view) && self.is_where_it_was(seen, &view)))
         {
             return Ok(Arc::clone(links));
         }
@@ -234,17 +281,24 @@ impl ShardDirectory {
         Ok(links)
     }
 
+    fn is_where_it_was(&self, a: &ClusterView, b: &ClusterView) -> bool {
+        let site = |view: &ClusterView| self.own.as_ref().and_then(|id| view.member(id)).map(Site::of);
+        site(a) == site(b)
+    }
+
     fn connect(&self, view: &ClusterView) -> Result<ShardLinks, Error> {
         let map = view.shard_map();
-        let mut shards = Vec::with_capacity(map.shards().len());
+        let own = self.own.as_ref().and_then(|id| view.member(id)).map(Site::of).unwrap_or_default();
+        let (mut shards, mut distances) = (Vec::with_capacity(map.shards().len()), Vec::new());
         for entry in map.shards() {
             let member = view.with_role(Role::KvStore).find(|member| member.id == entry.id.0);
-            let address = &member.expect("every shard of a map is a member of its view").address;
-            let client = self.connector.shard(address);
+            let member = member.expect("every shard of a map is a member of its view");
+            let client = self.connector.shard(&member.address);
             shards.push(client.map_err(|source| Error::Shard { shard: entry.id.clone(), source })?);
+            distances.push(own.distance(&Site::of(member)));
         }
         let links = ShardLinks::new(map, shards, &self.tasks, self.in_flight_max)?;
-        Ok(links.with_copies(self.rule))
+        Ok(links.with_copies(self.rule).with_distances(distances))
     }
 }
 

@@ -24,11 +24,19 @@ pub struct EngineOptions {
     pub wave_bytes: usize,
     /// How long a shard may take for one attention query.
     pub attend_timeout: Duration,
+    /// How long a shard that is asked for blocks, summaries or a view may send nothing before another one that has the same blocks is
+    /// asked; less where the caller has little time. Where there is no other it is waited for.
+    pub patience: Duration,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { kv_dtype: KvDtype::F32, wave_bytes: 64 << 20, attend_timeout: Duration::from_secs(60) }
+        Self {
+            kv_dtype: KvDtype::F32,
+            wave_bytes: 64 << 20,
+            attend_timeout: Duration::from_secs(60),
+            patience: Duration::from_secs(10),
+        }
     }
 }
 

@@ -11,7 +11,11 @@ use longshore_fabric::{CallContext, Code, TileRooms};
 use longshore_proto::types::{GetBlocks, Identity, PutOutcome, TileMessage, WireTileShape};
 use tokio::sync::mpsc;
 
-use crate::{Engine, Error, LocalBlock, ShardLink, ShardLinks, intake::within};
+use crate::{
+    Engine, Error, LocalBlock, ShardLink, ShardLinks,
+    intake::within,
+    patience::{answer, patiently},
+};
 
 pub use streams::{PutStreams, Stored, Unstored};
 
@@ -131,50 +135,45 @@ async fn store_patiently(
     shape: WireTileShape,
     tiles: Vec<TileMessage>,
 ) -> Result<PutOutcome, Error> {
-    let store = store_block(ctx, link, identity, shape, tiles);
-    let Some(patience) = patience else { return store.await };
-    let late = |_| {
-        let waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        Err(Error::Late { shard: link.id.clone(), waited_ms })
-    };
-    tokio::time::timeout(patience, store).await.unwrap_or_else(late)
+    patiently(link, patience, store_block(ctx, link, identity, shape, tiles)).await
 }
 
 /// Reads whole blocks of one shard: those that came and verified, each with its position in `keys`, and why the others did not. What
-/// does not verify is an error, never a tile; what came before it can be used.
+/// does not verify is an error, never a tile; what came before it can be used. A shard that sends nothing for as long as `patience`,
+/// where there is one, is late.
 pub async fn fetch_blocks(
     engine: &Engine,
     ctx: &CallContext,
     link: &ShardLink,
     identity: Identity,
     keys: &[BlockKey],
+    patience: Option<Duration>,
 ) -> (Vec<(usize, LocalBlock)>, Result<(), Error>) {
     let mut blocks = Vec::with_capacity(keys.len());
-    let ended = fetch_into(engine, ctx, link, identity, keys, &mut blocks).await;
+    let ended = fetch_into(engine, (ctx, patience), link, identity, keys, &mut blocks).await;
     (blocks, ended)
 }
 
 async fn fetch_into(
     engine: &Engine,
-    ctx: &CallContext,
+    (ctx, patience): (&CallContext, Option<Duration>),
     link: &ShardLink,
     identity: Identity,
     keys: &[BlockKey],
     blocks: &mut Vec<(usize, LocalBlock)>,
 ) -> Result<(), Error> {
     let get = GetBlocks { identity, keys: keys.to_vec(), first_layer: 0, layers: None };
-    let of_shard = |source| Error::of_shard(ctx, &link.id, source);
-    let memory = Arc::new(TileRooms::new(engine.tile_shape()));
-    let call = within(ctx, link.shard.get_blocks_into(ctx, get, memory)).await.and_then(|answer| answer);
-    let mut answers = call.map_err(of_shard)?;
     let layers = engine.backend().config().layers;
+    let block_bytes = (engine.tile_shape().bytes() * layers) as u64;
+    let mut under_way = link.load.begin(keys.len() as u64 * block_bytes);
+    let memory = Arc::new(TileRooms::new(engine.tile_shape()));
+    let mut answers = answer(ctx, link, patience, link.shard.get_blocks_into(ctx, get, memory)).await?;
     let mut missing = Vec::new();
     for (at, &key) in keys.iter().enumerate() {
         let mut tiles = Vec::with_capacity(layers);
         for layer in 0..layers {
-            let answer =
-                within(ctx, answers.next()).await.map_err(of_shard)?.transpose().map_err(of_shard)?;
-            match answer {
+            let next = async { answers.next().await.transpose() };
+            match answer(ctx, link, patience, next).await? {
                 Some(Some(message)) => tiles.push(verified(engine, link, key, layer, &message)?),
                 Some(None) if layer == 0 => {
                     missing.push(key);
@@ -188,6 +187,7 @@ async fn fetch_into(
         if tiles.len() == layers {
             blocks.push((at, LocalBlock::from_tiles(tiles)));
         }
+        under_way.came(block_bytes);
     }
     match missing.is_empty() {
         true => Ok(()),

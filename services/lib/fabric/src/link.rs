@@ -38,6 +38,7 @@ pub struct AttendLink {
     shard: Arc<dyn Shard>,
     questions: mpsc::Sender<Question>,
     slots: Arc<Semaphore>,
+    in_flight_max: usize,
     runtime: Handle,
 }
 
@@ -71,7 +72,12 @@ impl AttendLink {
         let runtime = Handle::current();
         let (questions, asked) = mpsc::channel(in_flight_max);
         tasks.spawn_on(session::run(Arc::clone(&shard), asked, in_flight_max), &runtime);
-        Self { shard, questions, slots: Arc::new(Semaphore::new(in_flight_max)), runtime }
+        Self { shard, questions, slots: Arc::new(Semaphore::new(in_flight_max)), in_flight_max, runtime }
+    }
+
+    /// Messages under way: sent, or about to be, and not answered yet.
+    pub fn under_way(&self) -> usize {
+        self.in_flight_max.saturating_sub(self.slots.available_permits())
     }
 
     /// Whether the shard lies in this process and answers while it is asked.

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     fn rule(copies: usize, write_acks: usize) -> StoreConfig {
-        StoreConfig { copies, write_acks }
+        StoreConfig { copies, write_acks, ..StoreConfig::default() }
     }
 
     #[test]

@@ -23,6 +23,7 @@ fn members_are_read_and_written_alike() {
         "router=r@http://[::1]:1",
         "prefill=p-1@http://prefill-0.prefill.svc.cluster.local:65535",
         "decode=d@local:d",
+        "decode=d@http://127.0.0.1:9200;host=a;zone=z-1",
     ] {
         let member = Member::parse(text).unwrap();
         assert_eq!(member.to_string(), text);
@@ -69,7 +70,8 @@ fn every_fault_names_its_field() {
         ("kvstore=a@local:a;", "weight"),
         ("kvstore=a@local:a;colour=red", "weight"),
         ("router=a@local:a;weight=1", "weight"),
-        ("router=a@local:a;zone=a", "zone"),
+        ("prefill=a@local:a;host=b;weight=1", "weight"),
+        ("router=a@local:a;zone=a;zone=a", "zone"),
         ("kvstore=a@local:a;host=", "host"),
         ("kvstore=a@local:a;host", "host"),
         ("kvstore=a@local:a;host=A", "host"),

@@ -37,6 +37,8 @@ fn the_epoch_follows_shards_and_nothing_else() {
     let base = epoch(&["kvstore=a@local:a", "kvstore=b@local:b"]);
     assert_eq!(base, epoch(&["kvstore=b@local:b", "kvstore=a@local:a"]));
     assert_eq!(base, epoch(&["kvstore=a@http://h:1", "router=r@local:r", "kvstore=b@local:b"]));
+    let located = "decode=d@local:d;host=a;zone=z";
+    assert_eq!(base, epoch(&["kvstore=a@local:a", located, "kvstore=b@local:b"]), "workers place nothing");
     let mut restarted = members(&["kvstore=a@local:a", "kvstore=b@local:b"]);
     restarted[0].incarnation = 9;
     assert_eq!(base, ClusterView::new(restarted).unwrap().epoch());

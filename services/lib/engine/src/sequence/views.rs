@@ -1,17 +1,29 @@
 //! Views of a sequence: opening, growing, moving to other copies, closing. A stripe is read from one shard at a time, so that
 //! its partial is folded there whichever shard that is.
 
+mod opening;
 mod place;
 
-use std::{mem, sync::Arc};
+use std::{mem, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use longshore_blocks::BlockKey;
 use longshore_fabric::CallContext;
-use longshore_proto::types::{Identity, OpenView, OpenedView};
+use longshore_proto::types::{Identity, OpenView};
 
 use super::{LocalBlock, Sequence};
-use crate::{Engine, Error, ShardLink, ShardLinks, error::check, intake::within};
+use crate::{
+    Engine, Error, ShardLinks,
+    error::check,
+    intake::within,
+    patience::{patiently, within_time},
+    readers::ReadOrder,
+};
+
+use opening::open_view;
+
+/// Why a sequence is broken while nobody knows whether a shard appended blocks to a view.
+const NO_ANSWER: &str = "an append to a view got no answer";
 
 /// Blocks of one sequence on one shard.
 #[derive(Debug)]
@@ -136,6 +148,8 @@ impl Sequence {
         match self.append(ctx, view, blocks).await {
             Ok(()) => self.views[view].grew(stripe),
             Err(error) if self.links.rule().copies() == 1 => return Err(error),
+            // Nobody waits for it any more: its stripes have moved, and the blocks are tried again.
+            Err(Error::Late { .. }) if self.broken.is_none() => return Ok(()),
             Err(Error::Missing { .. }) => {
                 let upto = self.remote_blocks + count;
                 let moved = self.place(ctx, vec![stripe], upto, Some(shard)).await?;
@@ -157,7 +171,9 @@ impl Sequence {
         blocks: ShardBlocks,
     ) -> Result<(), Error> {
         let mut failure = None;
-        for shard in self.links.readers(&self.chain.stripe_seed(self.remote_blocks))? {
+        let readers = ReadOrder::new(&self.links).readers(&self.chain.stripe_seed(self.remote_blocks))?;
+        let alone = readers.len() == 1;
+        for shard in readers {
             let grows = |view: &View| {
                 view.shard == shard && view.parts.last().is_some_and(|last| last.stripe < stripe)
             };
@@ -166,10 +182,13 @@ impl Sequence {
                     let appended = self.append(ctx, view, blocks.clone()).await;
                     appended.map(|()| self.views[view].grew(stripe))
                 }
-                None => self.open_view(ctx, shard, blocks.clone(), None).await.map(|id| {
-                    let parts = vec![ViewPart { stripe, used: true }];
-                    self.views.push(View { shard, id, parts });
-                }),
+                None => {
+                    let patience = (!alone).then(|| within_time(ctx, self.patience));
+                    self.open_view(ctx, shard, blocks.clone(), (None, patience)).await.map(|id| {
+                        let parts = vec![ViewPart { stripe, used: true }];
+                        self.views.push(View { shard, id, parts });
+                    })
+                }
             };
             match opened {
                 Ok(()) => {
@@ -187,17 +206,39 @@ impl Sequence {
             }
             check(ctx)?;
         }
+        if let Some(Error::Late { .. }) = failure {
+            // Nobody said that it cannot answer: they are asked again, and waited for longer.
+            let upto = self.remote_blocks + blocks.len() as u64;
+            let placed = self.place(ctx, vec![stripe], upto, None).await?;
+            self.views.extend(placed);
+            self.handed_over(blocks.len() as u64);
+            return Ok(());
+        }
         Err(failure.unwrap_or(Error::NoShards))
     }
 
-    /// Appends to a view. Unless its shard said clearly whether it did, the sequence is broken.
+    /// Appends to a view. Unless its shard said clearly whether it did, the sequence is broken. When the shard is late, all that lies
+    /// on it moves to other copies: then the error says so, and the sequence is as good as before. Where there are none it is waited
+    /// for, since another append might count blocks twice.
     async fn append(&mut self, ctx: &CallContext, view: usize, blocks: ShardBlocks) -> Result<(), Error> {
         check(ctx)?;
         let (shard, id) = (self.views[view].shard, self.views[view].id);
         let broken_before = self.broken;
         // Also holds when this future is dropped half-way.
-        self.break_off("an append to a view got no answer");
-        let opened = self.open_view(ctx, shard, blocks, Some(id)).await.and_then(|opened| {
+        self.break_off(NO_ANSWER);
+        let link = self.links.links()[shard].clone();
+        let patience = (self.links.rule().copies() > 1).then(|| within_time(ctx, self.patience));
+        let mut answer = Box::pin(self.open_view(ctx, shard, blocks, (Some(id), None)));
+        let mut opened = patiently(&link, patience, &mut answer).await;
+        if let Err(late @ Error::Late { .. }) = opened {
+            check(ctx)?;
+            link.note(&Err::<(), Error>(late.clone()));
+            if self.leave(ctx, &[shard]).await.is_ok() {
+                return Err(late);
+            }
+            opened = answer.await;
+        }
+        let opened = opened.and_then(|opened| {
             let problem = || format!("view {opened} to an append to {id}");
             let mismatch =
                 || Error::Mismatch { shard: self.links.links()[shard].id.clone(), problem: problem() };
@@ -238,7 +279,7 @@ impl Sequence {
         self.views = kept;
         self.views.extend(moved);
         left.iter().for_each(|view| self.links.close_later(view.shard, view.id));
-        if self.broken == Some("an append to a view got no answer") {
+        if self.broken == Some(NO_ANSWER) {
             self.broken = None;
         }
         Ok(())
@@ -253,24 +294,22 @@ impl Sequence {
         blocks.map(|block| (block, self.key(block).expect("a full block has a key"))).collect()
     }
 
-    pub(super) async fn open_view(
+    /// Opens a view, or appends to one, and takes note of how that ended.
+    pub(super) fn open_view<'a>(
         &self,
-        ctx: &CallContext,
+        ctx: &'a CallContext,
         shard: usize,
         blocks: ShardBlocks,
-        append_to: Option<u64>,
-    ) -> Result<u64, Error> {
-        let link = self.links.links()[shard].clone();
-        let call = OpenView { identity: self.identity, blocks, append_to, lease_ms: self.lease_ms };
-        let opened = open_view(ctx, &link, call).await;
-        link.note(&opened);
-        opened
+        (append_to, patience): (Option<u64>, Option<Duration>),
+    ) -> impl Future<Output = Result<u64, Error>> + Send + use<'a> {
+        let open = OpenView { identity: self.identity, blocks, append_to, lease_ms: self.lease_ms };
+        open_view(ctx, Arc::clone(&self.links), shard, open, patience)
     }
 
     /// Closes all views and waits for the shards, each for a few seconds at most.
     pub async fn close(mut self) {
         let links = Arc::clone(&self.links);
-        let ctx = CallContext::new("close-view").with_timeout(std::time::Duration::from_secs(5));
+        let ctx = CallContext::new("close-view").with_timeout(Duration::from_secs(5));
         let closing = mem::take(&mut self.views).into_iter().map(|view| {
             let (link, ctx) = (links.links()[view.shard].clone(), &ctx);
             async move { within(ctx, link.shard.close_view(ctx, view.id)).await }
@@ -286,13 +325,5 @@ impl Sequence {
 impl Drop for Sequence {
     fn drop(&mut self) {
         self.views.iter().for_each(|view| self.links.close_later(view.shard, view.id));
-    }
-}
-
-async fn open_view(ctx: &CallContext, link: &ShardLink, call: OpenView) -> Result<u64, Error> {
-    let opened = within(ctx, link.shard.open_view(ctx, call)).await;
-    match opened.and_then(|opened| opened).map_err(|source| Error::of_shard(ctx, &link.id, source))? {
-        OpenedView::Open { view_id } => Ok(view_id),
-        OpenedView::Missing(keys) => Err(Error::Missing { shard: link.id.clone(), keys }),
     }
 }

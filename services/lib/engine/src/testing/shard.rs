@@ -64,6 +64,10 @@ pub struct Faults {
     pub away: AtomicBool,
     /// Milliseconds before an attention query is answered.
     pub attend_delay_ms: AtomicU64,
+    /// Nothing is answered for as long as it is set, as by a process that is stopped; then all that was asked is.
+    pub silent: AtomicBool,
+    /// Answers with blocks that still stop half-way, without an end.
+    pub stalled_gets: AtomicU64,
 }
 
 impl Faults {
@@ -72,6 +76,14 @@ impl Faults {
             true => Err(Error::new(Code::Unavailable, "the shard is away")),
             false => Ok(()),
         }
+    }
+
+    /// The same once it is not silent any more.
+    async fn check_awake(&self) -> Result<(), Error> {
+        while self.silent.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.check_here()
     }
 }
 
@@ -137,6 +149,11 @@ impl MemoryShard {
     /// Open views.
     pub fn views(&self) -> usize {
         self.state().views.len()
+    }
+
+    /// Views that were opened so far.
+    pub fn opened(&self) -> u64 {
+        self.state().opened
     }
 
     /// Forgets every block and view.
@@ -291,7 +308,7 @@ impl PagedKv for StripeTiles<'_> {
 #[async_trait]
 impl Shard for MemoryShard {
     async fn lookup(&self, _ctx: &CallContext, lookup: Lookup) -> Result<Vec<bool>, Error> {
-        self.faults.check_here()?;
+        self.faults.check_awake().await?;
         let state = self.state();
         let held = |key: &BlockKey| state.blocks.contains_key(&(lookup.identity.namespace, *key));
         Ok(lookup.keys.iter().map(held).collect())
@@ -304,7 +321,7 @@ impl Shard for MemoryShard {
         _shape: WireTileShape,
         tiles: mpsc::Receiver<TileMessage>,
     ) -> Result<BoxStream<PutAck>, Error> {
-        self.faults.check_here()?;
+        self.faults.check_awake().await?;
         if strikes(&self.faults.failed_puts) {
             return Err(Error::new(Code::Unavailable, "the shard is ill"));
         }
@@ -336,7 +353,7 @@ impl Shard for MemoryShard {
         _ctx: &CallContext,
         get: GetBlocks,
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
-        self.faults.check_here()?;
+        self.faults.check_awake().await?;
         let mut state = self.state();
         let mut answers = Vec::new();
         for key in get.keys {
@@ -359,12 +376,17 @@ impl Shard for MemoryShard {
         if strikes(&self.faults.broken_gets) {
             break_off(&mut answers);
         }
+        let stalls = strikes(&self.faults.stalled_gets);
+        if stalls {
+            answers.truncate(answers.len() / 2);
+        }
         state.tiles_sent += answers.iter().filter(|answer| matches!(answer, Ok(Some(_)))).count() as u64;
-        Ok(futures::stream::iter(answers).boxed())
+        let answers = futures::stream::iter(answers);
+        Ok(if stalls { answers.chain(futures::stream::pending()).boxed() } else { answers.boxed() })
     }
 
     async fn open_view(&self, _ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {
-        self.faults.check_here()?;
+        self.faults.check_awake().await?;
         if open.append_to.is_some() && strikes(&self.faults.failed_appends) {
             return Err(Error::new(Code::Unavailable, "the shard is ill"));
         }
@@ -400,7 +422,7 @@ impl Shard for MemoryShard {
         _ctx: &CallContext,
         get: GetSummaries,
     ) -> Result<BoxStream<SummariesMessage>, Error> {
-        self.faults.check_here()?;
+        self.faults.check_awake().await?;
         let mut messages = Vec::new();
         for layer in get.first_layer..self.layers as u32 {
             let stripes = self.view_stripes(get.view_id, get.identity.namespace, layer)?;
@@ -432,6 +454,8 @@ impl Shard for MemoryShard {
             let query_id = query.query_id;
             let delay = shard.faults.attend_delay_ms.load(Ordering::SeqCst);
             tokio::time::sleep(Duration::from_millis(delay)).await;
+            // What it says of being away is part of its answer.
+            let _away = shard.faults.check_awake().await;
             let answer = match shard.answer(&query) {
                 Ok(partials) => AttendAnswer::Partials { query_id, partials, last: true },
                 Err(error) => {

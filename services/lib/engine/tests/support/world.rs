@@ -45,6 +45,13 @@ impl World {
         Self::build(shards, EngineOptions::default(), rule)
     }
 
+    /// Two copies, and little patience with shards that answer nothing.
+    pub(crate) fn hasty(shards: usize) -> Self {
+        let rule = CopyRule::new(2, 2).expect("the rule can be");
+        let patience = std::time::Duration::from_millis(500);
+        Self::build(shards, EngineOptions { patience, ..EngineOptions::default() }, rule)
+    }
+
     fn build(shards: usize, options: EngineOptions, rule: CopyRule) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime starts");

@@ -1,7 +1,7 @@
 //! Damage of every kind to the files of a shard that starts: it serves what was written or nothing.
 
 use super::*;
-use crate::tests::corruption::{Draws, damaged};
+use crate::tests::corruption::{Draws, damaged, seed};
 
 const CASES: u64 = 12_000;
 
@@ -112,7 +112,7 @@ fn files_that_are_damaged_in_any_way_serve_what_was_written_or_nothing() {
     };
     let old = [read(0), read(1)];
     let (_folder, files) = log();
-    let mut draws = Draws(4);
+    let mut draws = Draws(seed(4));
     let (mut looked, mut served_blocks, mut refused) = (0, 0, 0);
     for case in 0..CASES {
         let mut changed = files.clone();

@@ -9,14 +9,12 @@ use longshore_proto::types::{Dtype, GetSummaries, SummariesMessage, Tensor};
 
 use crate::{
     Error, Sequence, ShardLink,
-    intake::within,
+    patience::{answer, within_time},
     sequence::{View, ViewPart},
 };
 
 /// How often the stripes of a sequence may move to other copies while their summaries come.
 const MOVES_MAX: usize = 4;
-/// How long a shard may send nothing before other copies are asked, and how long these may take to open.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Sequence {
     /// Brings what the policy reads of the blocks on shards, all layers, all shards at once; returns how many bytes came. Does
@@ -27,7 +25,7 @@ impl Sequence {
         let mut bytes = 0;
         let mut moves_left = if self.links.rule().copies() > 1 { MOVES_MAX } else { 0 };
         loop {
-            let patience = (moves_left > 0).then_some(PATIENCE);
+            let patience = (moves_left > 0).then(|| within_time(ctx, self.patience));
             let Err(error) = self.load_once(ctx, patience, &mut bytes).await else { return Ok(bytes) };
             let failed = |link: &ShardLink| Some(&link.id) == error.failed_shard();
             let shard = self.links.links().iter().position(failed);
@@ -35,7 +33,8 @@ impl Sequence {
             moves_left -= 1;
             self.links.links()[shard].note(&Err::<(), Error>(error.clone()));
             tracing::warn!(%error, "summaries are read from other copies");
-            let moved = tokio::time::timeout(PATIENCE, self.leave(ctx, &[shard])).await;
+            // One of the other copies may be late as well.
+            let moved = tokio::time::timeout(self.patience * 2, self.leave(ctx, &[shard])).await;
             match moved.unwrap_or(Err(Error::Broken("its copies did not open in time"))) {
                 Ok(()) => {}
                 // Nobody said that it cannot answer: it is asked again, and waited for.
@@ -118,24 +117,6 @@ impl Sequence {
         });
         try_join_all(open).await
     }
-}
-
-/// What a shard answers, waited for no longer than `patience` where there are other copies.
-async fn answer<T>(
-    ctx: &CallContext,
-    link: &ShardLink,
-    patience: Option<Duration>,
-    call: impl Future<Output = Result<T, longshore_fabric::Error>>,
-) -> Result<T, Error> {
-    let call = within(ctx, call);
-    let answer = match patience {
-        Some(patience) => tokio::time::timeout(patience, call).await.map_err(|_| Error::Late {
-            shard: link.id.clone(),
-            waited_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
-        })?,
-        None => call.await,
-    };
-    answer.and_then(|answer| answer).map_err(|source| Error::of_shard(ctx, &link.id, source))
 }
 
 /// Summaries of one view.

@@ -1,18 +1,29 @@
 //! Finding a shard for every stripe, and blocks on any of theirs: all shards at once, then the next copies of what was not found.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    time::Duration,
+};
 
 use futures::future::join_all;
 use longshore_blocks::BlockKey;
 use longshore_fabric::CallContext;
 
 use super::{ShardBlocks, View, ViewPart};
-use crate::{Engine, Error, LocalBlock, Sequence, error::check, fetch_blocks};
+use crate::{
+    Engine, Error, LocalBlock, Sequence, error::check, fetch_blocks, patience::within_time,
+    readers::ReadOrder,
+};
 
-/// What is looked for, and the shards that were not asked yet.
+/// Blocks that are looked for together, and whom to ask for them.
 struct Wanted {
     blocks: ShardBlocks,
+    /// Shards that were not asked yet, the first one next.
     shards: VecDeque<usize>,
+    /// Shards that were late. They are asked again when nobody else is left, and waited for twice as long each time.
+    late: Vec<usize>,
+    /// How long a shard may send nothing.
+    patience: Duration,
 }
 
 impl Sequence {
@@ -25,40 +36,55 @@ impl Sequence {
         upto: u64,
         not: Option<usize>,
     ) -> Result<Vec<View>, Error> {
-        let mut search = Search::new(stripes.len());
+        let (mut search, mut order) = (Search::new(stripes.len()), ReadOrder::new(&self.links));
         for stripe in stripes {
             let first = stripe * u64::from(self.geometry.stripe_blocks());
             let end = (first + u64::from(self.geometry.stripe_blocks())).min(upto);
-            let mut shards: VecDeque<usize> = self.links.readers(&self.chain.stripe_seed(first))?.into();
-            if let Some(at) = shards.iter().position(|shard| Some(*shard) == not).filter(|_| shards.len() > 1)
-            {
-                let last = shards.remove(at).expect("it was found there");
-                shards.push_back(last);
-            }
-            search.wanted.push(Wanted { blocks: self.keyed(first..end), shards });
+            let wanted = self.wanted(ctx, &mut order, self.keyed(first..end), not)?;
+            search.wanted.push(wanted);
         }
         let mut opened = Opened { sequence: self, views: Vec::new() };
         while let Some(round) = search.round()? {
             check(ctx)?;
-            let calls = round.into_iter().map(|(shard, wanted)| async move {
+            let calls = round.into_iter().map(|((shard, patience), wanted)| async move {
                 let blocks = wanted.iter().flat_map(|wanted| wanted.blocks.iter().copied()).collect();
-                let opened = self.open_view(ctx, shard, blocks, None).await;
-                (shard, wanted, opened)
+                let id = self.open_view(ctx, shard, blocks, (None, patience)).await;
+                // Also closed when another shard is still waited for and the search is given up.
+                let opened = id.map(|id| {
+                    let parts = wanted.iter().map(|wanted| self.part(wanted)).collect();
+                    Opened { sequence: self, views: vec![View { shard, id, parts }] }
+                });
+                (wanted, opened)
             });
-            for (shard, wanted, outcome) in join_all(calls).await {
+            for (wanted, outcome) in join_all(calls).await {
                 match outcome {
-                    Ok(id) => {
-                        let part = |wanted: &Wanted| ViewPart {
-                            stripe: self.geometry.stripe_of(wanted.blocks[0].0),
-                            used: true,
-                        };
-                        opened.views.push(View { shard, id, parts: wanted.iter().map(part).collect() });
-                    }
+                    Ok(mut view) => opened.views.append(&mut view.views),
                     Err(error) => search.failed(wanted, error),
                 }
             }
         }
         Ok(std::mem::take(&mut opened.views))
+    }
+
+    fn part(&self, wanted: &Wanted) -> ViewPart {
+        ViewPart { stripe: self.geometry.stripe_of(wanted.blocks[0].0), used: true }
+    }
+
+    /// Blocks of one stripe, and whom to ask for them: `not` comes last.
+    fn wanted(
+        &self,
+        ctx: &CallContext,
+        order: &mut ReadOrder<'_>,
+        blocks: ShardBlocks,
+        not: Option<usize>,
+    ) -> Result<Wanted, Error> {
+        let mut shards: VecDeque<usize> = order.readers(&self.chain.stripe_seed(blocks[0].0))?.into();
+        if let Some(at) = shards.iter().position(|shard| Some(*shard) == not).filter(|_| shards.len() > 1) {
+            let last = shards.remove(at).expect("it was found there");
+            shards.push_back(last);
+        }
+        order.plan(shards[0], blocks.len() as u64 * self.block_bytes());
+        Ok(Wanted { blocks, shards, late: Vec::new(), patience: within_time(ctx, self.patience) })
     }
 
     /// Copies all full blocks here, from any shard that holds them.
@@ -68,17 +94,18 @@ impl Sequence {
         ctx: &CallContext,
     ) -> Result<Vec<(u64, LocalBlock)>, Error> {
         let mut search = Search::new(self.full_blocks() as usize);
+        let mut order = ReadOrder::new(&self.links);
         for block in self.keyed(0..self.full_blocks()) {
-            let shards = self.links.readers(&self.chain.stripe_seed(block.0))?.into();
-            search.wanted.push(Wanted { blocks: vec![block], shards });
+            let wanted = self.wanted(ctx, &mut order, vec![block], None)?;
+            search.wanted.push(wanted);
         }
         let mut found = Vec::new();
         while let Some(round) = search.round()? {
             check(ctx)?;
-            let calls = round.into_iter().map(|(shard, wanted)| async move {
+            let calls = round.into_iter().map(|((shard, patience), wanted)| async move {
                 let keys: Vec<BlockKey> = wanted.iter().map(|wanted| wanted.blocks[0].1).collect();
                 let link = &self.links.links()[shard];
-                let (blocks, ended) = fetch_blocks(engine, ctx, link, self.identity, &keys).await;
+                let (blocks, ended) = fetch_blocks(engine, ctx, link, self.identity, &keys, patience).await;
                 link.note(&ended);
                 (wanted, blocks, ended)
             });
@@ -109,6 +136,9 @@ impl Drop for Opened<'_> {
     }
 }
 
+/// Whom to ask next for what: by shard, and by how long it may send nothing (without end where nobody else can be asked).
+type Round = BTreeMap<(usize, Option<Duration>), Vec<Wanted>>;
+
 struct Search {
     wanted: Vec<Wanted>,
     failure: Option<Error>,
@@ -120,24 +150,31 @@ impl Search {
     }
 
     /// What to ask each shard next; `None` when everything was found.
-    fn round(&mut self) -> Result<Option<BTreeMap<usize, Vec<Wanted>>>, Error> {
+    fn round(&mut self) -> Result<Option<Round>, Error> {
         if self.wanted.is_empty() {
             return Ok(None);
         }
-        let mut round = BTreeMap::<usize, Vec<Wanted>>::new();
+        let mut round = Round::new();
         // Views and calls name blocks in ascending order.
         self.wanted.sort_by_key(|wanted| wanted.blocks[0].0);
-        for wanted in std::mem::take(&mut self.wanted) {
+        for mut wanted in std::mem::take(&mut self.wanted) {
+            if wanted.shards.is_empty() && !wanted.late.is_empty() {
+                wanted.shards.extend(std::mem::take(&mut wanted.late));
+                wanted.patience *= 2;
+            }
+            let others = wanted.shards.len() + wanted.late.len() > 1;
+            let patience = others.then_some(wanted.patience);
             match wanted.shards.front() {
-                Some(&shard) => round.entry(shard).or_default().push(wanted),
+                Some(&shard) => round.entry((shard, patience)).or_default().push(wanted),
                 None => return Err(self.failure.take().unwrap_or(Error::NoShards)),
             }
         }
         Ok(Some(round))
     }
 
-    /// A shard found nothing: what it lacks is looked for on the next one, the rest there again; when it failed, all of it.
+    /// A shard found nothing: what it lacks is looked for on the next one, the rest there again; when it failed or was late, all of it.
     fn failed(&mut self, wanted: Vec<Wanted>, error: Error) {
+        let late = matches!(error, Error::Late { .. });
         let missing: Option<HashSet<BlockKey>> = match &error {
             Error::Missing { keys, .. } => Some(keys.iter().copied().collect()),
             _ => None,
@@ -146,13 +183,13 @@ impl Search {
             let lacks = missing
                 .as_ref()
                 .is_none_or(|missing| wanted.blocks.iter().any(|(_, key)| missing.contains(key)));
-            if lacks {
-                wanted.shards.pop_front();
-            }
+            let asked = if lacks { wanted.shards.pop_front() } else { None };
+            wanted.late.extend(asked.filter(|_| late));
             self.wanted.push(wanted);
         }
-        // What is missing can be computed again, whatever else failed.
-        if matches!(error, Error::Missing { .. }) || self.failure.is_none() {
+        // What is missing can be computed again, whatever else failed; and any other failure says more than that somebody was late.
+        let is_missing = matches!(error, Error::Missing { .. });
+        if is_missing || matches!(self.failure, None | Some(Error::Late { .. })) {
             self.failure = Some(error);
         }
     }

@@ -17,7 +17,7 @@ use longshore_attention::{CpuExecutor, KvDtype, Tile, TileShape};
 use longshore_blocks::{BlockKey, Deployment, EXACT_PREFILL, Geometry, ShardId, crc32c};
 use longshore_chassis::{Metrics, Tasks};
 use longshore_compute::ComputePool;
-use longshore_cuda::CudaExecutor;
+use longshore_cuda::{CudaExecutor, Shortage};
 use longshore_engine::wire_tile_shape;
 use longshore_fabric::{CallContext, Shard as _, StripePartial};
 use longshore_kvstore::{Config, KvStore, ShardCompute, ShardIdentity};
@@ -142,4 +142,22 @@ async fn a_shard_on_a_device_answers_like_one_on_the_cpu() {
         "one copy of each tile"
     );
     assert!(stats.hits > 0 && stats.evictions == 0, "{stats:?}");
+}
+
+/// A device that is full ends nothing: the shard's answers are those of the CPU, bit by bit.
+#[tokio::test]
+async fn a_shard_on_a_full_device_answers_like_one_on_the_cpu() {
+    let (tasks, pool) = (Tasks::new(), ComputePool::serial());
+    let executor = Arc::new(CudaExecutor::new(device::Emulator::device(), CpuExecutor::serial(), 1 << 10));
+    let on_device = ShardCompute { pool: Arc::clone(&pool), executor: executor.clone() };
+    let (device, device_view) = shard(on_device, &tasks).await;
+    let (cpu, cpu_view) = shard((&pool).into(), &tasks).await;
+    let wanted = cpu.attend_here(&query(cpu_view)).unwrap().unwrap();
+    let found = device.attend_here(&query(device_view)).unwrap().unwrap();
+    assert_eq!(found.len(), wanted.len());
+    for (found, wanted) in found.iter().zip(&wanted) {
+        assert_eq!((found.item, found.stripe), (wanted.item, wanted.stripe));
+        assert_eq!(found.partial, wanted.partial);
+    }
+    assert!(executor.stats().fallbacks.of(Shortage::Pages) > 0);
 }

@@ -1,6 +1,7 @@
 //! The executor of the device: work lists over tiles of the host, which are copied to pages once.
 
 mod decode;
+mod fallback;
 mod jobs;
 mod lists;
 mod pages;
@@ -13,14 +14,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, Error as AttentionError, ExactBlock, Executor, Partials, PlanInput,
+    AttendItem, Column, CpuExecutor, Error as AttentionError, ExactBlock, Executor, Partials, PlanInput,
     PrefillPolicy, Queries, SparseItem, SparseWork, TileShape, WorkList,
 };
 
 use crate::{Device, Error, Kind, PageElement, PageStats};
+pub use fallback::{FallbackStats, Shortage};
 pub use tally::ExecutorStats;
 
 use decode::DecodeBatch;
+use fallback::Fallbacks;
 use jobs::{BatchKey, Job};
 use lists::{ListCall, Visited};
 use pages::TilePages;
@@ -36,6 +39,9 @@ const SHAPES_MAX: usize = 4;
 /// of pages on the device and found there again. The bits differ from those of the CPU (queries and weights are rounded to the type of
 /// the pages, stripes make no difference), and depend on what is called together and, where pages are short, on what has room.
 ///
+/// A call that the device has no memory or no page for is done by the CPU, from the same tiles: a full device is slow, and ends nothing
+/// ([`ExecutorStats::fallbacks`]).
+///
 /// Blocks by the scorers `pooled` and `row-normalised` are chosen on the device, all else of a plan on the CPU; pseudo-tokens of a
 /// [`WorkList`] are folded on the CPU.
 #[derive(Debug)]
@@ -50,6 +56,7 @@ pub struct CudaExecutor {
     shapes: Mutex<HashMap<(TileShape, PageElement), TilePages>>,
     /// What was told of the pages last.
     told: Mutex<PageStats>,
+    fallbacks: Fallbacks,
 }
 
 type Shapes = HashMap<(TileShape, PageElement), TilePages>;
@@ -69,6 +76,7 @@ impl CudaExecutor {
             choices_min: CHOICES_MIN,
             shapes: Mutex::default(),
             told: Mutex::default(),
+            fallbacks: Fallbacks::default(),
         }
     }
 
@@ -86,7 +94,7 @@ impl CudaExecutor {
 
     /// What was done so far.
     pub fn stats(&self) -> ExecutorStats {
-        self.tally.stats(self.page_stats())
+        self.tally.stats(self.page_stats(), self.fallbacks.stats())
     }
 
     /// What the caches of pages did, all together; as it was told last where a job is being queued: who asks (a scrape of metrics) must
@@ -127,8 +135,8 @@ impl CudaExecutor {
         }
         if shapes.len() == SHAPES_MAX {
             let problem =
-                format!("is one more than the {SHAPES_MAX} that a device keeps pages for: {shape:?}");
-            return Err(Error::Invalid { field: "tile_shape", problem });
+                format!("{shape:?} is one more shape than the {SHAPES_MAX} that a device keeps pages for");
+            return Err(Error::OutOfPages { problem });
         }
         let pages = TilePages::new(&self.device, shape, element, self.budget_bytes / 8 * eighths)?;
         shapes.insert((shape, element), pages);
@@ -209,27 +217,28 @@ impl CudaExecutor {
         let pages = &shapes[&(tile, element)];
         let call = ListCall::new(&self.device, pages, item.queries, rows.of(item.queries.data)?)?;
         let mut chain = call.chain(item.initial, result)?;
-        let columns: Vec<_> = column_runs(item.work, pages.limit()).collect();
-        let mut rest = &item.work.exact[..];
-        while !rest.is_empty() {
-            let tiles: Vec<_> = rest.iter().map(|block| item.kv.tile(block.tile as usize)).collect();
+        let mut exact = &item.work.exact[..];
+        let mut columns = (&item.work.columns[..], &item.work.column_bias[..]);
+        while !exact.is_empty() {
+            let tiles: Vec<_> = exact.iter().map(|block| item.kv.tile(block.tile as usize)).collect();
             let pinned = pages.pin(&tiles)?;
-            let (now, later) = rest.split_at(pinned.len());
-            let exact: Vec<ExactBlock> =
-                now.iter().zip(0..).map(|(block, tile)| ExactBlock { tile, ..*block }).collect();
-            let work = WorkList { exact, ..WorkList::default() };
-            let last = later.is_empty() && columns.is_empty();
+            let (now, later) = exact.split_at(pinned.len());
+            let now = now.iter().zip(0..).map(|(block, tile)| ExactBlock { tile, ..*block });
+            let work = WorkList { exact: now.collect(), ..WorkList::default() };
+            let last = later.is_empty() && columns.0.is_empty();
             call.flat(&work, pinned.addresses(), &mut chain, last)?;
-            rest = later;
+            exact = later;
         }
-        for (index, (run, bias)) in columns.iter().enumerate() {
-            let tiles: Vec<_> = run.iter().map(|column| item.kv.tile(column.tile as usize)).collect();
-            let pinned = pages.pin_all(&tiles)?;
-            let renamed =
-                run.iter().zip(0..).map(|(column, tile)| longshore_attention::Column { tile, ..*column });
-            let work =
-                WorkList { columns: renamed.collect(), column_bias: bias.to_vec(), ..WorkList::default() };
-            call.flat(&work, pinned.addresses(), &mut chain, index + 1 == columns.len())?;
+        while !columns.0.is_empty() {
+            let some = &columns.0[..columns.0.len().min(COLUMN_TILES_MAX)];
+            let tiles: Vec<_> = some.iter().map(|column| item.kv.tile(column.tile as usize)).collect();
+            let pinned = pages.pin(&tiles)?;
+            let (now, later) = columns.0.split_at(pinned.len());
+            let (bias, bias_later) = columns.1.split_at(columns.1.len().min(now.len()));
+            let now = now.iter().zip(0..).map(|(column, tile)| Column { tile, ..*column });
+            let work = WorkList { columns: now.collect(), column_bias: bias.to_vec(), ..WorkList::default() };
+            call.flat(&work, pinned.addresses(), &mut chain, later.is_empty())?;
+            columns = (later, bias_later);
         }
         Ok(())
     }
@@ -295,12 +304,12 @@ impl CudaExecutor {
 impl Executor for CudaExecutor {
     fn attend(&self, items: &[AttendItem<'_>]) -> Result<Vec<Partials>, AttentionError> {
         items.iter().try_for_each(AttendItem::validate)?;
-        self.attend_all(items).map_err(failed)
+        self.or_on_cpu(self.attend_all(items), || self.cpu.attend(items))
     }
 
     fn attend_sparse(&self, items: &[SparseItem<'_>]) -> Result<Vec<Partials>, AttentionError> {
         items.iter().try_for_each(SparseItem::validate)?;
-        self.attend_sparse_all(items).map_err(failed)
+        self.or_on_cpu(self.attend_sparse_all(items), || self.cpu.attend_sparse(items))
     }
 
     fn plan(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<SparseWork, AttentionError> {
@@ -308,18 +317,8 @@ impl Executor for CudaExecutor {
     }
 }
 
-/// Runs of columns whose tiles have room at once, with their bias.
-fn column_runs(
-    work: &WorkList,
-    pages: usize,
-) -> impl Iterator<Item = (&[longshore_attention::Column], &[f32])> {
-    let run = pages.clamp(1, 256);
-    let bias = move |index: usize| match work.column_bias.is_empty() {
-        true => &[][..],
-        false => &work.column_bias[index * run..work.columns.len().min((index + 1) * run)],
-    };
-    work.columns.chunks(run).enumerate().map(move |(index, columns)| (columns, bias(index)))
-}
+/// Columns whose tiles are pinned at once, at most.
+const COLUMN_TILES_MAX: usize = 256;
 
 /// Shares of the budget: of tiles as they are, of tiles whose elements become others, of summaries.
 const OWN_EIGHTHS: usize = 5;

@@ -38,7 +38,7 @@ pub use cuda::CudaDevice;
 pub use device::Device;
 pub use driver::{DeviceInfo, Driver};
 pub use error::{Error, Kind};
-pub use executor::{CudaExecutor, ExecutorStats};
+pub use executor::{CudaExecutor, ExecutorStats, FallbackStats, Shortage};
 pub use kernel::{Kernel, Launch, Source};
 pub use launch::check as check_launch;
 pub use library::{Library, locate, require_cublaslt};

@@ -106,7 +106,8 @@ impl PageCache {
     /// (`Pinned::len` tells; at least one if `versions` has one). `fill(index, page)` brings the tile of `versions[index]` to
     /// a page, by calls of the device that take effect in order.
     ///
-    /// Refuses with [`Error::OutOfMemory`] when there is room for none, which may pass; passes faults of `fill` on.
+    /// Refuses when there is room for none, which may pass: with [`Error::OutOfPages`] where all pages are in use, with
+    /// [`Error::OutOfMemory`] where the device has no memory for any; passes faults of `fill` on.
     pub fn pin(
         &self,
         versions: &[u64],
@@ -120,7 +121,7 @@ impl PageCache {
                 Some(address) => address,
                 None => match self.bring(version, |page| fill(index, page)) {
                     Ok(address) => address,
-                    Err(Error::OutOfMemory { .. }) if index > 0 => {
+                    Err(error) if index > 0 && error.retryable() => {
                         self.lock().stats.shortages += 1;
                         break;
                     }
@@ -194,7 +195,7 @@ impl State {
         }
         let Some((_, version)) = self.idle.pop_first() else {
             let problem = format!("all {} pages are in use", self.pages.len());
-            return Err(Error::OutOfMemory { bytes: cache.page_bytes, problem });
+            return Err(Error::OutOfPages { problem });
         };
         let page = self.pages.remove(&version).expect("what is idle is here");
         self.stats.evictions += 1;

@@ -85,7 +85,7 @@ impl<'a> DecodeBatch<'a> {
             let pinned = match self.pages.pin(&tiles) {
                 Ok(pinned) => pinned,
                 // The next turn has the pages of this one.
-                Err(Error::OutOfMemory { .. }) if !turns.is_empty() => break,
+                Err(error) if !turns.is_empty() && error.retryable() => break,
                 Err(error) => return Err(error),
             };
             let (now, later) = blocks.split_at(pinned.len());

@@ -47,6 +47,10 @@ impl TilePages {
         } else {
             Way::Host
         };
+        if budget_bytes < shape.bytes().next_multiple_of(256) {
+            let problem = format!("of {} bytes {budget_bytes} are for pages of {tile:?}", shape.bytes());
+            return Err(Error::OutOfPages { problem });
+        }
         let cache = PageCache::new(Arc::clone(device), shape.bytes().next_multiple_of(256), budget_bytes)?;
         Ok(Self { shape, cache, way })
     }
@@ -64,33 +68,6 @@ impl TilePages {
     pub(super) fn pin(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
         let versions: Vec<u64> = tiles.iter().map(|tile| tile.version()).collect();
         self.cache.pin(&versions, |index, page| self.fill(tiles[index], page))
-    }
-
-    /// Most pages there can be.
-    pub(super) fn limit(&self) -> usize {
-        self.cache.limit()
-    }
-
-    /// Pages of all of `tiles`, or the error that there is no room for them.
-    pub(super) fn pin_all(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
-        if tiles.len() > self.limit() {
-            let problem = format!(
-                "has room for {} pages, a call visits {} at once; hint: raise it",
-                self.limit(),
-                tiles.len()
-            );
-            return Err(Error::Invalid { field: "budget_bytes", problem });
-        }
-        let pinned = self.pin(tiles)?;
-        if pinned.len() < tiles.len() {
-            let problem = format!(
-                "a call visits {} tiles at once, there is room for {} beside other calls",
-                tiles.len(),
-                pinned.len()
-            );
-            return Err(Error::OutOfMemory { bytes: tiles.len() * self.cache.page_bytes(), problem });
-        }
-        Ok(pinned)
     }
 
     fn fill(&self, tile: &Tile, page: Span<'_>) -> Result<(), Error> {

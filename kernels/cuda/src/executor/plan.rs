@@ -21,7 +21,8 @@ impl BlockChooser for CudaExecutor {
         match self.choose_blocks(choice) {
             Ok(bits) => Ok(Some(bits)),
             // No kernel for these heads on this device, or no room: the CPU plans.
-            Err(Error::Invalid { .. } | Error::OutOfMemory { .. }) => Ok(None),
+            Err(Error::Invalid { .. }) => Ok(None),
+            Err(error) if self.fallbacks.note(&error) => Ok(None),
             Err(error) => Err(failed(error)),
         }
     }
@@ -79,6 +80,7 @@ impl CudaExecutor {
                 stride: choice.blocks,
                 words,
                 selector: selector(choice.selection),
+                most: u32::try_from(choice.most).unwrap_or(u32::MAX),
                 guards: guards(choice),
             })?;
         }

@@ -60,6 +60,8 @@ pub struct SelectCall {
     pub words: usize,
     /// What is kept.
     pub selector: Selector,
+    /// The heaviest so many of it at most; guards do not count.
+    pub most: u32,
     /// What is kept besides.
     pub guards: SelectGuards,
 }
@@ -82,7 +84,7 @@ struct Params {
     sink: u32,
     local: u32,
     least_peak: f32,
-    unused: u32,
+    most: u32,
 }
 
 pub(super) fn kernel() -> Kernel {
@@ -136,7 +138,7 @@ impl BlockSelector {
             sink: call.guards.sink.min(most),
             local: call.guards.local.min(most),
             least_peak: call.guards.peak.map_or(f32::INFINITY, f32::log2),
-            unused: 0,
+            most: call.most,
         };
         let lists = call.kv_heads * call.tiles;
         if lists == 0 {

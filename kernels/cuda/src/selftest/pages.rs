@@ -167,6 +167,7 @@ fn tables(
         stride,
         words,
         selector: Selector::TopK(KEPT as u32),
+        most: u32::MAX,
         guards: SelectGuards { sink: 0, local: 0, peak: None },
     })?;
     let addresses: Vec<u64> =

@@ -183,7 +183,7 @@ pub(super) fn plan(
     device: &Arc<dyn Device>,
     prompt: &Prompt,
     policy: &str,
-    (normalise, selector, guards): (bool, Selector, SelectGuards),
+    (normalise, selector, most, guards): (bool, Selector, u32, SelectGuards),
 ) -> Result<f64, Error> {
     let work = cpu_plan(prompt, policy);
     let (energies, peaks) = prompt.score(device, normalise)?;
@@ -207,6 +207,7 @@ pub(super) fn plan(
         stride: prompt.blocks(),
         words,
         selector,
+        most,
         guards,
     })?;
     let bits = bits.to_vec::<u32>()?;

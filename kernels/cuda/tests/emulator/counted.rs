@@ -44,6 +44,9 @@ impl Sub for Counts {
 pub(crate) struct Watched {
     inner: Arc<dyn Device>,
     room: usize,
+    /// Allocations until one is refused, once.
+    until_refusal: AtomicUsize,
+    refused: AtomicUsize,
     pub(crate) used: AtomicUsize,
     counts: Mutex<Counts>,
     /// Done by the next download, before it waits.
@@ -53,7 +56,18 @@ pub(crate) struct Watched {
 impl Watched {
     pub(crate) fn with_room(room: usize) -> Arc<Self> {
         let (used, counts, before_download) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
-        Arc::new(Self { inner: Emulator::device(), room, used, counts, before_download })
+        let (until_refusal, refused) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
+        let inner = Emulator::device();
+        Arc::new(Self { inner, room, until_refusal, refused, used, counts, before_download })
+    }
+
+    /// Refuses one allocation: the next but so many.
+    pub(crate) fn refuse_allocation(&self, number: usize) {
+        self.until_refusal.store(number, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed) > 0
     }
 
     pub(crate) fn counted(&self) -> Counts {
@@ -87,7 +101,9 @@ impl Device for Watched {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
-        if self.used.load(Ordering::Relaxed) + bytes > self.room {
+        let refused = self.until_refusal.fetch_sub(1, Ordering::Relaxed) == 0;
+        if refused || self.used.load(Ordering::Relaxed) + bytes > self.room {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Error::OutOfMemory { bytes, problem: "the test leaves no room".to_owned() });
         }
         self.used.fetch_add(bytes, Ordering::Relaxed);

@@ -12,42 +12,46 @@ use longshore_cuda::{CudaExecutor, Device};
 
 use crate::counted::{Counts, Watched};
 
-const HEADS: HeadShape = HeadShape { kv_heads: 2, group: 2, head_dim: 64 };
-const TOKENS: usize = 16;
-const SHAPE: TileShape = TileShape {
-    block_tokens: TOKENS,
-    kv_heads: HEADS.kv_heads,
-    head_dim: HEADS.head_dim,
-    dtype: KvDtype::F16,
-};
+pub(crate) const HEADS: HeadShape = HeadShape { kv_heads: 2, group: 2, head_dim: 64 };
+pub(crate) const TOKENS: usize = 16;
+const SHAPE: TileShape = shape_of(KvDtype::F16);
+
+const fn shape_of(dtype: KvDtype) -> TileShape {
+    TileShape { block_tokens: TOKENS, kv_heads: HEADS.kv_heads, head_dim: HEADS.head_dim, dtype }
+}
 
 /// A sequence whose keys all lie before its rows.
-struct Sequence {
-    tiles: Tiles,
+pub(crate) struct Sequence {
+    pub(crate) tiles: Tiles,
     rows: Vec<f32>,
 }
 
 fn sequence(blocks: usize, rows: usize) -> Sequence {
+    sequence_of(KvDtype::F16, blocks, rows)
+}
+
+pub(crate) fn sequence_of(dtype: KvDtype, blocks: usize, rows: usize) -> Sequence {
+    let shape = shape_of(dtype);
     let elements = TOKENS * HEADS.kv_heads * HEADS.head_dim;
     let number = |index: usize| ((index * 37 + blocks) % 101) as f32 / 64.0 - 0.75;
     let tile = |block: usize| {
-        let mut tile = Tile::zeroed(SHAPE);
+        let mut tile = Tile::zeroed(shape);
         let values: Vec<f32> = (0..elements).map(|index| number(index + block * 7)).collect();
         tile.write(0, &values, &values).unwrap();
         tile
     };
-    let tiles = Tiles { shape: SHAPE, tiles: (0..blocks).map(tile).collect() };
+    let tiles = Tiles { shape, tiles: (0..blocks).map(tile).collect() };
     let rows = (0..rows * HEADS.query_heads() * HEADS.head_dim).map(number).collect();
     Sequence { tiles, rows }
 }
 
 impl Sequence {
-    fn queries(&self) -> Queries<'_> {
+    pub(crate) fn queries(&self) -> Queries<'_> {
         let first_position = (self.tiles.tiles.len() * TOKENS) as u64;
         Queries { shape: HEADS, first_position, scale: 0.125, data: &self.rows }
     }
 
-    fn block(index: usize) -> ExactBlock {
+    pub(crate) fn block(index: usize) -> ExactBlock {
         ExactBlock { tile: index as u32, first_position: (index * TOKENS) as u64, len: TOKENS as u32 }
     }
 
@@ -65,10 +69,14 @@ impl Sequence {
 
 /// An executor with room for so many pages of tiles, and its device.
 fn executor(pages: usize) -> (Arc<Watched>, CudaExecutor) {
+    executor_of(KvDtype::F16, pages)
+}
+
+pub(crate) fn executor_of(dtype: KvDtype, pages: usize) -> (Arc<Watched>, CudaExecutor) {
     let watched = Watched::with_room(usize::MAX);
     let device: Arc<dyn Device> = watched.clone();
     // Five eighths of the budget are for tiles as they are.
-    let budget = (pages * SHAPE.bytes()).div_ceil(5) * 8;
+    let budget = (pages * shape_of(dtype).bytes()).div_ceil(5) * 8;
     (watched, CudaExecutor::new(device, CpuExecutor::serial(), budget))
 }
 

@@ -3,8 +3,12 @@
 use std::{fmt, sync::Arc};
 
 use longshore_chassis::{Figure, Metrics, encode_counters, encode_gauges};
-use longshore_cuda::{CudaExecutor, ExecutorStats};
-use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
+use longshore_cuda::{CudaExecutor, ExecutorStats, Shortage};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::counter::ConstCounter,
+};
 
 use crate::node::Node;
 
@@ -31,8 +35,21 @@ impl Collector for Attention {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let stats = self.gpu.stats();
         encode_gauges(&mut encoder, gauges(&stats))?;
-        encode_counters(&mut encoder, counters(&stats))
+        encode_counters(&mut encoder, counters(&stats))?;
+        encode_fallbacks(&mut encoder, &stats)
     }
+}
+
+/// Calls that the CPU did, by what the GPU lacked.
+fn encode_fallbacks(encoder: &mut DescriptorEncoder<'_>, stats: &ExecutorStats) -> fmt::Result {
+    let help = "Calls of attention that the CPU did because the GPU had no room for them";
+    let of = |shortage: Shortage| ConstCounter::new(stats.fallbacks.of(shortage));
+    let kind = of(Shortage::Memory).metric_type();
+    let mut family = encoder.encode_descriptor("fallbacks", help, None, kind)?;
+    for shortage in Shortage::ALL {
+        of(shortage).encode(family.encode_family(&[("reason", shortage.name())])?)?;
+    }
+    Ok(())
 }
 
 fn gauges(stats: &ExecutorStats) -> [Figure; 2] {

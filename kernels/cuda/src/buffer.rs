@@ -130,6 +130,11 @@ impl<'a> Span<'a> {
         self.buffer.device.upload(*self, bytemuck::cast_slice(from))
     }
 
+    /// The same for much at once, behind which small copies of others need not wait.
+    pub fn write_apart<T: Pod>(&self, from: &[T]) -> Result<(), Error> {
+        self.buffer.device.upload_apart(*self, bytemuck::cast_slice(from))
+    }
+
     /// Waits for what was launched before, then copies them all.
     pub fn read<T: Pod>(&self, to: &mut [T]) -> Result<(), Error> {
         self.buffer.device.download(*self, bytemuck::cast_slice_mut(to))

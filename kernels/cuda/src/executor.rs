@@ -11,7 +11,7 @@ mod uploads;
 mod wave;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use longshore_attention::{
     AttendItem, Column, CpuExecutor, Error as AttentionError, ExactBlock, Executor, Partials, PlanInput,
@@ -52,18 +52,19 @@ pub struct CudaExecutor {
     budget_bytes: usize,
     wave_bytes: usize,
     choices_min: usize,
-    /// Locked while a job is queued: what it finds or brings stays until it is in the device's queue.
-    shapes: Mutex<HashMap<(TileShape, PageElement), TilePages>>,
+    /// Locked while one is looked up.
+    shapes: Mutex<Shapes>,
     /// What was told of the pages last.
     told: Mutex<PageStats>,
     fallbacks: Fallbacks,
 }
 
-type Shapes = HashMap<(TileShape, PageElement), TilePages>;
+type Shapes = HashMap<(TileShape, PageElement), Arc<TilePages>>;
 
 impl CudaExecutor {
     /// An executor whose pages take up to `budget_bytes` of `device` for tiles of one shape and their summaries, all together; `cpu` plans.
-    /// Five eighths are for tiles as they are, two for tiles whose elements become others, one for summaries.
+    /// Six eighths are for tiles (of int8 ones four as they are, and two for those whose elements become others), one for means that lists
+    /// visit, one for means by which blocks are chosen.
     pub fn new(device: Arc<dyn Device>, cpu: CpuExecutor, budget_bytes: usize) -> Self {
         let tally = Arc::new(Tally::new(device));
         let device: Arc<dyn Device> = Arc::clone(&tally) as Arc<dyn Device>;
@@ -97,16 +98,14 @@ impl CudaExecutor {
         self.tally.stats(self.page_stats(), self.fallbacks.stats())
     }
 
-    /// What the caches of pages did, all together; as it was told last where a job is being queued: who asks (a scrape of metrics) must
-    /// not wait for a device.
+    /// What the caches of pages did, all together; as it was told last where somebody looks for pages: who asks (a scrape of metrics)
+    /// must not wait for a device.
     fn page_stats(&self) -> PageStats {
+        let shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Option<Vec<PageStats>> = shapes.values().map(|pages| pages.stats()).collect();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let shapes = match self.shapes.try_lock() {
-            Ok(shapes) => shapes,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return *told,
-        };
-        *told = shapes.values().map(TilePages::stats).fold(PageStats::default(), |sum, one| PageStats {
+        let Some(all) = all else { return *told };
+        *told = all.into_iter().fold(PageStats::default(), |sum, one| PageStats {
             pages: sum.pages + one.pages,
             reserved_bytes: sum.reserved_bytes + one.reserved_bytes,
             hits: sum.hits + one.hits,
@@ -117,21 +116,12 @@ impl CudaExecutor {
         *told
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shapes> {
+    /// The pages of `element` for tiles of `shape`, which take a share of the budget.
+    fn pages(&self, shape: TileShape, element: PageElement, eighths: usize) -> Result<Arc<TilePages>, Error> {
         // Entries are added whole.
-        self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes sure that there are pages of `element` for tiles of `shape`.
-    fn furnish(
-        &self,
-        shapes: &mut Shapes,
-        shape: TileShape,
-        element: PageElement,
-        eighths: usize,
-    ) -> Result<(), Error> {
-        if shapes.contains_key(&(shape, element)) {
-            return Ok(());
+        let mut shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pages) = shapes.get(&(shape, element)) {
+            return Ok(Arc::clone(pages));
         }
         if shapes.len() == SHAPES_MAX {
             let problem =
@@ -139,18 +129,19 @@ impl CudaExecutor {
             return Err(Error::OutOfPages { problem });
         }
         let pages = TilePages::new(&self.device, shape, element, self.budget_bytes / 8 * eighths)?;
-        shapes.insert((shape, element), pages);
-        Ok(())
+        let pages = Arc::new(pages);
+        shapes.insert((shape, element), Arc::clone(&pages));
+        Ok(pages)
     }
 
     /// Queues `jobs`, in waves whose results come to the host together: `shapes` says what a job brings, `queue` queues it, its results
-    /// to the given addresses. The lock is held for each job while it is queued, and not while its results are waited for. Pages of
-    /// a job may be taken by the next as soon as it is queued: the device does everything in order.
+    /// to the given addresses. Nothing is locked meanwhile: others queue theirs in between, and wait only for pages that they want too or
+    /// that there are too few of. Pages of a job may be taken by another as soon as it is queued: the device does everything in order.
     fn run<'a, J>(
         &'a self,
         mut jobs: &[J],
         shapes: impl Fn(&J) -> Vec<RecordShape>,
-        queue: impl Fn(&mut Shapes, &J, &mut QueryRows<'a>, &[u64]) -> Result<(), Error>,
+        queue: impl Fn(&J, &mut QueryRows<'a>, &[u64]) -> Result<(), Error>,
     ) -> Result<Vec<Partials>, Error> {
         let mut partials = Vec::new();
         while !jobs.is_empty() {
@@ -163,7 +154,7 @@ impl CudaExecutor {
             for (job, shapes) in now.iter().zip(&of) {
                 let own;
                 (own, rest) = rest.split_at(shapes.len());
-                queue(&mut self.lock(), job, &mut rows, own)?;
+                queue(job, &mut rows, own)?;
             }
             partials.extend(wave.read()?);
             jobs = later;
@@ -174,9 +165,9 @@ impl CudaExecutor {
     fn attend_all(&self, items: &[AttendItem<'_>]) -> Result<Vec<Partials>, Error> {
         let jobs = jobs::of(items);
         let shapes = |job: &Job| job.items().iter().map(|&item| record_shape(&items[item].queries)).collect();
-        let done = self.run(&jobs, shapes, |shapes, job, rows, results| match job {
-            Job::Decode(key, of) => self.queue_decode(shapes, *key, items, of, results),
-            Job::Lists([item]) => self.queue_lists(shapes, &items[*item], rows, results[0]),
+        let done = self.run(&jobs, shapes, |job, rows, results| match job {
+            Job::Decode(key, of) => self.queue_decode(*key, items, of, results),
+            Job::Lists([item]) => self.queue_lists(&items[*item], rows, results[0]),
         })?;
         let mut partials: Vec<Option<Partials>> = vec![None; items.len()];
         for (item, partial) in jobs.iter().flat_map(Job::items).zip(done) {
@@ -191,31 +182,28 @@ impl CudaExecutor {
 
     fn queue_decode(
         &self,
-        shapes: &mut Shapes,
         key: BatchKey,
         items: &[AttendItem<'_>],
         of: &[usize],
         results: &[u64],
     ) -> Result<(), Error> {
-        self.furnish(shapes, key.tile, key.tile.dtype.into(), OWN_EIGHTHS)?;
-        let pages = &shapes[&(key.tile, key.tile.dtype.into())];
+        let element = key.tile.dtype.into();
+        let pages = self.pages(key.tile, element, eighths(key.tile, element))?;
         let of: Vec<&AttendItem<'_>> = of.iter().map(|&item| &items[item]).collect();
-        DecodeBatch::new(&self.device, pages, &of)?.queue(results)
+        DecodeBatch::new(&self.device, &pages, &of)?.queue(results)
     }
 
     /// Blocks and columns of one item, in as many launches as pages allow.
     fn queue_lists<'a>(
         &'a self,
-        shapes: &mut Shapes,
         item: &AttendItem<'a>,
         rows: &mut QueryRows<'a>,
         result: u64,
     ) -> Result<(), Error> {
         let tile = item.kv.shape();
         let element = list_element(tile);
-        self.furnish(shapes, tile, element, eighths(tile, element))?;
-        let pages = &shapes[&(tile, element)];
-        let call = ListCall::new(&self.device, pages, item.queries, rows.of(item.queries.data)?)?;
+        let pages = self.pages(tile, element, eighths(tile, element))?;
+        let call = ListCall::new(&self.device, &pages, item.queries, rows.of(item.queries.data)?)?;
         let mut chain = call.chain(item.initial, result)?;
         let mut exact = &item.work.exact[..];
         let mut columns = (&item.work.columns[..], &item.work.column_bias[..]);
@@ -267,9 +255,7 @@ impl CudaExecutor {
             .run(
                 &jobs,
                 |(item, _)| vec![record_shape(&item.queries)],
-                |shapes, (item, visited), rows, results| {
-                    self.queue_sparse(shapes, item, visited, rows, results[0])
-                },
+                |(item, visited), rows, results| self.queue_sparse(item, visited, rows, results[0]),
             )?
             .into_iter();
         let whole = items.iter().zip(&visited).map(|(item, visited)| match visited {
@@ -281,23 +267,18 @@ impl CudaExecutor {
 
     fn queue_sparse<'a>(
         &'a self,
-        shapes: &mut Shapes,
         item: &SparseItem<'a>,
         visited: &Visited,
         rows: &mut QueryRows<'a>,
         result: u64,
     ) -> Result<(), Error> {
         let (tile, element) = (visited.tile_shape(item), list_element(item.kv.shape()));
-        self.furnish(shapes, tile, element, eighths(tile, element))?;
+        let pages = self.pages(tile, element, eighths(tile, element))?;
         let means = visited.mean_shape(item);
-        if let Some(means) = means {
-            self.furnish(shapes, means, element, MEAN_EIGHTHS)?;
-        }
-        let pages = &shapes[&(tile, element)];
-        let mean_pages = means.map(|means| &shapes[&(means, element)]);
-        let call = ListCall::new(&self.device, pages, item.queries, rows.of(item.queries.data)?)?;
+        let mean_pages = means.map(|means| self.pages(means, element, MEAN_EIGHTHS)).transpose()?;
+        let call = ListCall::new(&self.device, &pages, item.queries, rows.of(item.queries.data)?)?;
         let mut chain = call.chain(earlier(item)?.as_ref(), result)?;
-        call.sparse(item, visited, mean_pages, &mut chain)
+        call.sparse(item, visited, mean_pages.as_deref(), &mut chain)
     }
 }
 
@@ -320,13 +301,19 @@ impl Executor for CudaExecutor {
 /// Columns whose tiles are pinned at once, at most.
 const COLUMN_TILES_MAX: usize = 256;
 
-/// Shares of the budget: of tiles as they are, of tiles whose elements become others, of summaries.
-const OWN_EIGHTHS: usize = 5;
+/// Shares of the budget: of tiles, of means that lists visit, of means by which blocks are chosen. Where lists run over tiles whose elements
+/// became others, a third of the first is for those.
+const TILE_EIGHTHS: usize = 6;
 const OTHER_EIGHTHS: usize = 2;
 const MEAN_EIGHTHS: usize = 1;
+const SCORE_EIGHTHS: usize = 1;
 
 fn eighths(tile: TileShape, element: PageElement) -> usize {
-    if element == tile.dtype.into() { OWN_EIGHTHS } else { OTHER_EIGHTHS }
+    match (list_element(tile) == tile.dtype.into(), element == tile.dtype.into()) {
+        (true, _) => TILE_EIGHTHS,
+        (false, true) => TILE_EIGHTHS - OTHER_EIGHTHS,
+        (false, false) => OTHER_EIGHTHS,
+    }
 }
 
 /// The type of the pages that lists are run over: the matrix units know no scales.

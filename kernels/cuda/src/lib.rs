@@ -50,7 +50,7 @@ pub use nccl::{
     Communicator, Convener, Invitation, LaneState, Nccl, NcclConvener, NcclLane, Part, Ranks, UniqueId,
 };
 pub use nvrtc::{Compiled, Nvrtc};
-pub use page_cache::{PageCache, PageStats, Pinned};
+pub use page_cache::{FreshPage, PageCache, PageStats, Pinned};
 pub use rates::{Rate, Rates};
 pub use registry::{BUDGETS, Budget, kernels, kernels_for};
 pub use select::{

@@ -284,6 +284,49 @@ fn kernels_are_compiled_loaded_once_and_launched_with_their_argument() {
     assert_eq!(stand_in.live(), 0, "everything is given back");
 }
 
+/// Waits until a call is held up.
+fn wait_for_held(stand_in: &StandIn) {
+    while stand_in.calls("held") == 0 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_kernel_that_is_being_loaded_holds_up_no_other() {
+    let stand_in = StandIn::new();
+    let device = stand_in.device();
+    let rates = Rates::new(&device, 1 << 20, 1).unwrap();
+    rates.launch(Rate::Copy).unwrap();
+    stand_in.set("hold_modules", 1);
+    std::thread::scope(|scope| {
+        // Found not to be in the code, in the end.
+        let other = scope.spawn(|| rates.launch(Rate::Read));
+        wait_for_held(&stand_in);
+        rates.launch(Rate::Copy).unwrap();
+        assert_eq!(stand_in.calls("cuLaunchKernel"), 2);
+        stand_in.set("hold_modules", 0);
+        told(other.join().unwrap(), Kind::Device);
+    });
+}
+
+#[test]
+fn much_that_waits_for_staging_memory_holds_up_no_small_copy() {
+    let stand_in = StandIn::new();
+    let device = stand_in.device();
+    let (much, little) = (bytes(40 << 20, 1), bytes(5000, 2));
+    let target = Buffer::new(&device, much.len()).unwrap();
+    stand_in.set("hold_events", 1);
+    std::thread::scope(|scope| {
+        let large = scope.spawn(|| target.span(0, much.len()).unwrap().write_apart(&much));
+        wait_for_held(&stand_in);
+        let small = Buffer::from_slice(&device, &little).unwrap();
+        stand_in.set("hold_events", 0);
+        large.join().unwrap().unwrap();
+        assert!(small.to_vec::<u8>().unwrap() == little);
+    });
+    assert!(target.to_vec::<u8>().unwrap() == much);
+}
+
 #[test]
 fn launches_that_do_not_fit_the_kernel_are_refused_before_the_driver_reads_them() {
     const SOURCE: Source =

@@ -158,11 +158,11 @@ impl<'a> ListCall<'a> {
     }
 
     /// Queues the lists of `item`, folded onto `chain`: at once, or, where there are fewer pages than tiles, in turns of ascending tiles.
-    pub(super) fn sparse(
+    pub(super) fn sparse<'p>(
         &self,
         item: &SparseItem<'_>,
         visited: &Visited,
-        mean_pages: Option<&TilePages>,
+        mean_pages: Option<&'p TilePages>,
         chain: &mut Chain,
     ) -> Result<(), Error> {
         let tiles: Vec<_> = visited.tiles.keys().map(|&tile| item.kv.tile(tile as usize)).collect();
@@ -170,12 +170,12 @@ impl<'a> ListCall<'a> {
         let (mut tiles_done, mut means_done) = (0, 0);
         while tiles_done < tiles.len() || means_done < means.len() {
             let pinned = self.pages.pin(&tiles[tiles_done..])?;
-            let pinned_means = mean_pages.map(|pages| pages.pin(&means[means_done..])).transpose();
-            let pinned_means = match pinned_means {
-                // Pages of both may be of one shape: the next turn has those of the tiles.
-                Err(error) if !pinned.is_empty() && error.retryable() => None,
-                others => others?,
+            // Pages of both may be of one shape: who holds some does not wait for more.
+            let pin_means = |pages: &'p TilePages| match pinned.is_empty() {
+                true => pages.pin(&means[means_done..]),
+                false => pages.pin_beside(&means[means_done..]),
             };
+            let pinned_means = mean_pages.map(pin_means).transpose()?;
             let ends = (tiles_done + pinned.len(), means_done + pinned_means.as_ref().map_or(0, Pinned::len));
             let turn =
                 Turn { tiles: tiles_done as u32..ends.0 as u32, means: means_done as u32..ends.1 as u32 };

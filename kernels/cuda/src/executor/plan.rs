@@ -2,7 +2,7 @@
 
 use longshore_attention::{BlockChoice, BlockChooser, BlockSelection, Error as AttentionError, QUERY_TILE};
 
-use super::{CudaExecutor, failed};
+use super::{CudaExecutor, SCORE_EIGHTHS, failed};
 use crate::{
     BlockScorer, BlockSelector, Buffer, Error, PageElement, ScoreCall, SelectCall, SelectGuards, Selector,
 };
@@ -44,7 +44,16 @@ impl CudaExecutor {
         let most = runs.iter().map(|run| run.tiles).max().unwrap_or(0);
         let room = heads.kv_heads * most * choice.blocks * size_of::<f32>();
         let queries = Buffer::from_slice(&self.device, choice.queries.data)?;
-        let means = Buffer::from_slice(&self.device, &means(choice)?)?;
+        let mean_pages = self.pages(choice.summaries.shape(), PageElement::F32, SCORE_EIGHTHS)?;
+        let tiles: Vec<_> = (0..choice.blocks.div_ceil(choice.stripe_blocks))
+            .map(|stripe| choice.summaries.tile(stripe))
+            .collect();
+        let pinned = mean_pages.pin(&tiles)?;
+        if pinned.len() < tiles.len() {
+            let problem = format!("{} of {} pages of means have room", pinned.len(), tiles.len());
+            return Err(Error::OutOfPages { problem });
+        }
+        let means = Buffer::from_slice(&self.device, pinned.addresses())?;
         let energies = Buffer::new(&self.device, room)?;
         let peaks = choice.peak.map(|_| Buffer::new(&self.device, room)).transpose()?;
         let always = always(choice);
@@ -62,7 +71,9 @@ impl CudaExecutor {
                 first_position: position(choice, run.first),
                 first_row: choice.first_row + run.first * QUERY_TILE,
                 tiles: run.tiles,
-                capacity: choice.blocks,
+                stripes: tiles.len(),
+                stripe_blocks: choice.stripe_blocks,
+                page_keys: mean_pages.shape().tokens,
                 stride: choice.blocks,
                 block_tokens: choice.block_tokens,
                 scale: choice.queries.scale,
@@ -84,6 +95,8 @@ impl CudaExecutor {
                 guards: guards(choice),
             })?;
         }
+        // Whoever needs pages need not wait for the bits.
+        drop(pinned);
         Ok(in_order(choice, &runs, &bits.to_vec::<u32>()?))
     }
 }
@@ -116,20 +129,6 @@ fn in_order(choice: &BlockChoice<'_>, runs: &[Run], bits: &[u32]) -> Vec<u32> {
 
 fn position(choice: &BlockChoice<'_>, tile: usize) -> u64 {
     choice.queries.first_position + (choice.first_row + tile * QUERY_TILE) as u64
-}
-
-/// Mean keys `[kv_heads][blocks][head_dim]`.
-fn means(choice: &BlockChoice<'_>) -> Result<Vec<f32>, Error> {
-    let (kv_heads, dim) = (choice.queries.shape.kv_heads, choice.queries.shape.head_dim);
-    let mut means = vec![0.0; kv_heads * choice.blocks * dim];
-    for block in 0..choice.blocks {
-        let tile = choice.summaries.tile(block / choice.stripe_blocks);
-        let (keys, _) = tile.read(block % choice.stripe_blocks).map_err(super::refused)?;
-        for (kv_head, key) in keys.chunks_exact(dim).enumerate() {
-            means[(kv_head * choice.blocks + block) * dim..][..dim].copy_from_slice(key);
-        }
-    }
-    Ok(means)
 }
 
 /// Blocks that each tile scores, twice: its list ends with them.

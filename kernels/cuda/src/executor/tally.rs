@@ -87,6 +87,11 @@ impl Device for Tally {
         self.inner.upload(to, from)
     }
 
+    fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        add(&self.uploaded_bytes, from.len());
+        self.inner.upload_apart(to, from)
+    }
+
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
         add(&self.downloaded_bytes, to.len());
         add(&self.waits, 1);

@@ -23,7 +23,8 @@ const WARPS: usize = 4;
 pub struct ScoreCall {
     /// `[rows][query_heads][head_dim]`, rotated.
     pub queries: u64,
-    /// Mean keys, `[kv_heads][capacity][head_dim]`, of blocks from block 0 on.
+    /// Table of u64 addresses of pages of means, whose keys are the mean keys of the blocks of a stripe, from block 0 on; in the layout
+    /// of pages and the type of the queries.
     pub means: u64,
     /// f32 `[kv_heads][tiles][stride]`: what comes out, of the blocks that end before each tile; the rest stays as it is.
     pub energies: u64,
@@ -35,8 +36,12 @@ pub struct ScoreCall {
     pub first_row: usize,
     /// Tiles.
     pub tiles: usize,
-    /// Blocks that the means have room for.
-    pub capacity: usize,
+    /// Pages of means.
+    pub stripes: usize,
+    /// Blocks of a stripe.
+    pub stripe_blocks: usize,
+    /// Keys that a page of means has room for.
+    pub page_keys: usize,
     /// Elements from one tile's energies to the next's.
     pub stride: usize,
     /// Positions of a block.
@@ -58,11 +63,13 @@ struct Params {
     first_row: u32,
     kv_heads: u32,
     group: u32,
-    capacity: u32,
+    stripe_blocks: u32,
+    page_keys: u32,
     stride: u32,
     tokens: u32,
     scale: f32,
     normalise: u32,
+    unused: u32,
 }
 
 fn kernel(element: PageElement, head_dim: usize) -> Kernel {
@@ -136,10 +143,13 @@ impl BlockScorer {
         }
         let last = call.first_position + ((call.tiles - 1) * QUERY_TILE) as u64;
         let scored = last / call.block_tokens as u64;
-        if scored > call.capacity.min(call.stride).min(u32::MAX as usize) as u64 {
-            let problem =
-                format!("has room for {}, the last tile scores {scored}", call.capacity.min(call.stride));
-            return invalid("capacity", problem);
+        if !(1..=call.page_keys).contains(&call.stripe_blocks) || call.page_keys > 256 {
+            let problem = format!("is {}, pages of means have {} keys", call.stripe_blocks, call.page_keys);
+            return invalid("stripe_blocks", problem);
+        }
+        let room = call.stripes.saturating_mul(call.stripe_blocks).min(call.stride).min(u32::MAX as usize);
+        if scored > room as u64 {
+            return invalid("stripes", format!("have room for {room}, the last tile scores {scored}"));
         }
         let params = Params {
             queries: call.queries,
@@ -150,11 +160,13 @@ impl BlockScorer {
             first_row: call.first_row as u32,
             kv_heads: self.heads.kv_heads as u32,
             group: self.heads.group as u32,
-            capacity: call.capacity as u32,
+            stripe_blocks: call.stripe_blocks as u32,
+            page_keys: call.page_keys as u32,
             stride: call.stride as u32,
             tokens: call.block_tokens as u32,
             scale: call.scale * std::f32::consts::LOG2_E,
             normalise: call.normalise.into(),
+            unused: 0,
         };
         let grid = [call.tiles as u32, self.heads.kv_heads as u32, 1];
         let launch = Launch::new(&self.kernel, grid, (WARPS * 32) as u32, &params);

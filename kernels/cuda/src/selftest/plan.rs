@@ -92,12 +92,28 @@ impl Prompt {
         }
     }
 
+    /// A page for each stripe, whose keys are means; its values are nothing that may be read.
+    fn mean_pages(&self, device: &Arc<dyn Device>) -> Result<Vec<Buffer>, Error> {
+        let (stripe, dim, blocks) = (STRIPE as usize, self.heads.head_dim, self.blocks());
+        let page = |first: usize| {
+            let mut page = vec![f32::NAN; self.heads.kv_heads * 2 * stripe * dim];
+            for (kv_head, head) in page.chunks_exact_mut(2 * stripe * dim).enumerate() {
+                let count = stripe.min(blocks - first) * dim;
+                head[..count].copy_from_slice(&self.means[(kv_head * blocks + first) * dim..][..count]);
+            }
+            self.upload(device, &page)
+        };
+        (0..blocks).step_by(stripe).map(page).collect()
+    }
+
     /// Energies and peaks from the device, `[kv_heads][tiles][blocks]`.
     fn score(&self, device: &Arc<dyn Device>, normalise: bool) -> Result<(Buffer, Buffer), Error> {
         let room = self.heads.kv_heads * self.tiles() * self.blocks();
         let energies = Buffer::from_slice(device, &vec![f32::NAN; room])?;
         let peaks = Buffer::from_slice(device, &vec![f32::NAN; room])?;
-        let (queries, means) = (self.upload(device, &self.queries)?, self.upload(device, &self.means)?);
+        let (queries, pages) = (self.upload(device, &self.queries)?, self.mean_pages(device)?);
+        let addresses: Vec<u64> = pages.iter().map(Buffer::address).collect();
+        let means = Buffer::from_slice(device, &addresses)?;
         BlockScorer::new(device, self.heads, self.element)?.launch(&ScoreCall {
             queries: queries.address(),
             means: means.address(),
@@ -106,7 +122,9 @@ impl Prompt {
             first_position: self.first_position as u64,
             first_row: 0,
             tiles: self.tiles(),
-            capacity: self.blocks(),
+            stripes: pages.len(),
+            stripe_blocks: STRIPE as usize,
+            page_keys: STRIPE as usize,
             stride: self.blocks(),
             block_tokens: BLOCK,
             scale: self.scale(),

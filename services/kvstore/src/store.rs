@@ -119,8 +119,8 @@ impl Store {
         pool.keep_journal();
         let (mut disk, mut wishes, mut placed) = (None, None, Vec::new());
         if config.disk.is_on() {
-            let shape = identity.tile_shape;
-            let reader = |tier| Reader { tier: around(tier), shape };
+            let (shape, layers) = (identity.tile_shape, identity.layers);
+            let reader = |tier| Reader { tier: around(tier), shape, layers };
             let opened = open_disk(&config, &identity, pool, fresh_incarnation(), reader, tasks)?;
             (disk, wishes) = (Some(opened.disk), Some(opened.promotions));
             (pool, placed) = (opened.pool, opened.placed);

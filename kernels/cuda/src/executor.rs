@@ -112,6 +112,7 @@ impl CudaExecutor {
             misses: sum.misses + one.misses,
             evictions: sum.evictions + one.evictions,
             shortages: sum.shortages + one.shortages,
+            returned: sum.returned + one.returned,
         });
         *told
     }
@@ -285,12 +286,12 @@ impl CudaExecutor {
 impl Executor for CudaExecutor {
     fn attend(&self, items: &[AttendItem<'_>]) -> Result<Vec<Partials>, AttentionError> {
         items.iter().try_for_each(AttendItem::validate)?;
-        self.or_on_cpu(self.attend_all(items), || self.cpu.attend(items))
+        self.or_on_cpu(|| self.attend_all(items), || self.cpu.attend(items))
     }
 
     fn attend_sparse(&self, items: &[SparseItem<'_>]) -> Result<Vec<Partials>, AttentionError> {
         items.iter().try_for_each(SparseItem::validate)?;
-        self.or_on_cpu(self.attend_sparse_all(items), || self.cpu.attend_sparse(items))
+        self.or_on_cpu(|| self.attend_sparse_all(items), || self.cpu.attend_sparse(items))
     }
 
     fn plan(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<SparseWork, AttentionError> {

@@ -1,17 +1,14 @@
 //! Pages of the device: a bounded cache of tiles in device memory, by what they hold.
 
 mod claim;
+mod slabs;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::{Buffer, Device, Error, Span};
 use claim::Claim;
-
-/// Most bytes of one allocation that pages are cut from.
-const SLAB_BYTES: usize = 64 << 20;
-/// Evictions after which memory that the device refused is asked for again.
-const REFUSED_EVICTIONS: u64 = 1024;
+use slabs::{Place, Slabs};
 
 /// Pages of one size on a device. A tile is found again by its [`longshore_attention::Tile::version`], so that its bytes cross
 /// the bus once as long as there is room; the page that was not used for longest makes way. What is pinned stays.
@@ -42,28 +39,20 @@ pub struct PageStats {
     pub evictions: u64,
     /// Times that fewer pages than asked for could be pinned.
     pub shortages: u64,
+    /// Times that memory of pages was given back to the device for something else.
+    pub returned: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    slabs: Vec<Arc<Buffer>>,
-    free: Vec<Place>,
+    slabs: Slabs,
     pages: HashMap<u64, Page>,
     /// Versions of unpinned pages by their last use.
     idle: BTreeMap<u64, u64>,
     uses: u64,
     /// Number of the next bringing.
     brought: u64,
-    /// The device refused a slab: the next is asked for after so many evictions.
-    full_until: u64,
     stats: PageStats,
-}
-
-/// A page of a slab, by their numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    slab: usize,
-    page: usize,
 }
 
 #[derive(Debug)]
@@ -188,6 +177,12 @@ impl PageCache {
         }
     }
 
+    /// Gives memory back to the device, which needs it for something else: as much as holds no pinned page, what was not used for longest
+    /// first, until there are `bytes`. Tells how many bytes; their tiles are brought again when they are wanted.
+    pub fn give_back(&self, bytes: usize) -> usize {
+        self.lock().give_back(bytes)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each change is complete before anything can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -200,8 +195,7 @@ impl PageCache {
 
 impl State {
     fn stats(&self) -> PageStats {
-        let reserved_bytes = self.slabs.iter().map(|slab| slab.bytes()).sum();
-        PageStats { pages: self.pages.len(), reserved_bytes, ..self.stats }
+        PageStats { pages: self.pages.len(), reserved_bytes: self.slabs.bytes(), ..self.stats }
     }
 
     /// A version that is here or on its way; pins it.
@@ -228,7 +222,7 @@ impl State {
     /// A page for a version, pinned, which is to be filled.
     fn bring(&mut self, cache: &PageCache, (index, version): (usize, u64)) -> Result<FreshPage, Error> {
         let place = self.room(cache)?;
-        let slab = Arc::clone(&self.slabs[place.slab]);
+        let slab = Arc::clone(self.slabs.slab(place));
         let offset = place.page * cache.page_bytes;
         let (address, bringing) = (slab.address() + offset as u64, self.brought);
         self.brought += 1;
@@ -238,10 +232,8 @@ impl State {
 
     /// A page that holds nothing: a free one, one of a new slab, or that of the tile not used for longest.
     fn room(&mut self, cache: &PageCache) -> Result<Place, Error> {
-        if self.free.is_empty() {
-            self.grow(cache)?;
-        }
-        if let Some(place) = self.free.pop() {
+        self.slabs.grow(cache, self.pages.len(), self.stats.evictions)?;
+        if let Some(place) = self.slabs.take() {
             return Ok(place);
         }
         let Some((_, version)) = self.idle.pop_first() else {
@@ -251,32 +243,6 @@ impl State {
         let page = self.pages.remove(&version).expect("what is idle is here");
         self.stats.evictions += 1;
         Ok(page.place)
-    }
-
-    /// Takes another slab, if the budget and the device allow it: a smaller one where the device has no room for a large one.
-    fn grow(&mut self, cache: &PageCache) -> Result<(), Error> {
-        let mut count = (cache.limit - self.pages.len()).min((SLAB_BYTES / cache.page_bytes).max(1));
-        if self.stats.evictions < self.full_until {
-            return Ok(());
-        }
-        while count > 0 {
-            match Buffer::new(&cache.device, count * cache.page_bytes) {
-                Ok(slab) => {
-                    let slab_number = self.slabs.len();
-                    self.free.extend((0..count).rev().map(|page| Place { slab: slab_number, page }));
-                    self.slabs.push(Arc::new(slab));
-                    return Ok(());
-                }
-                Err(Error::OutOfMemory { .. }) if count > 1 => count /= 2,
-                // Less than the budget is there: go on with that, unless it is nothing.
-                Err(Error::OutOfMemory { .. }) if !self.pages.is_empty() => {
-                    self.full_until = self.stats.evictions + REFUSED_EVICTIONS;
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }
 

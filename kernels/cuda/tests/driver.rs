@@ -29,23 +29,30 @@ mod library_path;
 /// A name that cudarc asks the loader for, and NVRTC does not: it looks for a driver too (`libcuda.so.1`), and trusts it.
 const SONAME: &str = "-Wl,-soname,libcuda.so";
 
-/// The library, with all its functions or without one of them.
+/// The library, with all its functions or without one of them; made once of each text.
 fn library(flags: &[&str]) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver{}", flags.concat()));
-    std::fs::create_dir_all(&folder).expect("the target folder can be written");
-    let fresh = folder.join(format!("{}.new", std::process::id()));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver/driver.cpp");
-    let output = Command::new("c++")
-        .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", SONAME])
-        .args(flags)
-        .arg(source)
-        .arg("-o")
-        .arg(&fresh)
-        .output()
-        .expect("a C++ compiler, `c++`, is there");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // Test processes make it at the same time: each takes a whole one.
-    std::fs::rename(&fresh, folder.join("libcuda.so.1")).expect("renamed within a folder");
+    let text = include_str!("driver/driver.cpp");
+    let name = blake3::hash(format!("{flags:?} {text}").as_bytes()).to_hex();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver-{}", &name[..24]));
+    std::fs::create_dir_all(&folder).expect("the target folder can be written");
+    // Test processes run at once and want the same one.
+    let lock = std::fs::File::create(folder.join("lock")).expect("the target folder can be written");
+    lock.lock().expect("files can be locked");
+    let library = folder.join("libcuda.so.1");
+    if !library.exists() {
+        let fresh = folder.join("new");
+        let output = Command::new("c++")
+            .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", SONAME])
+            .args(flags)
+            .arg(source)
+            .arg("-o")
+            .arg(&fresh)
+            .output()
+            .expect("a C++ compiler, `c++`, is there");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::rename(&fresh, library).expect("renamed within a folder");
+    }
     folder
 }
 

@@ -1,6 +1,7 @@
 //! Calls that a device has no room for are computed on the CPU, which has the tiles.
 
 use std::fmt;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use longshore_attention::{Error as AttentionError, Partials};
@@ -90,17 +91,36 @@ impl CudaExecutor {
         self
     }
 
-    /// What the device said to a call, or, where it had no room for it, what `on_cpu` says: all of it, so that the bits of one answer are
+    /// What the device says to a call, or, where it has no room for it, what `on_cpu` says: all of it, so that the bits of one answer are
     /// those of one device.
     pub(super) fn or_on_cpu(
         &self,
-        outcome: Result<Vec<Partials>, Error>,
+        call: impl Fn() -> Result<Vec<Partials>, Error>,
         on_cpu: impl FnOnce() -> Result<Vec<Partials>, AttentionError>,
     ) -> Result<Vec<Partials>, AttentionError> {
-        match outcome {
+        match self.with_room(call) {
             Ok(partials) => Ok(partials),
             Err(error) if self.fallbacks.note(&error) => on_cpu(),
             Err(error) => Err(failed(error)),
         }
+    }
+
+    /// Does `call`, and once more where the device had no memory for it and gets some of that of idle pages: they are only copies.
+    pub(super) fn with_room<T>(&self, call: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        match call() {
+            Err(Error::OutOfMemory { bytes, .. }) if self.give_back(bytes) => call(),
+            outcome => outcome,
+        }
+    }
+
+    /// Gives back memory of pages, of all shapes, until there are `bytes`; false: there are fewer.
+    fn give_back(&self, bytes: usize) -> bool {
+        let shapes: Vec<_> =
+            self.shapes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut given = 0;
+        for pages in shapes {
+            given += pages.give_back(bytes.saturating_sub(given));
+        }
+        given > 0 && given >= bytes
     }
 }

@@ -64,6 +64,11 @@ impl TilePages {
         self.cache.try_stats()
     }
 
+    /// Gives memory of pages that nobody has pinned back to the device: so many bytes, or as many as there are.
+    pub(super) fn give_back(&self, bytes: usize) -> usize {
+        self.cache.give_back(bytes)
+    }
+
     /// Pages of the first of `tiles`, as many as there is room for: at least one. For who has pinned none.
     pub(super) fn pin(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
         self.cache.pin(&versions(tiles), |fresh| self.fill(tiles, fresh))

@@ -18,7 +18,7 @@ impl BlockChooser for CudaExecutor {
         if lists * choice.blocks < self.choices_min {
             return Ok(None);
         }
-        match self.choose_blocks(choice) {
+        match self.with_room(|| self.choose_blocks(choice)) {
             Ok(bits) => Ok(Some(bits)),
             // No kernel for these heads on this device, or no room: the CPU plans.
             Err(Error::Invalid { .. }) => Ok(None),

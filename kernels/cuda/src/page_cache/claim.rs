@@ -114,7 +114,7 @@ impl Drop for Claim<'_> {
         let mut state = self.cache.lock();
         for fresh in &self.fresh {
             let page = state.pages.remove(&fresh.version).expect("who fills a page has it pinned");
-            state.free.push(page.place);
+            state.slabs.give(page.place);
         }
         for (index, &version) in self.versions.iter().enumerate() {
             let gone = self.fresh.iter().any(|fresh| fresh.version == version);

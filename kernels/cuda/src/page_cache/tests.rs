@@ -156,6 +156,41 @@ fn a_device_with_less_than_the_budget_gives_what_it_has() {
 }
 
 #[test]
+fn memory_that_the_device_needs_is_given_back_what_is_oldest_first() {
+    // Slabs of 64, 32 and 4 pages.
+    let (device, cache) = cache(100, 200);
+    let (first, second, third): (Vec<u64>, Vec<u64>, Vec<u64>) =
+        ((0..64).collect(), (64..96).collect(), (96..100).collect());
+    for versions in [&second, &third, &first] {
+        drop(cache.pin(versions, nothing).unwrap());
+    }
+    // The largest slab has the second and the third versions: it is the newest, and pinned.
+    drop(cache.pin(&second[..1], nothing).unwrap());
+    let pinned = cache.pin(&third[..1], nothing).unwrap();
+    let before = cache.stats();
+    assert_eq!(before.reserved_bytes, 100 * PAGE);
+    let given = cache.give_back(1);
+    let after = cache.stats();
+    assert!(given > 0 && after.reserved_bytes == 100 * PAGE - given, "{after:?}");
+    assert_eq!((device.left.load(Ordering::Relaxed), after.returned), (given, 1));
+    assert!(after.pages < before.pages);
+    // All but what is pinned.
+    let rest = cache.give_back(usize::MAX);
+    let left = cache.stats().reserved_bytes;
+    assert!(rest > 0 && left > 0 && left == 100 * PAGE - given - rest);
+    assert_eq!(cache.give_back(usize::MAX), 0);
+    drop(pinned);
+    // What the pinned page's slab holds is found, the rest is brought again; no more memory is taken for a while.
+    let all = cache.pin(&first, nothing).unwrap();
+    assert!(!all.is_empty() && cache.stats().reserved_bytes == left);
+    drop(all);
+    assert_eq!(cache.give_back(usize::MAX), left);
+    assert_eq!((device.left.load(Ordering::Relaxed), cache.stats().pages), (100 * PAGE, 0));
+    // Without any page it takes memory at once.
+    assert_eq!(cache.pin(&first, nothing).unwrap().len(), 64);
+}
+
+#[test]
 fn pages_that_could_not_be_filled_are_not_found() {
     let (_, cache) = cache(10, 3);
     drop(cache.pin(&[1], nothing).unwrap());

@@ -114,7 +114,7 @@ fn fallbacks(executor: &CudaExecutor) -> [u64; 2] {
 fn whatever_memory_is_refused_the_answer_is_the_same() {
     let prefill = prefill(KvDtype::F16);
     let wanted = prefill.ask(&CpuExecutor::serial());
-    let (mut fallen, mut number) = (0, 0);
+    let (mut fallen, mut made_room, mut number) = (0, 0, 0);
     loop {
         let (watched, executor) = executor_of(KvDtype::F16, 20);
         let told = Arc::new(Mutex::new(Vec::new()));
@@ -136,6 +136,7 @@ fn whatever_memory_is_refused_the_answer_is_the_same() {
             assert!(found[0] == wanted[0] || found[1..] == wanted[1..], "allocation {number}");
         }
         fallen += memory;
+        made_room += u64::from(executor.stats().pages.returned > 0);
         // The shortage is over.
         assert_near(&prefill.ask(&executor), &wanted, &format!("after allocation {number}"));
         assert_eq!(fallbacks(&executor), [memory, 0]);
@@ -146,8 +147,39 @@ fn whatever_memory_is_refused_the_answer_is_the_same() {
         }
         number += 1;
     }
-    // Two slabs of pages, and room for tiles on their way with its table, are taken in a smaller size.
-    assert!(number > 20 && fallen as usize == number - 4, "{fallen} of {number}");
+    // Two slabs of pages, and room for tiles on their way with its table, are taken in a smaller size. Once there are pages their memory is
+    // taken for what is refused.
+    assert!(fallen > 0 && made_room > 20, "{fallen}, {made_room} of {number}");
+    assert_eq!(fallen + made_room, number as u64 - 4, "{fallen}, {made_room}");
+}
+
+#[test]
+fn pages_make_room_for_what_else_a_call_needs() {
+    // Room for 48 pages, of which the cache takes a slab of 32.
+    let page = sequence_of(KvDtype::F16, 1, 1).tiles.shape.bytes();
+    let watched = Watched::with_room(48 * page);
+    let executor = CudaExecutor::new(watched.clone(), CpuExecutor::serial(), 1 << 30);
+    let all =
+        |blocks: usize| WorkList { exact: (0..blocks).map(Sequence::block).collect(), ..WorkList::default() };
+    let check = |blocks: usize, rows: usize| {
+        let (sequence, work) = (sequence_of(KvDtype::F16, blocks, rows), all(blocks));
+        let items =
+            [AttendItem { queries: sequence.queries(), kv: &sequence.tiles, work: &work, initial: None }];
+        let wanted = CpuExecutor::serial().attend(&items).unwrap();
+        assert_near(&executor.attend(&items).unwrap(), &wanted, &format!("{blocks} blocks, {rows} rows"));
+        executor.stats()
+    };
+    let few = check(30, 1);
+    assert_eq!((few.pages.pages, few.pages.returned), (30, 0));
+    // Queries and results take more than the slab leaves.
+    let many = check(8, 100);
+    assert!(many.pages.returned > 0 && many.pages.pages >= 8, "{many:?}");
+    assert_eq!(fallbacks(&executor), [0, 0]);
+    // More than there is: the CPU's.
+    check(8, 400);
+    assert_eq!(fallbacks(&executor), [1, 0]);
+    check(30, 1);
+    assert_eq!(fallbacks(&executor), [1, 0]);
 }
 
 #[test]

@@ -39,7 +39,8 @@ impl Given {
 impl Executor for Given {
     fn attend(&self, items: &[ExecutorItem<'_>]) -> Result<Vec<Partials>, AttentionError> {
         self.count(items.len())?;
-        let visited = items.iter().flat_map(|item| item.work.exact.iter().map(|block| (item, block.tile)));
+        let visited =
+            items.iter().flat_map(|item| item.work.exact.iter().map(move |block| (item, block.tile)));
         let versions = visited.map(|(item, tile)| item.kv.tile(tile as usize).version());
         self.seen.lock().unwrap().extend(versions);
         self.cpu.attend(items)

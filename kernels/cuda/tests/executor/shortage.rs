@@ -157,8 +157,7 @@ fn whatever_memory_is_refused_the_answer_is_the_same() {
 fn pages_make_room_for_what_else_a_call_needs() {
     // Room for 48 pages, of which the cache takes a slab of 32.
     let page = sequence_of(KvDtype::F16, 1, 1).tiles.shape.bytes();
-    let watched = Watched::with_room(48 * page);
-    let executor = CudaExecutor::new(watched.clone(), CpuExecutor::serial(), 1 << 30);
+    let executor = CudaExecutor::new(Watched::with_room(48 * page), CpuExecutor::serial(), 1 << 30);
     let all =
         |blocks: usize| WorkList { exact: (0..blocks).map(Sequence::block).collect(), ..WorkList::default() };
     let check = |blocks: usize, rows: usize| {

@@ -18,7 +18,7 @@ use longshore_attention::{
     PrefillPolicy, Queries, SparseItem, SparseWork, TileShape, WorkList,
 };
 
-use crate::{Device, Error, Kind, PageElement, PageStats};
+use crate::{Device, Error, Kind, PageElement, PageStats, Span};
 pub use fallback::{FallbackStats, Shortage};
 pub use tally::ExecutorStats;
 
@@ -136,21 +136,21 @@ impl CudaExecutor {
     }
 
     /// Queues `jobs`, in waves whose results come to the host together: `shapes` says what a job brings, `queue` queues it, its results
-    /// to the given addresses. Nothing is locked meanwhile: others queue theirs in between, and wait only for pages that they want too or
+    /// to the given places. Nothing is locked meanwhile: others queue theirs in between, and wait only for pages that they want too or
     /// that there are too few of. Pages of a job may be taken by another as soon as it is queued: the device does everything in order.
     fn run<'a, J>(
         &'a self,
         mut jobs: &[J],
         shapes: impl Fn(&J) -> Vec<RecordShape>,
-        queue: impl Fn(&J, &mut QueryRows<'a>, &[u64]) -> Result<(), Error>,
+        queue: impl Fn(&J, &mut QueryRows<'a>, &[Span<'_>]) -> Result<(), Error>,
     ) -> Result<Vec<Partials>, Error> {
         let mut partials = Vec::new();
         while !jobs.is_empty() {
             let (now, later) = jobs.split_at(first_wave(jobs.iter().map(&shapes), self.wave_bytes));
             let of: Vec<Vec<RecordShape>> = now.iter().map(&shapes).collect();
             let wave = Wave::new(&self.device, &of.concat())?;
-            let addresses = wave.addresses();
-            let mut rest = &addresses[..];
+            let results = wave.results()?;
+            let mut rest = &results[..];
             let mut rows = QueryRows::new(&self.device);
             for (job, shapes) in now.iter().zip(&of) {
                 let own;
@@ -186,7 +186,7 @@ impl CudaExecutor {
         key: BatchKey,
         items: &[AttendItem<'_>],
         of: &[usize],
-        results: &[u64],
+        results: &[Span<'_>],
     ) -> Result<(), Error> {
         let element = key.tile.dtype.into();
         let pages = self.pages(key.tile, element, eighths(key.tile, element))?;
@@ -199,7 +199,7 @@ impl CudaExecutor {
         &'a self,
         item: &AttendItem<'a>,
         rows: &mut QueryRows<'a>,
-        result: u64,
+        result: Span<'_>,
     ) -> Result<(), Error> {
         let tile = item.kv.shape();
         let element = list_element(tile);
@@ -271,7 +271,7 @@ impl CudaExecutor {
         item: &SparseItem<'a>,
         visited: &Visited,
         rows: &mut QueryRows<'a>,
-        result: u64,
+        result: Span<'_>,
     ) -> Result<(), Error> {
         let (tile, element) = (visited.tile_shape(item), list_element(item.kv.shape()));
         let pages = self.pages(tile, element, eighths(tile, element))?;

@@ -8,7 +8,7 @@ use longshore_attention::{AttendItem, ExactBlock, HeadShape};
 use super::pages::TilePages;
 use crate::{
     Buffer, DecodeAttention, DecodeCall, DecodeItem, Device, Error, MergeItem, PageElement, PartialMerger,
-    Pinned, split_keys,
+    Pinned, Span, split_keys,
 };
 
 /// Items of one shape of tiles and heads, with one scale.
@@ -40,10 +40,14 @@ impl<'a> DecodeBatch<'a> {
         Ok(Self { device, pages, items, heads, kernel, merger })
     }
 
-    /// Queues everything; the partial of each item goes to its address in `results`. What does not fit the pages at once is done in
+    /// Queues everything; the partial of each item goes to its place in `results`. What does not fit the pages at once is done in
     /// turns, each folded onto the one before, on the device.
-    pub(super) fn queue(&self, results: &[u64]) -> Result<(), Error> {
-        let mut fold = Fold { results, so_far: Vec::new(), kept: Vec::new() };
+    pub(super) fn queue(&self, results: &[Span<'_>]) -> Result<(), Error> {
+        let place = |(item, result): (&&AttendItem<'_>, &Span<'_>)| {
+            result.for_kernel("output", &[self.bytes(item.queries.rows())], 1)
+        };
+        let results = self.items.iter().zip(results).map(place).collect::<Result<Vec<u64>, _>>()?;
+        let mut fold = Fold { results: &results, so_far: Vec::new(), kept: Vec::new() };
         self.begin(&mut fold)?;
         let rows = self.rows()?;
         let mut rest: Vec<&[ExactBlock]> = self.items.iter().map(|item| &item.work.exact[..]).collect();
@@ -155,9 +159,9 @@ impl<'a> DecodeBatch<'a> {
         let items = Buffer::from_slice(self.device, &batch.items)?;
         let most_rows = batch.items.iter().map(|item| item.rows as usize).max().unwrap_or(0);
         self.kernel.launch(&DecodeCall {
-            queries: rows.buffer.address(),
-            pages: pages.address(),
-            items: items.address(),
+            queries: rows.buffer.whole(),
+            pages: pages.whole(),
+            items: items.whole(),
             count: batch.items.len(),
             most_rows,
             scale: self.items[0].queries.scale,
@@ -213,7 +217,7 @@ impl<'a> DecodeBatch<'a> {
         let most_records = merges.items.iter().map(|merge| merge.records as usize).max().unwrap_or(0);
         let sources = Buffer::from_slice(self.device, &merges.sources)?;
         let table = Buffer::from_slice(self.device, &merges.items)?;
-        self.merger.merge(table.address(), sources.address(), merges.items.len(), most_records)
+        self.merger.merge(table.whole(), sources.whole(), merges.items.len(), most_records)
     }
 }
 

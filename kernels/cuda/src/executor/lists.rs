@@ -12,7 +12,9 @@ use longshore_attention::{
 use super::pages::TilePages;
 use super::refused;
 use super::wave::{record_bytes, record_shape};
-use crate::{Buffer, Device, Error, KeyLists, MeanPages, PageShape, Pinned, PrefillAttention, PrefillCall};
+use crate::{
+    Buffer, Device, Error, KeyLists, MeanPages, PageShape, Pinned, PrefillAttention, PrefillCall, Span,
+};
 
 /// Which tiles and means the lists of an item visit, in ascending order.
 pub(super) struct Visited {
@@ -120,9 +122,9 @@ pub(super) struct ListCall<'a> {
 }
 
 /// Where the partial of a call stands: what was visited before, and where the whole goes.
-pub(super) struct Chain {
+pub(super) struct Chain<'r> {
     so_far: Option<Buffer>,
-    result: u64,
+    result: Span<'r>,
 }
 
 impl<'a> ListCall<'a> {
@@ -138,8 +140,8 @@ impl<'a> ListCall<'a> {
         Ok(Self { device, pages, shape, queries, rows, kernel })
     }
 
-    /// Begins with `earlier`; the whole goes to the address `result`.
-    pub(super) fn chain(&self, earlier: Option<&Partials>, result: u64) -> Result<Chain, Error> {
+    /// Begins with `earlier`; the whole goes to `result`.
+    pub(super) fn chain<'r>(&self, earlier: Option<&Partials>, result: Span<'r>) -> Result<Chain<'r>, Error> {
         let records = earlier.map(Partials::to_interleaved);
         let so_far = records.map(|records| Buffer::from_slice(self.device, &records)).transpose()?;
         Ok(Chain { so_far, result })
@@ -150,7 +152,7 @@ impl<'a> ListCall<'a> {
         &self,
         work: &WorkList,
         pages: &[u64],
-        chain: &mut Chain,
+        chain: &mut Chain<'_>,
         last: bool,
     ) -> Result<(), Error> {
         let lists = KeyLists::of_work(work, &self.shape, pages, self.queries.rows())?;
@@ -163,7 +165,7 @@ impl<'a> ListCall<'a> {
         item: &SparseItem<'_>,
         visited: &Visited,
         mean_pages: Option<&'p TilePages>,
-        chain: &mut Chain,
+        chain: &mut Chain<'_>,
     ) -> Result<(), Error> {
         let tiles: Vec<_> = visited.tiles.keys().map(|&tile| item.kv.tile(tile as usize)).collect();
         let means: Vec<_> = visited.means.keys().map(|&tile| item.summaries.tile(tile as usize)).collect();
@@ -199,17 +201,14 @@ impl<'a> ListCall<'a> {
         item: &SparseItem<'_>,
         work: &SparseWork,
         (pages, means): (&[u64], Option<(Vec<u64>, usize)>),
-        chain: &mut Chain,
+        chain: &mut Chain<'_>,
         last: bool,
     ) -> Result<(), Error> {
         let tokens = means.as_ref().map_or(0, |(_, tokens)| *tokens);
         let lists = KeyLists::of_sparse(work, &self.shape, pages, tokens)?;
         let table = means.map(|(addresses, _)| Buffer::from_slice(self.device, &addresses)).transpose()?;
-        let means = table.as_ref().map(|table| MeanPages {
-            pages: table.address(),
-            tokens,
-            weight: self.shape.tokens,
-        });
+        let means =
+            table.as_ref().map(|table| MeanPages { pages: table.whole(), tokens, weight: self.shape.tokens });
         self.queue(&lists, pages, (means, item.skip_below), chain, last)
     }
 
@@ -217,22 +216,22 @@ impl<'a> ListCall<'a> {
         &self,
         lists: &KeyLists,
         pages: &[u64],
-        (means, skip_below): (Option<MeanPages>, Option<f32>),
-        chain: &mut Chain,
+        (means, skip_below): (Option<MeanPages<'_>>, Option<f32>),
+        chain: &mut Chain<'_>,
         last: bool,
     ) -> Result<(), Error> {
         let bytes = record_bytes(record_shape(&self.queries));
         let room = (!last).then(|| Buffer::new(self.device, bytes)).transpose()?;
         let table = Buffer::from_slice(self.device, pages)?;
         let call = PrefillCall {
-            queries: self.rows.address(),
+            queries: self.rows.whole(),
             rows: self.queries.rows(),
             first_position: self.queries.first_position,
             scale: self.queries.scale,
-            pages: table.address(),
+            pages: table.whole(),
             means,
-            earlier: chain.so_far.as_ref().map_or(0, Buffer::address),
-            output: room.as_ref().map_or(chain.result, Buffer::address),
+            earlier: chain.so_far.as_ref().map(Buffer::whole),
+            output: room.as_ref().map_or(chain.result, Buffer::whole),
             divide: false,
             skip_below,
         };

@@ -5,6 +5,7 @@ use longshore_attention::{BlockChoice, BlockChooser, BlockSelection, Error as At
 use super::{CudaExecutor, SCORE_EIGHTHS, failed};
 use crate::{
     BlockScorer, BlockSelector, Buffer, Error, PageElement, ScoreCall, SelectCall, SelectGuards, Selector,
+    Span,
 };
 
 /// Pairs of query tile and block below which the CPU plans sooner than a device is asked.
@@ -64,10 +65,10 @@ impl CudaExecutor {
         let ends = Buffer::from_slice(&self.device, &ends(choice))?;
         for run in &runs {
             scorer.launch(&ScoreCall {
-                queries: queries.address(),
-                means: means.address(),
-                energies: energies.address(),
-                peaks: peaks.as_ref().map_or(0, Buffer::address),
+                queries: queries.whole(),
+                means: means.whole(),
+                energies: energies.whole(),
+                peaks: peaks.as_ref().map(Buffer::whole),
                 first_position: position(choice, run.first),
                 first_row: choice.first_row + run.first * QUERY_TILE,
                 tiles: run.tiles,
@@ -80,12 +81,12 @@ impl CudaExecutor {
                 normalise: choice.normalise,
             })?;
             BlockSelector::new(&self.device).launch(&SelectCall {
-                energies: energies.address(),
-                peaks: peaks.as_ref().map_or(0, Buffer::address),
-                always: always.as_ref().map_or(0, Buffer::address),
-                ends: ends.address() + (2 * run.first * size_of::<u32>()) as u64,
-                bits: bits.address() + (run.word * size_of::<u32>()) as u64,
-                counts: counts.address() + (heads.kv_heads * run.first * size_of::<u32>()) as u64,
+                energies: energies.whole(),
+                peaks: peaks.as_ref().map(Buffer::whole),
+                always: always.as_ref().map(Buffer::whole),
+                ends: words_from(&ends, 2 * run.first)?,
+                bits: words_from(&bits, run.word)?,
+                counts: words_from(&counts, heads.kv_heads * run.first)?,
                 kv_heads: heads.kv_heads,
                 tiles: run.tiles,
                 stride: choice.blocks,
@@ -99,6 +100,12 @@ impl CudaExecutor {
         drop(pinned);
         Ok(in_order(choice, &runs, &bits.to_vec::<u32>()?))
     }
+}
+
+/// Words of 32 bits from one on.
+fn words_from(buffer: &Buffer, first: usize) -> Result<Span<'_>, Error> {
+    let offset = first * size_of::<u32>();
+    buffer.span(offset, buffer.bytes().saturating_sub(offset))
 }
 
 /// Runs of tiles whose energies have room.

@@ -115,10 +115,10 @@ impl Prompt {
         let addresses: Vec<u64> = pages.iter().map(Buffer::address).collect();
         let means = Buffer::from_slice(device, &addresses)?;
         BlockScorer::new(device, self.heads, self.element)?.launch(&ScoreCall {
-            queries: queries.address(),
-            means: means.address(),
-            energies: energies.address(),
-            peaks: peaks.address(),
+            queries: queries.whole(),
+            means: means.whole(),
+            energies: energies.whole(),
+            peaks: Some(peaks.whole()),
             first_position: self.first_position as u64,
             first_row: 0,
             tiles: self.tiles(),
@@ -214,12 +214,12 @@ pub(super) fn plan(
     let bits = Buffer::from_slice(device, &vec![u32::MAX; kv_heads * tiles * words])?;
     let counts = Buffer::from_slice(device, &vec![0_u32; kv_heads * tiles])?;
     BlockSelector::new(device).launch(&SelectCall {
-        energies: energies.address(),
-        peaks: peaks.address(),
-        always: 0,
-        ends: ends.address(),
-        bits: bits.address(),
-        counts: counts.address(),
+        energies: energies.whole(),
+        peaks: Some(peaks.whole()),
+        always: None,
+        ends: ends.whole(),
+        bits: bits.whole(),
+        counts: counts.whole(),
         kv_heads,
         tiles,
         stride: prompt.blocks(),

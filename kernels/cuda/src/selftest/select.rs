@@ -148,12 +148,12 @@ fn differing_lists(
     let offsets = Buffer::from_slice(device, &vec![u64::MAX; count + 1])?;
     let blocks = Buffer::from_slice(device, &vec![u32::MAX; count * lists.stride])?;
     BlockSelector::new(device).launch(&SelectCall {
-        energies: energies.address(),
-        peaks: peaks.address(),
-        always: if with_always { always.address() } else { 0 },
-        ends: ends.address(),
-        bits: bits.address(),
-        counts: counts.address(),
+        energies: energies.whole(),
+        peaks: Some(peaks.whole()),
+        always: with_always.then(|| always.whole()),
+        ends: ends.whole(),
+        bits: bits.whole(),
+        counts: counts.whole(),
         kv_heads: lists.kv_heads,
         tiles,
         stride: lists.stride,
@@ -163,9 +163,9 @@ fn differing_lists(
         guards: *guards,
     })?;
     let builder = ListBuilder::new(device);
-    let call = ListCall { counts: counts.address(), bits: bits.address(), lists: count, words };
-    builder.offsets(&call, offsets.address())?;
-    builder.blocks(&call, offsets.address(), blocks.address())?;
+    let call = ListCall { counts: counts.whole(), bits: bits.whole(), lists: count, words };
+    builder.offsets(&call, offsets.whole())?;
+    builder.blocks(&call, offsets.whole(), blocks.whole())?;
     let mut off =
         differing(&counts.to_vec::<u32>()?, &wanted.iter().map(|list| list.len() as u32).collect::<Vec<_>>());
     let mut expected = vec![0_u64];

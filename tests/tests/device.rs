@@ -17,10 +17,10 @@ use longshore_attention::{CpuExecutor, KvDtype, Tile, TileShape};
 use longshore_blocks::{BlockKey, Deployment, EXACT_PREFILL, Geometry, ShardId, crc32c};
 use longshore_chassis::{Metrics, Tasks};
 use longshore_compute::ComputePool;
-use longshore_cuda::CudaExecutor;
+use longshore_cuda::{CudaExecutor, Shortage};
 use longshore_engine::wire_tile_shape;
 use longshore_fabric::{CallContext, Shard as _, StripePartial};
-use longshore_kvstore::{Config, KvStore, ShardCompute, ShardIdentity};
+use longshore_kvstore::{Config, DiskConfig, KvStore, ShardCompute, ShardIdentity};
 use longshore_proto::types::{
     AttendItem, AttendQuery, Identity, OpenView, OpenedView, SparseVisits, Tensor, TileMessage,
 };
@@ -59,6 +59,10 @@ fn message(block: u8, layer: u32) -> TileMessage {
 
 /// A shard with all blocks, and a view of them.
 async fn shard(compute: ShardCompute, tasks: &Tasks) -> (Arc<KvStore>, u64) {
+    shard_with(Config::default(), compute, tasks).await
+}
+
+async fn shard_with(config: Config, compute: ShardCompute, tasks: &Tasks) -> (Arc<KvStore>, u64) {
     let (_, epoch) = watch::channel(1);
     let identity_of = ShardIdentity {
         shard_id: ShardId("kv-0".to_owned()),
@@ -68,7 +72,7 @@ async fn shard(compute: ShardCompute, tasks: &Tasks) -> (Arc<KvStore>, u64) {
         tile_shape: SHAPE,
         layers: LAYERS,
     };
-    let shard = KvStore::new(Config::default(), identity_of, compute, tasks, &Metrics::new()).unwrap();
+    let shard = KvStore::new(config, identity_of, compute, tasks, &Metrics::new()).unwrap();
     let (ctx, (sender, tiles)) = (CallContext::new("test"), mpsc::channel(64));
     for (block, layer) in (0..BLOCKS).flat_map(|block| (0..LAYERS).map(move |layer| (block, layer))) {
         sender.try_send(message(block, layer)).expect("all of them have room");
@@ -142,4 +146,45 @@ async fn a_shard_on_a_device_answers_like_one_on_the_cpu() {
         "one copy of each tile"
     );
     assert!(stats.hits > 0 && stats.evictions == 0, "{stats:?}");
+}
+
+/// A device that is full ends nothing: the shard's answers are those of the CPU, bit by bit.
+#[tokio::test]
+async fn a_shard_on_a_full_device_answers_like_one_on_the_cpu() {
+    let (tasks, pool) = (Tasks::new(), ComputePool::serial());
+    let executor = Arc::new(CudaExecutor::new(device::Emulator::device(), CpuExecutor::serial(), 1 << 10));
+    let on_device = ShardCompute { pool: Arc::clone(&pool), executor: executor.clone() };
+    let (device, device_view) = shard(on_device, &tasks).await;
+    let (cpu, cpu_view) = shard((&pool).into(), &tasks).await;
+    let wanted = cpu.attend_here(&query(cpu_view)).unwrap().unwrap();
+    let found = device.attend_here(&query(device_view)).unwrap().unwrap();
+    assert_eq!(found.len(), wanted.len());
+    for (found, wanted) in found.iter().zip(&wanted) {
+        assert_eq!((found.item, found.stripe), (wanted.item, wanted.stripe));
+        assert_eq!(found.partial, wanted.partial);
+    }
+    assert!(executor.stats().fallbacks.of(Shortage::Pages) > 0);
+}
+
+/// Copies of tiles that are read from disk are found again.
+#[tokio::test]
+async fn a_shard_on_a_device_copies_tiles_of_the_disk_once() {
+    let (tasks, pool, folder) = (Tasks::new(), ComputePool::serial(), tempfile::tempdir().unwrap());
+    let executor = Arc::new(CudaExecutor::new(device::Emulator::device(), CpuExecutor::serial(), 8 << 20));
+    let on_device = ShardCompute { pool: Arc::clone(&pool), executor: executor.clone() };
+    let block_bytes = SHAPE.bytes() as u64 * u64::from(LAYERS);
+    let path = folder.path().display().to_string();
+    let disk = DiskConfig { path, capacity_bytes: 20 * block_bytes, ..DiskConfig::default() };
+    let config = Config { capacity_bytes: 2 * block_bytes, disk, tenant_percent: 100, ..Config::default() };
+    let (device, device_view) = shard_with(config, on_device, &tasks).await;
+    let (cpu, cpu_view) = shard((&pool).into(), &tasks).await;
+    let wanted = cpu.attend_here(&query(cpu_view)).unwrap().unwrap();
+    for _ in 0..3 {
+        let found = device.attend_here(&query(device_view)).unwrap().unwrap();
+        assert!(found.iter().zip(&wanted).all(|(found, wanted)| distance(found, wanted) <= 2e-3));
+    }
+    // Two blocks were in memory at first: what is written out and read again is another tile, once.
+    let stats = executor.stats().pages;
+    assert!((u64::from(BLOCKS)..=u64::from(BLOCKS) + 2).contains(&stats.misses), "{stats:?}");
+    assert!(stats.hits > 3 * u64::from(BLOCKS), "{stats:?}");
 }

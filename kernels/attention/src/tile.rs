@@ -34,8 +34,13 @@ pub struct Tile {
 
 /// A number that no tile of this process had before.
 fn next_version() -> u64 {
+    versions(1)
+}
+
+/// The first of so many.
+fn versions(count: u64) -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
+    NEXT.fetch_add(count, Ordering::Relaxed)
 }
 
 /// K and V of one head, as they are stored.
@@ -115,6 +120,19 @@ impl Tile {
     /// version that no tile had before. For copies of tiles on devices.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Sets versions aside for tiles that are read more than once from where they lie: the first of `count` that no tile gets but by
+    /// [`Self::with_version`].
+    pub fn reserve_versions(count: u32) -> u64 {
+        versions(u64::from(count))
+    }
+
+    /// The same tile under a version that was reserved for its content, so that copies on devices which were made when it was read before
+    /// are found. Its bytes must be those of every tile that ever had this version: whoever says so has compared the same checksum.
+    #[must_use]
+    pub fn with_version(self, version: u64) -> Self {
+        Self { version, ..self }
     }
 
     /// Shape.

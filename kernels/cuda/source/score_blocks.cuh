@@ -8,18 +8,20 @@
 
 struct Params {
     u64 queries;         // DTYPE [rows][query heads][HEAD_DIM]
-    u64 means;           // DTYPE [kv_heads][capacity][HEAD_DIM]
+    u64 means;           // u64 addresses of pages of DTYPE, whose K are the mean keys of the blocks of a stripe
     u64 energies;        // f32 [kv_heads][tiles][stride]
     u64 peaks;           // the same: log2 of the largest share that a row gives; or 0
     u64 first_position;  // of tile 0
     u32 first_row;       // of tile 0 among the queries
     u32 kv_heads;
     u32 group;
-    u32 capacity;
+    u32 stripe_blocks;
+    u32 page_keys;       // of a page of means
     u32 stride;
     u32 tokens;          // of a block
     f32 scale;           // of logits, base 2
     u32 normalise;
+    u32 unused;
 };
 
 // Positions of a query tile.
@@ -65,6 +67,13 @@ DEVICE Tile tile_of(const Params& p) {
 DEVICE u64 query_at(const Params& p, const Tile& tile, u32 row) {
     u64 position = p.first_row + u64(tile.index) * TILE + row % TILE;
     return (position * p.kv_heads * p.group + tile.kv_head * p.group + row / TILE) * HEAD_DIM;
+}
+
+// First byte of the mean key of a block that is scored: a page has the K and V of one KV head after the other.
+DEVICE u64 mean_at(const Params& p, const Tile& tile, u32 block, u32 element_bytes) {
+    u64 page = reinterpret_cast<const u64*>(p.means)[block / p.stripe_blocks];
+    u32 row = tile.kv_head * 2 * p.page_keys + block % p.stripe_blocks;
+    return page + u64(row) * (HEAD_DIM * element_bytes);
 }
 
 DEVICE void store(const Params& p, const Tile& tile, u32 block, const LogSum& energy) {

@@ -36,7 +36,7 @@ struct Scores {
 
 DEVICE const f32* mean_of(const Params& p, const Tile& tile, u32 block) {
     u32 exists = block < tile.scored ? block : 0;
-    return reinterpret_cast<const f32*>(p.means) + (u64(tile.kv_head) * p.capacity + exists) * HEAD_DIM;
+    return reinterpret_cast<const f32*>(mean_at(p, tile, exists, 4));
 }
 
 // Adds the blocks from `first` on to the sums of the rows, `sums` [rows] of the warp.

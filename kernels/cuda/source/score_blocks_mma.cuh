@@ -30,11 +30,10 @@ struct Means {
     u32 a[BLOCK_TILES][2 * STEPS][4];
 
     DEVICE_MEMBER void load(const Params& p, const Tile& tile, u32 first) {
-        const u32* means = reinterpret_cast<const u32*>(p.means) + u64(tile.kv_head) * p.capacity * (HEAD_DIM / 2);
         UNROLL for (u32 i = 0; i < BLOCK_TILES; ++i) {
             UNROLL for (u32 half = 0; half < 2; ++half) {
                 u32 block = first + i * 16 + half * 8 + lane() / 4;
-                const u32* from = means + u64(block) * (HEAD_DIM / 2);
+                const u32* from = reinterpret_cast<const u32*>(mean_at(p, tile, block < tile.scored ? block : 0, 2));
                 UNROLL for (u32 word = 0; word < 4 * STEPS; ++word) {
                     u32 part = word / 4 * 4 + lane() % 4;
                     bool exists = block < tile.scored && part < VECTORS;

@@ -1,5 +1,5 @@
 // Which blocks a list visits, by their energies: those near the largest (alpha), the heaviest k (top-k), or the fewest, heaviest first,
-// that reach a share of all weight (mass); of equal energies the later block. Guards add blocks. A thread block makes one list: a bit for each
+// that reach a share of all weight (mass); of equal energies the later block. Of more than may be kept (`most`) the heaviest are. Guards add blocks. A thread block makes one list: a bit for each
 // block, and their count.
 //
 // The two that rank find the least key by its digits of 8 bits, the highest first, from a histogram of counts or of weights. Weights are
@@ -22,7 +22,7 @@ struct Params {
     u32 sink;      // first blocks that are visited
     u32 local;     // last scored blocks that are visited
     f32 least_peak;
-    u32 unused;
+    u32 most;      // blocks that are kept by their energies
 };
 
 const u32 THREADS = 256;
@@ -39,8 +39,9 @@ struct Shared {
     u64 above;
 };
 
-// Larger energies have larger keys, in the total order of IEEE 754.
+// Larger energies have larger keys, in the total order of IEEE 754; NaN, whatever its sign, has the largest.
 DEVICE u32 key_of(f32 energy) {
+    if (energy != energy) return 0xffc00000u;
     u32 bits = bits_of(energy);
     return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
 }
@@ -150,12 +151,42 @@ DEVICE u64 weigh(const f32* energies, u32 scored, f32 largest, Shared* shared) {
 DEVICE Limit keep_all() { return Limit{0, 0xffffffffu}; }
 DEVICE Limit keep_none() { return Limit{0xffffffffu, 0}; }
 
+// The heaviest `count`.
+DEVICE Limit keep_heaviest(u32 count, const f32* energies, u32 scored, Shared* shared) {
+    if (count >= scored) return keep_all();
+    return count == 0 ? keep_none() : rank(energies, scored, 0.0f, false, count, shared);
+}
+
+// What cannot be compared is visited.
+DEVICE bool is_near(f32 energy, f32 least) { return energy >= least || energy - least != energy - least; }
+
+// How many blocks are kept: by a limit, or, without one, as near enough.
+DEVICE u32 count_kept(const f32* energies, u32 scored, bool ranks, const Limit& limit, f32 least, Shared* shared) {
+    u32 above = 0, ties = 0;
+    for (u32 block = thread_index(); block < scored; block += THREADS) {
+        u32 key = key_of(energies[block]);
+        above += (ranks ? key > limit.key : is_near(energies[block], least)) ? 1 : 0;
+        ties += ranks && key == limit.key ? 1 : 0;
+    }
+    above = reduce_add(above);
+    ties = reduce_add(ties);
+    if (lane() == 0) {
+        shared->of_warps[warp()] = above;
+        shared->histogram[warp()] = ties;
+    }
+    sync_block();
+    above = ties = 0;
+    for (u32 index = 0; index < WARPS; ++index) {
+        above += shared->of_warps[index];
+        ties += static_cast<u32>(shared->histogram[index]);
+    }
+    sync_block();
+    return above + (ties < limit.ties ? ties : limit.ties);
+}
+
 // Limit of the selectors that rank.
 DEVICE Limit limit_of(const Params& p, const f32* energies, u32 scored, f32 largest, bool has_nan, Shared* shared) {
-    if (p.selector == TOP_K) {
-        if (p.count >= scored) return keep_all();
-        return p.count == 0 ? keep_none() : rank(energies, scored, largest, false, p.count, shared);
-    }
+    if (p.selector == TOP_K) return keep_heaviest(p.count, energies, scored, shared);
     // What cannot be weighed is visited.
     if (has_nan || largest == negative_infinity() || p.value >= 1.0f) return keep_all();
     f64 share = static_cast<f64>(p.value) * static_cast<f64>(weigh(energies, scored, largest, shared));
@@ -180,16 +211,20 @@ KERNEL(select_blocks, 256, 4, Params) {
     const f32* energies = reinterpret_cast<const f32*>(p.energies) + u64(list) * p.stride;
     bool has_nan;
     f32 largest = largest_of(energies, scored, shared, has_nan);
-    Limit limit = p.selector == ALPHA ? keep_none() : limit_of(p, energies, scored, largest, has_nan, shared);
+    bool ranks = p.selector != ALPHA;
+    Limit limit = ranks ? limit_of(p, energies, scored, largest, has_nan, shared) : keep_none();
     f32 least = largest + p.value;
+    if (p.most < scored && count_kept(energies, scored, ranks, limit, least, shared) > p.most) {
+        limit = keep_heaviest(p.most, energies, scored, shared);
+        ranks = true;
+    }
     u32 ties_after = 0, visited = 0;
     // From the end, so that ties are counted from there.
     for (u32 chunk = (p.words + WARPS - 1) / WARPS; chunk-- > 0;) {
         u32 word = chunk * WARPS + warp(), block = word * 32 + lane();
         f32 energy = block < scored ? energies[block] : 0.0f;
         u32 key = key_of(energy);
-        bool ranks = block < scored && p.selector != ALPHA;
-        u32 ties = ballot(ranks && key == limit.key && limit.ties > 0);
+        u32 ties = ballot(ranks && block < scored && key == limit.key && limit.ties > 0);
         sync_block();
         if (lane() == 0) shared->of_warps[warp()] = popcount(ties);
         sync_block();
@@ -201,8 +236,7 @@ KERNEL(select_blocks, 256, 4, Params) {
         bool visit = block >= scored && block < seen;
         if (block < scored) {
             visit = is_guarded(p, list, block, scored);
-            // What cannot be compared is visited.
-            if (p.selector == ALPHA) visit = visit || energy >= least || energy - least != energy - least;
+            if (!ranks) visit = visit || is_near(energy, least);
             else visit = visit || key > limit.key || (key == limit.key && after < limit.ties);
         }
         u32 bits = ballot(visit);

@@ -77,6 +77,11 @@ impl Buffer {
         Ok(Span { buffer: self, offset, bytes })
     }
 
+    /// All of it.
+    pub fn whole(&self) -> Span<'_> {
+        Span { buffer: self, offset: 0, bytes: self.bytes }
+    }
+
     /// Where it lies on the device.
     pub fn address(&self) -> u64 {
         self.address
@@ -101,7 +106,7 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// Some bytes of a buffer: the only thing that is copied to or from.
+/// Some bytes of a buffer: what is copied to or from, and what launches are given.
 #[derive(Debug, Clone, Copy)]
 pub struct Span<'a> {
     buffer: &'a Buffer,
@@ -125,9 +130,30 @@ impl<'a> Span<'a> {
         self.bytes
     }
 
+    /// Where it lies, for a kernel that uses so many elements of it, the product of `counts`. Refuses what is shorter, as the argument
+    /// `field` of the launch.
+    pub fn for_kernel(
+        &self,
+        field: &'static str,
+        counts: &[usize],
+        element_bytes: usize,
+    ) -> Result<u64, Error> {
+        let needed = counts.iter().fold(element_bytes, |bytes, &count| bytes.saturating_mul(count));
+        if needed <= self.bytes {
+            return Ok(self.address());
+        }
+        let problem = format!("has {} bytes, the launch uses {needed}: {counts:?}", self.bytes);
+        Err(Error::Invalid { field, problem })
+    }
+
     /// Copies elements there, as many as there is room for. What they lie in may be changed as soon as this returns.
     pub fn write<T: Pod>(&self, from: &[T]) -> Result<(), Error> {
         self.buffer.device.upload(*self, bytemuck::cast_slice(from))
+    }
+
+    /// The same for much at once, behind which small copies of others need not wait.
+    pub fn write_apart<T: Pod>(&self, from: &[T]) -> Result<(), Error> {
+        self.buffer.device.upload_apart(*self, bytemuck::cast_slice(from))
     }
 
     /// Waits for what was launched before, then copies them all.

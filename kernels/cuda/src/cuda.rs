@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     ffi::{CString, c_void},
     fmt,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use cudarc::driver::{
@@ -32,8 +32,11 @@ pub struct CudaDevice {
     architecture: Architecture,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    functions: Mutex<HashMap<Kernel, Function>>,
+    /// Each with a lock of its own: one that is being compiled holds up nobody who launches another.
+    functions: Mutex<HashMap<Kernel, Arc<Mutex<Option<Function>>>>>,
     uploads: Mutex<Uploads>,
+    /// For much at once.
+    uploads_apart: Mutex<Uploads>,
     downloads: Mutex<Downloads>,
     /// The fault that lost the context.
     lost: OnceLock<String>,
@@ -75,7 +78,7 @@ impl CudaDevice {
         let context = unsafe { result::primary_ctx::retain(info.handle) }
             .map_err(|error| fault("cuDevicePrimaryCtxRetain", 0, error))?;
         let made = Self::furnish(context, &info).map_err(|(call, error)| fault(call, 0, error));
-        let (stream, uploads, downloads) = match made {
+        let (stream, [uploads, uploads_apart], downloads) = match made {
             Ok(made) => made,
             Err(error) => {
                 // SAFETY: retained above. The first error tells more than one of giving back.
@@ -92,6 +95,7 @@ impl CudaDevice {
             stream,
             functions,
             uploads: Mutex::new(uploads),
+            uploads_apart: Mutex::new(uploads_apart),
             downloads: Mutex::new(downloads),
             lost,
         })
@@ -101,7 +105,7 @@ impl CudaDevice {
     fn furnish(
         context: sys::CUcontext,
         info: &DeviceInfo,
-    ) -> Result<(sys::CUstream, Uploads, Downloads), (&'static str, DriverError)> {
+    ) -> Result<(sys::CUstream, [Uploads; 2], Downloads), (&'static str, DriverError)> {
         // SAFETY: the context was retained by the caller.
         unsafe { result::ctx::set_current(context) }.map_err(|e| ("cuCtxSetCurrent", e))?;
         if info.memory_pools {
@@ -110,14 +114,7 @@ impl CudaDevice {
         // Not ordered with the legacy stream, which libraries may use without being asked.
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(|e| ("cuStreamCreate", e))?;
-        let staging = Uploads::new().and_then(|mut uploads| match Downloads::new() {
-            Ok(downloads) => Ok((uploads, downloads)),
-            Err(error) => {
-                uploads.release();
-                Err(error)
-            }
-        });
-        match staging {
+        match staging::all() {
             Ok((uploads, downloads)) => Ok((stream, uploads, downloads)),
             Err(error) => {
                 // SAFETY: made above and used by nothing. The first error tells more.
@@ -195,15 +192,25 @@ impl CudaDevice {
 
     /// The loaded kernel, compiled at its first launch.
     fn function(&self, kernel: &Kernel) -> Result<Function, Error> {
-        let mut functions = locked(&self.functions);
-        if let Some(found) = functions.get(kernel) {
-            return Ok(*found);
+        let place = self.place_of(kernel);
+        let mut function = locked(&place);
+        if let Some(found) = *function {
+            return Ok(found);
         }
         let code = self.compiler.cubin(kernel, self.architecture)?;
         let argument_bytes = cubin::argument_bytes(&code, kernel.entry)?;
-        let function = self.load(&code, kernel.entry, argument_bytes)?;
-        functions.insert(kernel.clone(), function);
-        Ok(function)
+        let loaded = self.load(&code, kernel.entry, argument_bytes)?;
+        *function = Some(loaded);
+        Ok(loaded)
+    }
+
+    /// Where a kernel is, or will be.
+    fn place_of(&self, kernel: &Kernel) -> Arc<Mutex<Option<Function>>> {
+        let mut functions = locked(&self.functions);
+        if let Some(place) = functions.get(kernel) {
+            return Arc::clone(place);
+        }
+        Arc::clone(functions.entry(kernel.clone()).or_default())
     }
 
     fn load(&self, code: &[u8], entry: &str, argument_bytes: usize) -> Result<Function, Error> {
@@ -288,6 +295,14 @@ impl Device for CudaDevice {
         self.check("cuMemcpyHtoDAsync", outcome)
     }
 
+    fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        to.check(from.len())?;
+        let stream = self.enter()?;
+        // SAFETY: as in `upload`.
+        let outcome = unsafe { locked(&self.uploads_apart).upload(stream, to.address(), from) };
+        self.check("cuMemcpyHtoDAsync", outcome)
+    }
+
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
         from.check(to.len())?;
         // Others go on queueing while this waits, and what they queue is not waited for.
@@ -355,9 +370,12 @@ impl Drop for CudaDevice {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
             self.uploads.get_mut().unwrap_or_else(PoisonError::into_inner).release();
+            self.uploads_apart.get_mut().unwrap_or_else(PoisonError::into_inner).release();
             self.downloads.get_mut().unwrap_or_else(PoisonError::into_inner).release();
-            for function in self.functions.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
-                let _ = result::module::unload(function.module);
+            for place in self.functions.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
+                if let Some(function) = *locked(place) {
+                    let _ = result::module::unload(function.module);
+                }
             }
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.info.handle);

@@ -19,6 +19,10 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     fn free(&self, memory: Memory);
     /// Copies to the device, as many bytes as there are in both; `from` may be changed as soon as this returns.
     fn upload(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error>;
+    /// The same by a way of its own, for much: where it is full the caller waits, and small copies of others do not.
+    fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        self.upload(to, from)
+    }
     /// Waits for what was launched before, then copies from the device, as many bytes as there are in both. Other threads may go on meanwhile.
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error>;
     /// Queues a kernel. Faults inside it may be told by a later call.

@@ -54,6 +54,12 @@ pub enum Error {
         /// What the driver said.
         problem: String,
     },
+    /// There is no page for a tile: the budget has room for none, or others use them all.
+    #[error("no page is left: {problem}; hint: raise the memory budget, or wait")]
+    OutOfPages {
+        /// Why.
+        problem: String,
+    },
     /// The device, or what stands for it, refused a call.
     #[error("{call} failed: {problem}")]
     Device {
@@ -130,7 +136,7 @@ impl Error {
         match self {
             Self::Invalid { .. } | Self::NoSuchDevice { .. } => Kind::InvalidInput,
             Self::Compile { .. } | Self::Kernel { .. } => Kind::Internal,
-            Self::OutOfMemory { .. } => Kind::Exhausted,
+            Self::OutOfMemory { .. } | Self::OutOfPages { .. } => Kind::Exhausted,
             Self::Device { .. } => Kind::Device,
             Self::Library { .. }
             | Self::DriverTooOld { .. }

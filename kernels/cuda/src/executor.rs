@@ -1,6 +1,7 @@
 //! The executor of the device: work lists over tiles of the host, which are copied to pages once.
 
 mod decode;
+mod fallback;
 mod jobs;
 mod lists;
 mod pages;
@@ -10,17 +11,19 @@ mod uploads;
 mod wave;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, Error as AttentionError, ExactBlock, Executor, Partials, PlanInput,
+    AttendItem, Column, CpuExecutor, Error as AttentionError, ExactBlock, Executor, Partials, PlanInput,
     PrefillPolicy, Queries, SparseItem, SparseWork, TileShape, WorkList,
 };
 
-use crate::{Device, Error, Kind, PageElement, PageStats};
+use crate::{Device, Error, Kind, PageElement, PageStats, Span};
+pub use fallback::{FallbackStats, Shortage};
 pub use tally::ExecutorStats;
 
 use decode::DecodeBatch;
+use fallback::Fallbacks;
 use jobs::{BatchKey, Job};
 use lists::{ListCall, Visited};
 use pages::TilePages;
@@ -36,6 +39,9 @@ const SHAPES_MAX: usize = 4;
 /// of pages on the device and found there again. The bits differ from those of the CPU (queries and weights are rounded to the type of
 /// the pages, stripes make no difference), and depend on what is called together and, where pages are short, on what has room.
 ///
+/// A call that the device has no memory or no page for is done by the CPU, from the same tiles: a full device is slow, and ends nothing
+/// ([`ExecutorStats::fallbacks`]).
+///
 /// Blocks by the scorers `pooled` and `row-normalised` are chosen on the device, all else of a plan on the CPU; pseudo-tokens of a
 /// [`WorkList`] are folded on the CPU.
 #[derive(Debug)]
@@ -46,17 +52,19 @@ pub struct CudaExecutor {
     budget_bytes: usize,
     wave_bytes: usize,
     choices_min: usize,
-    /// Locked while a job is queued: what it finds or brings stays until it is in the device's queue.
-    shapes: Mutex<HashMap<(TileShape, PageElement), TilePages>>,
+    /// Locked while one is looked up.
+    shapes: Mutex<Shapes>,
     /// What was told of the pages last.
     told: Mutex<PageStats>,
+    fallbacks: Fallbacks,
 }
 
-type Shapes = HashMap<(TileShape, PageElement), TilePages>;
+type Shapes = HashMap<(TileShape, PageElement), Arc<TilePages>>;
 
 impl CudaExecutor {
     /// An executor whose pages take up to `budget_bytes` of `device` for tiles of one shape and their summaries, all together; `cpu` plans.
-    /// Five eighths are for tiles as they are, two for tiles whose elements become others, one for summaries.
+    /// Six eighths are for tiles (of int8 ones four as they are, and two for those whose elements become others), one for means that lists
+    /// visit, one for means by which blocks are chosen.
     pub fn new(device: Arc<dyn Device>, cpu: CpuExecutor, budget_bytes: usize) -> Self {
         let tally = Arc::new(Tally::new(device));
         let device: Arc<dyn Device> = Arc::clone(&tally) as Arc<dyn Device>;
@@ -69,6 +77,7 @@ impl CudaExecutor {
             choices_min: CHOICES_MIN,
             shapes: Mutex::default(),
             told: Mutex::default(),
+            fallbacks: Fallbacks::default(),
         }
     }
 
@@ -86,76 +95,67 @@ impl CudaExecutor {
 
     /// What was done so far.
     pub fn stats(&self) -> ExecutorStats {
-        self.tally.stats(self.page_stats())
+        self.tally.stats(self.page_stats(), self.fallbacks.stats())
     }
 
-    /// What the caches of pages did, all together; as it was told last where a job is being queued: who asks (a scrape of metrics) must
-    /// not wait for a device.
+    /// What the caches of pages did, all together; as it was told last where somebody looks for pages: who asks (a scrape of metrics)
+    /// must not wait for a device.
     fn page_stats(&self) -> PageStats {
+        let shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Option<Vec<PageStats>> = shapes.values().map(|pages| pages.stats()).collect();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let shapes = match self.shapes.try_lock() {
-            Ok(shapes) => shapes,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return *told,
-        };
-        *told = shapes.values().map(TilePages::stats).fold(PageStats::default(), |sum, one| PageStats {
+        let Some(all) = all else { return *told };
+        *told = all.into_iter().fold(PageStats::default(), |sum, one| PageStats {
             pages: sum.pages + one.pages,
             reserved_bytes: sum.reserved_bytes + one.reserved_bytes,
             hits: sum.hits + one.hits,
             misses: sum.misses + one.misses,
             evictions: sum.evictions + one.evictions,
             shortages: sum.shortages + one.shortages,
+            returned: sum.returned + one.returned,
         });
         *told
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shapes> {
+    /// The pages of `element` for tiles of `shape`, which take a share of the budget.
+    fn pages(&self, shape: TileShape, element: PageElement, eighths: usize) -> Result<Arc<TilePages>, Error> {
         // Entries are added whole.
-        self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes sure that there are pages of `element` for tiles of `shape`.
-    fn furnish(
-        &self,
-        shapes: &mut Shapes,
-        shape: TileShape,
-        element: PageElement,
-        eighths: usize,
-    ) -> Result<(), Error> {
-        if shapes.contains_key(&(shape, element)) {
-            return Ok(());
+        let mut shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pages) = shapes.get(&(shape, element)) {
+            return Ok(Arc::clone(pages));
         }
         if shapes.len() == SHAPES_MAX {
             let problem =
-                format!("is one more than the {SHAPES_MAX} that a device keeps pages for: {shape:?}");
-            return Err(Error::Invalid { field: "tile_shape", problem });
+                format!("{shape:?} is one more shape than the {SHAPES_MAX} that a device keeps pages for");
+            return Err(Error::OutOfPages { problem });
         }
         let pages = TilePages::new(&self.device, shape, element, self.budget_bytes / 8 * eighths)?;
-        shapes.insert((shape, element), pages);
-        Ok(())
+        let pages = Arc::new(pages);
+        shapes.insert((shape, element), Arc::clone(&pages));
+        Ok(pages)
     }
 
     /// Queues `jobs`, in waves whose results come to the host together: `shapes` says what a job brings, `queue` queues it, its results
-    /// to the given addresses. The lock is held for each job while it is queued, and not while its results are waited for. Pages of
-    /// a job may be taken by the next as soon as it is queued: the device does everything in order.
+    /// to the given places. Nothing is locked meanwhile: others queue theirs in between, and wait only for pages that they want too or
+    /// that there are too few of. Pages of a job may be taken by another as soon as it is queued: the device does everything in order.
     fn run<'a, J>(
         &'a self,
         mut jobs: &[J],
         shapes: impl Fn(&J) -> Vec<RecordShape>,
-        queue: impl Fn(&mut Shapes, &J, &mut QueryRows<'a>, &[u64]) -> Result<(), Error>,
+        queue: impl Fn(&J, &mut QueryRows<'a>, &[Span<'_>]) -> Result<(), Error>,
     ) -> Result<Vec<Partials>, Error> {
         let mut partials = Vec::new();
         while !jobs.is_empty() {
             let (now, later) = jobs.split_at(first_wave(jobs.iter().map(&shapes), self.wave_bytes));
             let of: Vec<Vec<RecordShape>> = now.iter().map(&shapes).collect();
             let wave = Wave::new(&self.device, &of.concat())?;
-            let addresses = wave.addresses();
-            let mut rest = &addresses[..];
+            let results = wave.results()?;
+            let mut rest = &results[..];
             let mut rows = QueryRows::new(&self.device);
             for (job, shapes) in now.iter().zip(&of) {
                 let own;
                 (own, rest) = rest.split_at(shapes.len());
-                queue(&mut self.lock(), job, &mut rows, own)?;
+                queue(job, &mut rows, own)?;
             }
             partials.extend(wave.read()?);
             jobs = later;
@@ -166,9 +166,9 @@ impl CudaExecutor {
     fn attend_all(&self, items: &[AttendItem<'_>]) -> Result<Vec<Partials>, Error> {
         let jobs = jobs::of(items);
         let shapes = |job: &Job| job.items().iter().map(|&item| record_shape(&items[item].queries)).collect();
-        let done = self.run(&jobs, shapes, |shapes, job, rows, results| match job {
-            Job::Decode(key, of) => self.queue_decode(shapes, *key, items, of, results),
-            Job::Lists([item]) => self.queue_lists(shapes, &items[*item], rows, results[0]),
+        let done = self.run(&jobs, shapes, |job, rows, results| match job {
+            Job::Decode(key, of) => self.queue_decode(*key, items, of, results),
+            Job::Lists([item]) => self.queue_lists(&items[*item], rows, results[0]),
         })?;
         let mut partials: Vec<Option<Partials>> = vec![None; items.len()];
         for (item, partial) in jobs.iter().flat_map(Job::items).zip(done) {
@@ -183,53 +183,51 @@ impl CudaExecutor {
 
     fn queue_decode(
         &self,
-        shapes: &mut Shapes,
         key: BatchKey,
         items: &[AttendItem<'_>],
         of: &[usize],
-        results: &[u64],
+        results: &[Span<'_>],
     ) -> Result<(), Error> {
-        self.furnish(shapes, key.tile, key.tile.dtype.into(), OWN_EIGHTHS)?;
-        let pages = &shapes[&(key.tile, key.tile.dtype.into())];
+        let element = key.tile.dtype.into();
+        let pages = self.pages(key.tile, element, eighths(key.tile, element))?;
         let of: Vec<&AttendItem<'_>> = of.iter().map(|&item| &items[item]).collect();
-        DecodeBatch::new(&self.device, pages, &of)?.queue(results)
+        DecodeBatch::new(&self.device, &pages, &of)?.queue(results)
     }
 
     /// Blocks and columns of one item, in as many launches as pages allow.
     fn queue_lists<'a>(
         &'a self,
-        shapes: &mut Shapes,
         item: &AttendItem<'a>,
         rows: &mut QueryRows<'a>,
-        result: u64,
+        result: Span<'_>,
     ) -> Result<(), Error> {
         let tile = item.kv.shape();
         let element = list_element(tile);
-        self.furnish(shapes, tile, element, eighths(tile, element))?;
-        let pages = &shapes[&(tile, element)];
-        let call = ListCall::new(&self.device, pages, item.queries, rows.of(item.queries.data)?)?;
+        let pages = self.pages(tile, element, eighths(tile, element))?;
+        let call = ListCall::new(&self.device, &pages, item.queries, rows.of(item.queries.data)?)?;
         let mut chain = call.chain(item.initial, result)?;
-        let columns: Vec<_> = column_runs(item.work, pages.limit()).collect();
-        let mut rest = &item.work.exact[..];
-        while !rest.is_empty() {
-            let tiles: Vec<_> = rest.iter().map(|block| item.kv.tile(block.tile as usize)).collect();
+        let mut exact = &item.work.exact[..];
+        let mut columns = (&item.work.columns[..], &item.work.column_bias[..]);
+        while !exact.is_empty() {
+            let tiles: Vec<_> = exact.iter().map(|block| item.kv.tile(block.tile as usize)).collect();
             let pinned = pages.pin(&tiles)?;
-            let (now, later) = rest.split_at(pinned.len());
-            let exact: Vec<ExactBlock> =
-                now.iter().zip(0..).map(|(block, tile)| ExactBlock { tile, ..*block }).collect();
-            let work = WorkList { exact, ..WorkList::default() };
-            let last = later.is_empty() && columns.is_empty();
+            let (now, later) = exact.split_at(pinned.len());
+            let now = now.iter().zip(0..).map(|(block, tile)| ExactBlock { tile, ..*block });
+            let work = WorkList { exact: now.collect(), ..WorkList::default() };
+            let last = later.is_empty() && columns.0.is_empty();
             call.flat(&work, pinned.addresses(), &mut chain, last)?;
-            rest = later;
+            exact = later;
         }
-        for (index, (run, bias)) in columns.iter().enumerate() {
-            let tiles: Vec<_> = run.iter().map(|column| item.kv.tile(column.tile as usize)).collect();
-            let pinned = pages.pin_all(&tiles)?;
-            let renamed =
-                run.iter().zip(0..).map(|(column, tile)| longshore_attention::Column { tile, ..*column });
-            let work =
-                WorkList { columns: renamed.collect(), column_bias: bias.to_vec(), ..WorkList::default() };
-            call.flat(&work, pinned.addresses(), &mut chain, index + 1 == columns.len())?;
+        while !columns.0.is_empty() {
+            let some = &columns.0[..columns.0.len().min(COLUMN_TILES_MAX)];
+            let tiles: Vec<_> = some.iter().map(|column| item.kv.tile(column.tile as usize)).collect();
+            let pinned = pages.pin(&tiles)?;
+            let (now, later) = columns.0.split_at(pinned.len());
+            let (bias, bias_later) = columns.1.split_at(columns.1.len().min(now.len()));
+            let now = now.iter().zip(0..).map(|(column, tile)| Column { tile, ..*column });
+            let work = WorkList { columns: now.collect(), column_bias: bias.to_vec(), ..WorkList::default() };
+            call.flat(&work, pinned.addresses(), &mut chain, later.is_empty())?;
+            columns = (later, bias_later);
         }
         Ok(())
     }
@@ -258,9 +256,7 @@ impl CudaExecutor {
             .run(
                 &jobs,
                 |(item, _)| vec![record_shape(&item.queries)],
-                |shapes, (item, visited), rows, results| {
-                    self.queue_sparse(shapes, item, visited, rows, results[0])
-                },
+                |(item, visited), rows, results| self.queue_sparse(item, visited, rows, results[0]),
             )?
             .into_iter();
         let whole = items.iter().zip(&visited).map(|(item, visited)| match visited {
@@ -272,35 +268,30 @@ impl CudaExecutor {
 
     fn queue_sparse<'a>(
         &'a self,
-        shapes: &mut Shapes,
         item: &SparseItem<'a>,
         visited: &Visited,
         rows: &mut QueryRows<'a>,
-        result: u64,
+        result: Span<'_>,
     ) -> Result<(), Error> {
         let (tile, element) = (visited.tile_shape(item), list_element(item.kv.shape()));
-        self.furnish(shapes, tile, element, eighths(tile, element))?;
+        let pages = self.pages(tile, element, eighths(tile, element))?;
         let means = visited.mean_shape(item);
-        if let Some(means) = means {
-            self.furnish(shapes, means, element, MEAN_EIGHTHS)?;
-        }
-        let pages = &shapes[&(tile, element)];
-        let mean_pages = means.map(|means| &shapes[&(means, element)]);
-        let call = ListCall::new(&self.device, pages, item.queries, rows.of(item.queries.data)?)?;
+        let mean_pages = means.map(|means| self.pages(means, element, MEAN_EIGHTHS)).transpose()?;
+        let call = ListCall::new(&self.device, &pages, item.queries, rows.of(item.queries.data)?)?;
         let mut chain = call.chain(earlier(item)?.as_ref(), result)?;
-        call.sparse(item, visited, mean_pages, &mut chain)
+        call.sparse(item, visited, mean_pages.as_deref(), &mut chain)
     }
 }
 
 impl Executor for CudaExecutor {
     fn attend(&self, items: &[AttendItem<'_>]) -> Result<Vec<Partials>, AttentionError> {
         items.iter().try_for_each(AttendItem::validate)?;
-        self.attend_all(items).map_err(failed)
+        self.or_on_cpu(|| self.attend_all(items), || self.cpu.attend(items))
     }
 
     fn attend_sparse(&self, items: &[SparseItem<'_>]) -> Result<Vec<Partials>, AttentionError> {
         items.iter().try_for_each(SparseItem::validate)?;
-        self.attend_sparse_all(items).map_err(failed)
+        self.or_on_cpu(|| self.attend_sparse_all(items), || self.cpu.attend_sparse(items))
     }
 
     fn plan(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<SparseWork, AttentionError> {
@@ -308,26 +299,22 @@ impl Executor for CudaExecutor {
     }
 }
 
-/// Runs of columns whose tiles have room at once, with their bias.
-fn column_runs(
-    work: &WorkList,
-    pages: usize,
-) -> impl Iterator<Item = (&[longshore_attention::Column], &[f32])> {
-    let run = pages.clamp(1, 256);
-    let bias = move |index: usize| match work.column_bias.is_empty() {
-        true => &[][..],
-        false => &work.column_bias[index * run..work.columns.len().min((index + 1) * run)],
-    };
-    work.columns.chunks(run).enumerate().map(move |(index, columns)| (columns, bias(index)))
-}
+/// Columns whose tiles are pinned at once, at most.
+const COLUMN_TILES_MAX: usize = 256;
 
-/// Shares of the budget: of tiles as they are, of tiles whose elements become others, of summaries.
-const OWN_EIGHTHS: usize = 5;
+/// Shares of the budget: of tiles, of means that lists visit, of means by which blocks are chosen. Where lists run over tiles whose elements
+/// became others, a third of the first is for those.
+const TILE_EIGHTHS: usize = 6;
 const OTHER_EIGHTHS: usize = 2;
 const MEAN_EIGHTHS: usize = 1;
+const SCORE_EIGHTHS: usize = 1;
 
 fn eighths(tile: TileShape, element: PageElement) -> usize {
-    if element == tile.dtype.into() { OWN_EIGHTHS } else { OTHER_EIGHTHS }
+    match (list_element(tile) == tile.dtype.into(), element == tile.dtype.into()) {
+        (true, _) => TILE_EIGHTHS,
+        (false, true) => TILE_EIGHTHS - OTHER_EIGHTHS,
+        (false, false) => OTHER_EIGHTHS,
+    }
 }
 
 /// The type of the pages that lists are run over: the matrix units know no scales.

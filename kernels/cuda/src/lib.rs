@@ -38,7 +38,7 @@ pub use cuda::CudaDevice;
 pub use device::Device;
 pub use driver::{DeviceInfo, Driver};
 pub use error::{Error, Kind};
-pub use executor::{CudaExecutor, ExecutorStats};
+pub use executor::{CudaExecutor, ExecutorStats, FallbackStats, Shortage};
 pub use kernel::{Kernel, Launch, Source};
 pub use launch::check as check_launch;
 pub use library::{Library, locate, require_cublaslt};
@@ -50,7 +50,7 @@ pub use nccl::{
     Communicator, Convener, Invitation, LaneState, Nccl, NcclConvener, NcclLane, Part, Ranks, UniqueId,
 };
 pub use nvrtc::{Compiled, Nvrtc};
-pub use page_cache::{PageCache, PageStats, Pinned};
+pub use page_cache::{FreshPage, PageCache, PageStats, Pinned};
 pub use rates::{Rate, Rates};
 pub use registry::{BUDGETS, Budget, kernels, kernels_for};
 pub use select::{

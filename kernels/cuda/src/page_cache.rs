@@ -1,23 +1,27 @@
 //! Pages of the device: a bounded cache of tiles in device memory, by what they hold.
 
+mod claim;
+mod slabs;
+
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::{Buffer, Device, Error, Span};
-
-/// Most bytes of one allocation that pages are cut from.
-const SLAB_BYTES: usize = 64 << 20;
-/// Evictions after which memory that the device refused is asked for again.
-const REFUSED_EVICTIONS: u64 = 1024;
+use claim::Claim;
+use slabs::{Place, Slabs};
 
 /// Pages of one size on a device. A tile is found again by its [`longshore_attention::Tile::version`], so that its bytes cross
 /// the bus once as long as there is room; the page that was not used for longest makes way. What is pinned stays.
+///
+/// Nothing is locked while pages are filled: others find what is there already meanwhile, and wait only for pages that they want too.
 #[derive(Debug)]
 pub struct PageCache {
     device: Arc<dyn Device>,
     page_bytes: usize,
     limit: usize,
     state: Mutex<State>,
+    /// Told when pages were filled, given up or unpinned.
+    changed: Condvar,
 }
 
 /// What a cache did so far.
@@ -35,26 +39,20 @@ pub struct PageStats {
     pub evictions: u64,
     /// Times that fewer pages than asked for could be pinned.
     pub shortages: u64,
+    /// Times that memory of pages was given back to the device for something else.
+    pub returned: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    slabs: Vec<Buffer>,
-    free: Vec<Place>,
+    slabs: Slabs,
     pages: HashMap<u64, Page>,
     /// Versions of unpinned pages by their last use.
     idle: BTreeMap<u64, u64>,
     uses: u64,
-    /// The device refused a slab: the next is asked for after so many evictions.
-    full_until: u64,
+    /// Number of the next bringing.
+    brought: u64,
     stats: PageStats,
-}
-
-/// A page of a slab, by their numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    slab: usize,
-    page: usize,
 }
 
 #[derive(Debug)]
@@ -63,6 +61,32 @@ struct Page {
     address: u64,
     pins: u32,
     used: u64,
+    /// Which bringing this is: the same version may be given up and brought again.
+    bringing: u64,
+    /// Whether everything that fills it is queued.
+    filled: bool,
+}
+
+/// A page that is to be filled.
+#[derive(Debug)]
+pub struct FreshPage {
+    index: usize,
+    version: u64,
+    slab: Arc<Buffer>,
+    offset: usize,
+    bytes: usize,
+}
+
+impl FreshPage {
+    /// Which of the versions it is for.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Where it is.
+    pub fn span(&self) -> Result<Span<'_>, Error> {
+        self.slab.span(self.offset, self.bytes)
+    }
 }
 
 /// Pages that stay where they are until this is dropped.
@@ -82,7 +106,7 @@ impl PageCache {
             let problem = format!("is {budget_bytes} bytes, one page has {page_bytes}; hint: raise it");
             return Err(Error::Invalid { field: "budget_bytes", problem });
         }
-        Ok(Self { device, page_bytes, limit, state: Mutex::default() })
+        Ok(Self { device, page_bytes, limit, state: Mutex::default(), changed: Condvar::new() })
     }
 
     /// Bytes of a page.
@@ -97,81 +121,92 @@ impl PageCache {
 
     /// Figures so far.
     pub fn stats(&self) -> PageStats {
-        let state = self.lock();
-        let reserved_bytes = state.slabs.iter().map(Buffer::bytes).sum();
-        PageStats { pages: state.pages.len(), reserved_bytes, ..state.stats }
+        self.lock().stats()
+    }
+
+    /// The same, where nobody looks for pages at the moment: a device may be waited for meanwhile.
+    pub fn try_stats(&self) -> Option<PageStats> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state.stats()),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner().stats()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Pins pages for the tiles of `versions`, in order, as many of them as there is room for beside what others have pinned
-    /// (`Pinned::len` tells; at least one if `versions` has one). `fill(index, page)` brings the tile of `versions[index]` to
-    /// a page, by calls of the device that take effect in order.
+    /// (`Pinned::len` tells; at least one if `versions` has one). `fill` brings the tiles of pages that hold none yet, by calls of the
+    /// device that take effect in order. Where others have pinned all pages it waits for one: whoever has pinned some
+    /// already must ask by [`Self::pin_beside`], or two may wait for each other.
     ///
-    /// Refuses with [`Error::OutOfMemory`] when there is room for none, which may pass; passes faults of `fill` on.
+    /// Refuses when there is room for none: with [`Error::OutOfPages`] where nothing makes way, with [`Error::OutOfMemory`] where the
+    /// device has no memory for any; passes faults of `fill` on.
     pub fn pin(
         &self,
         versions: &[u64],
-        mut fill: impl FnMut(usize, Span<'_>) -> Result<(), Error>,
+        fill: impl FnMut(&[FreshPage]) -> Result<(), Error>,
     ) -> Result<Pinned<'_>, Error> {
-        let mut pinned = Pinned { cache: self, versions: Vec::new(), addresses: Vec::new() };
-        // An error drops `pinned`, which takes the lock: so it is held page by page.
-        for (index, &version) in versions.iter().enumerate() {
-            let found = self.lock().find(version);
-            let address = match found {
-                Some(address) => address,
-                None => match self.bring(version, |page| fill(index, page)) {
-                    Ok(address) => address,
-                    Err(Error::OutOfMemory { .. }) if index > 0 => {
-                        self.lock().stats.shortages += 1;
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                },
-            };
-            pinned.versions.push(version);
-            pinned.addresses.push(address);
-        }
-        Ok(pinned)
+        self.pin_some(versions, true, fill)
     }
 
-    /// Finds room and fills it. The lock is held meanwhile, so that nobody else finds a page that is not filled yet.
-    fn bring(&self, version: u64, fill: impl FnOnce(Span<'_>) -> Result<(), Error>) -> Result<u64, Error> {
-        let mut state = self.lock();
-        // Another caller may have brought it since it was missed.
-        if let Some(address) = state.find(version) {
-            return Ok(address);
-        }
-        let place = state.room(self)?;
-        let filled = state.slabs[place.slab]
-            .span(place.page * self.page_bytes, self.page_bytes)
-            .and_then(|page| fill(page).map(|()| page.address()));
-        let address = match filled {
-            Ok(address) => address,
-            Err(error) => {
-                state.free.push(place);
-                return Err(error);
+    /// The same beside pages that the caller has pinned: pins none rather than wait for one.
+    pub fn pin_beside(
+        &self,
+        versions: &[u64],
+        fill: impl FnMut(&[FreshPage]) -> Result<(), Error>,
+    ) -> Result<Pinned<'_>, Error> {
+        self.pin_some(versions, false, fill)
+    }
+
+    fn pin_some(
+        &self,
+        versions: &[u64],
+        waits: bool,
+        mut fill: impl FnMut(&[FreshPage]) -> Result<(), Error>,
+    ) -> Result<Pinned<'_>, Error> {
+        loop {
+            let claim = Claim::new(self, versions, waits)?;
+            if !claim.fresh().is_empty() {
+                fill(claim.fresh())?;
             }
-        };
-        state.stats.misses += 1;
-        state.pages.insert(version, Page { place, address, pins: 1, used: 0 });
-        Ok(address)
+            let none = claim.is_empty();
+            let pinned = claim.settle();
+            // What another one was bringing to the first page did not come: it is brought by this one.
+            if none || !pinned.is_empty() {
+                return Ok(pinned);
+            }
+        }
+    }
+
+    /// Gives memory back to the device, which needs it for something else: as much as holds no pinned page, what was not used for longest
+    /// first, until there are `bytes`. Tells how many bytes; their tiles are brought again when they are wanted.
+    pub fn give_back(&self, bytes: usize) -> usize {
+        self.lock().give_back(bytes)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each change is complete before anything can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl State {
-    /// Address of a version that is here; pins it.
-    fn find(&mut self, version: u64) -> Option<u64> {
+    fn stats(&self) -> PageStats {
+        PageStats { pages: self.pages.len(), reserved_bytes: self.slabs.bytes(), ..self.stats }
+    }
+
+    /// A version that is here or on its way; pins it.
+    fn find(&mut self, version: u64) -> Option<&Page> {
         let page = self.pages.get_mut(&version)?;
         if page.pins == 0 {
             self.idle.remove(&page.used);
         }
         page.pins += 1;
         self.stats.hits += 1;
-        Some(page.address)
+        Some(page)
     }
 
     fn unpin(&mut self, version: u64) {
@@ -184,47 +219,30 @@ impl State {
         }
     }
 
+    /// A page for a version, pinned, which is to be filled.
+    fn bring(&mut self, cache: &PageCache, (index, version): (usize, u64)) -> Result<FreshPage, Error> {
+        let place = self.room(cache)?;
+        let slab = Arc::clone(self.slabs.slab(place));
+        let offset = place.page * cache.page_bytes;
+        let (address, bringing) = (slab.address() + offset as u64, self.brought);
+        self.brought += 1;
+        self.pages.insert(version, Page { place, address, pins: 1, used: 0, bringing, filled: false });
+        Ok(FreshPage { index, version, slab, offset, bytes: cache.page_bytes })
+    }
+
     /// A page that holds nothing: a free one, one of a new slab, or that of the tile not used for longest.
     fn room(&mut self, cache: &PageCache) -> Result<Place, Error> {
-        if self.free.is_empty() {
-            self.grow(cache)?;
-        }
-        if let Some(place) = self.free.pop() {
+        self.slabs.grow(cache, self.pages.len(), self.stats.evictions)?;
+        if let Some(place) = self.slabs.take() {
             return Ok(place);
         }
         let Some((_, version)) = self.idle.pop_first() else {
             let problem = format!("all {} pages are in use", self.pages.len());
-            return Err(Error::OutOfMemory { bytes: cache.page_bytes, problem });
+            return Err(Error::OutOfPages { problem });
         };
         let page = self.pages.remove(&version).expect("what is idle is here");
         self.stats.evictions += 1;
         Ok(page.place)
-    }
-
-    /// Takes another slab, if the budget and the device allow it: a smaller one where the device has no room for a large one.
-    fn grow(&mut self, cache: &PageCache) -> Result<(), Error> {
-        let mut count = (cache.limit - self.pages.len()).min((SLAB_BYTES / cache.page_bytes).max(1));
-        if self.stats.evictions < self.full_until {
-            return Ok(());
-        }
-        while count > 0 {
-            match Buffer::new(&cache.device, count * cache.page_bytes) {
-                Ok(slab) => {
-                    let slab_number = self.slabs.len();
-                    self.free.extend((0..count).rev().map(|page| Place { slab: slab_number, page }));
-                    self.slabs.push(slab);
-                    return Ok(());
-                }
-                Err(Error::OutOfMemory { .. }) if count > 1 => count /= 2,
-                // Less than the budget is there: go on with that, unless it is nothing.
-                Err(Error::OutOfMemory { .. }) if !self.pages.is_empty() => {
-                    self.full_until = self.stats.evictions + REFUSED_EVICTIONS;
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }
 
@@ -234,7 +252,7 @@ impl Pinned<'_> {
         self.addresses.len()
     }
 
-    /// True when no version was given.
+    /// True when none is.
     pub fn is_empty(&self) -> bool {
         self.addresses.is_empty()
     }
@@ -247,10 +265,14 @@ impl Pinned<'_> {
 
 impl Drop for Pinned<'_> {
     fn drop(&mut self) {
+        if self.versions.is_empty() {
+            return;
+        }
         let mut state = self.cache.lock();
         for &version in &self.versions {
             state.unpin(version);
         }
+        self.cache.changed.notify_all();
     }
 }
 

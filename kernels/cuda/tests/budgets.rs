@@ -8,15 +8,15 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use longshore_cuda::{
-    Architecture, BUDGETS, Budget, Compiled, Error, HEADERS, Kernel, Nvrtc, Resources, argument_bytes,
-    kernels, kernels_for, resources,
+    Architecture, BUDGETS, Budget, Kernel, Nvrtc, Resources, argument_bytes, kernels, kernels_for, resources,
 };
 
+#[path = "nvrtc/kept.rs"]
+mod kept;
 #[path = "nvrtc/library_path.rs"]
 mod library_path;
 
@@ -50,37 +50,13 @@ fn units(capabilities: &[u32]) -> BTreeMap<String, Vec<Kernel>> {
     units
 }
 
-/// What was compiled before is kept in the target folder, by everything that it depends on: kernels change rarely, and all of them
-/// take a minute.
-fn compile(nvrtc: &Nvrtc, kernel: &Kernel, architecture: Architecture) -> Result<Compiled, Error> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("budgets");
-    fs::create_dir_all(&folder).expect("the target folder can be written");
-    let mut hasher = blake3::Hasher::new();
-    let how = format!("{} {architecture} {:?}", nvrtc.version(), kernel.constants);
-    let texts =
-        HEADERS.iter().map(|header| header.text).chain([kernel.source.text, kernel.source.name, &how]);
-    for text in texts.chain([include_str!("../src/nvrtc.rs")]) {
-        hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
-    }
-    let place = |kind: &str| folder.join(format!("{}.{kind}", hasher.finalize().to_hex()));
-    if let (Ok(cubin), Ok(log)) = (fs::read(place("cubin")), fs::read_to_string(place("log"))) {
-        return Ok(Compiled { cubin, log });
-    }
-    let compiled = nvrtc.compile(kernel, HEADERS, architecture)?;
-    // The log comes last, by a rename: what is found is whole.
-    let fresh = place(&format!("{}.new", std::process::id()));
-    let kept = fs::write(place("cubin"), &compiled.cubin).and_then(|()| fs::write(&fresh, &compiled.log));
-    kept.and_then(|()| fs::rename(&fresh, place("log"))).expect("the target folder can be written");
-    Ok(compiled)
-}
-
 /// Kernels of devices of these capabilities, which run the same code.
 fn check(capabilities: &[u32]) {
     let Some(nvrtc) = nvrtc() else { return };
     let architecture = Architecture::of(capabilities[0]).unwrap();
     let (mut faults, mut rows) = (Vec::new(), Vec::new());
     for (unit, entries) in units(capabilities) {
-        let compiled = match compile(&nvrtc, &entries[0], architecture) {
+        let compiled = match kept::compile(&nvrtc, &entries[0], architecture) {
             Ok(compiled) => compiled,
             Err(error) => {
                 faults.push(format!("{unit}: {error}"));

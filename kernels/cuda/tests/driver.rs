@@ -29,23 +29,30 @@ mod library_path;
 /// A name that cudarc asks the loader for, and NVRTC does not: it looks for a driver too (`libcuda.so.1`), and trusts it.
 const SONAME: &str = "-Wl,-soname,libcuda.so";
 
-/// The library, with all its functions or without one of them.
+/// The library, with all its functions or without one of them; made once of each text.
 fn library(flags: &[&str]) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver{}", flags.concat()));
-    std::fs::create_dir_all(&folder).expect("the target folder can be written");
-    let fresh = folder.join(format!("{}.new", std::process::id()));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver/driver.cpp");
-    let output = Command::new("c++")
-        .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", SONAME])
-        .args(flags)
-        .arg(source)
-        .arg("-o")
-        .arg(&fresh)
-        .output()
-        .expect("a C++ compiler, `c++`, is there");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // Test processes make it at the same time: each takes a whole one.
-    std::fs::rename(&fresh, folder.join("libcuda.so.1")).expect("renamed within a folder");
+    let text = include_str!("driver/driver.cpp");
+    let name = blake3::hash(format!("{flags:?} {text}").as_bytes()).to_hex();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver-{}", &name[..24]));
+    std::fs::create_dir_all(&folder).expect("the target folder can be written");
+    // Test processes run at once and want the same one.
+    let lock = std::fs::File::create(folder.join("lock")).expect("the target folder can be written");
+    lock.lock().expect("files can be locked");
+    let library = folder.join("libcuda.so.1");
+    if !library.exists() {
+        let fresh = folder.join("new");
+        let output = Command::new("c++")
+            .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", SONAME])
+            .args(flags)
+            .arg(source)
+            .arg("-o")
+            .arg(&fresh)
+            .output()
+            .expect("a C++ compiler, `c++`, is there");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::rename(&fresh, library).expect("renamed within a folder");
+    }
     folder
 }
 
@@ -282,6 +289,49 @@ fn kernels_are_compiled_loaded_once_and_launched_with_their_argument() {
     assert!(text.contains("cuModuleGetFunction"), "{text}");
     drop((rates, device));
     assert_eq!(stand_in.live(), 0, "everything is given back");
+}
+
+/// Waits until a call is held up.
+fn wait_for_held(stand_in: &StandIn) {
+    while stand_in.calls("held") == 0 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_kernel_that_is_being_loaded_holds_up_no_other() {
+    let stand_in = StandIn::new();
+    let device = stand_in.device();
+    let rates = Rates::new(&device, 1 << 20, 1).unwrap();
+    rates.launch(Rate::Copy).unwrap();
+    stand_in.set("hold_modules", 1);
+    std::thread::scope(|scope| {
+        // Found not to be in the code, in the end.
+        let other = scope.spawn(|| rates.launch(Rate::Read));
+        wait_for_held(&stand_in);
+        rates.launch(Rate::Copy).unwrap();
+        assert_eq!(stand_in.calls("cuLaunchKernel"), 2);
+        stand_in.set("hold_modules", 0);
+        told(other.join().unwrap(), Kind::Device);
+    });
+}
+
+#[test]
+fn much_that_waits_for_staging_memory_holds_up_no_small_copy() {
+    let stand_in = StandIn::new();
+    let device = stand_in.device();
+    let (much, little) = (bytes(40 << 20, 1), bytes(5000, 2));
+    let target = Buffer::new(&device, much.len()).unwrap();
+    stand_in.set("hold_events", 1);
+    std::thread::scope(|scope| {
+        let large = scope.spawn(|| target.span(0, much.len()).unwrap().write_apart(&much));
+        wait_for_held(&stand_in);
+        let small = Buffer::from_slice(&device, &little).unwrap();
+        stand_in.set("hold_events", 0);
+        large.join().unwrap().unwrap();
+        assert!(small.to_vec::<u8>().unwrap() == little);
+    });
+    assert!(target.to_vec::<u8>().unwrap() == much);
 }
 
 #[test]

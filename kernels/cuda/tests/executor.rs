@@ -16,12 +16,14 @@ mod counts;
 mod device;
 #[path = "executor/plan.rs"]
 mod plan;
+#[path = "executor/shortage.rs"]
+mod shortage;
 
 use std::sync::Arc;
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, ExactBlock, Executor, HeadShape, Kind, KvDtype, Queries, SparseItem, SparseWork,
-    Tile, TileShape, Tiles, Visit, WorkList,
+    AttendItem, CpuExecutor, ExactBlock, Executor, HeadShape, Kind, KvDtype, Queries, Tile, TileShape, Tiles,
+    WorkList,
 };
 use longshore_cuda::{CudaExecutor, Device, selftest};
 
@@ -65,34 +67,11 @@ fn what_cannot_be_is_refused() {
     };
     let blocks = |tiles: u32| WorkList { exact: (0..tiles).map(block).collect(), ..WorkList::default() };
 
-    // A head size that no kernel has; a tile that is not there; no room for a page.
+    // A head size that no kernel has; a tile that is not there.
     let error = attend(&executor(9), &tiles(2, 20), &blocks(2), 20).unwrap_err();
     assert!(error.kind() == Kind::InvalidInput && error.to_string().contains("head_dim"), "{error}");
     let error = attend(&executor(9), &tiles(2, 64), &blocks(3), 64).unwrap_err();
     assert!(error.kind() == Kind::InvalidInput && error.to_string().contains("tile 2"), "{error}");
-    let error = attend(&executor(0), &tiles(2, 64), &blocks(2), 64).unwrap_err();
-    assert!(error.kind() == Kind::InvalidInput && error.to_string().contains("budget_bytes"), "{error}");
-
-    // A list is run at once: all its pages must have room. Five eighths of the budget are theirs.
-    let mut visits: Vec<Visit> = (0..5).map(|tile| Visit::Block(block(tile))).collect();
-    visits.push(Visit::EndOfStripe);
-    let work = SparseWork::new(1, vec![1], vec![(visits, Vec::new())]).unwrap();
-    let kv = tiles(5, 64);
-    let distinct = Tiles { tiles: kv.tiles.iter().map(|tile| Tile::zeroed(tile.shape())).collect(), ..kv };
-    let summaries = tiles(0, 64);
-    let item = SparseItem {
-        queries: queries(64),
-        kv: &distinct,
-        summaries: &summaries,
-        work: &work,
-        earlier: None,
-        stripe: None,
-        skip_below: None,
-    };
-    let error = executor(7).attend_sparse(&[item]).unwrap_err();
-    assert!(error.kind() == Kind::InvalidInput && !error.retryable(), "{error}");
-    assert!(error.to_string().contains("`budget_bytes` has room for 4 pages"), "{error}");
-    executor(8).attend_sparse(&[item]).unwrap();
 }
 
 #[test]

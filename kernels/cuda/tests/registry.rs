@@ -18,10 +18,12 @@ use std::{
 };
 
 use longshore_cuda::{
-    Architecture, Device, Error, HEADERS, Kernel, Launch, Memory, Nvrtc, Span, argument_bytes, check_launch,
-    kernels, selftest,
+    Architecture, Device, Error, Kernel, Launch, Memory, Nvrtc, Span, argument_bytes, check_launch, kernels,
+    selftest,
 };
 
+#[path = "nvrtc/kept.rs"]
+mod kept;
 #[path = "nvrtc/library_path.rs"]
 mod library_path;
 
@@ -148,7 +150,7 @@ fn arguments_have_the_size_that_the_compiled_code_takes() {
     for (entry, sizes) in recorder.arguments.lock().unwrap().iter() {
         let kernel =
             all.iter().find(|kernel| kernel.entry == *entry).expect("the other test sees that it is listed");
-        let compiled = nvrtc.compile(kernel, HEADERS, Architecture::of(90).unwrap()).unwrap();
+        let compiled = kept::compile(&nvrtc, kernel, Architecture::of(90).unwrap()).unwrap();
         let taken = argument_bytes(&compiled.cubin, entry).unwrap();
         if *sizes != BTreeSet::from([taken]) {
             wrong.push(format!("`{entry}` takes {taken} bytes and is given {sizes:?}"));

@@ -2,6 +2,7 @@
 
 mod metrics;
 mod selftest;
+pub(crate) mod shortages;
 
 use std::sync::Arc;
 

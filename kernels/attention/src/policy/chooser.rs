@@ -39,6 +39,8 @@ pub struct BlockChoice<'a> {
     pub normalise: bool,
     /// What is kept.
     pub selection: BlockSelection,
+    /// The heaviest so many of it at most; what is kept besides does not count.
+    pub most: usize,
     /// First blocks, kept whatever they weigh.
     pub sink: u64,
     /// Last blocks before the tile, kept likewise.
@@ -96,10 +98,8 @@ impl<'a> GivenPlanner<'a> {
         tiles: &[&TileRows],
     ) -> Result<Option<Self>, Error> {
         let grid = own.grid();
-        // A bound on what alpha and mass keep is not a rule that choosers know.
-        let bounded = rule.max_blocks.is_some() && !matches!(rule.selector, Selector::TopK(_));
         let scored = matches!(rule.scorer, Scorer::Pooled | Scorer::RowNormalised);
-        let known = scored && !rule.two_levels && !bounded;
+        let known = scored && !rule.two_levels;
         let (Some(first), Some(last), true) = (tiles.first(), tiles.last(), known) else { return Ok(None) };
         let blocks = grid.before(last);
         if blocks == 0 {
@@ -118,8 +118,9 @@ impl<'a> GivenPlanner<'a> {
             selection: match rule.selector {
                 Selector::Alpha(alpha) => BlockSelection::Alpha(alpha),
                 Selector::Mass(gamma) => BlockSelection::Mass(gamma),
-                Selector::TopK(k) => BlockSelection::TopK(k.min(rule.most())),
+                Selector::TopK(k) => BlockSelection::TopK(k),
             },
+            most: rule.most(),
             sink: rule.sink,
             local: rule.local,
             peak: rule.peak,

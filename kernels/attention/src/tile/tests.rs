@@ -42,6 +42,15 @@ fn a_version_names_one_content() {
     assert_eq!((different.len(), copy.version()), (4, before));
     assert!(tile.write(20, &[1.0; 4], &[2.0; 4]).is_err());
     assert_eq!(tile.version(), versions[1], "nothing was written");
+    // Versions that were set aside belong to nobody else.
+    let reserved = Tile::reserve_versions(3);
+    assert!(
+        Tile::zeroed(tile.shape()).version() >= reserved + 3 && Tile::reserve_versions(1) >= reserved + 3
+    );
+    let mut tile = tile.with_version(reserved + 1);
+    assert_eq!((tile.version(), tile.clone().version()), (reserved + 1, reserved + 1));
+    tile.write(1, &[1.0; 4], &[2.0; 4]).unwrap();
+    assert!(tile.version() >= reserved + 3, "what is written has another");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use crate::architecture::shared_bytes_limit;
-use crate::{Device, Error, Kernel, Launch, PageElement, PageShape, Source};
+use crate::{Device, Error, Kernel, Launch, PageElement, PageShape, Source, Span};
 
 const SOURCE: Source = Source {
     name: "attend_decode.cu",
@@ -48,15 +48,15 @@ pub struct DecodeItem {
     pub unused: u32,
 }
 
-/// Device addresses and sizes of a launch.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DecodeCall {
+/// Places and sizes of a launch.
+#[derive(Debug, Clone, Copy)]
+pub struct DecodeCall<'a> {
     /// f32 `[rows][query_heads][head_dim]`, rotated.
-    pub queries: u64,
+    pub queries: Span<'a>,
     /// Table of u64 page addresses.
-    pub pages: u64,
+    pub pages: Span<'a>,
     /// Table of [`DecodeItem`]s.
-    pub items: u64,
+    pub items: Span<'a>,
     /// Items in it.
     pub count: usize,
     /// Most rows of any item.
@@ -206,7 +206,7 @@ impl DecodeAttention {
     }
 
     /// Queues a launch: partials of every item.
-    pub fn launch(&self, call: &DecodeCall) -> Result<(), Error> {
+    pub fn launch(&self, call: &DecodeCall<'_>) -> Result<(), Error> {
         if call.count == 0 || call.most_rows == 0 {
             return Ok(());
         }
@@ -221,10 +221,11 @@ impl DecodeAttention {
             let problem = format!("are up to {} of an item, must be fewer", call.most_rows);
             return Err(Error::Invalid { field: "rows", problem });
         }
+        let row = [call.most_rows, self.shape.kv_heads * self.group, self.shape.head_dim];
         let params = Params {
-            queries: call.queries,
-            pages: call.pages,
-            items: call.items,
+            queries: call.queries.for_kernel("queries", &row, size_of::<f32>())?,
+            pages: call.pages.address(),
+            items: call.items.for_kernel("items", &[call.count], size_of::<DecodeItem>())?,
             kv_heads: self.shape.kv_heads as u32,
             group: self.group as u32,
             token_bits: self.shape.tokens.ilog2(),

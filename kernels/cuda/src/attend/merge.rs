@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Device, Error, Kernel, Launch, PageElement, PageShape, Source};
+use crate::{Device, Error, Kernel, Launch, PageElement, PageShape, Source, Span};
 
 const SOURCE: Source =
     Source { name: "merge_partials.cu", text: include_str!("../../source/merge_partials.cu") };
@@ -71,15 +71,21 @@ impl PartialMerger {
 
     /// Queues the merge of `count` [`MergeItem`]s at `items`, of at most `most_records` records each, whose sources are in a table of
     /// u64 addresses at `sources`. The output is one more partial.
-    pub fn merge(&self, items: u64, sources: u64, count: usize, most_records: usize) -> Result<(), Error> {
+    pub fn merge(
+        &self,
+        items: Span<'_>,
+        sources: Span<'_>,
+        count: usize,
+        most_records: usize,
+    ) -> Result<(), Error> {
         self.launch(items, sources, count, most_records, false)
     }
 
     /// The same, divided by the sums: attention, 0 where there was no key.
     pub fn merge_and_finish(
         &self,
-        items: u64,
-        sources: u64,
+        items: Span<'_>,
+        sources: Span<'_>,
         count: usize,
         most_records: usize,
     ) -> Result<(), Error> {
@@ -88,8 +94,8 @@ impl PartialMerger {
 
     fn launch(
         &self,
-        items: u64,
-        sources: u64,
+        items: Span<'_>,
+        sources: Span<'_>,
         count: usize,
         most_records: usize,
         divide: bool,
@@ -103,7 +109,12 @@ impl PartialMerger {
         if count == 0 || most_records == 0 {
             return Ok(());
         }
-        let params = Params { items, sources, head_dim: self.head_dim as u32, divide: divide.into() };
+        let params = Params {
+            items: items.for_kernel("items", &[count], size_of::<MergeItem>())?,
+            sources: sources.address(),
+            head_dim: self.head_dim as u32,
+            divide: divide.into(),
+        };
         let grid = [most_records.div_ceil(WARPS) as u32, count as u32, 1];
         self.device.launch(&Launch::new(&self.kernel, grid, (WARPS * 32) as u32, &params))
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use longshore_attention::HeadShape;
 
-use crate::{Buffer, Device, Error, Launch, MergeItem, PageElement, PageShape, PartialMerger};
+use crate::{Buffer, Device, Error, Launch, MergeItem, PageElement, PageShape, PartialMerger, Span};
 use choice::{Choice, Limits};
 use plan::{Cut, Item, List, Plan};
 
@@ -22,21 +22,21 @@ const MERGES_MAX: usize = u16::MAX as usize;
 const PART_VISITS_MIN: u64 = 8;
 
 /// Means that lists may visit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MeanPages {
+#[derive(Debug, Clone, Copy)]
+pub struct MeanPages<'a> {
     /// Table of u64 addresses of pages of means, in the layout and the type of the pages of keys.
-    pub pages: u64,
+    pub pages: Span<'a>,
     /// Means of such a page; a power of two from 16 to 256.
     pub tokens: usize,
     /// Keys that a mean stands for.
     pub weight: usize,
 }
 
-/// Device addresses and sizes of a call.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PrefillCall {
+/// Places and sizes of a call.
+#[derive(Debug, Clone, Copy)]
+pub struct PrefillCall<'a> {
     /// f32 `[rows][query_heads][head_dim]`, rotated; rounded to the type of the keys as they are read.
-    pub queries: u64,
+    pub queries: Span<'a>,
     /// Query rows (positions).
     pub rows: usize,
     /// Position of row 0.
@@ -44,13 +44,13 @@ pub struct PrefillCall {
     /// Softmax scale, normally `1 / sqrt(head_dim)`; above 0.
     pub scale: f32,
     /// Table of u64 page addresses. Keys and values that are visited must be finite, but for rows after all query rows.
-    pub pages: u64,
+    pub pages: Span<'a>,
     /// Means, where lists visit any.
-    pub means: Option<MeanPages>,
-    /// Partial of earlier keys, f32 records `[rows][query_heads][2 + head_dim]`, or 0.
-    pub earlier: u64,
+    pub means: Option<MeanPages<'a>>,
+    /// Partial of earlier keys, f32 records `[rows][query_heads][2 + head_dim]`, where there are any.
+    pub earlier: Option<Span<'a>>,
     /// Such records, or, divided, f32 `[rows][query_heads][head_dim]`.
-    pub output: u64,
+    pub output: Span<'a>,
     /// Whether the output is divided by the sums: attention, 0 where there was no key.
     pub divide: bool,
     /// See [`longshore_attention::SparseItem::skip_below`]; here 32 rows leave out a block together, or none does.
@@ -133,7 +133,7 @@ impl PrefillAttention {
     }
 
     /// Queues the attention of all rows over `keys`.
-    pub fn dense(&self, call: &PrefillCall, keys: DenseKeys) -> Result<(), Error> {
+    pub fn dense(&self, call: &PrefillCall<'_>, keys: DenseKeys) -> Result<(), Error> {
         self.check(call)?;
         if keys.count > u64::from(u32::MAX) {
             return Err(invalid("keys", format!("are {}, at most {}", keys.count, u32::MAX)));
@@ -156,12 +156,14 @@ impl PrefillAttention {
             })
         });
         let params =
-            Params { dense_position: keys.first_position, dense_keys: keys.count, ..self.params(call) };
+            Params { dense_position: keys.first_position, dense_keys: keys.count, ..self.params(call)? };
+        let pages = keys.count.div_ceil(self.shape.tokens as u64) as usize;
+        call.pages.for_kernel("pages", &[pages], size_of::<u64>())?;
         self.run(call, &choice, &lists.collect::<Vec<_>>(), params, plan::DENSE)
     }
 
     /// Queues the attention of the rows of `lists`; rows without a list keep `earlier`, or see nothing.
-    pub fn lists(&self, call: &PrefillCall, lists: &KeyLists) -> Result<(), Error> {
+    pub fn lists(&self, call: &PrefillCall<'_>, lists: &KeyLists) -> Result<(), Error> {
         self.check(call)?;
         lists.check(call, &self.shape)?;
         let group = self.heads.group as u32;
@@ -173,7 +175,7 @@ impl PrefillAttention {
         let visits = upload(bytemuck::cast_slice(&visits))?;
         let columns = upload(bytemuck::cast_slice(lists.columns()))?;
         let bias = upload(bytemuck::cast_slice(lists.column_bias()))?;
-        let mut params = self.params(call);
+        let mut params = self.params(call)?;
         (params.visits, params.columns) = (visits.address(), columns.address());
         params.column_bias = if lists.column_bias().is_empty() { 0 } else { bias.address() };
         self.run(call, &choice, &lists_of, params, 0)
@@ -186,7 +188,7 @@ impl PrefillAttention {
         Choice::new(&self.shape, packed_rows, Limits::of(&*self.device))
     }
 
-    fn check(&self, call: &PrefillCall) -> Result<(), Error> {
+    fn check(&self, call: &PrefillCall<'_>) -> Result<(), Error> {
         // Smaller ones would make the bias of a key infinite in units of scores.
         if !(call.scale.is_finite() && call.scale >= f32::from_bits(0x2b80_0000)) {
             return Err(invalid("scale", format!("is {}, a device needs 2^-40 or more", call.scale)));
@@ -207,13 +209,16 @@ impl PrefillAttention {
         }
     }
 
-    fn params(&self, call: &PrefillCall) -> Params {
-        Params {
-            queries: call.queries,
-            pages: call.pages,
-            means: call.means.map_or(0, |means| means.pages),
-            earlier: call.earlier,
-            output: call.output,
+    fn params(&self, call: &PrefillCall<'_>) -> Result<Params, Error> {
+        let (pairs, dim) = (call.rows * self.heads.query_heads(), self.heads.head_dim);
+        let records = |records: Span<'_>| records.for_kernel("earlier", &[pairs, 2 + dim], size_of::<f32>());
+        let width = if call.divide { dim } else { 2 + dim };
+        Ok(Params {
+            queries: call.queries.for_kernel("queries", &[pairs, dim], size_of::<f32>())?,
+            pages: call.pages.address(),
+            means: call.means.map_or(0, |means| means.pages.address()),
+            earlier: call.earlier.map(records).transpose()?.unwrap_or(0),
+            output: call.output.for_kernel("output", &[pairs, width], size_of::<f32>())?,
             first_position: call.first_position,
             scale: call.scale * std::f32::consts::LOG2_E,
             mean_bias: call.means.map_or(0.0, |means| (means.weight as f32).log2()),
@@ -224,12 +229,12 @@ impl PrefillAttention {
             mean_page_shift: call.means.map_or(4, |means| means.tokens.ilog2()),
             divided: call.divide.into(),
             ..Params::zeroed()
-        }
+        })
     }
 
     fn run(
         &self,
-        call: &PrefillCall,
+        call: &PrefillCall<'_>,
         choice: &Choice,
         lists: &[List],
         mut params: Params,
@@ -254,7 +259,7 @@ impl PrefillAttention {
     }
 
     /// Queues the merges of lists that were cut. The rows of a position lie side by side, those of the next do not follow.
-    fn merge(&self, call: &PrefillCall, cuts: &[Cut], parts: u64) -> Result<(), Error> {
+    fn merge(&self, call: &PrefillCall<'_>, cuts: &[Cut], parts: u64) -> Result<(), Error> {
         if cuts.is_empty() {
             return Ok(());
         }
@@ -269,7 +274,7 @@ impl PrefillAttention {
                 let pair =
                     row / group * self.heads.query_heads() + cut.kv_head as usize * group + row % group;
                 items.push(MergeItem {
-                    output: call.output + (pair * width) as u64,
+                    output: call.output.address() + (pair * width) as u64,
                     first_source: sources.len() as u32,
                     sources: cut.parts,
                     records: (next - row) as u32,
@@ -286,7 +291,7 @@ impl PrefillAttention {
         let sources = Buffer::from_slice(&self.device, &sources)?;
         for items in items.chunks(MERGES_MAX) {
             let table = Buffer::from_slice(&self.device, items)?;
-            let (table, sources) = (table.address(), sources.address());
+            let (table, sources) = (table.whole(), sources.whole());
             if call.divide {
                 self.merger.merge_and_finish(table, sources, items.len(), group)?;
             } else {

@@ -36,6 +36,26 @@ pub(super) struct Downloads {
     stream: CUstream,
 }
 
+/// Two ways to the device and one from it, all or nothing. The context must be current.
+pub(super) fn all() -> Result<([Uploads; 2], Downloads), DriverError> {
+    let mut first = Uploads::new()?;
+    let mut second = match Uploads::new() {
+        Ok(second) => second,
+        Err(error) => {
+            first.release();
+            return Err(error);
+        }
+    };
+    match Downloads::new() {
+        Ok(downloads) => Ok(([first, second], downloads)),
+        Err(error) => {
+            first.release();
+            second.release();
+            Err(error)
+        }
+    }
+}
+
 /// Takes pinned memory, all or nothing. The context must be current.
 fn chunks(count: usize) -> Result<Vec<Chunk>, DriverError> {
     let mut chunks = Vec::with_capacity(count);

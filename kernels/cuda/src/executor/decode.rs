@@ -1,5 +1,6 @@
 //! Few rows of several sequences over blocks that follow each other: one launch, keys split over the device.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use longshore_attention::{AttendItem, ExactBlock, HeadShape};
@@ -7,7 +8,7 @@ use longshore_attention::{AttendItem, ExactBlock, HeadShape};
 use super::pages::TilePages;
 use crate::{
     Buffer, DecodeAttention, DecodeCall, DecodeItem, Device, Error, MergeItem, PageElement, PartialMerger,
-    Pinned, split_keys,
+    Pinned, Span, split_keys,
 };
 
 /// Items of one shape of tiles and heads, with one scale.
@@ -39,15 +40,20 @@ impl<'a> DecodeBatch<'a> {
         Ok(Self { device, pages, items, heads, kernel, merger })
     }
 
-    /// Queues everything; the partial of each item goes to its address in `results`. What does not fit the pages at once is done in
+    /// Queues everything; the partial of each item goes to its place in `results`. What does not fit the pages at once is done in
     /// turns, each folded onto the one before, on the device.
-    pub(super) fn queue(&self, results: &[u64]) -> Result<(), Error> {
-        let mut fold = Fold { results, so_far: Vec::new(), kept: Vec::new() };
+    pub(super) fn queue(&self, results: &[Span<'_>]) -> Result<(), Error> {
+        let place = |(item, result): (&&AttendItem<'_>, &Span<'_>)| {
+            result.for_kernel("output", &[self.bytes(item.queries.rows())], 1)
+        };
+        let results = self.items.iter().zip(results).map(place).collect::<Result<Vec<u64>, _>>()?;
+        let mut fold = Fold { results: &results, so_far: Vec::new(), kept: Vec::new() };
         self.begin(&mut fold)?;
+        let rows = self.rows()?;
         let mut rest: Vec<&[ExactBlock]> = self.items.iter().map(|item| &item.work.exact[..]).collect();
         while rest.iter().any(|blocks| !blocks.is_empty()) {
             let turns = self.turns(&mut rest)?;
-            self.launch(&turns, &rest, &mut fold)?;
+            self.launch(&turns, &rest, &rows, &mut fold)?;
         }
         Ok(())
     }
@@ -76,18 +82,38 @@ impl<'a> DecodeBatch<'a> {
         Ok(())
     }
 
+    /// Brings the rows that ask, those that several items share once.
+    fn rows(&self) -> Result<Rows, Error> {
+        let (mut data, mut first) = (Vec::new(), Vec::with_capacity(self.items.len()));
+        let mut places: HashMap<(*const f32, usize), u32> = HashMap::new();
+        let row = self.heads.query_heads() * self.heads.head_dim;
+        for item in self.items {
+            let own = item.queries.data;
+            // Items borrow their rows while this runs: the same place holds the same rows.
+            let place = *places.entry((own.as_ptr(), own.len())).or_insert_with(|| {
+                let place = (data.len() / row) as u32;
+                data.extend_from_slice(own);
+                place
+            });
+            first.push(place);
+        }
+        Ok(Rows { buffer: Buffer::from_slice(self.device, &data)?, first })
+    }
+
     /// Pins pages for as many blocks as there is room for; takes them off `rest`.
     fn turns(&self, rest: &mut [&'a [ExactBlock]]) -> Result<Vec<Turn<'a>>, Error> {
         let mut turns: Vec<Turn<'a>> = Vec::new();
         for (item, blocks) in rest.iter_mut().enumerate().filter(|(_, blocks)| !blocks.is_empty()) {
             let kv = self.items[item].kv;
             let tiles: Vec<_> = blocks.iter().map(|block| kv.tile(block.tile as usize)).collect();
-            let pinned = match self.pages.pin(&tiles) {
-                Ok(pinned) => pinned,
+            let pinned = match turns.is_empty() {
+                true => self.pages.pin(&tiles)?,
                 // The next turn has the pages of this one.
-                Err(Error::OutOfMemory { .. }) if !turns.is_empty() => break,
-                Err(error) => return Err(error),
+                false => self.pages.pin_beside(&tiles)?,
             };
+            if pinned.is_empty() {
+                break;
+            }
             let (now, later) = blocks.split_at(pinned.len());
             *blocks = later;
             let short = !later.is_empty();
@@ -99,12 +125,17 @@ impl<'a> DecodeBatch<'a> {
         Ok(turns)
     }
 
-    fn launch(&self, turns: &[Turn<'_>], rest: &[&[ExactBlock]], fold: &mut Fold<'_>) -> Result<(), Error> {
+    fn launch(
+        &self,
+        turns: &[Turn<'_>],
+        rest: &[&[ExactBlock]],
+        rows: &Rows,
+        fold: &mut Fold<'_>,
+    ) -> Result<(), Error> {
         let mut batch = Batch::default();
         for turn in turns {
-            self.add(turn, &mut batch);
+            self.add(turn, rows.first[turn.item], &mut batch);
         }
-        let queries = Buffer::from_slice(self.device, &batch.queries)?;
         let pages = Buffer::from_slice(self.device, &batch.pages)?;
         let parts = Buffer::new(self.device, self.bytes(batch.part_rows))?;
         let mut merges = Merges::default();
@@ -128,9 +159,9 @@ impl<'a> DecodeBatch<'a> {
         let items = Buffer::from_slice(self.device, &batch.items)?;
         let most_rows = batch.items.iter().map(|item| item.rows as usize).max().unwrap_or(0);
         self.kernel.launch(&DecodeCall {
-            queries: queries.address(),
-            pages: pages.address(),
-            items: items.address(),
+            queries: rows.buffer.whole(),
+            pages: pages.whole(),
+            items: items.whole(),
             count: batch.items.len(),
             most_rows,
             scale: self.items[0].queries.scale,
@@ -151,14 +182,12 @@ impl<'a> DecodeBatch<'a> {
         Ok(address)
     }
 
-    /// Adds the splits of one turn.
-    fn add(&self, turn: &Turn<'_>, batch: &mut Batch) {
+    /// Adds the splits of one turn, whose rows begin at `query`.
+    fn add(&self, turn: &Turn<'_>, query: u32, batch: &mut Batch) {
         let item = self.items[turn.item];
         let (rows, tokens) = (item.queries.rows(), self.pages.shape().tokens as u64);
         let keys: u64 = turn.blocks.iter().map(|block| u64::from(block.len)).sum();
         let split = split_keys(keys);
-        let query = (batch.queries.len() / (self.heads.query_heads() * self.heads.head_dim)) as u32;
-        batch.queries.extend_from_slice(item.queries.data);
         let page = batch.pages.len() as u64;
         batch.pages.extend_from_slice(turn.pinned.addresses());
         let before = batch.items.len();
@@ -188,8 +217,14 @@ impl<'a> DecodeBatch<'a> {
         let most_records = merges.items.iter().map(|merge| merge.records as usize).max().unwrap_or(0);
         let sources = Buffer::from_slice(self.device, &merges.sources)?;
         let table = Buffer::from_slice(self.device, &merges.items)?;
-        self.merger.merge(table.address(), sources.address(), merges.items.len(), most_records)
+        self.merger.merge(table.whole(), sources.whole(), merges.items.len(), most_records)
     }
+}
+
+/// Rows on the device, and the first of each item.
+struct Rows {
+    buffer: Buffer,
+    first: Vec<u32>,
 }
 
 /// Where items stand.
@@ -221,7 +256,6 @@ impl Merges {
 /// Tables of a launch.
 #[derive(Default)]
 struct Batch {
-    queries: Vec<f32>,
     pages: Vec<u64>,
     items: Vec<DecodeItem>,
     /// First row of each item's partial among the parts.

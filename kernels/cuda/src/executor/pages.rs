@@ -5,13 +5,17 @@ use std::sync::Arc;
 use longshore_attention::{Tile, TileShape};
 
 use crate::{
-    Buffer, Device, Error, PageCache, PageElement, PageShape, PageStats, PageTranscoder, Pinned, Span,
+    Buffer, Device, Error, FreshPage, PageCache, PageElement, PageShape, PageStats, PageTranscoder, Pinned,
     page_of,
 };
+
+/// Bytes of tiles that wait on the device to become pages, at most, of one call.
+const ARRIVED_BYTES: usize = 16 << 20;
 
 /// Pages of tiles of one shape, in their own type or another float.
 #[derive(Debug)]
 pub(super) struct TilePages {
+    device: Arc<dyn Device>,
     shape: PageShape,
     cache: PageCache,
     way: Way,
@@ -21,17 +25,13 @@ pub(super) struct TilePages {
 #[derive(Debug)]
 enum Way {
     /// The tile is copied as it is and its panels become rows on the device.
-    Device {
-        transcoder: Box<PageTranscoder>,
-        /// A tile, then its address and that of the page.
-        scratch: Buffer,
-    },
+    Device(Box<PageTranscoder>),
     /// Its elements become others on the host.
     Host,
 }
 
 impl TilePages {
-    /// For tiles of `tile`, as pages of `element`, in up to `budget_bytes`.
+    /// For tiles of `tile`, as pages of `element`, in up to `budget_bytes`. Takes nothing of the device.
     pub(super) fn new(
         device: &Arc<dyn Device>,
         tile: TileShape,
@@ -41,14 +41,17 @@ impl TilePages {
         let own = PageShape::of(tile)?;
         let shape = PageShape { element, ..own };
         let way = if element == own.element {
-            // Aligned, so that the addresses behind the tile are.
-            let scratch = Buffer::new(device, shape.bytes().next_multiple_of(16) + 2 * size_of::<u64>())?;
-            Way::Device { transcoder: Box::new(PageTranscoder::new(device, shape)?), scratch }
+            Way::Device(Box::new(PageTranscoder::new(device, shape)?))
         } else {
             Way::Host
         };
-        let cache = PageCache::new(Arc::clone(device), shape.bytes().next_multiple_of(256), budget_bytes)?;
-        Ok(Self { shape, cache, way })
+        let page_bytes = shape.bytes().next_multiple_of(256);
+        if budget_bytes < page_bytes {
+            let problem = format!("of {page_bytes} bytes {budget_bytes} are for pages of {tile:?}");
+            return Err(Error::OutOfPages { problem });
+        }
+        let cache = PageCache::new(Arc::clone(device), page_bytes, budget_bytes)?;
+        Ok(Self { device: Arc::clone(device), shape, cache, way })
     }
 
     /// Shape of the pages.
@@ -56,54 +59,68 @@ impl TilePages {
         self.shape
     }
 
-    pub(super) fn stats(&self) -> PageStats {
-        self.cache.stats()
+    /// What the cache did; `None` while somebody looks for pages.
+    pub(super) fn stats(&self) -> Option<PageStats> {
+        self.cache.try_stats()
     }
 
-    /// Pages of the first of `tiles`, as many as there is room for.
+    /// Gives memory of pages that nobody has pinned back to the device: so many bytes, or as many as there are.
+    pub(super) fn give_back(&self, bytes: usize) -> usize {
+        self.cache.give_back(bytes)
+    }
+
+    /// Pages of the first of `tiles`, as many as there is room for: at least one. For who has pinned none.
     pub(super) fn pin(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
-        let versions: Vec<u64> = tiles.iter().map(|tile| tile.version()).collect();
-        self.cache.pin(&versions, |index, page| self.fill(tiles[index], page))
+        self.cache.pin(&versions(tiles), |fresh| self.fill(tiles, fresh))
     }
 
-    /// Most pages there can be.
-    pub(super) fn limit(&self) -> usize {
-        self.cache.limit()
+    /// The same for who has pinned others: perhaps none.
+    pub(super) fn pin_beside(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
+        self.cache.pin_beside(&versions(tiles), |fresh| self.fill(tiles, fresh))
     }
 
-    /// Pages of all of `tiles`, or the error that there is no room for them.
-    pub(super) fn pin_all(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
-        if tiles.len() > self.limit() {
-            let problem = format!(
-                "has room for {} pages, a call visits {} at once; hint: raise it",
-                self.limit(),
-                tiles.len()
-            );
-            return Err(Error::Invalid { field: "budget_bytes", problem });
-        }
-        let pinned = self.pin(tiles)?;
-        if pinned.len() < tiles.len() {
-            let problem = format!(
-                "a call visits {} tiles at once, there is room for {} beside other calls",
-                tiles.len(),
-                pinned.len()
-            );
-            return Err(Error::OutOfMemory { bytes: tiles.len() * self.cache.page_bytes(), problem });
-        }
-        Ok(pinned)
-    }
-
-    fn fill(&self, tile: &Tile, page: Span<'_>) -> Result<(), Error> {
-        match &self.way {
-            Way::Device { transcoder, scratch } => {
-                let table = scratch.span(self.shape.bytes().next_multiple_of(16), 2 * size_of::<u64>())?;
-                scratch.span(0, self.shape.bytes())?.write(tile.as_bytes())?;
-                table.write(&[scratch.address(), page.address()])?;
-                transcoder.to_rows(table.address(), table.address() + size_of::<u64>() as u64, 1)
+    fn fill(&self, tiles: &[&Tile], fresh: &[FreshPage]) -> Result<(), Error> {
+        let Way::Device(transcoder) = &self.way else {
+            return fresh.iter().try_for_each(|page| {
+                let content = page_of(&converted(tiles[page.index()], self.shape)?)?;
+                page.span()?.first(self.shape.bytes())?.write_apart(&content)
+            });
+        };
+        let mut at_once = (ARRIVED_BYTES / self.shape.bytes()).clamp(1, fresh.len());
+        let mut rest = fresh;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(at_once.min(rest.len()));
+            match self.bring(tiles, now, transcoder) {
+                Ok(()) => rest = later,
+                Err(Error::OutOfMemory { .. }) if at_once > 1 => at_once = at_once.div_ceil(8),
+                Err(error) => return Err(error),
             }
-            Way::Host => page.first(self.shape.bytes())?.write(&page_of(&converted(tile, self.shape)?)?),
         }
+        Ok(())
     }
+
+    /// Queues copies of tiles as they are, and one launch that makes pages of them.
+    fn bring(&self, tiles: &[&Tile], fresh: &[FreshPage], transcoder: &PageTranscoder) -> Result<(), Error> {
+        let bytes = self.shape.bytes();
+        let apart = bytes.next_multiple_of(16);
+        let arrived = Buffer::new(&self.device, fresh.len() * apart)?;
+        let mut table = Vec::with_capacity(2 * fresh.len());
+        for (place, page) in fresh.iter().enumerate() {
+            let arrives = arrived.span(place * apart, bytes)?;
+            arrives.write_apart(tiles[page.index()].as_bytes())?;
+            table.push(arrives.address());
+        }
+        for page in fresh {
+            table.push(page.span()?.address());
+        }
+        let table = Buffer::from_slice(&self.device, &table)?;
+        let targets = table.address() + (fresh.len() * size_of::<u64>()) as u64;
+        transcoder.to_rows(table.address(), targets, fresh.len())
+    }
+}
+
+fn versions(tiles: &[&Tile]) -> Vec<u64> {
+    tiles.iter().map(|tile| tile.version()).collect()
 }
 
 /// The tile with its elements rounded to the type of `page`.

@@ -2,9 +2,10 @@
 
 use longshore_attention::{BlockChoice, BlockChooser, BlockSelection, Error as AttentionError, QUERY_TILE};
 
-use super::{CudaExecutor, failed};
+use super::{CudaExecutor, SCORE_EIGHTHS, failed};
 use crate::{
     BlockScorer, BlockSelector, Buffer, Error, PageElement, ScoreCall, SelectCall, SelectGuards, Selector,
+    Span,
 };
 
 /// Pairs of query tile and block below which the CPU plans sooner than a device is asked.
@@ -18,10 +19,11 @@ impl BlockChooser for CudaExecutor {
         if lists * choice.blocks < self.choices_min {
             return Ok(None);
         }
-        match self.choose_blocks(choice) {
+        match self.with_room(|| self.choose_blocks(choice)) {
             Ok(bits) => Ok(Some(bits)),
             // No kernel for these heads on this device, or no room: the CPU plans.
-            Err(Error::Invalid { .. } | Error::OutOfMemory { .. }) => Ok(None),
+            Err(Error::Invalid { .. }) => Ok(None),
+            Err(error) if self.fallbacks.note(&error) => Ok(None),
             Err(error) => Err(failed(error)),
         }
     }
@@ -43,7 +45,16 @@ impl CudaExecutor {
         let most = runs.iter().map(|run| run.tiles).max().unwrap_or(0);
         let room = heads.kv_heads * most * choice.blocks * size_of::<f32>();
         let queries = Buffer::from_slice(&self.device, choice.queries.data)?;
-        let means = Buffer::from_slice(&self.device, &means(choice)?)?;
+        let mean_pages = self.pages(choice.summaries.shape(), PageElement::F32, SCORE_EIGHTHS)?;
+        let tiles: Vec<_> = (0..choice.blocks.div_ceil(choice.stripe_blocks))
+            .map(|stripe| choice.summaries.tile(stripe))
+            .collect();
+        let pinned = mean_pages.pin(&tiles)?;
+        if pinned.len() < tiles.len() {
+            let problem = format!("{} of {} pages of means have room", pinned.len(), tiles.len());
+            return Err(Error::OutOfPages { problem });
+        }
+        let means = Buffer::from_slice(&self.device, pinned.addresses())?;
         let energies = Buffer::new(&self.device, room)?;
         let peaks = choice.peak.map(|_| Buffer::new(&self.device, room)).transpose()?;
         let always = always(choice);
@@ -54,36 +65,47 @@ impl CudaExecutor {
         let ends = Buffer::from_slice(&self.device, &ends(choice))?;
         for run in &runs {
             scorer.launch(&ScoreCall {
-                queries: queries.address(),
-                means: means.address(),
-                energies: energies.address(),
-                peaks: peaks.as_ref().map_or(0, Buffer::address),
+                queries: queries.whole(),
+                means: means.whole(),
+                energies: energies.whole(),
+                peaks: peaks.as_ref().map(Buffer::whole),
                 first_position: position(choice, run.first),
                 first_row: choice.first_row + run.first * QUERY_TILE,
                 tiles: run.tiles,
-                capacity: choice.blocks,
+                stripes: tiles.len(),
+                stripe_blocks: choice.stripe_blocks,
+                page_keys: mean_pages.shape().tokens,
                 stride: choice.blocks,
                 block_tokens: choice.block_tokens,
                 scale: choice.queries.scale,
                 normalise: choice.normalise,
             })?;
             BlockSelector::new(&self.device).launch(&SelectCall {
-                energies: energies.address(),
-                peaks: peaks.as_ref().map_or(0, Buffer::address),
-                always: always.as_ref().map_or(0, Buffer::address),
-                ends: ends.address() + (2 * run.first * size_of::<u32>()) as u64,
-                bits: bits.address() + (run.word * size_of::<u32>()) as u64,
-                counts: counts.address() + (heads.kv_heads * run.first * size_of::<u32>()) as u64,
+                energies: energies.whole(),
+                peaks: peaks.as_ref().map(Buffer::whole),
+                always: always.as_ref().map(Buffer::whole),
+                ends: words_from(&ends, 2 * run.first)?,
+                bits: words_from(&bits, run.word)?,
+                counts: words_from(&counts, heads.kv_heads * run.first)?,
                 kv_heads: heads.kv_heads,
                 tiles: run.tiles,
                 stride: choice.blocks,
                 words,
                 selector: selector(choice.selection),
+                most: u32::try_from(choice.most).unwrap_or(u32::MAX),
                 guards: guards(choice),
             })?;
         }
+        // Whoever needs pages need not wait for the bits.
+        drop(pinned);
         Ok(in_order(choice, &runs, &bits.to_vec::<u32>()?))
     }
+}
+
+/// Words of 32 bits from one on.
+fn words_from(buffer: &Buffer, first: usize) -> Result<Span<'_>, Error> {
+    let offset = first * size_of::<u32>();
+    buffer.span(offset, buffer.bytes().saturating_sub(offset))
 }
 
 /// Runs of tiles whose energies have room.
@@ -114,20 +136,6 @@ fn in_order(choice: &BlockChoice<'_>, runs: &[Run], bits: &[u32]) -> Vec<u32> {
 
 fn position(choice: &BlockChoice<'_>, tile: usize) -> u64 {
     choice.queries.first_position + (choice.first_row + tile * QUERY_TILE) as u64
-}
-
-/// Mean keys `[kv_heads][blocks][head_dim]`.
-fn means(choice: &BlockChoice<'_>) -> Result<Vec<f32>, Error> {
-    let (kv_heads, dim) = (choice.queries.shape.kv_heads, choice.queries.shape.head_dim);
-    let mut means = vec![0.0; kv_heads * choice.blocks * dim];
-    for block in 0..choice.blocks {
-        let tile = choice.summaries.tile(block / choice.stripe_blocks);
-        let (keys, _) = tile.read(block % choice.stripe_blocks).map_err(super::refused)?;
-        for (kv_head, key) in keys.chunks_exact(dim).enumerate() {
-            means[(kv_head * choice.blocks + block) * dim..][..dim].copy_from_slice(key);
-        }
-    }
-    Ok(means)
 }
 
 /// Blocks that each tile scores, twice: its list ends with them.

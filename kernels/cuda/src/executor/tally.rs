@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::FallbackStats;
 use crate::{Device, Error, Launch, Memory, PageStats, Span};
 
 /// What a [`crate::CudaExecutor`] did so far.
@@ -18,6 +19,8 @@ pub struct ExecutorStats {
     pub downloaded_bytes: u64,
     /// Times that the device was waited for.
     pub waits: u64,
+    /// Calls that the CPU did because the device had no room for them.
+    pub fallbacks: FallbackStats,
 }
 
 /// Counts the calls of the device behind it.
@@ -37,7 +40,7 @@ impl Tally {
         Self { inner, launches, uploaded_bytes, downloaded_bytes, waits }
     }
 
-    pub(super) fn stats(&self, pages: PageStats) -> ExecutorStats {
+    pub(super) fn stats(&self, pages: PageStats, fallbacks: FallbackStats) -> ExecutorStats {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         ExecutorStats {
             pages,
@@ -45,6 +48,7 @@ impl Tally {
             uploaded_bytes: read(&self.uploaded_bytes),
             downloaded_bytes: read(&self.downloaded_bytes),
             waits: read(&self.waits),
+            fallbacks,
         }
     }
 }
@@ -81,6 +85,11 @@ impl Device for Tally {
     fn upload(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
         add(&self.uploaded_bytes, from.len());
         self.inner.upload(to, from)
+    }
+
+    fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        add(&self.uploaded_bytes, from.len());
+        self.inner.upload_apart(to, from)
     }
 
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {

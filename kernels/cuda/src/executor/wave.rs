@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use longshore_attention::{Partials, Queries};
 
-use crate::{Buffer, Device, Error};
+use crate::{Buffer, Device, Error, Span};
 
 /// Bytes of results after which a call reads them back and goes on with the next wave.
 pub(super) const WAVE_BYTES: usize = 256 << 20;
@@ -48,8 +48,8 @@ impl Wave {
     }
 
     /// Where each result is to be written, as records (m, l, o…).
-    pub(super) fn addresses(&self) -> Vec<u64> {
-        self.places.iter().map(|(at, _)| self.buffer.address() + *at as u64).collect()
+    pub(super) fn results(&self) -> Result<Vec<Span<'_>>, Error> {
+        self.places.iter().map(|&(at, shape)| self.buffer.span(at, record_bytes(shape))).collect()
     }
 
     /// Waits for what was queued, and reads all results by one copy.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Device, Error, Kernel, Launch, Source};
+use crate::{Device, Error, Kernel, Launch, Source, Span};
 
 const SOURCE: Source =
     Source { name: "select_blocks.cu", text: include_str!("../../source/select_blocks.cu") };
@@ -35,21 +35,21 @@ pub struct SelectGuards {
     pub peak: Option<f32>,
 }
 
-/// Device addresses and sizes of a launch. There are `tiles` lists for each of `kv_heads` heads; list `head * tiles + tile`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SelectCall {
+/// Places and sizes of a launch. There are `tiles` lists for each of `kv_heads` heads; list `head * tiles + tile`.
+#[derive(Debug, Clone, Copy)]
+pub struct SelectCall<'a> {
     /// f32 `[kv_heads][tiles][stride]`.
-    pub energies: u64,
-    /// Likewise, or 0.
-    pub peaks: u64,
-    /// u32 `[kv_heads][words]`: a bit for each block that is kept in any case; or 0.
-    pub always: u64,
+    pub energies: Span<'a>,
+    /// Likewise; needed for the guard `peak`.
+    pub peaks: Option<Span<'a>>,
+    /// u32 `[kv_heads][words]`: a bit for each block that is kept in any case, where there are any.
+    pub always: Option<Span<'a>>,
     /// u32 `[tiles][2]`: blocks that have energies, and blocks of the list: those from the former to the latter are kept.
-    pub ends: u64,
+    pub ends: Span<'a>,
     /// u32 `[kv_heads][tiles][words]`: a bit for each block that is kept, block 32 w + b in bit b of word w.
-    pub bits: u64,
+    pub bits: Span<'a>,
     /// u32 `[kv_heads][tiles]`: how many are kept.
-    pub counts: u64,
+    pub counts: Span<'a>,
     /// KV heads.
     pub kv_heads: usize,
     /// Lists of each.
@@ -60,6 +60,8 @@ pub struct SelectCall {
     pub words: usize,
     /// What is kept.
     pub selector: Selector,
+    /// The heaviest so many of it at most; guards do not count.
+    pub most: u32,
     /// What is kept besides.
     pub guards: SelectGuards,
 }
@@ -82,7 +84,7 @@ struct Params {
     sink: u32,
     local: u32,
     least_peak: f32,
-    unused: u32,
+    most: u32,
 }
 
 pub(super) fn kernel() -> Kernel {
@@ -103,7 +105,7 @@ impl BlockSelector {
     }
 
     /// Queues a launch. Refuses shares that are none, and a guard `peak` without peaks.
-    pub fn launch(&self, call: &SelectCall) -> Result<(), Error> {
+    pub fn launch(&self, call: &SelectCall<'_>) -> Result<(), Error> {
         let invalid = |field, problem: String| Err(Error::Invalid { field, problem });
         let (selector, value, count) = match call.selector {
             Selector::Alpha(alpha) => (0, log2(alpha), 0),
@@ -115,18 +117,23 @@ impl BlockSelector {
         {
             return invalid("selector", format!("has the share {share}, must be from 0 to 1"));
         }
-        if call.guards.peak.is_some() && call.peaks == 0 {
+        if call.guards.peak.is_some() && call.peaks.is_none() {
             return invalid("peaks", "are missing: the guard `peak` needs them".to_owned());
         }
+        let (heads, tiles, words) = (call.kv_heads, call.tiles, call.words);
+        let (word, room) = (size_of::<u32>(), [heads, tiles, call.stride]);
+        let peaks = call.peaks.filter(|_| call.guards.peak.is_some());
+        let peaks = peaks.map(|peaks| peaks.for_kernel("peaks", &room, word)).transpose()?;
+        let always = call.always.map(|bits| bits.for_kernel("always", &[heads, words], word)).transpose()?;
         // Places of blocks must not wrap round where guards are added.
         let most = 1 << 30;
         let params = Params {
-            energies: call.energies,
-            peaks: if call.guards.peak.is_some() { call.peaks } else { 0 },
-            always: call.always,
-            ends: call.ends,
-            bits: call.bits,
-            counts: call.counts,
+            energies: call.energies.for_kernel("energies", &room, word)?,
+            peaks: peaks.unwrap_or(0),
+            always: always.unwrap_or(0),
+            ends: call.ends.for_kernel("ends", &[tiles, 2], word)?,
+            bits: call.bits.for_kernel("bits", &[heads, tiles, words], word)?,
+            counts: call.counts.for_kernel("counts", &[heads, tiles], word)?,
             tiles: call.tiles as u32,
             stride: call.stride as u32,
             words: call.words as u32,
@@ -136,7 +143,7 @@ impl BlockSelector {
             sink: call.guards.sink.min(most),
             local: call.guards.local.min(most),
             least_peak: call.guards.peak.map_or(f32::INFINITY, f32::log2),
-            unused: 0,
+            most: call.most,
         };
         let lists = call.kv_heads * call.tiles;
         if lists == 0 {

@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Device, Error, Kernel, Launch, Source};
+use crate::{Device, Error, Kernel, Launch, Source, Span};
 
 const SOURCE: Source = Source { name: "build_lists.cu", text: include_str!("../../source/build_lists.cu") };
 const WARPS: usize = 4;
 const SCAN_THREADS: u32 = 1024;
 
-/// Device addresses and sizes of the bits of some lists, as [`crate::BlockSelector`] writes them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ListCall {
+/// Places and sizes of the bits of some lists, as [`crate::BlockSelector`] writes them.
+#[derive(Debug, Clone, Copy)]
+pub struct ListCall<'a> {
     /// u32 `[lists]`.
-    pub counts: u64,
+    pub counts: Span<'a>,
     /// u32 `[lists][words]`.
-    pub bits: u64,
+    pub bits: Span<'a>,
     /// Lists.
     pub lists: usize,
     /// Words of each.
@@ -64,34 +64,44 @@ impl ListBuilder {
     }
 
     /// Queues where each list begins: u64 `[lists + 1]` at `offsets`.
-    pub fn offsets(&self, call: &ListCall, offsets: u64) -> Result<(), Error> {
-        let params = Params { offsets, tiles: 1, ..params(call) };
+    pub fn offsets(&self, call: &ListCall<'_>, offsets: Span<'_>) -> Result<(), Error> {
+        let offsets = offsets.for_kernel("offsets", &[call.lists + 1], size_of::<u64>())?;
+        let params = Params { offsets, tiles: 1, ..params(call)? };
         let launch = Launch::new(&self.scan, [1, 1, 1], SCAN_THREADS, &params);
         self.device.launch(&launch.shared(32 * 4))
     }
 
-    /// Queues the numbers of the blocks, ascending, each list from its offset on in u32 `blocks`.
-    pub fn blocks(&self, call: &ListCall, offsets: u64, blocks: u64) -> Result<(), Error> {
-        self.expand(&self.expand, call, Params { offsets, output: blocks, tiles: 1, ..params(call) })
+    /// Queues the numbers of the blocks, ascending, each list from its offset on in u32 `blocks`, whose size the offsets tell alone.
+    pub fn blocks(&self, call: &ListCall<'_>, offsets: Span<'_>, blocks: Span<'_>) -> Result<(), Error> {
+        let offsets = offsets.for_kernel("offsets", &[call.lists + 1], size_of::<u64>())?;
+        let output = blocks.address();
+        self.expand(&self.expand, call, Params { offsets, output, tiles: 1, ..params(call)? })
     }
 
     /// Queues the addresses of the blocks' pages, `room` of each list at most, in u64 `[lists][room]` at `output`. Tile `l % tiles`
     /// of list `l` has its pages in the table `pages` from entry `firsts[l % tiles]` (u32) on.
     pub fn pages(
         &self,
-        call: &ListCall,
-        (pages, firsts, tiles): (u64, u64, usize),
-        output: u64,
+        call: &ListCall<'_>,
+        (pages, firsts, tiles): (Span<'_>, Span<'_>, usize),
+        output: Span<'_>,
         room: usize,
     ) -> Result<(), Error> {
         if tiles == 0 {
             return Err(Error::Invalid { field: "tiles", problem: "is 0, must be above".to_owned() });
         }
-        let params = Params { output, pages, firsts, tiles: tiles as u32, room: room as u32, ..params(call) };
+        let params = Params {
+            output: output.for_kernel("output", &[call.lists, room], size_of::<u64>())?,
+            pages: pages.address(),
+            firsts: firsts.for_kernel("firsts", &[tiles], size_of::<u32>())?,
+            tiles: tiles as u32,
+            room: room as u32,
+            ..params(call)?
+        };
         self.expand(&self.pages, call, params)
     }
 
-    fn expand(&self, kernel: &Kernel, call: &ListCall, params: Params) -> Result<(), Error> {
+    fn expand(&self, kernel: &Kernel, call: &ListCall<'_>, params: Params) -> Result<(), Error> {
         if call.lists == 0 {
             return Ok(());
         }
@@ -100,12 +110,12 @@ impl ListBuilder {
     }
 }
 
-fn params(call: &ListCall) -> Params {
-    Params {
-        counts: call.counts,
-        bits: call.bits,
+fn params(call: &ListCall<'_>) -> Result<Params, Error> {
+    Ok(Params {
+        counts: call.counts.for_kernel("counts", &[call.lists], size_of::<u32>())?,
+        bits: call.bits.for_kernel("bits", &[call.lists, call.words], size_of::<u32>())?,
         lists: call.lists as u32,
         words: call.words as u32,
         ..Params::zeroed()
-    }
+    })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use longshore_attention::HeadShape;
 
-use crate::{Device, Error, Kernel, Launch, PageElement, PageShape, Source};
+use crate::{Device, Error, Kernel, Launch, PageElement, PageShape, Source, Span};
 
 const SOURCE: Source = Source { name: "score_pages.cu", text: include_str!("../../source/score_pages.cu") };
 const THREADS: u32 = 128;
@@ -32,15 +32,15 @@ pub struct PageScoreItem {
     pub unused: u32,
 }
 
-/// Device addresses and sizes of a launch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PageScoreCall {
+/// Places and sizes of a launch.
+#[derive(Debug, Clone, Copy)]
+pub struct PageScoreCall<'a> {
     /// f32 `[rows][query_heads][head_dim]`, rotated.
-    pub queries: u64,
+    pub queries: Span<'a>,
     /// Table of [`PageScoreItem`]s.
-    pub items: u64,
+    pub items: Span<'a>,
     /// f32 `[kv_heads][items][stride]`: what comes out. Scores are not scaled, which changes no order.
-    pub scores: u64,
+    pub scores: Span<'a>,
     /// Items.
     pub count: usize,
     /// Most pages of any item.
@@ -103,7 +103,7 @@ impl PageScorer {
     }
 
     /// Queues a launch.
-    pub fn launch(&self, call: &PageScoreCall) -> Result<(), Error> {
+    pub fn launch(&self, call: &PageScoreCall<'_>) -> Result<(), Error> {
         if call.count > u16::MAX as usize {
             let problem = format!("are {}, at most {}", call.count, u16::MAX);
             return Err(Error::Invalid { field: "items", problem });
@@ -114,9 +114,13 @@ impl PageScorer {
         let HeadShape { kv_heads, group, head_dim } = self.heads;
         let most = 1 << 30;
         let params = Params {
-            queries: call.queries,
-            items: call.items,
-            scores: call.scores,
+            queries: call.queries.address(),
+            items: call.items.for_kernel("items", &[call.count], size_of::<PageScoreItem>())?,
+            scores: call.scores.for_kernel(
+                "scores",
+                &[kv_heads, call.count, call.stride],
+                size_of::<f32>(),
+            )?,
             kv_heads: kv_heads as u32,
             group: group as u32,
             stride: call.stride as u32,

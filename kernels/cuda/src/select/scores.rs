@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use longshore_attention::{HeadShape, QUERY_TILE};
 
-use crate::{Device, Error, Kernel, Launch, PageElement, PageShape, Source};
+use crate::{Device, Error, Kernel, Launch, PageElement, PageShape, Source, Span};
 
 const SOURCE: Source = Source {
     name: "score_blocks.cu",
@@ -18,25 +18,30 @@ const SOURCE: Source = Source {
 };
 const WARPS: usize = 4;
 
-/// Device addresses and sizes of a launch. Query tiles are whole and follow each other.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ScoreCall {
+/// Places and sizes of a launch. Query tiles are whole and follow each other.
+#[derive(Debug, Clone, Copy)]
+pub struct ScoreCall<'a> {
     /// `[rows][query_heads][head_dim]`, rotated.
-    pub queries: u64,
-    /// Mean keys, `[kv_heads][capacity][head_dim]`, of blocks from block 0 on.
-    pub means: u64,
+    pub queries: Span<'a>,
+    /// Table of u64 addresses of pages of means, whose keys are the mean keys of the blocks of a stripe, from block 0 on; in the layout
+    /// of pages and the type of the queries.
+    pub means: Span<'a>,
     /// f32 `[kv_heads][tiles][stride]`: what comes out, of the blocks that end before each tile; the rest stays as it is.
-    pub energies: u64,
-    /// Likewise, log2 of the largest share that any row of the tile gives to the block; or 0.
-    pub peaks: u64,
+    pub energies: Span<'a>,
+    /// Likewise, log2 of the largest share that any row of the tile gives to the block, where that is wanted.
+    pub peaks: Option<Span<'a>>,
     /// Position of the first tile, a multiple of 32.
     pub first_position: u64,
     /// Its first row among the queries.
     pub first_row: usize,
     /// Tiles.
     pub tiles: usize,
-    /// Blocks that the means have room for.
-    pub capacity: usize,
+    /// Pages of means.
+    pub stripes: usize,
+    /// Blocks of a stripe.
+    pub stripe_blocks: usize,
+    /// Keys that a page of means has room for.
+    pub page_keys: usize,
     /// Elements from one tile's energies to the next's.
     pub stride: usize,
     /// Positions of a block.
@@ -58,11 +63,13 @@ struct Params {
     first_row: u32,
     kv_heads: u32,
     group: u32,
-    capacity: u32,
+    stripe_blocks: u32,
+    page_keys: u32,
     stride: u32,
     tokens: u32,
     scale: f32,
     normalise: u32,
+    unused: u32,
 }
 
 fn kernel(element: PageElement, head_dim: usize) -> Kernel {
@@ -86,6 +93,7 @@ pub(super) fn all_kernels() -> Vec<Kernel> {
 pub struct BlockScorer {
     device: Arc<dyn Device>,
     heads: HeadShape,
+    element: PageElement,
     kernel: Kernel,
     shared: usize,
 }
@@ -113,11 +121,11 @@ impl BlockScorer {
             );
             return invalid("group", problem);
         }
-        Ok(Self { device: Arc::clone(device), heads, kernel: kernel(element, head_dim), shared })
+        Ok(Self { device: Arc::clone(device), heads, element, kernel: kernel(element, head_dim), shared })
     }
 
     /// Queues a launch. Refuses tiles off the grid and energies that do not fit.
-    pub fn launch(&self, call: &ScoreCall) -> Result<(), Error> {
+    pub fn launch(&self, call: &ScoreCall<'_>) -> Result<(), Error> {
         let invalid = |field, problem: String| Err(Error::Invalid { field, problem });
         if call.tiles == 0 {
             return Ok(());
@@ -136,25 +144,38 @@ impl BlockScorer {
         }
         let last = call.first_position + ((call.tiles - 1) * QUERY_TILE) as u64;
         let scored = last / call.block_tokens as u64;
-        if scored > call.capacity.min(call.stride).min(u32::MAX as usize) as u64 {
-            let problem =
-                format!("has room for {}, the last tile scores {scored}", call.capacity.min(call.stride));
-            return invalid("capacity", problem);
+        if !(1..=call.page_keys).contains(&call.stripe_blocks) || call.page_keys > 256 {
+            let problem = format!("is {}, pages of means have {} keys", call.stripe_blocks, call.page_keys);
+            return invalid("stripe_blocks", problem);
         }
+        let room = call.stripes.saturating_mul(call.stripe_blocks).min(call.stride).min(u32::MAX as usize);
+        if scored > room as u64 {
+            return invalid("stripes", format!("have room for {room}, the last tile scores {scored}"));
+        }
+        let HeadShape { kv_heads, head_dim, .. } = self.heads;
+        let (rows, bytes) = (call.first_row + call.tiles * QUERY_TILE, self.element.bytes());
+        let room = [kv_heads, call.tiles, call.stride];
+        let peaks = call.peaks.map(|peaks| peaks.for_kernel("peaks", &room, size_of::<f32>()));
         let params = Params {
-            queries: call.queries,
-            means: call.means,
-            energies: call.energies,
-            peaks: call.peaks,
+            queries: call.queries.for_kernel(
+                "queries",
+                &[rows, self.heads.query_heads(), head_dim],
+                bytes,
+            )?,
+            means: call.means.for_kernel("means", &[call.stripes], size_of::<u64>())?,
+            energies: call.energies.for_kernel("energies", &room, size_of::<f32>())?,
+            peaks: peaks.transpose()?.unwrap_or(0),
             first_position: call.first_position,
             first_row: call.first_row as u32,
             kv_heads: self.heads.kv_heads as u32,
             group: self.heads.group as u32,
-            capacity: call.capacity as u32,
+            stripe_blocks: call.stripe_blocks as u32,
+            page_keys: call.page_keys as u32,
             stride: call.stride as u32,
             tokens: call.block_tokens as u32,
             scale: call.scale * std::f32::consts::LOG2_E,
             normalise: call.normalise.into(),
+            unused: 0,
         };
         let grid = [call.tiles as u32, self.heads.kv_heads as u32, 1];
         let launch = Launch::new(&self.kernel, grid, (WARPS * 32) as u32, &params);

@@ -197,9 +197,9 @@ fn run(
     let most_rows = batch.iter().map(|sequence| sequence.request.rows).max().unwrap_or(0);
     let table = Buffer::from_slice(device, &items)?;
     DecodeAttention::new(device, shape.page(), shape.heads.group)?.launch(&DecodeCall {
-        queries: queries.address(),
-        pages: pages.table.address(),
-        items: table.address(),
+        queries: queries.whole(),
+        pages: pages.table.whole(),
+        items: table.whole(),
         count: items.len(),
         most_rows,
         scale: shape.scale(),
@@ -207,12 +207,7 @@ fn run(
     let (merge_table, source_table) =
         (Buffer::from_slice(device, &merges)?, Buffer::from_slice(device, &sources)?);
     let merger = PartialMerger::new(device, shape.heads.head_dim, PageElement::F32)?;
-    merger.merge_and_finish(
-        merge_table.address(),
-        source_table.address(),
-        merges.len(),
-        most_rows * heads,
-    )?;
+    merger.merge_and_finish(merge_table.whole(), source_table.whole(), merges.len(), most_rows * heads)?;
     let read = |buffers: &[Buffer]| buffers.iter().map(Buffer::to_vec::<f32>).collect::<Result<Vec<_>, _>>();
     Ok(Found { outputs: read(&outputs)?, partials: read(&partials)? })
 }
@@ -301,9 +296,9 @@ pub(super) fn chosen_pages(device: &Arc<dyn Device>, shape: &DecodeShape, keys: 
     };
     let items = Buffer::from_slice(device, &[item])?;
     DecodeAttention::new(device, shape.page(), group)?.launch(&DecodeCall {
-        queries: queries.address(),
-        pages: table.address(),
-        items: items.address(),
+        queries: queries.whole(),
+        pages: table.whole(),
+        items: items.whole(),
         count: 1,
         most_rows: 1,
         scale: shape.scale(),
@@ -342,8 +337,8 @@ pub(super) fn merge(
         let item = MergeItem { output: output.address(), first_source: 0, sources, records, unused: 0 };
         let items = Buffer::from_slice(device, &[item])?;
         match divide {
-            true => merger.merge_and_finish(items.address(), table.address(), 1, records as usize),
-            false => merger.merge(items.address(), table.address(), 1, records as usize),
+            true => merger.merge_and_finish(items.whole(), table.whole(), 1, records as usize),
+            false => merger.merge(items.whole(), table.whole(), 1, records as usize),
         }?;
         output.to_vec::<f32>()
     };

@@ -107,9 +107,9 @@ pub(super) fn choose(device: &Arc<dyn Device>, rule: &Rule) -> Result<f64, Error
     let items = Buffer::from_slice(device, &items)?;
     let scores = Buffer::from_slice(device, &vec![f32::NAN; lists * stride])?;
     PageScorer::new(device, rule.heads, rule.element)?.launch(&PageScoreCall {
-        queries: device_queries.address(),
-        items: items.address(),
-        scores: scores.address(),
+        queries: device_queries.whole(),
+        items: items.whole(),
+        scores: scores.whole(),
         count: sequences.len(),
         most_pages: stride,
         stride,
@@ -156,17 +156,18 @@ fn tables(
     let bits = Buffer::from_slice(device, &vec![u32::MAX; lists * words])?;
     let counts = Buffer::from_slice(device, &vec![0_u32; lists])?;
     BlockSelector::new(device).launch(&SelectCall {
-        energies: scores.address(),
-        peaks: 0,
-        always: 0,
-        ends: ends.address(),
-        bits: bits.address(),
-        counts: counts.address(),
+        energies: scores.whole(),
+        peaks: None,
+        always: None,
+        ends: ends.whole(),
+        bits: bits.whole(),
+        counts: counts.whole(),
         kv_heads,
         tiles: sequences.len(),
         stride,
         words,
         selector: Selector::TopK(KEPT as u32),
+        most: u32::MAX,
         guards: SelectGuards { sink: 0, local: 0, peak: None },
     })?;
     let addresses: Vec<u64> =
@@ -181,8 +182,8 @@ fn tables(
         .collect();
     let (addresses, firsts) = (Buffer::from_slice(device, &addresses)?, Buffer::from_slice(device, &firsts)?);
     let output = Buffer::from_slice(device, &vec![7_u64; lists * KEPT])?;
-    let call = ListCall { counts: counts.address(), bits: bits.address(), lists, words };
-    let table = (addresses.address(), firsts.address(), sequences.len());
-    ListBuilder::new(device).pages(&call, table, output.address(), KEPT)?;
+    let call = ListCall { counts: counts.whole(), bits: bits.whole(), lists, words };
+    let table = (addresses.whole(), firsts.whole(), sequences.len());
+    ListBuilder::new(device).pages(&call, table, output.whole(), KEPT)?;
     output.to_vec::<u64>()
 }

@@ -92,21 +92,39 @@ impl Prompt {
         }
     }
 
+    /// A page for each stripe, whose keys are means; its values are nothing that may be read.
+    fn mean_pages(&self, device: &Arc<dyn Device>) -> Result<Vec<Buffer>, Error> {
+        let (stripe, dim, blocks) = (STRIPE as usize, self.heads.head_dim, self.blocks());
+        let page = |first: usize| {
+            let mut page = vec![f32::NAN; self.heads.kv_heads * 2 * stripe * dim];
+            for (kv_head, head) in page.chunks_exact_mut(2 * stripe * dim).enumerate() {
+                let count = stripe.min(blocks - first) * dim;
+                head[..count].copy_from_slice(&self.means[(kv_head * blocks + first) * dim..][..count]);
+            }
+            self.upload(device, &page)
+        };
+        (0..blocks).step_by(stripe).map(page).collect()
+    }
+
     /// Energies and peaks from the device, `[kv_heads][tiles][blocks]`.
     fn score(&self, device: &Arc<dyn Device>, normalise: bool) -> Result<(Buffer, Buffer), Error> {
         let room = self.heads.kv_heads * self.tiles() * self.blocks();
         let energies = Buffer::from_slice(device, &vec![f32::NAN; room])?;
         let peaks = Buffer::from_slice(device, &vec![f32::NAN; room])?;
-        let (queries, means) = (self.upload(device, &self.queries)?, self.upload(device, &self.means)?);
+        let (queries, pages) = (self.upload(device, &self.queries)?, self.mean_pages(device)?);
+        let addresses: Vec<u64> = pages.iter().map(Buffer::address).collect();
+        let means = Buffer::from_slice(device, &addresses)?;
         BlockScorer::new(device, self.heads, self.element)?.launch(&ScoreCall {
-            queries: queries.address(),
-            means: means.address(),
-            energies: energies.address(),
-            peaks: peaks.address(),
+            queries: queries.whole(),
+            means: means.whole(),
+            energies: energies.whole(),
+            peaks: Some(peaks.whole()),
             first_position: self.first_position as u64,
             first_row: 0,
             tiles: self.tiles(),
-            capacity: self.blocks(),
+            stripes: pages.len(),
+            stripe_blocks: STRIPE as usize,
+            page_keys: STRIPE as usize,
             stride: self.blocks(),
             block_tokens: BLOCK,
             scale: self.scale(),
@@ -183,7 +201,7 @@ pub(super) fn plan(
     device: &Arc<dyn Device>,
     prompt: &Prompt,
     policy: &str,
-    (normalise, selector, guards): (bool, Selector, SelectGuards),
+    (normalise, selector, most, guards): (bool, Selector, u32, SelectGuards),
 ) -> Result<f64, Error> {
     let work = cpu_plan(prompt, policy);
     let (energies, peaks) = prompt.score(device, normalise)?;
@@ -196,17 +214,18 @@ pub(super) fn plan(
     let bits = Buffer::from_slice(device, &vec![u32::MAX; kv_heads * tiles * words])?;
     let counts = Buffer::from_slice(device, &vec![0_u32; kv_heads * tiles])?;
     BlockSelector::new(device).launch(&SelectCall {
-        energies: energies.address(),
-        peaks: peaks.address(),
-        always: 0,
-        ends: ends.address(),
-        bits: bits.address(),
-        counts: counts.address(),
+        energies: energies.whole(),
+        peaks: Some(peaks.whole()),
+        always: None,
+        ends: ends.whole(),
+        bits: bits.whole(),
+        counts: counts.whole(),
         kv_heads,
         tiles,
         stride: prompt.blocks(),
         words,
         selector,
+        most,
         guards,
     })?;
     let bits = bits.to_vec::<u32>()?;

@@ -320,16 +320,16 @@ impl Prefill {
         let width = self.heads.head_dim + if divide { 0 } else { 2 };
         let output = Buffer::new(device, pairs * width * size_of::<f32>())?;
         let mean_pages =
-            MeanPages { pages: means.table.address(), tokens: self.mean_tokens(), weight: self.tokens };
+            MeanPages { pages: means.table.whole(), tokens: self.mean_tokens(), weight: self.tokens };
         let call = PrefillCall {
-            queries: queries.address(),
+            queries: queries.whole(),
             rows: self.rows,
             first_position: self.prefix as u64,
             scale: self.scale(),
-            pages: pages.table.address(),
+            pages: pages.table.whole(),
             means: Some(mean_pages),
-            earlier: if self.way.earlier { earlier.address() } else { 0 },
-            output: output.address(),
+            earlier: self.way.earlier.then(|| earlier.whole()),
+            output: output.whole(),
             divide,
             skip_below: self.way.skip_below.map(f32::from),
         };

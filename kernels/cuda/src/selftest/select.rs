@@ -9,6 +9,12 @@ use crate::{
 
 use super::material::{Random, differing};
 
+/// A selector, and the most that it may keep.
+pub(super) type Rule = (Selector, u32);
+
+/// Levels of energies of which some are NaN.
+pub(super) const WITH_NAN: usize = 7;
+
 /// Lists of one comparison: energies of some tiles of some heads.
 struct Lists {
     kv_heads: usize,
@@ -21,7 +27,7 @@ struct Lists {
 }
 
 impl Lists {
-    /// `kinds` of energies: all different, many equal, some −∞.
+    /// Energies of so many levels, 0: all different; some −∞, and at [`WITH_NAN`] some NaN.
     fn random(kv_heads: usize, ends: Vec<(usize, usize)>, levels: usize) -> Self {
         let mut random = Random(51 + levels as u64);
         let most = ends.iter().map(|end| end.1).max().unwrap_or(0);
@@ -32,6 +38,10 @@ impl Lists {
             levels => (0..count).map(|_| random.below(levels) as f32 - 2.0).collect(),
         };
         energies.iter_mut().step_by(37).for_each(|energy| *energy = f32::NEG_INFINITY);
+        if levels == WITH_NAN {
+            let nan = |index| if index % 2 == 0 { f32::NAN } else { -f32::NAN };
+            energies.iter_mut().step_by(41).zip(0..).for_each(|(energy, index)| *energy = nan(index));
+        }
         let peaks = random.numbers(count, 4.0);
         let always =
             (0..kv_heads * words).map(|_| (random.next() & random.next() & random.next()) as u32).collect();
@@ -44,12 +54,12 @@ impl Lists {
     }
 
     /// Which blocks a list visits, by the rules as they are written.
-    fn wanted(&self, list: usize, selector: Selector, guards: &SelectGuards) -> Vec<u32> {
+    fn wanted(&self, list: usize, (selector, most): Rule, guards: &SelectGuards) -> Vec<u32> {
         let (scored, seen) = self.ends[list % self.ends.len()];
         let energies = &self.energies[list * self.stride..][..scored];
         let peaks = &self.peaks[list * self.stride..][..scored];
         let always = &self.always[list / self.ends.len() * self.words()..][..self.words()];
-        let mut blocks: BTreeSet<usize> = kept(selector, energies).into_iter().collect();
+        let mut blocks: BTreeSet<usize> = kept(selector, energies).into_iter().take(most as usize).collect();
         blocks.extend((0..scored).filter(|&block| {
             block < guards.sink as usize
                 || block + guards.local as usize >= scored
@@ -61,14 +71,16 @@ impl Lists {
     }
 }
 
-/// What a selector keeps: sorts, adds up.
+/// What a selector keeps, the heaviest first: sorts, adds up. What cannot be compared is the heaviest.
 fn kept(selector: Selector, energies: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..energies.len()).collect();
-    order.sort_by(|&a, &b| energies[b].total_cmp(&energies[a]).then(b.cmp(&a)));
+    let weight = |block: usize| if energies[block].is_nan() { f32::NAN } else { energies[block] };
+    order.sort_by(|&a, &b| weight(b).total_cmp(&weight(a)).then(b.cmp(&a)));
     let largest = energies.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     match selector {
         Selector::Alpha(alpha) => {
-            order.retain(|&block| energies[block] >= largest + alpha.log2());
+            let least = largest + alpha.log2();
+            order.retain(|&block| energies[block] >= least || (energies[block] - least).is_nan());
             order
         }
         Selector::TopK(count) => {
@@ -92,19 +104,19 @@ fn kept(selector: Selector, energies: &[f32]) -> Vec<usize> {
 }
 
 /// Blocks, counts and offsets of lists that differ from the rules'.
-pub(super) fn select(device: &Arc<dyn Device>, selector: Selector, levels: usize) -> Result<f64, Error> {
+pub(super) fn select(device: &Arc<dyn Device>, rule: Rule, levels: usize) -> Result<f64, Error> {
     let ends = vec![(0, 1), (1, 3), (31, 33), (32, 33), (257, 259), (600, 603)];
     let lists = Lists::random(2, ends, levels);
     let guards = SelectGuards { sink: 2, local: 3, peak: Some(0.9) };
     let plain = SelectGuards { sink: 0, local: 0, peak: None };
-    Ok(differing_lists(device, &lists, selector, &guards, true)?
-        + differing_lists(device, &lists, selector, &plain, false)?)
+    Ok(differing_lists(device, &lists, rule, &guards, true)?
+        + differing_lists(device, &lists, rule, &plain, false)?)
 }
 
 fn differing_lists(
     device: &Arc<dyn Device>,
     lists: &Lists,
-    selector: Selector,
+    (selector, most): Rule,
     guards: &SelectGuards,
     with_always: bool,
 ) -> Result<f64, Error> {
@@ -123,7 +135,8 @@ fn differing_lists(
         peaks: lists.peaks.clone(),
         ..*lists
     };
-    let wanted: Vec<Vec<u32>> = (0..count).map(|list| cleared.wanted(list, selector, guards)).collect();
+    let wanted: Vec<Vec<u32>> =
+        (0..count).map(|list| cleared.wanted(list, (selector, most), guards)).collect();
     let total: usize = wanted.iter().map(Vec::len).sum();
     let energies = Buffer::from_slice(device, &lists.energies)?;
     let peaks = Buffer::from_slice(device, &lists.peaks)?;
@@ -135,23 +148,24 @@ fn differing_lists(
     let offsets = Buffer::from_slice(device, &vec![u64::MAX; count + 1])?;
     let blocks = Buffer::from_slice(device, &vec![u32::MAX; count * lists.stride])?;
     BlockSelector::new(device).launch(&SelectCall {
-        energies: energies.address(),
-        peaks: peaks.address(),
-        always: if with_always { always.address() } else { 0 },
-        ends: ends.address(),
-        bits: bits.address(),
-        counts: counts.address(),
+        energies: energies.whole(),
+        peaks: Some(peaks.whole()),
+        always: with_always.then(|| always.whole()),
+        ends: ends.whole(),
+        bits: bits.whole(),
+        counts: counts.whole(),
         kv_heads: lists.kv_heads,
         tiles,
         stride: lists.stride,
         words,
         selector,
+        most,
         guards: *guards,
     })?;
     let builder = ListBuilder::new(device);
-    let call = ListCall { counts: counts.address(), bits: bits.address(), lists: count, words };
-    builder.offsets(&call, offsets.address())?;
-    builder.blocks(&call, offsets.address(), blocks.address())?;
+    let call = ListCall { counts: counts.whole(), bits: bits.whole(), lists: count, words };
+    builder.offsets(&call, offsets.whole())?;
+    builder.blocks(&call, offsets.whole(), blocks.whole())?;
     let mut off =
         differing(&counts.to_vec::<u32>()?, &wanted.iter().map(|list| list.len() as u32).collect::<Vec<_>>());
     let mut expected = vec![0_u64];

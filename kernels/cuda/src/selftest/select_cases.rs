@@ -5,7 +5,7 @@ use longshore_attention::HeadShape;
 use super::Case;
 use super::pages::{Rule, choose};
 use super::plan::{Prompt, energies, plan};
-use super::select::select;
+use super::select::{Rule as SelectRule, WITH_NAN, select};
 use crate::{PageElement, PageShape, SelectGuards, Selector};
 
 fn heads(kv_heads: usize, group: usize, head_dim: usize) -> HeadShape {
@@ -15,21 +15,19 @@ fn heads(kv_heads: usize, group: usize, head_dim: usize) -> HeadShape {
 /// Comparisons of scores, selectors, lists and plans.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for selector in [
-        Selector::Alpha(0.1),
-        Selector::Alpha(0.0),
-        Selector::TopK(0),
-        Selector::TopK(40),
-        Selector::TopK(1000),
-        Selector::Mass(0.0),
-        Selector::Mass(0.6),
-        Selector::Mass(0.97),
-        Selector::Mass(1.0),
+    for (selector, bounds) in [
+        (Selector::Alpha(0.1), &[3, 500][..]),
+        (Selector::Alpha(0.0), &[0]),
+        (Selector::TopK(0), &[]),
+        (Selector::TopK(40), &[7]),
+        (Selector::TopK(1000), &[]),
+        (Selector::Mass(0.0), &[]),
+        (Selector::Mass(0.6), &[5, 500]),
+        (Selector::Mass(0.97), &[40]),
+        (Selector::Mass(1.0), &[9]),
     ] {
-        for levels in [0, 5] {
-            let energies = if levels == 0 { "different" } else { "equal" };
-            let name = format!("select {selector:?} of {energies} energies");
-            cases.push(Case::new(name, 0.0, move |device| select(device, selector, levels)));
+        for most in bounds.iter().copied().chain([u32::MAX]) {
+            cases.extend([0, 5, WITH_NAN].map(|levels| selection((selector, most), levels)));
         }
     }
     scores(&mut cases);
@@ -43,6 +41,18 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(Case::new(name, 0.0, move |device| choose(device, &rule)));
     }
     cases
+}
+
+/// A selector over lists of energies.
+fn selection(rule: SelectRule, levels: usize) -> Case {
+    let bound = if rule.1 == u32::MAX { String::new() } else { format!(", at most {},", rule.1) };
+    let energies = match levels {
+        0 => "different",
+        WITH_NAN => "NaN and other",
+        _ => "equal",
+    };
+    let name = format!("select {:?}{bound} of {energies} energies", rule.0);
+    Case::new(name, 0.0, move |device| select(device, rule, levels))
 }
 
 /// Energies: distances of logarithms.
@@ -82,20 +92,33 @@ pub(super) fn large_cases() -> Vec<Case> {
 fn plans(cases: &mut Vec<Case>) {
     let rules = "correction=off,dense_layers=0,min_positions=0,last_tiles=0";
     let guards = SelectGuards { sink: 2, local: 4, peak: None };
-    for (policy, normalise, selector, guards) in [
-        ("scorer=pooled,selector=alpha,alpha=0.1".to_owned(), false, Selector::Alpha(0.1), guards),
+    let all = u32::MAX;
+    for (policy, normalise, (selector, most), guards) in [
+        ("scorer=pooled,selector=alpha,alpha=0.1".to_owned(), false, (Selector::Alpha(0.1), all), guards),
+        (
+            "scorer=pooled,selector=alpha,alpha=0.1,max_blocks=3".to_owned(),
+            false,
+            (Selector::Alpha(0.1), 3),
+            guards,
+        ),
+        (
+            "scorer=row-normalised,selector=mass,gamma=0.9,max_blocks=4".to_owned(),
+            true,
+            (Selector::Mass(0.9), 4),
+            guards,
+        ),
         (
             "scorer=row-normalised,selector=mass,gamma=0.9,peak=0.25".to_owned(),
             true,
-            Selector::Mass(0.9),
+            (Selector::Mass(0.9), all),
             SelectGuards { peak: Some(0.25), ..guards },
         ),
-        ("scorer=row-normalised,selector=top-k,k=9".to_owned(), true, Selector::TopK(9), guards),
+        ("scorer=row-normalised,selector=top-k,k=9".to_owned(), true, (Selector::TopK(9), all), guards),
     ] {
         let text = format!("blocks:{policy},{rules}");
         let run = move |device: &_| {
             let prompt = Prompt::new(heads(2, 3, 64), PageElement::F32, 512, 4);
-            plan(device, &prompt, &text, (normalise, selector, guards))
+            plan(device, &prompt, &text, (normalise, selector, most, guards))
         };
         cases.push(Case::new(format!("plan {policy}"), 0.0, run));
     }

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 
 namespace {
 
@@ -43,6 +44,18 @@ std::set<Stream*> streams;
 long setting(const char* key, long otherwise) {
     auto found = state.settings.find(key);
     return found == state.settings.end() ? otherwise : found->second;
+}
+
+// Waits as long as a setting is 1, without the lock.
+void hold(const char* key) {
+    for (;;) {
+        {
+            std::lock_guard<std::mutex> guard(lock);
+            if (setting(key, 0) == 0) return;
+            state.calls["held"]++;
+        }
+        std::this_thread::yield();
+    }
 }
 
 int enter(const char* call) {
@@ -271,6 +284,7 @@ int cuEventRecord(Event* event, Stream* stream) {
     return 0;
 }
 int cuEventSynchronize(Event* event) {
+    hold("hold_events");
     CALL(cuEventSynchronize)
     // No further than to the event.
     while (!event->done) {
@@ -329,6 +343,7 @@ int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Stream* stream) 
     return 0;
 }
 int cuModuleLoadData(void** module, const void* image) {
+    hold("hold_modules");
     CALL(cuModuleLoadData)
     IN_CONTEXT
     if (memcmp(image, "\177ELF", 4) != 0) return 200;

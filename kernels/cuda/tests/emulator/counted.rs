@@ -15,6 +15,8 @@ use super::device::Emulator;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) uploads: usize,
+    /// Of much at once.
+    pub(crate) uploads_apart: usize,
     pub(crate) downloads: usize,
     pub(crate) launches: usize,
     pub(crate) synchronizations: usize,
@@ -33,6 +35,7 @@ impl Sub for Counts {
     fn sub(self, before: Self) -> Self {
         Self {
             uploads: self.uploads - before.uploads,
+            uploads_apart: self.uploads_apart - before.uploads_apart,
             downloads: self.downloads - before.downloads,
             launches: self.launches - before.launches,
             synchronizations: self.synchronizations - before.synchronizations,
@@ -40,28 +43,61 @@ impl Sub for Counts {
     }
 }
 
+/// A call of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    UploadApart,
+    Download,
+    /// Of a kernel with this entry: it may have to be compiled.
+    Launch(&'static str),
+}
+
+/// Something that is done once.
+type Action = Box<dyn FnOnce() + Send>;
+
 /// Counts calls, and has room for so many bytes.
 pub(crate) struct Watched {
     inner: Arc<dyn Device>,
     room: usize,
+    /// Allocations until one is refused, once.
+    until_refusal: AtomicUsize,
+    refused: AtomicUsize,
     pub(crate) used: AtomicUsize,
     counts: Mutex<Counts>,
-    /// Done by the next download, before it waits.
-    before_download: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    /// Done by the next such call, before it is passed on.
+    before: Mutex<Option<(Moment, Action)>>,
 }
 
 impl Watched {
     pub(crate) fn with_room(room: usize) -> Arc<Self> {
-        let (used, counts, before_download) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
-        Arc::new(Self { inner: Emulator::device(), room, used, counts, before_download })
+        let (used, counts, before) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
+        let (until_refusal, refused) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
+        let inner = Emulator::device();
+        Arc::new(Self { inner, room, until_refusal, refused, used, counts, before })
+    }
+
+    /// Refuses one allocation: the next but so many.
+    pub(crate) fn refuse_allocation(&self, number: usize) {
+        self.until_refusal.store(number, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed) > 0
     }
 
     pub(crate) fn counted(&self) -> Counts {
         *self.counts.lock().unwrap()
     }
 
-    pub(crate) fn before_download(&self, action: impl FnOnce() + Send + 'static) {
-        *self.before_download.lock().unwrap() = Some(Box::new(action));
+    pub(crate) fn before(&self, moment: Moment, action: impl FnOnce() + Send + 'static) {
+        *self.before.lock().unwrap() = Some((moment, Box::new(action)));
+    }
+
+    fn at(&self, moment: Moment) {
+        let action = self.before.lock().unwrap().take_if(|(awaited, _)| *awaited == moment);
+        if let Some((_, action)) = action {
+            action();
+        }
     }
 
     fn count(&self, which: impl FnOnce(&mut Counts) -> &mut usize) {
@@ -87,7 +123,9 @@ impl Device for Watched {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
-        if self.used.load(Ordering::Relaxed) + bytes > self.room {
+        let refused = self.until_refusal.fetch_sub(1, Ordering::Relaxed) == 0;
+        if refused || self.used.load(Ordering::Relaxed) + bytes > self.room {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Error::OutOfMemory { bytes, problem: "the test leaves no room".to_owned() });
         }
         self.used.fetch_add(bytes, Ordering::Relaxed);
@@ -104,17 +142,21 @@ impl Device for Watched {
         self.inner.upload(to, from)
     }
 
+    fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        self.count(|counts| &mut counts.uploads_apart);
+        self.at(Moment::UploadApart);
+        self.inner.upload_apart(to, from)
+    }
+
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
         self.count(|counts| &mut counts.downloads);
-        let action = self.before_download.lock().unwrap().take();
-        if let Some(action) = action {
-            action();
-        }
+        self.at(Moment::Download);
         self.inner.download(from, to)
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
         self.count(|counts| &mut counts.launches);
+        self.at(Moment::Launch(launch.kernel.entry));
         self.inner.launch(launch)
     }
 

@@ -14,6 +14,14 @@ use longshore_cuda::{Device, Error, Kernel, Launch, Memory, Span};
 
 use super::compiler::{Compiler, RUNTIME_FLAGS};
 
+/// What runs blocks; one text.
+const RUNTIME: &str = concat!(
+    include_str!("threads.cpp"),
+    include_str!("meetings.cpp"),
+    include_str!("blocks.cpp"),
+    include_str!("memory.cpp"),
+);
+
 /// As `emulator::Launch` in emulator.h.
 #[repr(C)]
 struct Call {
@@ -56,9 +64,9 @@ impl Emulator {
     /// An emulator with the limits of a compute capability.
     pub(crate) fn with_capability(capability: u32) -> Arc<Self> {
         let compiler = Compiler::new();
-        let runtime = compiler.library("emulator", include_str!("emulator.cpp"), RUNTIME_FLAGS);
+        let runtime = compiler.library("emulator", RUNTIME, RUNTIME_FLAGS);
         let runtime = load(&runtime.expect("the emulator compiles"), RTLD_GLOBAL);
-        // SAFETY: the signatures are those of emulator.cpp, and the library is never unloaded.
+        // SAFETY: the signatures are those of the runtime, and the library is never unloaded.
         let runtime = unsafe {
             Runtime {
                 allocate: runtime.get(b"emulator_allocate").expect("defined"),

@@ -1,5 +1,5 @@
 // The emulator's half of ptx.cuh. A thread of a block is a fiber; warp-wide functions and barriers are places where fibers meet, and the
-// last to come does the work for all. See emulator.cpp.
+// last to come does the work for all. See threads.cpp.
 #pragma once
 
 #include <math.h>

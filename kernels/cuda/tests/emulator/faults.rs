@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
-use longshore_cuda::{Buffer, Device, Error, Kernel, Launch, Source};
+use longshore_cuda::{
+    BlockSelector, Buffer, Device, Error, Kernel, Launch, SelectCall, SelectGuards, Selector, Source, Span,
+};
 
 use super::device::Emulator;
 
@@ -153,6 +155,11 @@ fn device_memory_has_bounds() {
         says(&span.read(&mut vec![0_u8; len]).unwrap_err().to_string(), &["`span`"]);
     }
     assert!(span.first(5).is_err());
+    assert_eq!(span.for_kernel("p", &[2, 1], 2).unwrap(), trial.buffer.address() + 28);
+    for counts in [&[5][..], &[2, 3], &[usize::MAX, 2]] {
+        let problem = span.for_kernel("p", counts, 1).unwrap_err().to_string();
+        says(&problem, &["`p` has 4 bytes", &format!("{counts:?}")]);
+    }
     span.first(2).unwrap().write(&[9_u8, 9]).unwrap();
     let mut word = [0_u32];
     span.read(&mut word).unwrap();
@@ -203,6 +210,51 @@ fn launches_that_no_device_takes_are_refused() {
     let kernel = Kernel { source, entry: "wrong", constants: Vec::new() };
     let error = trial.device.launch(&Launch::new(&kernel, [1, 1, 1], 32, &0_u64)).unwrap_err();
     assert!(matches!(&error, Error::Compile { log, .. } if log.contains("wrong.cu:1")), "{error}");
+}
+
+/// All but the last byte.
+fn short(span: Span<'_>) -> Span<'_> {
+    span.first(span.bytes() - 1).unwrap()
+}
+
+#[test]
+fn launches_over_less_memory_than_they_use_are_refused() {
+    let device = Emulator::device();
+    let words = |count: usize| Buffer::from_slice(&device, &vec![0_u32; count]).unwrap();
+    // Two heads, three tiles, 40 blocks.
+    let (energies, always, ends) = (words(240), words(4), words(6));
+    let (bits, counts) = (words(12), words(6));
+    let good = SelectCall {
+        energies: energies.whole(),
+        peaks: Some(energies.whole()),
+        always: Some(always.whole()),
+        ends: ends.whole(),
+        bits: bits.whole(),
+        counts: counts.whole(),
+        kv_heads: 2,
+        tiles: 3,
+        stride: 40,
+        words: 2,
+        selector: Selector::TopK(3),
+        most: 2,
+        guards: SelectGuards { sink: 1, local: 1, peak: Some(0.5) },
+    };
+    let selector = BlockSelector::new(&device);
+    selector.launch(&good).unwrap();
+    let refused = [
+        ("energies", SelectCall { energies: short(good.energies), ..good }),
+        ("peaks", SelectCall { peaks: good.peaks.map(short), ..good }),
+        ("always", SelectCall { always: good.always.map(short), ..good }),
+        ("ends", SelectCall { ends: short(good.ends), ..good }),
+        ("bits", SelectCall { bits: short(good.bits), ..good }),
+        ("counts", SelectCall { counts: short(good.counts), ..good }),
+    ];
+    for (field, call) in refused {
+        says(
+            &selector.launch(&call).unwrap_err().to_string(),
+            &[&format!("`{field}` has"), "the launch uses"],
+        );
+    }
 }
 
 #[test]

@@ -10,44 +10,48 @@ use longshore_attention::{
 };
 use longshore_cuda::{CudaExecutor, Device};
 
-use crate::counted::{Counts, Watched};
+use crate::counted::{Counts, Moment, Watched};
 
-const HEADS: HeadShape = HeadShape { kv_heads: 2, group: 2, head_dim: 64 };
-const TOKENS: usize = 16;
-const SHAPE: TileShape = TileShape {
-    block_tokens: TOKENS,
-    kv_heads: HEADS.kv_heads,
-    head_dim: HEADS.head_dim,
-    dtype: KvDtype::F16,
-};
+pub(crate) const HEADS: HeadShape = HeadShape { kv_heads: 2, group: 2, head_dim: 64 };
+pub(crate) const TOKENS: usize = 16;
+const SHAPE: TileShape = shape_of(KvDtype::F16);
+
+const fn shape_of(dtype: KvDtype) -> TileShape {
+    TileShape { block_tokens: TOKENS, kv_heads: HEADS.kv_heads, head_dim: HEADS.head_dim, dtype }
+}
 
 /// A sequence whose keys all lie before its rows.
-struct Sequence {
-    tiles: Tiles,
+pub(crate) struct Sequence {
+    pub(crate) tiles: Tiles,
     rows: Vec<f32>,
 }
 
 fn sequence(blocks: usize, rows: usize) -> Sequence {
+    sequence_of(KvDtype::F16, blocks, rows)
+}
+
+pub(crate) fn sequence_of(dtype: KvDtype, blocks: usize, rows: usize) -> Sequence {
+    let shape = shape_of(dtype);
     let elements = TOKENS * HEADS.kv_heads * HEADS.head_dim;
     let number = |index: usize| ((index * 37 + blocks) % 101) as f32 / 64.0 - 0.75;
     let tile = |block: usize| {
-        let mut tile = Tile::zeroed(SHAPE);
+        let mut tile = Tile::zeroed(shape);
         let values: Vec<f32> = (0..elements).map(|index| number(index + block * 7)).collect();
         tile.write(0, &values, &values).unwrap();
         tile
     };
-    let tiles = Tiles { shape: SHAPE, tiles: (0..blocks).map(tile).collect() };
+    let tiles = Tiles { shape, tiles: (0..blocks).map(tile).collect() };
     let rows = (0..rows * HEADS.query_heads() * HEADS.head_dim).map(number).collect();
     Sequence { tiles, rows }
 }
 
 impl Sequence {
-    fn queries(&self) -> Queries<'_> {
+    pub(crate) fn queries(&self) -> Queries<'_> {
         let first_position = (self.tiles.tiles.len() * TOKENS) as u64;
         Queries { shape: HEADS, first_position, scale: 0.125, data: &self.rows }
     }
 
-    fn block(index: usize) -> ExactBlock {
+    pub(crate) fn block(index: usize) -> ExactBlock {
         ExactBlock { tile: index as u32, first_position: (index * TOKENS) as u64, len: TOKENS as u32 }
     }
 
@@ -65,10 +69,15 @@ impl Sequence {
 
 /// An executor with room for so many pages of tiles, and its device.
 fn executor(pages: usize) -> (Arc<Watched>, CudaExecutor) {
+    executor_of(KvDtype::F16, pages)
+}
+
+pub(crate) fn executor_of(dtype: KvDtype, pages: usize) -> (Arc<Watched>, CudaExecutor) {
     let watched = Watched::with_room(usize::MAX);
     let device: Arc<dyn Device> = watched.clone();
-    // Five eighths of the budget are for tiles as they are.
-    let budget = (pages * SHAPE.bytes()).div_ceil(5) * 8;
+    // Six eighths of the budget are for tiles; four for those of int8 as they are.
+    let eighths = if dtype == KvDtype::Int8 { 4 } else { 6 };
+    let budget = (pages * shape_of(dtype).bytes()).div_ceil(eighths) * 8;
     (watched, CudaExecutor::new(device, CpuExecutor::serial(), budget))
 }
 
@@ -85,11 +94,13 @@ fn stripes_of_a_prefill_are_queued_together_and_read_once() {
     let items = sequence.items(&work);
     let (watched, executor) = executor(20);
     let (first, partials) = attend(&watched, &executor, &items);
-    assert_eq!((first.launches, first.waits(), first.downloads), (20 + 5, 1, 1), "{first:?}");
-    // The rows, and of each stripe its pages, visits, columns, their bias and the items of the launch.
-    assert_eq!(first.uploads, 2 * 20 + 1 + 5 * 5, "{first:?}");
+    // The tiles of each stripe become pages by one launch.
+    assert_eq!((first.launches, first.waits(), first.downloads), (5 + 5, 1, 1), "{first:?}");
+    // The rows, and of each stripe the table of new pages, its pages, visits, columns, their bias and the items of the launch.
+    assert_eq!((first.uploads, first.uploads_apart), (1 + 5 * 6, 20), "{first:?}");
     let (again, same) = attend(&watched, &executor, &items);
     assert_eq!((again.launches, again.waits(), again.uploads), (5, 1, 1 + 5 * 5), "{again:?}");
+    assert_eq!(again.uploads_apart, 0, "{again:?}");
     assert_eq!(partials, same);
     // In waves of one result each: the same, read one by one.
     let by_one = executor.with_wave_bytes(1);
@@ -107,9 +118,14 @@ fn a_decode_step_is_two_launches_and_one_wait_however_many_items_and_pages() {
     let (watched, roomy) = executor(61);
     let (first, partials) = attend(&watched, &roomy, &items);
     // No stripe is longer than a split: nothing is to be merged.
-    assert_eq!((first.launches, first.waits(), first.downloads), (61 + 1, 1, 1), "{first:?}");
+    assert_eq!((first.launches, first.waits(), first.downloads), (items.len() + 1, 1, 1), "{first:?}");
+    let before = roomy.stats().uploaded_bytes;
     let (again, same) = attend(&watched, &roomy, &items);
     assert_eq!((again.launches, again.waits(), again.uploads), (1, 1, 3), "{again:?}");
+    // The rows of each sequence once, whatever the number of its stripes; addresses of pages; 48 bytes for each item.
+    let rows = 4 * HEADS.query_heads() * HEADS.head_dim * size_of::<f32>();
+    let uploaded = rows + 61 * size_of::<u64>() + items.len() * 48;
+    assert_eq!(roomy.stats().uploaded_bytes - before, uploaded as u64, "{} items", items.len());
     assert_eq!(partials, same);
 
     // Longer than a split, and folded onto what was there before.
@@ -123,7 +139,8 @@ fn a_decode_step_is_two_launches_and_one_wait_however_many_items_and_pages() {
     let (watched, tight) = executor(3);
     let (turns, found) = attend(&watched, &tight, &[item]);
     assert_eq!((turns.waits(), turns.downloads), (1, 1), "{turns:?}");
-    assert!(turns.launches <= 40 + 2 * 14, "{turns:?}");
+    assert!(turns.launches <= 3 * 14, "{turns:?}");
+    assert_eq!(turns.uploads_apart, 40, "{turns:?}");
     let wanted = CpuExecutor::serial().attend(&[item]).unwrap();
     let (found, wanted) = (found[0].clone().finish(), wanted[0].clone().finish());
     assert!(found.iter().zip(&wanted).all(|(f, w)| (f - w).abs() <= 2e-3 * (1.0 + w.abs())));
@@ -149,7 +166,7 @@ fn lists_are_queued_together_and_rows_that_they_leave_out_are_answered() {
     let (items, (watched, executor)) = ([item(&work), item(&nothing), item(&work)], executor(6));
     let found = executor.attend_sparse(&items).unwrap();
     let counts = watched.counted();
-    assert_eq!((counts.launches, counts.waits()), (3 + 2, 1), "{counts:?}");
+    assert_eq!((counts.launches, counts.uploads_apart, counts.waits()), (1 + 2, 3, 1), "{counts:?}");
     let wanted = CpuExecutor::serial().attend_sparse(&items).unwrap();
     assert_eq!(found[1], wanted[1], "nothing is visited: the identity");
     for (found, wanted) in found.iter().zip(&wanted) {
@@ -169,24 +186,46 @@ fn what_needs_no_device_asks_nothing_of_it() {
     assert_eq!((counts, partials), (Counts::default(), CpuExecutor::serial().attend(&items).unwrap()));
 }
 
-#[test]
-fn others_go_on_while_a_call_waits() {
-    let (watched, executor) = executor(20);
-    let sequence = sequence(8, 40);
-    let work = sequence.stripes(4);
-    let items = sequence.items(&work);
-    let (at_wait, waits) = sync_channel(1);
+/// Holds up a call at `moment`, and does another one meanwhile.
+fn others_go_on(moment: Moment, held: (usize, usize), other: (usize, usize)) {
+    let (watched, executor) = executor(40);
+    let (held, other) = (sequence(held.0, held.1), sequence(other.0, other.1));
+    let (held_work, other_work) = (held.stripes(4), other.stripes(4));
+    let (held_items, other_items) = (held.items(&held_work), other.items(&other_work));
+    // The other's pages are there.
+    let wanted = executor.attend(&other_items).unwrap();
+    let (at_moment, is_held) = sync_channel(1);
     let (done, other_is_done) = sync_channel(1);
-    watched.before_download(move || {
-        at_wait.send(()).unwrap();
-        other_is_done.recv_timeout(Duration::from_secs(120)).expect("nobody goes on while a call waits");
+    watched.before(moment, move || {
+        at_moment.send(()).unwrap();
+        other_is_done.recv_timeout(Duration::from_secs(120)).expect("nobody goes on while a call is held up");
     });
     std::thread::scope(|scope| {
-        let first = scope.spawn(|| executor.attend(&items).unwrap());
-        waits.recv_timeout(Duration::from_secs(120)).unwrap();
-        // A whole call, with pages of its own, between the queueing of the first and its results.
-        let second = executor.attend(&items[..1]).unwrap();
+        let first = scope.spawn(|| executor.attend(&held_items).unwrap());
+        is_held.recv_timeout(Duration::from_secs(120)).unwrap();
+        let found = executor.attend(&other_items).unwrap();
+        // Figures are told meanwhile too.
+        assert!(executor.stats().pages.hits > 0);
         done.send(()).unwrap();
-        assert_eq!(first.join().unwrap()[0], second[0]);
+        assert_eq!(found, wanted);
+        assert_eq!(first.join().unwrap(), executor.attend(&held_items).unwrap());
     });
+}
+
+#[test]
+fn others_go_on_while_a_call_waits() {
+    others_go_on(Moment::Download, (8, 40), (6, 40));
+}
+
+#[test]
+fn others_go_on_while_tiles_wait_for_room_on_their_way() {
+    others_go_on(Moment::UploadApart, (8, 40), (6, 40));
+    others_go_on(Moment::UploadApart, (8, 1), (6, 1));
+}
+
+#[test]
+fn others_go_on_while_a_kernel_is_compiled() {
+    others_go_on(Moment::Launch("attend_decode"), (8, 1), (6, 40));
+    others_go_on(Moment::Launch("attend_prefill"), (8, 40), (6, 1));
+    others_go_on(Moment::Launch("panels_to_rows"), (8, 40), (6, 40));
 }

@@ -85,6 +85,10 @@ impl Prompt {
         assert!(executor.plan(&policy, &input).unwrap() == wanted, "{policy}");
         let counts = watched.counted();
         assert_eq!(counts.waits(), usize::from(counts.launches > 0), "{policy}: {counts:?}");
+        // The means stay: a second plan brings none.
+        assert!(executor.plan(&policy, &input).unwrap() == wanted, "{policy}");
+        let again = watched.counted() - counts;
+        assert_eq!((again.launches, again.uploads_apart), (counts.launches.saturating_sub(1), 0), "{policy}");
         // What is small is planned on the CPU, and so is what the device has no room for.
         let before = watched.counted();
         let small = CudaExecutor::new(watched.clone(), CpuExecutor::serial(), 1 << 20);
@@ -111,8 +115,15 @@ fn lists_are_those_of_the_cpu() {
         "scorer=row-normalised,selector=top-k,k=9,escape=0.7",
         "scorer=row-normalised,selector=top-k,k=9,max_blocks=3",
         "scorer=row-normalised,selector=alpha,alpha=0.3,sink=0,local=0",
+        "scorer=row-normalised,selector=alpha,alpha=0.1,max_blocks=3",
+        "scorer=pooled,selector=mass,gamma=0.9,max_blocks=3",
+        "scorer=row-normalised,selector=mass,gamma=1,max_blocks=5,peak=0.25",
     ] {
-        assert_eq!(prompt.compare(&blocks(rule)), 2, "{rule}: energies, and what is kept of them");
+        assert_eq!(prompt.compare(&blocks(rule)), 3, "{rule}: means, energies, and what is kept of them");
+    }
+    // A whole policy, as it is and bounded so that the bound matters.
+    for policy in ["balanced:min_positions=0", "balanced:min_positions=0,last_tiles=1,max_blocks=6"] {
+        assert_eq!(prompt.compare(policy), 3, "{policy}");
     }
 }
 
@@ -123,8 +134,10 @@ fn of_equal_blocks_the_same_are_kept() {
         "scorer=pooled,selector=top-k,k=7,sink=1,local=1",
         "scorer=row-normalised,selector=mass,gamma=0.31,sink=1,local=1",
         "scorer=pooled,selector=alpha,alpha=1",
+        "scorer=pooled,selector=alpha,alpha=1,max_blocks=4,sink=1,local=1",
+        "scorer=row-normalised,selector=mass,gamma=0.9,max_blocks=11,sink=1,local=1",
     ] {
-        assert_eq!(prompt.compare(&blocks(rule)), 2, "{rule}");
+        assert_eq!(prompt.compare(&blocks(rule)), 3, "{rule}");
     }
 }
 
@@ -135,8 +148,6 @@ fn rules_that_the_device_does_not_know_are_the_cpus() {
         blocks("scorer=second-order,selector=mass,gamma=0.9"),
         blocks("scorer=antidiagonal,stride=8,selector=mass,gamma=0.9"),
         blocks("scorer=pooled-query,selector=mass,gamma=0.9"),
-        blocks("scorer=pooled,selector=mass,gamma=0.9,max_blocks=3"),
-        blocks("scorer=row-normalised,selector=alpha,alpha=0.1,max_blocks=3"),
         "minference:vertical=35,slash=60,dense_layers=0,min_positions=0".to_owned(),
         "exact".to_owned(),
     ] {

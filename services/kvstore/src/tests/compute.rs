@@ -19,13 +19,15 @@ use super::*;
 struct Given {
     cpu: CpuExecutor,
     items: AtomicUsize,
+    /// Versions of the tiles that dense items visited.
+    seen: Mutex<Vec<u64>>,
     fault: Mutex<Option<AttentionError>>,
 }
 
 impl Given {
     fn new() -> Arc<Self> {
-        let (items, fault) = (AtomicUsize::new(0), Mutex::new(None));
-        Arc::new(Self { cpu: CpuExecutor::serial(), items, fault })
+        let (items, seen, fault) = (AtomicUsize::new(0), Mutex::default(), Mutex::new(None));
+        Arc::new(Self { cpu: CpuExecutor::serial(), items, seen, fault })
     }
 
     fn count(&self, items: usize) -> Result<(), AttentionError> {
@@ -37,6 +39,10 @@ impl Given {
 impl Executor for Given {
     fn attend(&self, items: &[ExecutorItem<'_>]) -> Result<Vec<Partials>, AttentionError> {
         self.count(items.len())?;
+        let visited =
+            items.iter().flat_map(|item| item.work.exact.iter().map(move |block| (item, block.tile)));
+        let versions = visited.map(|(item, tile)| item.kv.tile(tile as usize).version());
+        self.seen.lock().unwrap().extend(versions);
         self.cpu.attend(items)
     }
 
@@ -51,9 +57,35 @@ impl Executor for Given {
 }
 
 fn shard_of(executor: &Arc<Given>) -> Fixture {
+    shard_with(executor, config(8))
+}
+
+fn shard_with(executor: &Arc<Given>, config: Config) -> Fixture {
     let executor: Arc<dyn Executor> = Arc::clone(executor) as Arc<dyn Executor>;
     let compute = ShardCompute { pool: ComputePool::serial(), executor };
-    with_compute("kv-0", config(8), compute, |tier| tier)
+    with_compute("kv-0", config, compute, |tier| tier)
+}
+
+/// A device finds copies of tiles again by their versions.
+#[tokio::test]
+async fn tiles_that_are_read_from_disk_again_are_the_same_for_a_device() {
+    let (given, folder) = (Given::new(), disk::folder());
+    let shard = shard_with(&given, disk::tiers(folder.path(), 2, 12));
+    let (names, blocks) = disk::names(9);
+    shard.store(&names).await;
+    let view = shard.view(&blocks).await;
+    let ask = |layer| {
+        let asked = query(1, layer, vec![AttendItem { view_id: view, ..item(0, 144, 1) }]);
+        shard.shard.attend_here(&asked).expect("it is here").expect("the query is sound");
+        std::mem::take(&mut *given.seen.lock().unwrap())
+    };
+    let (first, other, again) = (ask(0), ask(1), ask(0));
+    assert_eq!((first.len(), other.len(), again.len()), (9, 9, 9));
+    // Two were in memory, and may have been written out meanwhile.
+    let same = first.iter().zip(&again).filter(|(first, again)| first == again).count();
+    assert!(same >= 7, "{first:?}, {again:?}");
+    let all: std::collections::HashSet<u64> = first.into_iter().chain(other).collect();
+    assert_eq!(all.len(), 18, "each tile has its own");
 }
 
 #[tokio::test]

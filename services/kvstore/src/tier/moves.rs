@@ -90,7 +90,8 @@ pub(crate) fn open(
         torn = found.torn, damaged_segments = found.damaged, block_bytes = tier.block_bytes(),
         seconds = started.elapsed().as_secs_f64(), "disk tier opened"
     );
-    let reader = Reader { tier: (seam.around)(tier), shape: identity.tile_shape };
+    let (shape, layers) = (identity.tile_shape, identity.layers);
+    let reader = Reader { tier: (seam.around)(tier), shape, layers };
     let (readers, gets_at_a_time) = match seam.reads {
         Reads::OnThreads => (Readers::start(&reader, config.disk.readers, tasks), config.disk.readers),
         Reads::ByWhoAsks => (Readers::none(), 1),

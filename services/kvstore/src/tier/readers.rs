@@ -61,6 +61,8 @@ struct Job {
 pub(crate) struct Reader {
     pub(crate) tier: Arc<dyn Tier>,
     pub(crate) shape: TileShape,
+    /// Tiles of a block.
+    pub(crate) layers: u32,
 }
 
 impl Reader {
@@ -72,7 +74,12 @@ impl Reader {
         if crc32c(tile.as_bytes()) != wanted.crc32c {
             return Err(Bad::Corrupt);
         }
-        Ok(Arc::new(tile))
+        Ok(Arc::new(tile.with_version(self.version(wanted))))
+    }
+
+    /// What copies of the tile on devices are found by, whenever it is read again.
+    fn version(&self, wanted: &Wanted) -> u64 {
+        wanted.extent.content(|| Tile::reserve_versions(self.layers)) + u64::from(wanted.layer)
     }
 
     /// Reads tiles, after telling the disk of all of them.

@@ -3,8 +3,12 @@
 use std::{fmt, sync::Arc};
 
 use longshore_chassis::{Figure, Metrics, encode_counters, encode_gauges};
-use longshore_cuda::{CudaExecutor, ExecutorStats};
-use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
+use longshore_cuda::{CudaExecutor, ExecutorStats, Shortage};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::counter::ConstCounter,
+};
 
 use crate::node::Node;
 
@@ -31,8 +35,21 @@ impl Collector for Attention {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let stats = self.gpu.stats();
         encode_gauges(&mut encoder, gauges(&stats))?;
-        encode_counters(&mut encoder, counters(&stats))
+        encode_counters(&mut encoder, counters(&stats))?;
+        encode_fallbacks(&mut encoder, &stats)
     }
+}
+
+/// Calls that the CPU did, by what the GPU lacked.
+fn encode_fallbacks(encoder: &mut DescriptorEncoder<'_>, stats: &ExecutorStats) -> fmt::Result {
+    let help = "Calls of attention that the CPU did because the GPU had no room for them";
+    let of = |shortage: Shortage| ConstCounter::new(stats.fallbacks.of(shortage));
+    let kind = of(Shortage::Memory).metric_type();
+    let mut family = encoder.encode_descriptor("fallbacks", help, None, kind)?;
+    for shortage in Shortage::ALL {
+        of(shortage).encode(family.encode_family(&[("reason", shortage.name())])?)?;
+    }
+    Ok(())
 }
 
 fn gauges(stats: &ExecutorStats) -> [Figure; 2] {
@@ -42,12 +59,17 @@ fn gauges(stats: &ExecutorStats) -> [Figure; 2] {
     ]
 }
 
-fn counters(stats: &ExecutorStats) -> [Figure; 8] {
+fn counters(stats: &ExecutorStats) -> [Figure; 9] {
     [
         ("page_hits", "Tiles that were attended to and had a copy", stats.pages.hits),
         ("page_misses", "Tiles that were copied to the GPU", stats.pages.misses),
         ("page_evictions", "Copies that made way", stats.pages.evictions),
         ("page_shortages", "Times that there was room for fewer copies than wanted", stats.pages.shortages),
+        (
+            "page_returns",
+            "Times that memory of copies was given back for something else",
+            stats.pages.returned,
+        ),
         ("launches", "Kernels queued by attention", stats.launches),
         ("uploaded_bytes", "Bytes that attention brought to the GPU", stats.uploaded_bytes),
         ("downloaded_bytes", "Bytes of results of attention", stats.downloaded_bytes),
@@ -62,18 +84,18 @@ mod tests {
     #[test]
     fn every_figure_has_a_name_of_its_own_and_its_value() {
         let mut stats = ExecutorStats {
-            launches: 7,
-            uploaded_bytes: 8,
-            downloaded_bytes: 9,
-            waits: 10,
+            launches: 8,
+            uploaded_bytes: 9,
+            downloaded_bytes: 10,
+            waits: 11,
             ..Default::default()
         };
         (stats.pages.pages, stats.pages.reserved_bytes) = (1, 2);
         (stats.pages.hits, stats.pages.misses) = (3, 4);
-        (stats.pages.evictions, stats.pages.shortages) = (5, 6);
+        (stats.pages.evictions, stats.pages.shortages, stats.pages.returned) = (5, 6, 7);
         let all: Vec<_> = gauges(&stats).into_iter().chain(counters(&stats)).collect();
         let values: Vec<u64> = all.iter().map(|(_, _, value)| *value).collect();
-        assert_eq!(values, (1..=10).collect::<Vec<_>>());
+        assert_eq!(values, (1..=11).collect::<Vec<_>>());
         let mut names: Vec<_> = all.iter().map(|(name, _, _)| *name).collect();
         names.sort_unstable();
         names.dedup();

@@ -1,6 +1,6 @@
 //! What workers and shards compute with, on the device of the configuration: the forward pass and attention.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use longshore_attention::{CpuExecutor, Executor, KvDtype, TileShape};
@@ -11,6 +11,7 @@ use longshore_model::{Backend, CpuBackend, CpuOptions, Linear, LoadProgress, Mod
 use crate::{
     config::Config,
     console,
+    cuda::shortages::Shortages,
     device::{self, Choice},
     machine::Machine,
 };
@@ -127,7 +128,9 @@ fn executor(
     let pages = page_budget(config.cuda.page_bytes, gpu.memory()?.0);
     check_pages(pages, tile)?;
     tracing::info!(pages = %console::bytes(pages as u64), "keeps copies of tiles on the GPU");
-    Ok(CudaExecutor::new(gpu, cpu, pages))
+    let shortages = Shortages::default();
+    let executor = CudaExecutor::new(gpu, cpu, pages);
+    Ok(executor.on_shortage(move |shortage, error| shortages.tell(Instant::now(), shortage, error)))
 }
 
 /// Bytes for copies of tiles: what was asked for, or, of what the weights have left, three quarters: the rest is for rows.

@@ -159,7 +159,7 @@ impl KeyLists {
     }
 
     /// Refuses lists that do not belong to a call.
-    pub(super) fn check(&self, call: &PrefillCall, shape: &PageShape) -> Result<(), Error> {
+    pub(super) fn check(&self, call: &PrefillCall<'_>, shape: &PageShape) -> Result<(), Error> {
         if self.kv_heads != shape.kv_heads {
             let problem = format!("is {} in the lists, {} in the pages", self.kv_heads, shape.kv_heads);
             return Err(invalid("kv_heads", problem));
@@ -169,6 +169,10 @@ impl KeyLists {
         }
         if self.means_end > 0 && call.means.is_none() {
             return Err(invalid("means", "are visited, there are none".to_owned()));
+        }
+        call.pages.for_kernel("pages", &[self.pages_end], size_of::<u64>())?;
+        if let Some(means) = call.means {
+            means.pages.for_kernel("means", &[self.means_end as usize], size_of::<u64>())?;
         }
         if !self.column_bias.is_empty() && self.column_bias.len() != self.columns.len() {
             let (bias, columns) = (self.column_bias.len(), self.columns.len());

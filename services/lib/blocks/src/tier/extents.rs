@@ -1,18 +1,31 @@
 //! Places for blocks on a tier: all of one size, so that any one serves any block and nothing has to be moved to make room.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+};
 
 /// A place for one block. Whoever reads it holds it: a place is given to another block only once nobody holds it any more, so
 /// a late reader never reads another block's bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Extent {
     index: u64,
+    content: OnceLock<u64>,
 }
 
 impl Extent {
     /// Number of the place, from 0 to below the tier's capacity.
     pub fn index(&self) -> u64 {
         self.index
+    }
+
+    /// A number for what lies here, which `name` makes when it is first asked for: the same until another block has the place.
+    pub fn content(&self, name: impl FnOnce() -> u64) -> u64 {
+        *self.content.get_or_init(name)
+    }
+
+    fn new(index: u64) -> Arc<Self> {
+        Arc::new(Self { index, content: OnceLock::new() })
     }
 }
 
@@ -55,7 +68,7 @@ impl Extents {
             }
             None => return None,
         };
-        Some(Arc::new(Extent { index }))
+        Some(Extent::new(index))
     }
 
     /// A certain place, found full at a start; none when it is taken or beyond the capacity.
@@ -69,7 +82,7 @@ impl Extents {
         } else if !self.free.remove(&index) {
             return None;
         }
-        Some(Arc::new(Extent { index }))
+        Some(Extent::new(index))
     }
 
     /// Takes a place back; it is empty once its last reader let go.
@@ -101,11 +114,13 @@ mod tests {
         let first = extents.take().unwrap();
         assert!(extents.take().is_none());
         let reader = first.clone();
+        assert_eq!([first.content(|| 7), reader.content(|| 8)], [7, 7]);
         extents.retire(first);
         assert!(extents.take().is_none(), "a reader holds it");
         assert_eq!(extents.used(), 1);
         drop(reader);
-        assert_eq!(extents.take().unwrap().index(), 0);
+        let second = extents.take().unwrap();
+        assert_eq!((second.index(), second.content(|| 8)), (0, 8), "another block's");
     }
 
     #[test]

@@ -112,9 +112,9 @@ impl Step {
 
     fn launch(&self) -> Result<()> {
         Ok(self.attention.launch(&DecodeCall {
-            queries: self.queries.address(),
-            pages: self.table.address(),
-            items: self.items.address(),
+            queries: self.queries.whole(),
+            pages: self.table.whole(),
+            items: self.items.whole(),
             count: self.count,
             most_rows: 1,
             scale: 1.0 / (HEAD_DIM as f32).sqrt(),

@@ -185,16 +185,16 @@ impl Prompt {
         })
     }
 
-    fn call(&self) -> PrefillCall {
+    fn call(&self) -> PrefillCall<'_> {
         PrefillCall {
-            queries: self.queries.address(),
+            queries: self.queries.whole(),
             rows: self.rows,
             first_position: (self.tokens - self.rows) as u64,
             scale: 1.0 / (SHAPE.head_dim as f32).sqrt(),
-            pages: self.table.address(),
+            pages: self.table.whole(),
             means: None,
-            earlier: 0,
-            output: self.output.address(),
+            earlier: None,
+            output: self.output.whole(),
             divide: true,
             skip_below: None,
         }

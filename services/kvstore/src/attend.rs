@@ -119,13 +119,13 @@ async fn compute(store: &Arc<Store>, query: AttendQuery, answers: &Answers) -> R
     let (query_id, tenant) = (query.query_id, query.identity.namespace);
     store.check_identity(&query.identity)?;
     let (views, borrowed) = plan::borrow(store, &query)?;
-    let disk = store.disk().filter(|_| lies_below(&views)).map(|disk| &disk.permits);
+    let disk = store.disk().filter(|_| lies_below(&views)).map(|disk| &disk.turns);
     let mut state = State { stage: Stage::Asked(query, views), _borrowed: borrowed };
     let (asked, mut computed) = (Instant::now(), Duration::ZERO);
     loop {
         let (returned, partials) = {
             let disk_turn = match disk {
-                Some(permits) => Some(Arc::clone(permits).acquire_owned().await.expect("nobody closes it")),
+                Some(turns) => Some(turns.turn(tenant).await),
                 None => None,
             };
             let (turn, worker) = (store.turns().turn(tenant).await, store.clone());

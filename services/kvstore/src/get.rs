@@ -184,15 +184,20 @@ impl Store {
             self.wish(std::iter::once(block.generation()));
         }
         if let Payload::Disk(extent) = block.payload() {
-            return self.read_parts(&block, &extent, wanted).await;
+            return self.read_parts(namespace, &block, &extent, wanted).await;
         }
-        let reader = self.clone();
-        self.off_reactor(move || reader.messages(&block, &wanted)).await
+        let (reader, turn) = (self.clone(), self.read_turns().turn(namespace).await);
+        let read = move || {
+            let _turn = turn;
+            reader.messages(&block, &wanted)
+        };
+        self.off_reactor(read).await
     }
 
     /// Reads a block on disk, in parts when it is large; with all other streams no more parts at a time than there are readers.
     async fn read_parts(
         self: &Arc<Self>,
+        namespace: Namespace,
         block: &Arc<SealedBlock<Arc<Tile>>>,
         extent: &Arc<Extent>,
         wanted: Wanted,
@@ -204,10 +209,9 @@ impl Store {
             let part = first..layers.end.min(first.saturating_add(step as u32));
             let (reader, block, extent, heads) = (self.clone(), block.clone(), extent.clone(), heads.clone());
             async move {
-                // Never closed while the shard is there.
-                let permit = disk.get_permits.clone().acquire_owned().await.map_err(|_| self.panicked())?;
+                let turn = disk.get_turns.turn(namespace).await;
                 let read = move || -> Option<Vec<TileMessage>> {
-                    let _one_of_few = permit;
+                    let _one_of_few = turn;
                     // Whole tiles are read, since only they have a checksum that was stored.
                     let tiles = reader.read_layers(&block, &extent, part.clone()).ok()?;
                     let tiles = part.zip(tiles);

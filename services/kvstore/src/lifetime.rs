@@ -1,6 +1,12 @@
 //! How long a stream goes on: until its caller leaves, its deadline passes or the process stops, or nobody takes what it has.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures::{StreamExt as _, future::ready};
 use longshore_blocks::{Namespace, pool::Resource};
@@ -37,6 +43,8 @@ pub(crate) struct Outlet<T> {
     stream: &'static str,
     /// What a caller does that takes nothing.
     stalling: &'static str,
+    /// Items for which there was room. Several may wait for it: the caller stalls when none of them gets any.
+    sent: AtomicU64,
 }
 
 /// What became of an item.
@@ -57,21 +65,28 @@ pub(crate) fn outlet<T: Send + 'static>(
 ) -> (Outlet<T>, oneshot::Sender<CallError>, BoxStream<T>) {
     let (items, taken) = mpsc::channel(unread);
     let (end, taken) = ending(taken);
-    (Outlet { items, stream, stalling }, end, taken)
+    (Outlet { items, stream, stalling, sent: AtomicU64::new(0) }, end, taken)
 }
 
 impl<T> Outlet<T> {
     /// Sends an item, waiting for room.
     pub(crate) async fn send(&self, store: &Store, item: T) -> Result<Taken, Error> {
         let stall_ms = store.config().stall_ms;
-        match tokio::time::timeout(Duration::from_millis(stall_ms), self.items.send(Ok(item))).await {
-            Ok(Ok(())) => Ok(Taken::Yes),
-            Ok(Err(_)) => Ok(Taken::Gone),
-            Err(_) => {
-                store.metrics.stalled(self.stream);
-                Err(Error::Stalled { stream: self.stream, what: self.stalling, stall_ms })
+        let mut seen = self.sent.load(Relaxed);
+        loop {
+            match tokio::time::timeout(Duration::from_millis(stall_ms), self.items.reserve()).await {
+                Ok(Ok(room)) => {
+                    self.sent.fetch_add(1, Relaxed);
+                    room.send(Ok(item));
+                    return Ok(Taken::Yes);
+                }
+                Ok(Err(_)) => return Ok(Taken::Gone),
+                Err(_) if self.sent.load(Relaxed) != seen => seen = self.sent.load(Relaxed),
+                Err(_) => break,
             }
         }
+        store.metrics.stalled(self.stream);
+        Err(Error::Stalled { stream: self.stream, what: self.stalling, stall_ms })
     }
 
     /// Resolves when the caller went away.
@@ -82,7 +97,7 @@ impl<T> Outlet<T> {
 
 /// A stream of what comes through `items`, and then of the error that the sender ended it with, if any: that arrives although its caller
 /// reads nothing for a while and `items` is full.
-pub(crate) fn ending<T: Send + 'static>(
+fn ending<T: Send + 'static>(
     items: mpsc::Receiver<Result<T, CallError>>,
 ) -> (oneshot::Sender<CallError>, BoxStream<T>) {
     let (end, ended) = oneshot::channel::<CallError>();

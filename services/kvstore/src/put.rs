@@ -12,7 +12,11 @@ use longshore_fabric::{BoxStream, CallContext, Lane, PART_REFUSED, TileRooms};
 use longshore_proto::types::{Identity, PutAck, PutOutcome, TileMessage, WireTileShape};
 use tokio::sync::mpsc;
 
-use crate::{Error, lifetime, store::Store};
+use crate::{
+    Error, lifetime,
+    lifetime::{Outlet, Taken},
+    store::Store,
+};
 
 /// Acknowledgements that may be unread before the stream waits.
 const ACKS_UNREAD_MAX: usize = 64;
@@ -36,8 +40,7 @@ pub(crate) fn start(
     store.metrics.lanes.put(ctx.lane);
     let namespace = identity.namespace;
     let session = Session { store: store.clone(), namespace, writer, blocks: HashMap::new(), settled: 0 };
-    let (acks, answer) = mpsc::channel(ACKS_UNREAD_MAX);
-    let (end, answer) = lifetime::ending(answer);
+    let (acks, end, answer) = lifetime::outlet("put", "no acknowledgement was taken", ACKS_UNREAD_MAX);
     let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
     tasks.spawn("kvstore-put", async move {
         let failure = tokio::select! {
@@ -66,14 +69,12 @@ async fn stalled(store: &Store, writer: WriterId) -> Error {
     }
 }
 
-type Acks = mpsc::Sender<Result<PutAck, longshore_fabric::Error>>;
-
 /// Takes tiles until the stream ends. The session ends with this future, wherever it is: its incomplete blocks are dropped.
 async fn receive(
     mut session: Session,
     lane: Lane,
     mut tiles: mpsc::Receiver<TileMessage>,
-    acks: &Acks,
+    acks: &Outlet<PutAck>,
 ) -> Result<(), Error> {
     let store = session.store.clone();
     let batch_max = (BATCH_BYTES / store.identity().tile_shape.bytes()).clamp(1, 64);
@@ -93,7 +94,7 @@ async fn receive(
             .await?;
         session = returned;
         for ack in outcome? {
-            if acks.send(Ok(ack)).await.is_err() {
+            if acks.send(&store, ack).await? == Taken::Gone {
                 return Ok(());
             }
         }

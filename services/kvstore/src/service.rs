@@ -117,7 +117,7 @@ impl KvStore {
     /// start finds them. Does nothing without a disk tier. Must be called on a runtime, once.
     pub fn save_at_stop(&self) {
         if self.store.disk().is_some() {
-            let saving = at_stop(Arc::downgrade(&self.store), self.tasks.clone());
+            let saving = at_stop(Arc::clone(&self.store), self.tasks.clone());
             self.tasks.spawn("kvstore-save", saving);
         }
     }

@@ -40,6 +40,8 @@ const VIEW_BLOCKS_MAX: usize = 1 << 24;
 /// Put streams that take tiles at the same time. Each has a thread meanwhile, which may wait for room on a slow disk: most of the
 /// threads of a process are left to those who read.
 const PUTS_MAX: usize = 64;
+/// Steps of streams that read at the same time.
+const READS_MAX: usize = 64;
 
 /// Who a shard is and what it holds.
 #[derive(Debug, Clone)]
@@ -77,6 +79,7 @@ pub(crate) struct Store {
     compute: ShardCompute,
     turns: Turns,
     put_turns: Turns,
+    read_turns: Turns,
     pub(crate) metrics: StoreMetrics,
     pub(crate) repair: RepairCounters,
     pub(crate) scrub: Arc<ScrubOrders>,
@@ -139,6 +142,7 @@ impl Store {
         let store = Self {
             turns: Turns::new(config.attend_concurrency),
             put_turns: Turns::new(PUTS_MAX),
+            read_turns: Turns::new(READS_MAX),
             config,
             identity,
             holdings: Mutex::new(Holdings { pool, inventory }),
@@ -178,6 +182,11 @@ impl Store {
     /// Turns at taking tiles, which may wait for room.
     pub(crate) fn put_turns(&self) -> &Turns {
         &self.put_turns
+    }
+
+    /// Turns at reading blocks in memory and at making summaries.
+    pub(crate) fn read_turns(&self) -> &Turns {
+        &self.read_turns
     }
 
     /// Turns at computing.

@@ -67,8 +67,10 @@ async fn send(
     for layer in layers {
         for first in (0..blocks.len()).step_by(step) {
             let (worker, blocks, asked) = (store.clone(), blocks.clone(), asked.clone());
+            let turn = store.read_turns().turn(asked.identity.namespace).await;
             let message = store
                 .off_reactor(move || {
+                    let _turn = turn;
                     let range = first..blocks.len().min(first + step);
                     let means = means(&worker, &blocks, range, layer)?;
                     message(&worker, &asked, layer, first, &means)

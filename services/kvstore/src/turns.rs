@@ -13,6 +13,13 @@ use tokio::sync::oneshot;
 #[derive(Debug, Clone)]
 pub(crate) struct Turns(Arc<Mutex<Waiting>>);
 
+/// A place in the queue, given up when it is dropped before its turn came.
+struct Place<'a> {
+    turns: &'a Turns,
+    tenant: Namespace,
+    receiver: Option<oneshot::Receiver<Turn>>,
+}
+
 #[derive(Debug)]
 struct Waiting {
     free: usize,
@@ -43,7 +50,11 @@ impl Turns {
             }
             waiting.enter(tenant)
         };
-        place.await.expect("whoever waits is given a turn as long as there are any")
+        let mut place = Place { turns: self, tenant, receiver: Some(place) };
+        let receiver = place.receiver.as_mut().expect("it was made with one");
+        let turn = receiver.await.expect("whoever waits is given a turn as long as there are any");
+        place.receiver = None;
+        turn
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -78,6 +89,16 @@ impl Waiting {
         place
     }
 
+    /// Some of a tenant's do not wait any more.
+    fn leave(&mut self, tenant: Namespace) {
+        let Some(queue) = self.queues.get_mut(&tenant) else { return };
+        queue.retain(|waiting| !waiting.is_closed());
+        if queue.is_empty() {
+            self.queues.remove(&tenant);
+            self.order.retain(|other| *other != tenant);
+        }
+    }
+
     /// Whoever has waited longest of the tenant whose turn it is.
     fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
         let tenant = self.order.pop_front()?;
@@ -89,6 +110,16 @@ impl Waiting {
             self.order.push_back(tenant);
         }
         next
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(receiver) = self.receiver.take() {
+            // A turn that came and was not looked at is passed on by this, so it is not done under the lock.
+            drop(receiver);
+            self.turns.lock().leave(self.tenant);
+        }
     }
 }
 

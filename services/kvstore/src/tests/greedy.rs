@@ -221,9 +221,9 @@ async fn tile_connections_and_what_is_on_them_are_shown() {
     assert!(served.scraped("longshore_kvstore_tile_bytes_in_flight 0"), "and nothing is on it");
 }
 
-/// A shard whose callers may take nothing for three tenths of a second, with a view of three of its four blocks.
-async fn impatient() -> (Fixture, u64) {
-    let limits = Config { stall_ms: 300, attend_message_bytes: 1 << 10, ..limits() };
+/// A shard whose callers may take nothing for so long, with a view of the three blocks that it holds.
+async fn impatient(stall_ms: u64) -> (Fixture, u64) {
+    let limits = Config { stall_ms, attend_message_bytes: 1 << 10, ..limits() };
     // Summaries take some of it too.
     let capacity_bytes = 5 * block_bytes() - 1;
     let shard = with_config(Config { capacity_bytes, tenant_percent: 100, retention_ms: 0, ..limits });
@@ -245,7 +245,7 @@ async fn stalled<T>(shard: &Fixture, stream: &str, unread: BoxStream<T>) -> usiz
 
 #[tokio::test]
 async fn blocks_that_an_unread_stream_may_still_need_are_counted_until_it_is_ended() {
-    let (shard, view) = impatient().await;
+    let (shard, view) = impatient(5_000).await;
     let asked = GetSummaries {
         identity: identity(""),
         view_id: view,
@@ -278,7 +278,7 @@ async fn blocks_that_an_unread_stream_may_still_need_are_counted_until_it_is_end
 
 #[tokio::test]
 async fn an_attention_stream_that_nobody_reads_is_ended_with_a_reason() {
-    let (shard, view) = impatient().await;
+    let (shard, view) = impatient(300).await;
     let (queries, received) = mpsc::channel(16);
     let answers = shard.shard.attend(&shard.ctx, received).await.unwrap();
     // Silence is no stall as long as there is nothing to take.

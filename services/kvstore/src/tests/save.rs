@@ -37,6 +37,21 @@ async fn what_is_in_memory_is_found_after_a_clean_stop() {
 }
 
 #[tokio::test]
+async fn a_shard_that_everybody_let_go_of_is_saved_too() {
+    let folder = folder();
+    let config = tiers(folder.path(), 4, 8);
+    let Fixture { shard, tasks, .. } = {
+        let shard = with_config(config.clone());
+        shard.shard.save_at_stop();
+        shard.store(&[1, 2, 3]).await;
+        shard
+    };
+    drop(shard);
+    assert_eq!(tasks.drain(PATIENCE).await, Vec::<String>::new());
+    assert_eq!(found(config, &[1, 2, 3]).await, [true; 3]);
+}
+
+#[tokio::test]
 async fn without_time_for_it_nothing_is_written() {
     let (names, _) = names(3);
     let folder = folder();
@@ -53,12 +68,12 @@ async fn without_time_for_it_nothing_is_written() {
 async fn a_slow_disk_gets_what_is_worth_most_and_is_not_waited_for() {
     let folder = folder();
     let mut config = tiers(folder.path(), 8, 8);
-    (config.disk.save_ms, config.disk.writes_max) = (100, 1);
+    (config.disk.save_ms, config.disk.writes_max) = (1_000, 1);
     let (shard, faults) = faulty(config.clone());
     shard.shard.save_at_stop();
     shard.store(&[1, 2, 3, 4]).await;
     shard.view(&[(0, 3)]).await;
-    faults.delay_ms.store(300, std::sync::atomic::Ordering::SeqCst);
+    faults.delay_ms.store(1_500, std::sync::atomic::Ordering::SeqCst);
     stop(shard).await;
     assert_eq!(found(config, &[1, 2, 3, 4]).await, [false, false, true, false]);
 }

@@ -16,7 +16,7 @@ use longshore_blocks::{
     tier::Extent,
 };
 use longshore_chassis::Tasks;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::{
     DiskSeam, DiskTier, Reads, Record,
@@ -27,6 +27,7 @@ use super::{
 use crate::{
     Config, Error, ShardIdentity,
     store::{Pool, Store},
+    turns::Turns,
 };
 
 /// Blocks that may wait to be read into memory; more are read from disk where they are needed.
@@ -43,9 +44,9 @@ pub(crate) struct Disk {
     ended: (Mutex<u64>, Condvar),
     promotions: mpsc::Sender<Generation>,
     /// Queries that may read at a time: fewer than all, so that a slow disk holds up nobody who does not need it.
-    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) turns: Turns,
     /// Reads of get streams at a time.
-    pub(crate) get_permits: Arc<Semaphore>,
+    pub(crate) get_turns: Turns,
 }
 
 /// What `open` makes.
@@ -105,8 +106,8 @@ pub(crate) fn open(
         ended: (Mutex::new(0), Condvar::new()),
         promotions,
         // A quarter; there may be fewer than four.
-        permits: Arc::new(Semaphore::new((config.attend_concurrency / 4).max(1))),
-        get_permits: Arc::new(Semaphore::new(gets_at_a_time)),
+        turns: Turns::new((config.attend_concurrency / 4).max(1)),
+        get_turns: Turns::new(gets_at_a_time),
     };
     Ok(Opened { disk, promotions: queue, pool, placed })
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -19,12 +19,10 @@ const TELL: Duration = Duration::from_secs(1);
 /// How long writes are waited for that began before the time was over.
 const LAST_WRITES: Duration = Duration::from_secs(1);
 
-/// Waits until `tasks` are cancelled, and saves then.
-pub(crate) async fn at_stop(store: Weak<Store>, tasks: Tasks) {
+/// Waits until `tasks` are cancelled, and saves then: whoever else has the store may let go of it first.
+pub(crate) async fn at_stop(store: Arc<Store>, tasks: Tasks) {
     tasks.cancelled().await;
-    if let Some(store) = store.upgrade() {
-        store.save().await;
-    }
+    store.save().await;
 }
 
 /// What is left to write, and how far that is.

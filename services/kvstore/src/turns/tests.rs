@@ -73,10 +73,28 @@ async fn whoever_leaves_the_queue_or_with_a_turn_unread_costs_nobody_a_turn() {
     }
     assert!(matches!(futures::poll!(last.as_mut()), Poll::Pending));
     drop(left);
+    assert_eq!(turns.lock().queues[&tenant(1)].len(), 1, "who left is not in the queue");
     drop(first);
     // It was given a turn and never looked.
     assert_eq!(turns.lock().free, 0);
     drop(given);
     assert!(matches!(futures::poll!(last), Poll::Ready(_)));
+    assert_eq!(turns.lock().free, 1);
+}
+
+#[tokio::test]
+async fn many_that_left_neither_stay_nor_take_turns_of_their_tenant() {
+    let turns = Turns::new(1);
+    let first = turns.turn(tenant(1)).await;
+    for _ in 0..100 {
+        let mut left = Box::pin(turns.turn(tenant(1)));
+        assert!(matches!(futures::poll!(left.as_mut()), Poll::Pending));
+    }
+    assert!(turns.lock().queues.is_empty() && turns.lock().order.is_empty());
+    let (mut other, mut own) = (pin!(turns.turn(tenant(2))), pin!(turns.turn(tenant(1))));
+    assert!(poll_immediate(&mut other).await.is_none() && poll_immediate(&mut own).await.is_none());
+    drop(first);
+    drop(other.await);
+    drop(own.await);
     assert_eq!(turns.lock().free, 1);
 }

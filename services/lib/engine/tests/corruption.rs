@@ -35,6 +35,7 @@ struct Liar {
 }
 
 /// The seed of a test: its own, or another one that `LONGSHORE_DAMAGE_SEED=N` makes of it.
+#[allow(clippy::print_stdout, reason = "a test says which seed it has")]
 fn seed(own: u64) -> u64 {
     let Some(set) = std::env::var_os("LONGSHORE_DAMAGE_SEED") else { return own };
     let set: u64 = set.to_str().and_then(|set| set.parse().ok()).expect("LONGSHORE_DAMAGE_SEED is a number");

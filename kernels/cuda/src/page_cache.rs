@@ -183,6 +183,11 @@ impl PageCache {
         self.lock().give_back(bytes)
     }
 
+    /// Bytes that hold no pinned page now: what [`Self::give_back`] could give.
+    pub fn idle_bytes(&self) -> usize {
+        self.lock().idle_bytes()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each change is complete before anything can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

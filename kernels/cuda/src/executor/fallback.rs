@@ -113,10 +113,14 @@ impl CudaExecutor {
         }
     }
 
-    /// Gives back memory of pages, of all shapes, until there are `bytes`; false: there are fewer.
+    /// Gives back memory of pages, of all shapes, until there are `bytes`. False: there are fewer; then, unless somebody took some
+    /// meanwhile, all of it stays, since the pages would be lost for nothing.
     fn give_back(&self, bytes: usize) -> bool {
         let shapes: Vec<_> =
             self.shapes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        if shapes.iter().map(|pages| pages.idle_bytes()).sum::<usize>() < bytes {
+            return false;
+        }
         let mut given = 0;
         for pages in shapes {
             given += pages.give_back(bytes.saturating_sub(given));

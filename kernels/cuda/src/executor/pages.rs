@@ -69,6 +69,11 @@ impl TilePages {
         self.cache.give_back(bytes)
     }
 
+    /// Bytes that it could give.
+    pub(super) fn idle_bytes(&self) -> usize {
+        self.cache.idle_bytes()
+    }
+
     /// Pages of the first of `tiles`, as many as there is room for: at least one. For who has pinned none.
     pub(super) fn pin(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
         self.cache.pin(&versions(tiles), |fresh| self.fill(tiles, fresh))

@@ -1,8 +1,10 @@
 //! Which blocks a sparse prefill visits, chosen on the device: energies by mean keys, then a selector with its guards.
 
+use std::sync::Arc;
+
 use longshore_attention::{BlockChoice, BlockChooser, BlockSelection, Error as AttentionError, QUERY_TILE};
 
-use super::{CudaExecutor, SCORE_EIGHTHS, failed};
+use super::{CudaExecutor, SCORE_EIGHTHS, failed, pages::TilePages};
 use crate::{
     BlockScorer, BlockSelector, Buffer, Error, PageElement, ScoreCall, SelectCall, SelectGuards, Selector,
     Span,
@@ -19,14 +21,26 @@ impl BlockChooser for CudaExecutor {
         if lists * choice.blocks < self.choices_min {
             return Ok(None);
         }
-        match self.with_room(|| self.choose_blocks(choice)) {
+        let parts = match self.chooser_parts(choice) {
+            Ok(parts) => parts,
+            // No kernel for these heads, or no pages of these means, on this device: the CPU plans.
+            Err(Error::Invalid { .. }) => return Ok(None),
+            Err(error) if self.fallbacks.note(&error) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        match self.with_room(|| self.choose_blocks(choice, &parts)) {
             Ok(bits) => Ok(Some(bits)),
-            // No kernel for these heads on this device, or no room: the CPU plans.
-            Err(Error::Invalid { .. }) => Ok(None),
+            // No room: the CPU plans. What launches refuse is a fault of ours, and no reason to plan elsewhere in silence.
             Err(error) if self.fallbacks.note(&error) => Ok(None),
             Err(error) => Err(failed(error)),
         }
     }
+}
+
+/// What a device has for a choice, before anything is asked of it.
+struct ChooserParts {
+    scorer: BlockScorer,
+    mean_pages: Arc<TilePages>,
 }
 
 /// Tiles that are scored together.
@@ -38,14 +52,20 @@ struct Run {
 }
 
 impl CudaExecutor {
-    fn choose_blocks(&self, choice: &BlockChoice<'_>) -> Result<Vec<u32>, Error> {
+    /// Refuses heads and shapes of means that there are no kernels for.
+    fn chooser_parts(&self, choice: &BlockChoice<'_>) -> Result<ChooserParts, Error> {
+        let scorer = BlockScorer::new(&self.device, choice.queries.shape, PageElement::F32)?;
+        let mean_pages = self.pages(choice.summaries.shape(), PageElement::F32, SCORE_EIGHTHS)?;
+        Ok(ChooserParts { scorer, mean_pages })
+    }
+
+    fn choose_blocks(&self, choice: &BlockChoice<'_>, parts: &ChooserParts) -> Result<Vec<u32>, Error> {
+        let ChooserParts { scorer, mean_pages } = parts;
         let (heads, words) = (choice.queries.shape, choice.words());
-        let scorer = BlockScorer::new(&self.device, heads, PageElement::F32)?;
         let runs = runs(choice);
         let most = runs.iter().map(|run| run.tiles).max().unwrap_or(0);
         let room = heads.kv_heads * most * choice.blocks * size_of::<f32>();
         let queries = Buffer::from_slice(&self.device, choice.queries.data)?;
-        let mean_pages = self.pages(choice.summaries.shape(), PageElement::F32, SCORE_EIGHTHS)?;
         let tiles: Vec<_> = (0..choice.blocks.div_ceil(choice.stripe_blocks))
             .map(|stripe| choice.summaries.tile(stripe))
             .collect();

@@ -89,8 +89,8 @@ impl Slabs {
 }
 
 impl State {
-    /// Gives back slabs of which no page is pinned, first those whose pages were not used for longest, until there are `bytes` of them.
-    pub(super) fn give_back(&mut self, bytes: usize) -> usize {
+    /// Slabs of which no page is pinned, first those whose pages were not used for longest.
+    fn idle_slabs(&self) -> Vec<usize> {
         let mut last_use: HashMap<usize, u64> = HashMap::new();
         let mut pinned: HashSet<usize> = HashSet::new();
         for page in self.pages.values() {
@@ -104,8 +104,19 @@ impl State {
         let mut idle: Vec<usize> =
             slabs.map(|(number, _)| number).filter(|number| !pinned.contains(number)).collect();
         idle.sort_by_key(|number| last_use.get(number).copied().unwrap_or_default());
+        idle
+    }
+
+    /// Bytes that [`Self::give_back`] could give.
+    pub(super) fn idle_bytes(&self) -> usize {
+        let slabs = self.idle_slabs();
+        slabs.iter().filter_map(|&number| self.slabs.slabs[number].as_ref()).map(|slab| slab.bytes()).sum()
+    }
+
+    /// Gives back slabs of which no page is pinned, first those whose pages were not used for longest, until there are `bytes` of them.
+    pub(super) fn give_back(&mut self, bytes: usize) -> usize {
         let mut given = 0;
-        for number in idle {
+        for number in self.idle_slabs() {
             if given >= bytes {
                 break;
             }

@@ -169,13 +169,20 @@ fn memory_that_the_device_needs_is_given_back_what_is_oldest_first() {
     let pinned = cache.pin(&third[..1], nothing).unwrap();
     let before = cache.stats();
     assert_eq!(before.reserved_bytes, 100 * PAGE);
+    let idle = cache.idle_bytes();
     let given = cache.give_back(1);
     let after = cache.stats();
     assert!(given > 0 && after.reserved_bytes == 100 * PAGE - given, "{after:?}");
     assert_eq!((device.left.load(Ordering::Relaxed), after.returned), (given, 1));
     assert!(after.pages < before.pages);
     // All but what is pinned.
+    assert_eq!(cache.idle_bytes(), idle - given);
     let rest = cache.give_back(usize::MAX);
+    assert_eq!(
+        (cache.idle_bytes(), given + rest),
+        (0, idle),
+        "it tells what it could give, and gives no more"
+    );
     let left = cache.stats().reserved_bytes;
     assert!(rest > 0 && left > 0 && left == 100 * PAGE - given - rest);
     assert_eq!(cache.give_back(usize::MAX), 0);

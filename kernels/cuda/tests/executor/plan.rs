@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use longshore_attention::{
-    CpuExecutor, Executor as _, HeadShape, KvDtype, PlanInput, PrefillPolicy, Queries, Summaries, Tile,
-    TileShape, Tiles,
+    BlockChoice, BlockChooser as _, BlockSelection, CpuExecutor, Executor as _, HeadShape, KvDtype,
+    PlanInput, PrefillPolicy, Queries, Summaries, Tile, TileShape, Tiles,
 };
 use longshore_cuda::{CudaExecutor, Device};
 use rand::{RngExt as _, SeedableRng};
@@ -155,4 +155,36 @@ fn rules_that_the_device_does_not_know_are_the_cpus() {
     }
     // Nothing lies before the first rows.
     assert_eq!(Prompt::new(0, 16, false).compare(&blocks("scorer=pooled,selector=top-k,k=3")), 0);
+}
+
+#[test]
+fn heads_without_a_kernel_are_the_cpus_and_faults_are_told() {
+    let prompt = Prompt::new(20 * TOKENS, 64, false);
+    let device = Watched::with_room(usize::MAX);
+    let executor = CudaExecutor::new(device.clone(), CpuExecutor::serial(), 1 << 20).with_choices_min(0);
+    let choose = |shape: HeadShape, scale: f32| {
+        let first_position = prompt.first_position as u64;
+        executor.choose(&BlockChoice {
+            queries: Queries { shape, first_position, scale, data: &prompt.rows },
+            first_row: 0,
+            tiles: 1,
+            block_tokens: TOKENS,
+            blocks: 20,
+            summaries: &prompt.summaries,
+            stripe_blocks: STRIPE as usize,
+            normalise: false,
+            selection: BlockSelection::TopK(3),
+            most: 20,
+            sink: 1,
+            local: 1,
+            peak: None,
+            always: &[],
+        })
+    };
+    // Their queries have no room in shared memory.
+    assert!(choose(HeadShape { group: 1 << 16, ..HEADS }, 0.125).unwrap().is_none());
+    assert_eq!(device.counted().launches, 0);
+    assert!(choose(HEADS, 0.125).unwrap().is_some());
+    let told = choose(HEADS, f32::NAN).unwrap_err().to_string();
+    assert!(told.contains("`scale`"), "{told}");
 }

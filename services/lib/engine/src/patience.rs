@@ -21,10 +21,13 @@ pub(crate) async fn patiently<T>(
     call: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     let Some(patience) = patience else { return call.await };
-    tokio::time::timeout(patience, call).await.unwrap_or_else(|_| {
-        let waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        Err(Error::Late { shard: link.id.clone(), waited_ms })
-    })
+    tokio::time::timeout(patience, call).await.unwrap_or_else(|_| Err(late(link, patience)))
+}
+
+/// What is said of a shard that was waited for as long as `waited`.
+pub(crate) fn late(link: &ShardLink, waited: Duration) -> Error {
+    let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+    Error::Late { shard: link.id.clone(), waited_ms }
 }
 
 /// What a shard answers to one call or with one message: within the caller's time, and no later than `patience` allows.

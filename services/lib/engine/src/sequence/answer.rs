@@ -95,8 +95,7 @@ impl Sequence {
 
     /// Renews the leases of all views: queries alone would not where policies leave shards out. What fails here is told by the next use.
     pub async fn keep_views(&self, ctx: &CallContext) {
-        let kept =
-            self.views.iter().map(|view| self.open_view(ctx, view.shard, Vec::new(), (Some(view.id), None)));
+        let kept = self.views.iter().map(|view| self.open_view(ctx, view.shard, Vec::new(), Some(view.id)));
         for error in join_all(kept).await.into_iter().filter_map(Result::err) {
             tracing::debug!(%error, "the lease of a view was not renewed");
         }

@@ -3,6 +3,7 @@
 
 mod opening;
 mod place;
+mod race;
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -124,28 +125,32 @@ impl Sequence {
     pub async fn append_remote(&mut self, ctx: &CallContext, count: u64, lease_ms: u32) -> Result<(), Error> {
         self.lease_ms = lease_ms;
         let end = (self.remote_blocks + count).min(self.full_blocks());
+        let mut moves = 0;
         while self.remote_blocks < end {
+            let before = self.remote_blocks;
             let stripe = self.geometry.stripe_of(self.remote_blocks);
             let last = ((stripe + 1) * u64::from(self.geometry.stripe_blocks())).min(end);
             let blocks = self.keyed(self.remote_blocks..last);
             match self.views.iter().position(|view| view.uses(stripe)) {
-                Some(view) => self.grow(ctx, view, stripe, blocks).await?,
+                Some(view) => self.grow(ctx, (view, moves), stripe, blocks).await?,
                 None => self.begin_stripe(ctx, stripe, blocks).await?,
             }
+            moves += u32::from(self.remote_blocks == before);
         }
         Ok(())
     }
 
-    /// Appends to the view that has the beginning of the stripe; when its shard cannot, the stripe moves as a whole.
+    /// Appends to the view that has the beginning of the stripe; when its shard cannot, the stripe moves as a whole. What was appended to
+    /// has moved so many times already, and nothing was appended.
     async fn grow(
         &mut self,
         ctx: &CallContext,
-        view: usize,
+        (view, moves): (usize, u32),
         stripe: u64,
         blocks: ShardBlocks,
     ) -> Result<(), Error> {
         let (shard, count) = (self.views[view].shard, blocks.len() as u64);
-        match self.append(ctx, view, blocks).await {
+        match self.append(ctx, (view, moves), blocks).await {
             Ok(()) => self.views[view].grew(stripe),
             Err(error) if self.links.rule().copies() == 1 => return Err(error),
             // Nobody waits for it any more: its stripes have moved, and the blocks are tried again.
@@ -170,7 +175,7 @@ impl Sequence {
         stripe: u64,
         blocks: ShardBlocks,
     ) -> Result<(), Error> {
-        let mut failure = None;
+        let (mut failure, mut late) = (None, None);
         let readers = ReadOrder::new(&self.links).readers(&self.chain.stripe_seed(self.remote_blocks))?;
         let alone = readers.len() == 1;
         for shard in readers {
@@ -179,12 +184,20 @@ impl Sequence {
             };
             let opened = match self.views.iter().position(grows) {
                 Some(view) => {
-                    let appended = self.append(ctx, view, blocks.clone()).await;
+                    let appended = self.append(ctx, (view, 0), blocks.clone()).await;
                     appended.map(|()| self.views[view].grew(stripe))
                 }
                 None => {
                     let patience = (!alone).then(|| within_time(ctx, self.patience));
-                    self.open_view(ctx, shard, blocks.clone(), (None, patience)).await.map(|id| {
+                    let opening = self.open_view(ctx, shard, blocks.clone(), None);
+                    let opened = patiently(&self.links.links()[shard], patience, opening).await;
+                    if let Err(Error::Late { .. }) = opened {
+                        check(ctx)?;
+                        self.note(shard, &opened);
+                        late = Some(shard);
+                        break;
+                    }
+                    opened.map(|id| {
                         let parts = vec![ViewPart { stripe, used: true }];
                         self.views.push(View { shard, id, parts });
                     })
@@ -206,10 +219,10 @@ impl Sequence {
             }
             check(ctx)?;
         }
-        if let Some(Error::Late { .. }) = failure {
-            // Nobody said that it cannot answer: they are asked again, and waited for longer.
+        if late.is_some() || matches!(failure, Some(Error::Late { .. })) {
+            // Nobody said that it cannot answer: the others are asked, it again after them, and whoever is first has it.
             let upto = self.remote_blocks + blocks.len() as u64;
-            let placed = self.place(ctx, vec![stripe], upto, None).await?;
+            let placed = self.place(ctx, vec![stripe], upto, late).await?;
             self.views.extend(placed);
             self.handed_over(blocks.len() as u64);
             return Ok(());
@@ -218,25 +231,41 @@ impl Sequence {
     }
 
     /// Appends to a view. Unless its shard said clearly whether it did, the sequence is broken. When the shard is late, all that lies
-    /// on it moves to other copies: then the error says so, and the sequence is as good as before. Where there are none it is waited
-    /// for, since another append might count blocks twice.
-    async fn append(&mut self, ctx: &CallContext, view: usize, blocks: ShardBlocks) -> Result<(), Error> {
+    /// on it moves to other copies, unless it answers sooner: then the error says so, and the sequence is as good as before. Where there
+    /// are none it is waited for, since another append might count blocks twice. It is waited for twice as long after each of `moves`:
+    /// two copies that are slow and alive would send the sequence to and fro.
+    async fn append(
+        &mut self,
+        ctx: &CallContext,
+        (view, moves): (usize, u32),
+        blocks: ShardBlocks,
+    ) -> Result<(), Error> {
         check(ctx)?;
         let (shard, id) = (self.views[view].shard, self.views[view].id);
         let broken_before = self.broken;
         // Also holds when this future is dropped half-way.
         self.break_off(NO_ANSWER);
         let link = self.links.links()[shard].clone();
-        let patience = (self.links.rule().copies() > 1).then(|| within_time(ctx, self.patience));
-        let mut answer = Box::pin(self.open_view(ctx, shard, blocks, (Some(id), None)));
+        let patience = self.patience.saturating_mul(1 << moves.min(16));
+        let patience = (self.links.rule().copies() > 1).then(|| within_time(ctx, patience));
+        let mut answer = Box::pin(self.open_view(ctx, shard, blocks, Some(id)));
         let mut opened = patiently(&link, patience, &mut answer).await;
         if let Err(late @ Error::Late { .. }) = opened {
             check(ctx)?;
-            link.note(&Err::<(), Error>(late.clone()));
-            if self.leave(ctx, &[shard]).await.is_ok() {
-                return Err(late);
-            }
-            opened = answer.await;
+            self.note(shard, &Err::<(), Error>(late.clone()));
+            let away = [shard];
+            let sooner = tokio::select! {
+                biased;
+                opened = &mut answer => Some(opened),
+                left = self.leave(ctx, &away) => match left {
+                    Ok(()) => return Err(late),
+                    Err(_) => None,
+                },
+            };
+            opened = match sooner {
+                Some(opened) => opened,
+                None => answer.await,
+            };
         }
         let opened = opened.and_then(|opened| {
             let problem = || format!("view {opened} to an append to {id}");
@@ -300,10 +329,19 @@ impl Sequence {
         ctx: &'a CallContext,
         shard: usize,
         blocks: ShardBlocks,
-        (append_to, patience): (Option<u64>, Option<Duration>),
+        append_to: Option<u64>,
     ) -> impl Future<Output = Result<u64, Error>> + Send + use<'a> {
         let open = OpenView { identity: self.identity, blocks, append_to, lease_ms: self.lease_ms };
-        open_view(ctx, Arc::clone(&self.links), shard, open, patience)
+        open_view(ctx, Arc::clone(&self.links), shard, open)
+    }
+
+    /// Takes note of how a call to a shard ended. That somebody with little time did not wait for it says nothing of the shard.
+    pub(super) fn note<T>(&self, shard: usize, outcome: &Result<T, Error>) {
+        let usual = self.patience.as_millis();
+        let hasty = matches!(outcome, Err(Error::Late { waited_ms, .. }) if u128::from(*waited_ms) < usual);
+        if !hasty {
+            self.links.links()[shard].note(outcome);
+        }
     }
 
     /// Closes all views and waits for the shards, each for a few seconds at most.

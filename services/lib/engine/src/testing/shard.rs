@@ -66,6 +66,10 @@ pub struct Faults {
     pub attend_delay_ms: AtomicU64,
     /// Nothing is answered for as long as it is set, as by a process that is stopped; then all that was asked is.
     pub silent: AtomicBool,
+    /// Milliseconds before a view is opened.
+    pub open_delay_ms: AtomicU64,
+    /// Milliseconds before blocks are appended to a view.
+    pub append_delay_ms: AtomicU64,
     /// Answers with blocks that still stop half-way, without an end.
     pub stalled_gets: AtomicU64,
 }
@@ -386,6 +390,11 @@ impl Shard for MemoryShard {
     }
 
     async fn open_view(&self, _ctx: &CallContext, open: OpenView) -> Result<OpenedView, Error> {
+        let delay = match open.append_to {
+            None => &self.faults.open_delay_ms,
+            Some(_) => &self.faults.append_delay_ms,
+        };
+        tokio::time::sleep(Duration::from_millis(delay.load(Ordering::SeqCst))).await;
         self.faults.check_awake().await?;
         if open.append_to.is_some() && strikes(&self.faults.failed_appends) {
             return Err(Error::new(Code::Unavailable, "the shard is ill"));

@@ -31,7 +31,7 @@ impl Sequence {
             let shard = self.links.links().iter().position(failed);
             let Some(shard) = shard.filter(|_| moves_left > 0) else { return Err(error) };
             moves_left -= 1;
-            self.links.links()[shard].note(&Err::<(), Error>(error.clone()));
+            self.note(shard, &Err::<(), Error>(error.clone()));
             tracing::warn!(%error, "summaries are read from other copies");
             // One of the other copies may be late as well.
             let moved = tokio::time::timeout(self.patience * 2, self.leave(ctx, &[shard])).await;

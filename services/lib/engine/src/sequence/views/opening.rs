@@ -5,7 +5,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures::{FutureExt, future::BoxFuture};
@@ -20,11 +19,10 @@ pub(super) async fn open_view(
     links: Arc<ShardLinks>,
     shard: usize,
     open: OpenView,
-    patience: Option<Duration>,
 ) -> Result<u64, Error> {
     let link = links.links()[shard].clone();
     let opening = Opening::new(ctx, links, shard, open);
-    let opened = match answer(ctx, &link, patience, opening).await {
+    let opened = match answer(ctx, &link, None, opening).await {
         Ok(OpenedView::Open { view_id }) => Ok(view_id),
         Ok(OpenedView::Missing(keys)) => Err(Error::Missing { shard: link.id.clone(), keys }),
         Err(error) => Err(error),

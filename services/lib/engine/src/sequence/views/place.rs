@@ -1,4 +1,4 @@
-//! Finding a shard for every stripe, and blocks on any of theirs: all shards at once, then the next copies of what was not found.
+//! Finding blocks on any shard that has them: all shards at once, then the next copies of what was not found.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -9,17 +9,17 @@ use futures::future::join_all;
 use longshore_blocks::BlockKey;
 use longshore_fabric::CallContext;
 
-use super::{ShardBlocks, View, ViewPart};
+use super::ShardBlocks;
 use crate::{
     Engine, Error, LocalBlock, Sequence, error::check, fetch_blocks, patience::within_time,
     readers::ReadOrder,
 };
 
 /// Blocks that are looked for together, and whom to ask for them.
-struct Wanted {
-    blocks: ShardBlocks,
+pub(super) struct Wanted {
+    pub(super) blocks: ShardBlocks,
     /// Shards that were not asked yet, the first one next.
-    shards: VecDeque<usize>,
+    pub(super) shards: VecDeque<usize>,
     /// Shards that were late. They are asked again when nobody else is left, and waited for twice as long each time.
     late: Vec<usize>,
     /// How long a shard may send nothing.
@@ -27,51 +27,8 @@ struct Wanted {
 }
 
 impl Sequence {
-    /// Opens views of `stripes` (ascending), each whole up to block `upto`, on one shard each that holds it. `not` is asked last.
-    /// On an error everything is closed again.
-    pub(super) async fn place(
-        &self,
-        ctx: &CallContext,
-        stripes: Vec<u64>,
-        upto: u64,
-        not: Option<usize>,
-    ) -> Result<Vec<View>, Error> {
-        let (mut search, mut order) = (Search::new(stripes.len()), ReadOrder::new(&self.links));
-        for stripe in stripes {
-            let first = stripe * u64::from(self.geometry.stripe_blocks());
-            let end = (first + u64::from(self.geometry.stripe_blocks())).min(upto);
-            let wanted = self.wanted(ctx, &mut order, self.keyed(first..end), not)?;
-            search.wanted.push(wanted);
-        }
-        let mut opened = Opened { sequence: self, views: Vec::new() };
-        while let Some(round) = search.round()? {
-            check(ctx)?;
-            let calls = round.into_iter().map(|((shard, patience), wanted)| async move {
-                let blocks = wanted.iter().flat_map(|wanted| wanted.blocks.iter().copied()).collect();
-                let id = self.open_view(ctx, shard, blocks, (None, patience)).await;
-                // Also closed when another shard is still waited for and the search is given up.
-                let opened = id.map(|id| {
-                    let parts = wanted.iter().map(|wanted| self.part(wanted)).collect();
-                    Opened { sequence: self, views: vec![View { shard, id, parts }] }
-                });
-                (wanted, opened)
-            });
-            for (wanted, outcome) in join_all(calls).await {
-                match outcome {
-                    Ok(mut view) => opened.views.append(&mut view.views),
-                    Err(error) => search.failed(wanted, error),
-                }
-            }
-        }
-        Ok(std::mem::take(&mut opened.views))
-    }
-
-    fn part(&self, wanted: &Wanted) -> ViewPart {
-        ViewPart { stripe: self.geometry.stripe_of(wanted.blocks[0].0), used: true }
-    }
-
     /// Blocks of one stripe, and whom to ask for them: `not` comes last.
-    fn wanted(
+    pub(super) fn wanted(
         &self,
         ctx: &CallContext,
         order: &mut ReadOrder<'_>,
@@ -106,7 +63,7 @@ impl Sequence {
                 let keys: Vec<BlockKey> = wanted.iter().map(|wanted| wanted.blocks[0].1).collect();
                 let link = &self.links.links()[shard];
                 let (blocks, ended) = fetch_blocks(engine, ctx, link, self.identity, &keys, patience).await;
-                link.note(&ended);
+                self.note(shard, &ended);
                 (wanted, blocks, ended)
             });
             for (wanted, blocks, ended) in join_all(calls).await {
@@ -121,18 +78,6 @@ impl Sequence {
             }
         }
         Ok(found)
-    }
-}
-
-/// Views that nobody knows of yet: closed unless they are taken, also when the search is given up half-way.
-struct Opened<'a> {
-    sequence: &'a Sequence,
-    views: Vec<View>,
-}
-
-impl Drop for Opened<'_> {
-    fn drop(&mut self) {
-        self.views.iter().for_each(|view| self.sequence.links.close_later(view.shard, view.id));
     }
 }
 

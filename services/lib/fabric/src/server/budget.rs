@@ -157,8 +157,8 @@ impl Budget {
                 Kept::Window { _of: [take(peer)?, take(tenant)?, take(listener)?] }
             }
             Travel::InMessages => {
-                let [of_peer, _, listener] = shares.clone();
-                Kept::Unread { _of: Unread::of_one_more(self, peer, [of_peer, listener])? }
+                let [of_peer, of_tenant, listener] = shares.clone();
+                Kept::Unread { _of: Unread::of_one_more(self, peer, [of_peer, listener], &of_tenant)? }
             }
             Travel::InFrames => Kept::Nothing,
         };
@@ -220,19 +220,27 @@ struct Unread {
     peer: Arc<Peer>,
     /// Of the peer and the listener: many tenants may share a connection.
     shares: [Share; 2],
+    /// What it was more when it began, so that a tenant with many connections takes no more than he may.
+    _of_tenant: OwnedSemaphorePermit,
 }
 
 impl Unread {
-    fn of_one_more(budget: &Budget, peer: &Arc<Peer>, shares: [Share; 2]) -> Result<Self, Error> {
+    fn of_one_more(
+        budget: &Budget,
+        peer: &Arc<Peer>,
+        shares: [Share; 2],
+        of_tenant: &Share,
+    ) -> Result<Self, Error> {
         let mut writers = peer.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = budget.unread(*writers + 1) - budget.unread(*writers);
         let [of_peer, of_listener] = &shares;
-        let taken = [of_peer.take(bytes)?, of_listener.take(bytes)?];
+        let (from_peer, from_tenant) = (of_peer.take(bytes)?, of_tenant.take(bytes)?);
+        let taken = [from_peer, of_listener.take(bytes)?];
         // They come back by the number of streams that are left, whichever those are.
         taken.into_iter().for_each(OwnedSemaphorePermit::forget);
         *writers += 1;
         drop(writers);
-        Ok(Self { budget: budget.clone(), peer: Arc::clone(peer), shares })
+        Ok(Self { budget: budget.clone(), peer: Arc::clone(peer), shares, _of_tenant: from_tenant })
     }
 }
 

@@ -49,10 +49,10 @@ fn readers_are_refused_by_peer_tenant_and_listener_and_everything_comes_back() {
 fn what_a_connection_may_hold_unread_counts_once_for_its_window() {
     let budget = budget();
     let (one, other) = (Arc::<Peer>::default(), Arc::<Peer>::default());
-    let write = |peer: &Arc<Peer>| budget.reserve(tenant(1), peer, Travel::InMessages);
+    let write = |name, peer: &Arc<Peer>| budget.reserve(tenant(name), peer, Travel::InMessages);
     let mut streams = Vec::new();
-    for (peer, taken) in [(&one, 1010), (&one, 1520), (&one, 1530), (&other, 2540)] {
-        streams.push(write(peer).unwrap());
+    for (name, peer, taken) in [(1, &one, 1010), (1, &one, 1520), (1, &one, 1530), (2, &other, 2540)] {
+        streams.push(write(name, peer).unwrap());
         assert_eq!(budget.taken(), taken);
     }
     // Whichever of them goes first.
@@ -61,6 +61,22 @@ fn what_a_connection_may_hold_unread_counts_once_for_its_window() {
     let frames = budget.reserve(tenant(1), &one, Travel::InFrames).unwrap();
     assert_eq!(budget.taken(), 2530, "what comes over a tile connection waits with the kernel");
     drop((streams, frames));
+    assert_eq!(budget.taken(), 0);
+}
+
+#[test]
+fn silent_writers_of_one_tenant_on_many_connections_leave_room_for_others() {
+    let budget = budget();
+    let peers: Vec<Arc<Peer>> = (0..6).map(|_| Arc::default()).collect();
+    let write = |name, peer: usize| budget.reserve(tenant(name), &peers[peer], Travel::InMessages);
+    let silent = write(1, 0).unwrap();
+    (1..5).for_each(|peer| refused(write(1, peer), "the tenant"));
+    let others = [write(2, 1).unwrap(), write(3, 2).unwrap()];
+    let reader = budget.reserve(tenant(4), &peers[3], Travel::Out).unwrap();
+    assert_eq!(budget.taken(), 3 * 1010 + 1000);
+    drop(silent);
+    let again = write(1, 5).unwrap();
+    drop((again, others, reader));
     assert_eq!(budget.taken(), 0);
 }
 

@@ -1,8 +1,10 @@
-use std::{pin::pin, task::Poll};
+use std::{cell::RefCell, pin::pin, task::Poll};
 
-use futures::{FutureExt as _, future::poll_immediate};
+use futures::{
+    FutureExt as _,
+    future::{join_all, poll_immediate},
+};
 use longshore_blocks::{Deployment, EXACT_PREFILL};
-use tokio::sync::mpsc;
 
 use super::*;
 
@@ -10,41 +12,22 @@ fn tenant(salt: u8) -> Namespace {
     Deployment::from_bytes([1; 32]).namespace(EXACT_PREFILL, &[salt])
 }
 
-/// Waits in a task of its own and tells its name when it has its turn, which it then ends.
-fn wait(
-    turns: &Turns,
-    who: (u8, u32),
-    told: &mpsc::UnboundedSender<(u8, u32)>,
-) -> tokio::task::JoinHandle<()> {
-    let (turns, told) = (turns.clone(), told.clone());
-    tokio::spawn(async move {
-        let _turn = turns.turn(tenant(who.0)).await;
-        told.send(who).expect("the test listens");
-    })
-}
-
 #[tokio::test]
 async fn tenants_take_turns_whoever_asked_for_more() {
     let turns = Turns::new(1);
-    let (told, mut heard) = mpsc::unbounded_channel();
+    let order = RefCell::new(Vec::new());
     let first = turns.turn(tenant(9)).await;
-    let mut tasks = Vec::new();
-    for (salt, count) in [(1, 5), (2, 2), (3, 1)] {
-        for number in 0..count {
-            tasks.push(wait(&turns, (salt, number), &told));
-            tokio::task::yield_now().await;
-        }
-    }
+    let wait = async |who: (u8, u32)| {
+        let _turn = turns.turn(tenant(who.0)).await;
+        order.borrow_mut().push(who);
+    };
+    let asked = [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 0), (2, 1), (3, 0)];
+    let mut all = pin!(join_all(asked.map(wait)));
+    assert!(poll_immediate(&mut all).await.is_none(), "all of them wait, in this order");
     drop(first);
-    for task in tasks {
-        task.await.unwrap();
-    }
-    drop(told);
-    let mut order = Vec::new();
-    while let Some(who) = heard.recv().await {
-        order.push(who);
-    }
-    assert_eq!(order, [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (1, 2), (1, 3), (1, 4)]);
+    all.await;
+    let expected = [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (1, 2), (1, 3), (1, 4)];
+    assert_eq!(*order.borrow(), expected);
     assert_eq!(turns.lock().free, 1);
     assert!(turns.lock().queues.is_empty() && turns.lock().order.is_empty());
 }

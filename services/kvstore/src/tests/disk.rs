@@ -196,13 +196,6 @@ async fn a_reader_that_stops_reading_blocks_on_disk_holds_up_nobody_else() {
     let (names, blocks) = names(12);
     shard.store(&names).await;
     let view = shard.view(&blocks).await;
-    let (queries, receiver) = mpsc::channel(16);
-    let _unread = shard.shard.attend(&shard.ctx, receiver).await.unwrap();
-    for id in 0..16 {
-        queries.send(query(id, 0, vec![item(view, 192, 3), item(view, 192, 3)])).await.unwrap();
-    }
-    for id in 0..20 {
-        partials_of(&shard.attend(vec![query(id, 0, vec![item(view, 192, 1)])]).await, id);
-    }
+    lifecycle::others_go_on_beside_an_unread_stream(&shard, view).await;
     assert!(shard.disk().await.blocks > 0);
 }

@@ -76,6 +76,11 @@ async fn a_reader_that_stops_reading_holds_up_nobody_else() {
     shard.store(&names).await;
     let blocks: Vec<_> = names.iter().map(|name| (u64::from(*name) - 1, *name)).collect();
     let view = shard.view(&blocks).await;
+    others_go_on_beside_an_unread_stream(&shard, view).await;
+}
+
+/// Asks for attention over 12 blocks on a stream that nobody reads, and then on others, which must be answered.
+pub(super) async fn others_go_on_beside_an_unread_stream(shard: &Fixture, view: u64) {
     let (queries, receiver) = mpsc::channel(16);
     let _unread = shard.shard.attend(&shard.ctx, receiver).await.unwrap();
     for id in 0..16 {

@@ -158,7 +158,13 @@ impl Parts {
         add: impl FnOnce(Services) -> Services,
         tasks: &Tasks,
     ) {
-        let options = ServerOptions { tcp_port: self.config.listen.tiles_port, ..ServerOptions::default() };
+        let stall = Duration::from_millis(self.config.kvstore.stall_ms);
+        let options = ServerOptions {
+            tcp_port: self.config.listen.tiles_port,
+            // A reader that comes back in time finds out from the store why its stream ended.
+            unread_patience: stall * 2,
+            ..ServerOptions::default()
+        };
         self.serve_with(options, listener, add, tasks);
     }
 

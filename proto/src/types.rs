@@ -17,7 +17,7 @@ pub use kv::{
     AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, ForeignBytes, GetBlocks, GetSummaries,
     HeadPart, Identity, InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome,
     RUNS_MAX, RepairStats, ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats,
-    TileData, TileMemory, TileMessage, TileRoom, WatchInventory, WireTileShape,
+    TileData, TileMemory, TileMessage, TileOrder, TileRoom, WatchInventory, WireTileShape,
 };
 pub use operations::{
     BlockEntry, BlockPage, BlockState, CopyStats, DepartureStats, DrainStats, LIST_BLOCKS_MAX, LaneStats,

@@ -72,6 +72,8 @@ pub struct Faults {
     pub append_delay_ms: AtomicU64,
     /// Answers with blocks that still stop half-way, without an end.
     pub stalled_gets: AtomicU64,
+    /// Every view lacks a block that nobody asked for.
+    pub alien_missing: AtomicBool,
 }
 
 impl Faults {
@@ -113,6 +115,7 @@ struct State {
     blocks: HashMap<Key, Vec<Arc<Tile>>>,
     views: HashMap<u64, View>,
     opened: u64,
+    asked_to_open: u64,
     tiles_received: u64,
     tiles_sent: u64,
     damaged: HashSet<BlockKey>,
@@ -158,6 +161,11 @@ impl MemoryShard {
     /// Views that were opened so far.
     pub fn opened(&self) -> u64 {
         self.state().opened
+    }
+
+    /// Views that were asked for or appended to so far, whatever became of them.
+    pub fn asked_to_open(&self) -> u64 {
+        self.state().asked_to_open
     }
 
     /// Forgets every block and view.
@@ -400,6 +408,10 @@ impl Shard for MemoryShard {
             return Err(Error::new(Code::Unavailable, "the shard is ill"));
         }
         let mut state = self.state();
+        state.asked_to_open += 1;
+        if self.faults.alien_missing.load(Ordering::SeqCst) {
+            return Ok(OpenedView::Missing(vec![BlockKey([0xee; 16])]));
+        }
         let namespace = open.identity.namespace;
         let missing: Vec<BlockKey> = open
             .blocks

@@ -9,7 +9,8 @@ use std::{
 };
 
 use super::{
-    BlockPool, Departure, EvictionPolicy, Generation, Held, Pages, Resource, SealedBlock, Stage, Uses,
+    BlockPool, Candidate, Departure, EvictionPolicy, Generation, Held, Pages, Resource, SealedBlock, Stage,
+    Uses,
 };
 use crate::{
     AdmissionFilter, BlockKey, Error, Namespace,
@@ -78,11 +79,15 @@ enum Denied {
     Unworthy,
 }
 
-/// What becomes of the places of blocks that are in memory as well, when another one needs a place.
+/// What may lose its place to a block that needs one.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Copies {
-    MayGo,
-    Stay,
+enum Losers {
+    /// Places of blocks that are in memory as well, then the blocks that the policy names.
+    Any,
+    /// A stop saves the block. Places of blocks that are in memory as well stay: they would be saved next. Others lose theirs only when the
+    /// policy would let them go before this one, or, without a candidate, because the block is kept: else a stop would write colder and
+    /// colder blocks over those that it saved first.
+    Colder(Option<Candidate>),
 }
 
 /// The tier below memory.
@@ -274,21 +279,21 @@ impl<T> BlockPool<T> {
     /// Orders the write of a block that is in no queue. False when it cannot go down, or (`ask`) is not worth it.
     fn order_spill(&mut self, victim: Generation, now_ms: u64, ask: bool) -> bool {
         let key = self.held.get(&victim).expect("queued blocks are held").block.key();
-        let Some(extent) = self.extent_for(ask.then_some(key), Copies::MayGo, now_ms) else { return false };
+        let Some(extent) = self.extent_for(ask.then_some(key), Losers::Any, now_ms) else { return false };
         let spill = self.spill_to(victim, extent);
         self.disk.as_mut().expect("an extent was taken from it").orders.push_back(spill);
         true
     }
 
     /// A place for a block on the tier below; `wanted` is its key unless it is kept and need not be worth it. Counts why there is none.
-    fn extent_for(&mut self, wanted: Option<BlockKey>, copies: Copies, now_ms: u64) -> Option<Arc<Extent>> {
+    fn extent_for(&mut self, wanted: Option<BlockKey>, losers: Losers, now_ms: u64) -> Option<Arc<Extent>> {
         let disk = self.disk.as_ref()?;
         let extent = if now_ms < disk.paused_until_ms {
             Err(Denied::NoRoom)
         } else if wanted.is_some_and(|key| !disk.filter.admits(&key, None)) {
             Err(Denied::Unworthy)
         } else {
-            self.take_extent(wanted, copies, now_ms)
+            self.take_extent(wanted, losers, now_ms)
         };
         match extent {
             Ok(extent) => return Some(extent),
@@ -313,7 +318,7 @@ impl<T> BlockPool<T> {
     fn take_extent(
         &mut self,
         wanted: Option<BlockKey>,
-        copies: Copies,
+        losers: Losers,
         now_ms: u64,
     ) -> Result<Arc<Extent>, Denied> {
         loop {
@@ -321,7 +326,7 @@ impl<T> BlockPool<T> {
             if let Some(extent) = disk.extents.take() {
                 return Ok(extent);
             }
-            if copies == Copies::MayGo
+            if losers == Losers::Any
                 && let Some(generation) = disk.copies.pop_first()
             {
                 let copy = self.held.get(&generation).and_then(|held| held.block.drop_copy());
@@ -333,7 +338,11 @@ impl<T> BlockPool<T> {
                 let uses = self.held.get(&generation).expect("leased blocks are held").uses;
                 disk.policy.insert(uses.candidate(generation));
             }
-            let victim = disk.policy.pop().ok_or(Denied::NoRoom)?;
+            let victim = match losers {
+                Losers::Colder(Some(candidate)) => disk.pop_before(candidate),
+                Losers::Any | Losers::Colder(None) => disk.policy.pop(),
+            };
+            let victim = victim.ok_or(Denied::NoRoom)?;
             let other = self.held.get(&victim).expect("queued blocks are held").block.key();
             if wanted.is_some_and(|key| !disk.filter.admits(&key, Some(&other))) {
                 self.queue(victim);

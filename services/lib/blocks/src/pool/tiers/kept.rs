@@ -1,7 +1,7 @@
 //! Blocks that something keeps and that leave memory all the same, for the tier below: because nothing else makes room, or because the
 //! process stops. They are not given up for a copy there that may not be readable.
 
-use super::{BlockPool, Copies, Disk, Generation, Spill, Stage};
+use super::{BlockPool, Candidate, Disk, Generation, Losers, Spill, Stage};
 
 /// Copies that are looked at for one that no view holds.
 const LOOKS_MAX: usize = 64;
@@ -134,7 +134,8 @@ impl<T> BlockPool<T> {
     }
 
     /// Orders the write of a block that is in memory alone, whether room is needed or not; [`Self::finish_spill`] ends it. None when it is
-    /// so no more, is not worth a write, or has no place below, where others that are in memory keep theirs.
+    /// so no more, is not worth a write, or has no place below, where others that are in memory keep theirs and so do those that the policy
+    /// would keep longer.
     pub fn begin_save(&mut self, generation: Generation, now_ms: u64) -> Option<Spill<T>> {
         let held = self.held.get(&generation)?;
         let alone = held.stage == Stage::Memory && !held.condemned && held.block.extent().is_none();
@@ -143,7 +144,8 @@ impl<T> BlockPool<T> {
             return None;
         }
         let wanted = (!kept).then_some(held.block.key());
-        let extent = self.extent_for(wanted, Copies::Stay, now_ms)?;
+        let candidate = (!kept).then(|| held.uses.candidate(generation));
+        let extent = self.extent_for(wanted, Losers::Colder(candidate), now_ms)?;
         self.unqueue(generation);
         self.policy.forget(generation);
         let spill = self.spill_to(generation, extent);
@@ -152,6 +154,15 @@ impl<T> BlockPool<T> {
 }
 
 impl<T> Disk<T> {
+    /// Takes out the block that goes first, unless that would be `candidate`, which is not here.
+    pub(super) fn pop_before(&mut self, candidate: Candidate) -> Option<Generation> {
+        self.policy.insert(candidate);
+        let first = self.policy.pop().filter(|first| *first != candidate.block);
+        self.policy.remove(candidate.block);
+        self.policy.forget(candidate.block);
+        first
+    }
+
     /// A read went well.
     pub(super) fn was_read(&mut self) {
         self.trust = Trust::default();

@@ -4,7 +4,7 @@
 mod kept;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -84,9 +84,9 @@ enum Denied {
 enum Losers {
     /// Places of blocks that are in memory as well, then the blocks that the policy names.
     Any,
-    /// A stop saves the block. Places of blocks that are in memory as well stay: they would be saved next. Others lose theirs only when the
-    /// policy would let them go before this one, or, without a candidate, because the block is kept: else a stop would write colder and
-    /// colder blocks over those that it saved first.
+    /// A stop saves the block. Places of blocks that are in memory as well stay: they would be saved next. So do those of blocks that it
+    /// saved before, which are worth more. Others lose theirs when the policy would let them go before this one, or, without a candidate,
+    /// because the block is kept.
     Colder(Option<Candidate>),
 }
 
@@ -106,6 +106,8 @@ pub(super) struct Disk<T> {
     pub(super) coming: usize,
     paused_until_ms: u64,
     trust: kept::Trust,
+    /// Blocks that a stop wrote, or is writing: worth more than all that it writes later.
+    saved: HashSet<Generation>,
 }
 
 impl<T> Disk<T> {
@@ -138,6 +140,7 @@ impl<T> BlockPool<T> {
             coming: 0,
             paused_until_ms: 0,
             trust: kept::Trust::default(),
+            saved: HashSet::new(),
         });
         self
     }
@@ -343,6 +346,10 @@ impl<T> BlockPool<T> {
                 Losers::Any | Losers::Colder(None) => disk.policy.pop(),
             };
             let victim = victim.ok_or(Denied::NoRoom)?;
+            if losers != Losers::Any && disk.saved.contains(&victim) {
+                self.queue(victim);
+                return Err(Denied::NoRoom);
+            }
             let other = self.held.get(&victim).expect("queued blocks are held").block.key();
             if wanted.is_some_and(|key| !disk.filter.admits(&key, Some(&other))) {
                 self.queue(victim);

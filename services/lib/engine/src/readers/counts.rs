@@ -79,7 +79,7 @@ mod tests {
             assert_eq!((decision as usize, format!("{decision:?}").to_lowercase().as_str()), (at, name));
         }
         let counts = ReadCounts::default();
-        counts.clone().count(Decision::Load);
+        counts.count(Decision::Load);
         let counted: Vec<_> = counts.each().filter(|(_, count)| *count > 0).collect();
         assert_eq!(counted, [("load", 1)]);
     }

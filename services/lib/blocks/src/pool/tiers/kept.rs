@@ -135,7 +135,7 @@ impl<T> BlockPool<T> {
 
     /// Orders the write of a block that is in memory alone, whether room is needed or not; [`Self::finish_spill`] ends it. None when it is
     /// so no more, is not worth a write, or has no place below, where others that are in memory keep theirs and so do those that the policy
-    /// would keep longer.
+    /// would keep longer, or that were saved before: the most useful ones are to be saved first.
     pub fn begin_save(&mut self, generation: Generation, now_ms: u64) -> Option<Spill<T>> {
         let held = self.held.get(&generation)?;
         let alone = held.stage == Stage::Memory && !held.condemned && held.block.extent().is_none();
@@ -148,8 +148,10 @@ impl<T> BlockPool<T> {
         let extent = self.extent_for(wanted, Losers::Colder(candidate), now_ms)?;
         self.unqueue(generation);
         self.policy.forget(generation);
-        let spill = self.spill_to(generation, extent);
-        Some(spill)
+        if let Some(disk) = &mut self.disk {
+            disk.saved.insert(generation);
+        }
+        Some(self.spill_to(generation, extent))
     }
 }
 

@@ -122,6 +122,7 @@ async fn who_waits_for_a_turn_is_counted_by_kind_and_so_are_closed_views_that_ar
     }
     assert!(scraped("longshore_kvstore_turns_waiting{kind=\"attend\"} 2"), "{}", shard.metrics.encode());
     assert!(scraped("longshore_kvstore_turns_waiting{kind=\"read\"} 0"));
+    assert_eq!(shard.stats().await.waiting_turns, 2);
     waiting.pop();
     assert!(scraped("longshore_kvstore_turns_waiting{kind=\"attend\"} 1"), "who gave up does not wait");
     drop((busy, waiting));
@@ -130,6 +131,7 @@ async fn who_waits_for_a_turn_is_counted_by_kind_and_so_are_closed_views_that_ar
     let lend = |pool: &mut crate::store::Pool, now| pool.borrow_view(tenant, ViewId(view), now);
     shard.shard.store.with_pool(lend).expect("it is open");
     shard.shard.close_view(&shard.ctx, view).await.expect("it is open");
+    assert_eq!(shard.stats().await.closed_views, 1);
     assert!(scraped("longshore_kvstore_closed_views 1") && scraped("longshore_kvstore_views 0"));
     shard.shard.store.with_pool(|pool, _| pool.return_view(ViewId(view)));
     assert!(scraped("longshore_kvstore_closed_views 0"));

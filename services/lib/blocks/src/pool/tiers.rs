@@ -9,13 +9,14 @@ use std::{
 };
 
 use super::{
-    BlockPool, Candidate, Departure, EvictionPolicy, Generation, Held, Pages, Resource, SealedBlock, Stage,
-    Uses,
+    BlockPool, Departure, EvictionPolicy, Generation, Held, Pages, Resource, SealedBlock, Stage, Uses,
 };
 use crate::{
     AdmissionFilter, BlockKey, Error, Namespace,
     tier::{Extent, Extents, Tier},
 };
+
+use kept::Losers;
 
 /// Sizes and limits of the tier below memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,17 +78,6 @@ enum Denied {
     NoRoom,
     /// The admission filter does not want it.
     Unworthy,
-}
-
-/// What may lose its place to a block that needs one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Losers {
-    /// Places of blocks that are in memory as well, then the blocks that the policy names.
-    Any,
-    /// A stop saves the block. Places of blocks that are in memory as well stay: they would be saved next. So do those of blocks that it
-    /// saved before, which are worth more. Others lose theirs when the policy would let them go before this one, or, without a candidate,
-    /// because the block is kept.
-    Colder(Option<Candidate>),
 }
 
 /// The tier below memory.

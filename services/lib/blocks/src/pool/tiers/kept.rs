@@ -1,10 +1,22 @@
 //! Blocks that something keeps and that leave memory all the same, for the tier below: because nothing else makes room, or because the
 //! process stops. They are not given up for a copy there that may not be readable.
 
-use super::{BlockPool, Candidate, Disk, Generation, Losers, Spill, Stage};
+use super::{BlockPool, Disk, Generation, Spill, Stage};
+use crate::pool::Candidate;
 
 /// Copies that are looked at for one that no view holds.
 const LOOKS_MAX: usize = 64;
+
+/// What may lose its place to a block that needs one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Losers {
+    /// Places of blocks that are in memory as well, then the blocks that the policy names.
+    Any,
+    /// A stop saves the block. Places of blocks that are in memory as well stay: they would be saved next. So do those of blocks that it
+    /// saved before, which are worth more. Others lose theirs when the policy would let them go before this one, or, without a candidate,
+    /// because the block is kept.
+    Colder(Option<Candidate>),
+}
 
 /// What is believed of the tier below.
 #[derive(Debug, Default)]

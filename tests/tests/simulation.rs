@@ -38,7 +38,7 @@ use longshore_blocks::quorum::CopyRule;
 use cluster::{Labelled, Plan};
 use lanes::Sabotage;
 use network::Mark;
-use story::{Report, plan, run};
+use story::{Totals, plan, run};
 
 /// Seeds that every run tries.
 const SEEDS: u64 = 200;
@@ -65,14 +65,14 @@ fn setting(name: &str) -> Option<u64> {
 }
 
 /// Runs `count` seeds from `first` on, two at a time; what each told, in the order of the seeds.
-fn runs(first: u64, count: u64, plan: impl Fn(u64) -> Plan + Sync) -> Vec<(u64, Result<Report, String>)> {
+fn runs(first: u64, count: u64, plan: impl Fn(u64) -> Plan + Sync) -> Vec<(u64, Result<Totals, String>)> {
     let (next, told) = (AtomicU64::new(first), Mutex::new(Vec::new()));
     let work = || loop {
         let seed = next.fetch_add(1, SeqCst);
         if seed >= first + count {
             break;
         }
-        let ended = run(seed, plan(seed));
+        let ended = run(seed, plan(seed)).map(|report| report.totals);
         told.lock().unwrap().push((seed, ended));
     };
     thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(work))));
@@ -82,23 +82,23 @@ fn runs(first: u64, count: u64, plan: impl Fn(u64) -> Plan + Sync) -> Vec<(u64, 
 }
 
 /// What so many seeds told together; panics when one of them failed.
-fn all_is_well(seeds: u64, plan: impl Fn(u64) -> Plan + Sync) -> (u64, Report) {
+fn all_is_well(seeds: u64, plan: impl Fn(u64) -> Plan + Sync) -> (u64, Totals) {
     count_panics();
     let first = setting("LONGSHORE_SIM_SEED").unwrap_or(0);
     let count = setting("LONGSHORE_SIM_SEEDS").unwrap_or(seeds);
-    let (mut all, mut failures) = (Report::default(), Vec::new());
+    let (mut all, mut failures) = (Totals::default(), Vec::new());
     for (seed, told) in runs(first, count, plan) {
         match told {
-            Ok(report) => {
-                all.messages += report.messages;
-                all.stored += report.stored;
-                all.read += report.read;
-                all.failed += report.failed;
-                all.losses += report.losses;
-                all.changes += report.changes;
-                all.drains += report.drains;
-                all.disks.0 += report.disks.0;
-                all.disks.1 += report.disks.1;
+            Ok(totals) => {
+                all.messages += totals.messages;
+                all.stored += totals.stored;
+                all.read += totals.read;
+                all.failed += totals.failed;
+                all.losses += totals.losses;
+                all.changes += totals.changes;
+                all.drains += totals.drains;
+                all.disks.0 += totals.disks.0;
+                all.disks.1 += totals.disks.1;
             }
             Err(story) => failures.push((seed, story)),
         }

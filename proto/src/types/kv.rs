@@ -304,6 +304,10 @@ pub struct ShardStats {
     pub open_blocks: u64,
     /// Open views.
     pub views: u64,
+    /// Views that were closed and that somebody still reads.
+    pub closed_views: u64,
+    /// Pieces of work that wait for a thread.
+    pub waiting_turns: u64,
     /// Blocks stored since start.
     pub stored_total: u64,
     /// Blocks evicted since start.

@@ -20,13 +20,13 @@ use crate::{
     Error,
     borrowed::{Blocks, Borrowed},
     lifetime,
-    lifetime::{Outlet, Taken},
+    lifetime::{Kind, Outlet, Taken},
     store::Store,
 };
 use plan::Plan;
 
-/// Answer messages that may be unread before queries wait.
-const ANSWERS_UNREAD_MAX: usize = 4;
+const KIND: Kind =
+    Kind { task: "kvstore-attend", stream: "attend", stalling: "no answer was taken", unread: 4 };
 
 /// Starts an attend stream.
 pub(crate) fn start(
@@ -35,19 +35,9 @@ pub(crate) fn start(
     ctx: &CallContext,
     queries: mpsc::Receiver<AttendQuery>,
 ) -> BoxStream<AttendAnswer> {
-    let (answers, end, answer) = lifetime::outlet("attend", "no answer was taken", ANSWERS_UNREAD_MAX);
-    let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
-    tasks.spawn("kvstore-attend", async move {
-        let failure = tokio::select! {
-            ended = serve(&store, queries, &answers) => ended.err(),
-            reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
-            () = answers.closed() => None,
-        };
-        if let Some(error) = failure {
-            let _caller_is_gone = end.send(error.into());
-        }
-    });
-    answer
+    lifetime::run((store, tasks, ctx), KIND, move |store, answers| async move {
+        serve(&store, queries, &answers).await
+    })
 }
 
 type Answers = Outlet<AttendAnswer>;

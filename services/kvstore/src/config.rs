@@ -94,7 +94,7 @@ impl Default for DiskConfig {
 
 impl DiskConfig {
     /// Whether there is a disk tier.
-    pub(crate) fn is_on(&self) -> bool {
+    pub fn is_on(&self) -> bool {
         !self.path.is_empty()
     }
 

@@ -16,12 +16,11 @@ use longshore_proto::types::{GetBlocks, HeadPart, TileData, TileMessage, TileOrd
 
 use crate::{
     Error, lifetime,
-    lifetime::{Outlet, Place, Taken},
+    lifetime::{Kind, Outlet, Place, Taken},
     store::{LOOKUP_STEP_KEYS, Store, check_count},
 };
 
-/// Tiles that may be unread before the stream waits.
-const TILES_UNREAD_MAX: usize = 8;
+const KIND: Kind = Kind { task: "kvstore-get", stream: "get", stalling: "no tile was taken", unread: 8 };
 
 /// Bytes of blocks that one stream reads ahead of what goes out, beyond one block; where too many do, it reads block by block.
 const AHEAD_BYTES: usize = 12 << 20;
@@ -53,18 +52,9 @@ pub(crate) fn start(
     let place = Place::take(store, get.identity.namespace, Resource::Readers)?;
     let (lane, lanes) = (ctx.lane, store.metrics.lanes.clone());
     lanes.get(lane);
-    let (tiles, end, answer) = lifetime::outlet("get", "no tile was taken", TILES_UNREAD_MAX);
-    let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
-    tasks.spawn("kvstore-get", async move {
+    let answer = lifetime::run((store, tasks, ctx), KIND, move |store, tiles| async move {
         let _place = place;
-        let failure = tokio::select! {
-            ended = send(&store, get, wanted, &tiles) => ended.err(),
-            reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
-            () = tiles.closed() => None,
-        };
-        if let Some(error) = failure {
-            let _caller_is_gone = end.send(error.into());
-        }
+        send(&store, get, wanted, &tiles).await
     });
     let counted = futures::StreamExt::inspect(answer, move |tile| {
         if let Ok(Some(tile)) = tile {

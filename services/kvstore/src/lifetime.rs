@@ -21,7 +21,7 @@ use crate::{Error, store::Store};
 pub(crate) const STREAMS: [&str; 5] = ["put", "get", "summaries", "attend", "watch"];
 
 /// Resolves when nobody wants the stream's results any more, with the reason.
-pub(crate) async fn ended(store: &Store, ctx: &CallContext, tasks: &Tasks) -> Error {
+async fn ended(store: &Store, ctx: &CallContext, tasks: &Tasks) -> Error {
     let deadline = async {
         match ctx.deadline {
             Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -56,16 +56,48 @@ pub(crate) enum Taken {
     Gone,
 }
 
-/// A way out for `unread` items, the way for the error that the sender ends the stream with, if any, and the stream of both: the error
-/// arrives although its caller reads nothing for a while and all room is taken.
-pub(crate) fn outlet<T: Send + 'static>(
-    stream: &'static str,
-    stalling: &'static str,
-    unread: usize,
-) -> (Outlet<T>, oneshot::Sender<CallError>, BoxStream<T>) {
-    let (items, taken) = mpsc::channel(unread);
-    let (end, taken) = ending(taken);
-    (Outlet { items, stream, stalling, sent: AtomicU64::new(0) }, end, taken)
+/// A kind of stream.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
+    /// Name of the task that serves one.
+    pub(crate) task: &'static str,
+    /// Name for metrics and people, one of [`STREAMS`].
+    pub(crate) stream: &'static str,
+    /// What a caller does that takes nothing.
+    pub(crate) stalling: &'static str,
+    /// Items that may be unread before the stream waits.
+    pub(crate) unread: usize,
+}
+
+/// A stream of what `work` sends through its outlet, in a task of its own, until it is done, its caller leaves or nobody wants it any
+/// more. When that is told by an error it comes last, and arrives although the caller reads nothing for a while and all room is taken.
+/// `work` is dropped where it is.
+pub(crate) fn run<T, W>(
+    (store, tasks, ctx): (&Arc<Store>, &Tasks, &CallContext),
+    kind: Kind,
+    work: impl FnOnce(Arc<Store>, Arc<Outlet<T>>) -> W,
+) -> BoxStream<T>
+where
+    T: Send + 'static,
+    W: Future<Output = Result<(), Error>> + Send + 'static,
+{
+    let (items, taken) = mpsc::channel(kind.unread);
+    let (end, answer) = ending(taken);
+    let (stream, stalling) = (kind.stream, kind.stalling);
+    let outlet = Arc::new(Outlet { items, stream, stalling, sent: AtomicU64::new(0) });
+    let work = work(Arc::clone(store), Arc::clone(&outlet));
+    let (store, ctx, scope) = (Arc::clone(store), ctx.clone(), tasks.clone());
+    tasks.spawn(kind.task, async move {
+        let failure = tokio::select! {
+            ended = work => ended.err(),
+            reason = ended(&store, &ctx, &scope) => Some(reason),
+            () = outlet.closed() => None,
+        };
+        if let Some(error) = failure {
+            let _caller_is_gone = end.send(error.into());
+        }
+    });
+    answer
 }
 
 impl<T> Outlet<T> {
@@ -90,7 +122,7 @@ impl<T> Outlet<T> {
     }
 
     /// Resolves when the caller went away.
-    pub(crate) async fn closed(&self) {
+    async fn closed(&self) {
         self.items.closed().await;
     }
 }

@@ -1,6 +1,7 @@
 //! Counters of a shard, and its occupancy as it is at the moment of a scrape.
 
 mod shares;
+mod waiting;
 
 use std::{
     fmt,
@@ -231,6 +232,7 @@ impl Collector for Occupancy {
         let stats = store.with_pool(|pool, _| pool.stats());
         let (repair, copies) = (store.repair.stats(), store.repair.copies(stats.blocks, stats.stored_total));
         shares::encode(&mut encoder, &stats)?;
+        waiting::encode(&mut encoder, &store)?;
         let tiles = store.listeners.under_way();
         let lane = tiles.map(tile_gauges).into_iter().flatten();
         let gauges_below = store.disk().map(|_| disk_gauges(&stats)).into_iter().flatten();
@@ -242,7 +244,7 @@ impl Collector for Occupancy {
     }
 }
 
-fn gauges(stats: &PoolStats) -> [Figure; 9] {
+fn gauges(stats: &PoolStats) -> [Figure; 10] {
     [
         ("capacity_bytes", "Bytes that tiles and summaries may occupy", stats.budget_bytes),
         ("used_bytes", "Bytes that tiles and summaries occupy", stats.used_bytes),
@@ -253,6 +255,7 @@ fn gauges(stats: &PoolStats) -> [Figure; 9] {
         ("condemned_blocks", "Damaged blocks that wait for their views to end", stats.condemned_blocks),
         ("writers", "Put streams", stats.writers),
         ("views", "Open views", stats.views),
+        ("closed_views", "Views that were closed and whose blocks readers still keep", stats.closed_views),
     ]
 }
 

@@ -14,12 +14,12 @@ use tokio::sync::mpsc;
 
 use crate::{
     Error, lifetime,
-    lifetime::{Outlet, Taken},
+    lifetime::{Kind, Outlet, Taken},
     store::Store,
 };
 
-/// Acknowledgements that may be unread before the stream waits.
-const ACKS_UNREAD_MAX: usize = 64;
+const KIND: Kind =
+    Kind { task: "kvstore-put", stream: "put", stalling: "no acknowledgement was taken", unread: 64 };
 /// Bytes of tiles that are copied at a time.
 const BATCH_BYTES: usize = 4 << 20;
 /// Refused blocks of which more tiles may still come, in one stream.
@@ -40,20 +40,13 @@ pub(crate) fn start(
     store.metrics.lanes.put(ctx.lane);
     let namespace = identity.namespace;
     let session = Session { store: store.clone(), namespace, writer, blocks: HashMap::new(), settled: 0 };
-    let (acks, end, answer) = lifetime::outlet("put", "no acknowledgement was taken", ACKS_UNREAD_MAX);
-    let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
-    tasks.spawn("kvstore-put", async move {
-        let failure = tokio::select! {
-            ended = receive(session, ctx.lane, tiles, &acks) => ended.err(),
-            reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
-            error = stalled(&store, writer) => Some(error),
-            () = acks.closed() => None,
-        };
-        if let Some(error) = failure {
-            let _caller_is_gone = end.send(error.into());
+    let lane = ctx.lane;
+    Ok(lifetime::run((store, tasks, ctx), KIND, move |store, acks| async move {
+        tokio::select! {
+            ended = receive(session, lane, tiles, &acks) => ended,
+            error = stalled(&store, writer) => Err(error),
         }
-    });
-    Ok(answer)
+    }))
 }
 
 /// Resolves when the stream keeps room for blocks that it does not go on with.

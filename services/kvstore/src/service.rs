@@ -33,7 +33,7 @@ use crate::{
 /// A KV shard.
 #[derive(Debug)]
 pub struct KvStore {
-    store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
     tasks: Tasks,
 }
 

@@ -21,6 +21,8 @@ pub(crate) fn of(store: &Store) -> ShardStats {
         pinned_blocks: pool.pinned_blocks,
         open_blocks: pool.open_blocks,
         views: pool.views,
+        closed_views: pool.closed_views,
+        waiting_turns: store.all_turns().map(|(_, turns)| turns.waiting() as u64).sum(),
         stored_total: pool.stored_total,
         evicted_total: pool.evicted_total,
         corrupt_total: store.metrics.corrupt_blocks.get() + pool.condemned_total,

@@ -194,6 +194,13 @@ impl Store {
         &self.turns
     }
 
+    /// All turns by the name of their kind; those of the disk only where there is one.
+    pub(crate) fn all_turns(&self) -> impl Iterator<Item = (&'static str, &Turns)> {
+        let memory = [("attend", &self.turns), ("put", &self.put_turns), ("read", &self.read_turns)];
+        let disk = self.disk().map(|disk| [("disk_attend", &disk.turns), ("disk_get", &disk.get_turns)]);
+        memory.into_iter().chain(disk.into_iter().flatten())
+    }
+
     /// Lends the pool and the time. Never hold it over anything slow. Threads outside of a runtime know
     /// only the real clock, not the one that a test may move.
     pub(crate) fn with_pool<T>(&self, use_pool: impl FnOnce(&mut Pool, u64) -> T) -> T {

@@ -16,12 +16,12 @@ use crate::{
     Error,
     borrowed::{Blocks, Borrowed},
     get, lifetime,
-    lifetime::{Outlet, Place, Taken},
+    lifetime::{Kind, Outlet, Place, Taken},
     store::Store,
 };
 
-/// Messages that may be unread before the stream waits.
-const UNREAD_MAX: usize = 4;
+const KIND: Kind =
+    Kind { task: "kvstore-summaries", stream: "summaries", stalling: "no summary was taken", unread: 4 };
 /// Blocks of one message and of one turn on the compute pool, at most.
 const STEP_BLOCKS: usize = 256;
 /// Bytes that a kept summary takes besides itself: reference counts, its slot, and what the allocator rounds up.
@@ -40,20 +40,10 @@ pub(crate) fn start(
     let place = Place::take(store, namespace, Resource::Readers)?;
     let (blocks, borrowed) = Borrowed::of(store, namespace, std::iter::once(view))?;
     let blocks = blocks.into_iter().next().expect("one view was borrowed");
-    let (messages, end, answer) = lifetime::outlet("summaries", "no summary was taken", UNREAD_MAX);
-    let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
-    tasks.spawn("kvstore-summaries", async move {
+    Ok(lifetime::run((store, tasks, ctx), KIND, move |store, messages| async move {
         let _kept = (place, borrowed);
-        let failure = tokio::select! {
-            ended = send(&store, &asked, layers, &blocks, &messages) => ended.err(),
-            reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
-            () = messages.closed() => None,
-        };
-        if let Some(error) = failure {
-            let _caller_is_gone = end.send(error.into());
-        }
-    });
-    Ok(answer)
+        send(&store, &asked, layers, &blocks, &messages).await
+    }))
 }
 
 async fn send(

@@ -57,6 +57,11 @@ impl Turns {
         turn
     }
 
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().queues.values().map(VecDeque::len).sum()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,6 +3,7 @@
 mod compute;
 mod copies;
 mod cuda;
+mod drain;
 mod position;
 
 use longshore_attention::KvDtype;
@@ -24,6 +25,7 @@ use crate::{
 
 pub(crate) use compute::ComputeConfig;
 pub(crate) use cuda::CudaConfig;
+pub(crate) use drain::DrainConfig;
 pub(crate) use position::PositionScaling;
 
 /// Everything that can be configured.
@@ -137,20 +139,6 @@ pub(crate) struct ClusterConfig {
     pub(crate) members_file: String,
 }
 
-/// End of the process.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct DrainConfig {
-    /// Milliseconds that streams get to finish after the first Ctrl-C or SIGTERM.
-    pub(crate) deadline_ms: u64,
-}
-
-impl Default for DrainConfig {
-    fn default() -> Self {
-        Self { deadline_ms: 20_000 }
-    }
-}
-
 /// Copies of blocks. Their number and that of acknowledgements are equal in every process of a cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -241,7 +229,8 @@ impl Validate for Config {
         self.telemetry.faults(&join(path, "telemetry"), faults);
         self.compute.faults(&join(path, "compute"), faults);
         self.cuda.faults(&join(path, "cuda"), faults);
-        check_range(faults, &join(path, "drain"), "deadline_ms", self.drain.deadline_ms, 0..=3_600_000);
+        self.drain.faults(&join(path, "drain"), faults);
+        self.drain.save_faults(&self.kvstore.disk, &join(path, "kvstore.disk"), faults);
     }
 }
 

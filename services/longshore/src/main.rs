@@ -16,6 +16,7 @@ mod model;
 mod node;
 mod process;
 mod random;
+mod reads;
 mod ready;
 mod role;
 mod store;

@@ -19,7 +19,7 @@ use longshore_prefill::PrefillWorker;
 use longshore_router::Router;
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::{config::Config, node::Node, process};
+use crate::{config::Config, node::Node, process, reads};
 
 /// What services of one process share.
 #[derive(Debug, Clone)]
@@ -111,6 +111,7 @@ impl Parts {
             ATTEND_IN_FLIGHT_MAX,
         );
         let shards = shards.with_copies(self.config.store.rule()).of_member(&this.id);
+        reads::report(&self.labelled(this), shards.reads());
         WorkerParts { engine, shards: Arc::new(shards), limits: self.node.limits() }
     }
 

@@ -27,8 +27,14 @@ const SETTLED_WITHIN_MS: u64 = 240_000;
 /// What is told of a simulation without violations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Report {
-    /// What happened when.
+    /// What happened when: some thousand, so whoever runs many seeds keeps the totals only.
     pub(crate) marks: Vec<Mark>,
+    pub(crate) totals: Totals,
+}
+
+/// How much happened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
     pub(crate) messages: u64,
     /// Blocks that were acknowledged.
     pub(crate) stored: u64,
@@ -420,8 +426,7 @@ impl Story {
         if violations.is_empty() {
             let (marks, messages) = self.network.marks();
             let ledger = |count: fn(&Ledger) -> u64| locked(&self.ledger, |ledger| count(ledger));
-            return Ok(Report {
-                marks,
+            let totals = Totals {
                 messages,
                 stored: ledger(|ledger| ledger.stored.len() as u64),
                 read: ledger(|ledger| ledger.read),
@@ -430,7 +435,8 @@ impl Story {
                 changes: self.changes,
                 drains: self.drains,
                 disks: self.cluster.disks.as_ref().map_or((0, 0), |(disks, _)| disks.told()),
-            });
+            };
+            return Ok(Report { marks, totals });
         }
         let story = self.network.journal().join("\n");
         Err(format!("seed {}:\n{}\n\nwhat led there:\n{story}", self.seed, violations.join("\n")))

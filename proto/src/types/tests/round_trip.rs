@@ -279,6 +279,8 @@ fn stats() {
         uptime_ms: 10,
         writers: 11,
         condemned_blocks: 12,
+        closed_views: 13,
+        waiting_turns: 14,
         departures: DepartureStats {
             evicted_memory_total: 1,
             evicted_disk_total: 2,

@@ -10,14 +10,14 @@ use longshore_proto::types::{InventoryChange, InventoryNews, WatchInventory};
 use super::News;
 use crate::{
     Error, lifetime,
-    lifetime::{Outlet, Place, Taken},
+    lifetime::{Kind, Outlet, Place, Taken},
     store::Store,
 };
 
 /// Events of one message.
 const EVENTS_MAX: usize = 4_096;
-/// Messages that may be unread before the stream waits.
-const UNREAD_MAX: usize = 2;
+const KIND: Kind =
+    Kind { task: "kvstore-inventory", stream: "watch", stalling: "no event was taken", unread: 2 };
 /// Longest time between two messages: the digest comes at least this often.
 const DIGEST_EVERY: Duration = Duration::from_secs(5);
 
@@ -30,20 +30,10 @@ pub(crate) fn start(
 ) -> Result<BoxStream<InventoryNews>, Error> {
     store.check_identity(&watch.identity)?;
     let place = Place::take(store, watch.identity.namespace, Resource::Watchers)?;
-    let (news, end, answer) = lifetime::outlet("watch", "no event was taken", UNREAD_MAX);
-    let (store, ctx, scope) = (store.clone(), ctx.clone(), tasks.clone());
-    tasks.spawn("kvstore-inventory", async move {
+    Ok(lifetime::run((store, tasks, ctx), KIND, move |store, news| async move {
         let _place = place;
-        let failure = tokio::select! {
-            ended = follow(&store, &watch, &news) => ended.err(),
-            reason = lifetime::ended(&store, &ctx, &scope) => Some(reason),
-            () = news.closed() => None,
-        };
-        if let Some(error) = failure {
-            let _caller_is_gone = end.send(error.into());
-        }
-    });
-    Ok(answer)
+        follow(&store, &watch, &news).await
+    }))
 }
 
 /// Tells events until the watcher is gone.

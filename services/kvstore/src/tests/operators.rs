@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::poll_immediate;
+use longshore_blocks::pool::ViewId;
 use longshore_fabric::Code;
 use longshore_proto::types::{BlockEntry, ListBlocks};
 
@@ -100,4 +102,37 @@ async fn tiles_are_counted_by_lane_and_departures_by_reason() {
     let scraped = shard.metrics.encode();
     let line = format!("longshore_kvstore_lane_received_bytes_total{{lane=\"local\"}} {}", 4 * block_bytes());
     assert!(scraped.lines().any(|have| have == line), "{line} is not in\n{scraped}");
+}
+
+/// One that computes at a time: whoever comes after it waits, and is counted by what it waits for.
+#[tokio::test]
+async fn who_waits_for_a_turn_is_counted_by_kind_and_so_are_closed_views_that_are_read() {
+    let folder = folder();
+    let shard = with_config(Config { attend_concurrency: 1, ..tiers(folder.path(), 4, 8) });
+    shard.store(&[1]).await;
+    let scraped = |line: &str| shard.metrics.encode().lines().any(|have| have == line);
+    for kind in ["attend", "put", "read", "disk_attend", "disk_get"] {
+        assert!(scraped(&format!("longshore_kvstore_turns_waiting{{kind=\"{kind}\"}} 0")), "{kind}");
+    }
+    let tenant = tenant("");
+    let busy = shard.shard.store.turns().turn(tenant).await;
+    let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(shard.shard.store.turns().turn(tenant))).collect();
+    for turn in &mut waiting {
+        assert!(poll_immediate(turn).await.is_none(), "there is one turn");
+    }
+    assert!(scraped("longshore_kvstore_turns_waiting{kind=\"attend\"} 2"), "{}", shard.metrics.encode());
+    assert!(scraped("longshore_kvstore_turns_waiting{kind=\"read\"} 0"));
+    assert_eq!(shard.stats().await.waiting_turns, 2);
+    waiting.pop();
+    assert!(scraped("longshore_kvstore_turns_waiting{kind=\"attend\"} 1"), "who gave up does not wait");
+    drop((busy, waiting));
+
+    let view = shard.view(&[(0, 1)]).await;
+    let lend = |pool: &mut crate::store::Pool, now| pool.borrow_view(tenant, ViewId(view), now);
+    shard.shard.store.with_pool(lend).expect("it is open");
+    shard.shard.close_view(&shard.ctx, view).await.expect("it is open");
+    assert_eq!(shard.stats().await.closed_views, 1);
+    assert!(scraped("longshore_kvstore_closed_views 1") && scraped("longshore_kvstore_views 0"));
+    shard.shard.store.with_pool(|pool, _| pool.return_view(ViewId(view)));
+    assert!(scraped("longshore_kvstore_closed_views 0"));
 }

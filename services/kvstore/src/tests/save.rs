@@ -102,3 +102,28 @@ async fn a_full_disk_keeps_what_was_used_last() {
     let kept = found(config, &[1, 2, 3, 4, 5]).await;
     assert_eq!(kept, [false, false, true, true, true]);
 }
+
+#[tokio::test]
+async fn a_full_disk_keeps_what_was_used_after_what_is_in_memory() {
+    let folder = folder();
+    let config = tiers(folder.path(), 2, 3);
+    let shard = with_config(config.clone());
+    shard.shard.save_at_stop();
+    shard.store(&[1, 2, 3, 4, 5]).await;
+    // 4 and 5 are in memory and colder now than 2 and 3, which are on disk.
+    shard.lookup("", &[2, 3]).await;
+    stop(shard).await;
+    assert_eq!(found(config, &[1, 2, 3, 4, 5]).await, [false, true, true, false, true]);
+}
+
+/// A larger memory than the disk: what was saved first is worth most.
+#[tokio::test]
+async fn a_small_disk_gets_the_best_of_a_large_memory() {
+    let folder = folder();
+    let config = tiers(folder.path(), 8, 3);
+    let shard = with_config(config.clone());
+    shard.shard.save_at_stop();
+    shard.store(&[1, 2, 3, 4, 5, 6, 7]).await;
+    stop(shard).await;
+    assert_eq!(found(config, &[1, 2, 3, 4, 5, 6, 7]).await, [false, false, false, false, true, true, true]);
+}

@@ -35,9 +35,16 @@ struct Saving {
 }
 
 impl Saving {
-    fn next(&self) -> Option<Generation> {
+    /// Orders the next write that there is room for. One after the other, so that a block never takes the last room before one that is worth
+    /// more. None when nothing is left or the time is over.
+    fn next<T>(&self, order: impl Fn(Generation) -> Option<T>) -> Option<T> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.pop().filter(|_| Instant::now() < self.until)
+        while let Some(generation) = left.pop().filter(|_| Instant::now() < self.until) {
+            if let Some(ordered) = order(generation) {
+                return Some(ordered);
+            }
+        }
+        None
     }
 }
 
@@ -75,7 +82,7 @@ impl Store {
         match blocks as u64 - saved {
             0 => tracing::info!(%shard, saved, seconds, "stopping: all blocks are on disk"),
             lost => {
-                tracing::warn!(%shard, saved, lost, seconds, "stopping: some blocks are not on disk and are lost, for want of time (`kvstore.disk.save_ms`), of room there, or because a write failed or the admission filter did not want them");
+                tracing::warn!(%shard, saved, lost, seconds, "stopping: some blocks are not on disk and are lost, for want of time (`kvstore.disk.save_ms`), because nothing colder makes room there, or because a write failed or the admission filter did not want them");
             }
         }
     }
@@ -83,9 +90,9 @@ impl Store {
     /// Writes blocks until none is left or the time is over.
     fn save_some(&self, saving: &Saving) {
         let Some(disk) = self.disk() else { return };
-        while let Some(generation) = saving.next() {
-            let ordered = self.with_pool(|pool, now| pool.begin_save(generation, now));
-            if ordered.is_some_and(|spill| self.spill(disk, spill)) {
+        let order = |generation| self.with_pool(|pool, now| pool.begin_save(generation, now));
+        while let Some(spill) = saving.next(order) {
+            if self.spill(disk, spill) {
                 saving.saved.fetch_add(1, Relaxed);
             }
         }

@@ -15,12 +15,21 @@ const AVOIDED_MAX: Duration = Duration::from_secs(10);
 const TIMES_KEPT: usize = 64;
 /// Answers before anything is made of their times.
 const TIMES_NEEDED: usize = 16;
-/// Sizes of questions that are told apart: powers of two of rows.
-const SIZES: usize = 12;
+/// Sizes of questions that are told apart: powers of two of rows, or of blocks.
+const SIZES: usize = 20;
 /// An answer is slow when it takes this many times as long as nineteen of twenty did.
 const SLOW_FACTOR: u32 = 4;
 /// And never before this.
 const SLOW_MIN: Duration = Duration::from_millis(50);
+
+/// An attention query, by what its answer costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// So many rows, over all blocks of views.
+    Rows(usize),
+    /// Lists that visit so many blocks, one count per list.
+    Visits(usize),
+}
 
 /// What is known of one shard in this process.
 #[derive(Debug, Default)]
@@ -32,7 +41,20 @@ pub(crate) struct Health {
 struct State {
     failures: u32,
     avoided_until: Option<Instant>,
-    times: [Times; SIZES],
+    /// When it answered an attention query last.
+    heard: Option<Instant>,
+    /// By kind and size of the question.
+    times: [[Times; SIZES]; 2],
+}
+
+impl State {
+    fn times(&mut self, question: Question) -> &mut Times {
+        let (kind, size) = match question {
+            Question::Rows(rows) => (0, rows),
+            Question::Visits(blocks) => (1, blocks),
+        };
+        &mut self.times[kind][(size.max(1).ilog2() as usize).min(SIZES - 1)]
+    }
 }
 
 #[derive(Debug, Default)]
@@ -74,10 +96,11 @@ impl Health {
         self.lock().avoided_until.is_some_and(|until| until > now)
     }
 
-    /// A question of so many rows was answered within `took`.
-    pub(crate) fn took(&self, rows: usize, took: Duration) {
+    /// A question was answered at `now`, within `took`.
+    pub(crate) fn took(&self, question: Question, took: Duration, now: Instant) {
         let mut state = self.lock();
-        let times = &mut state.times[size(rows)];
+        state.heard = Some(now);
+        let times = state.times(question);
         if times.kept.len() < TIMES_KEPT {
             times.kept.push(took);
         } else {
@@ -87,10 +110,14 @@ impl Health {
         times.next = (times.next + 1) % TIMES_KEPT;
     }
 
-    /// When the answer to a question of so many rows is late; `None` while too few came to say.
-    pub(crate) fn late_after(&self, rows: usize) -> Option<Duration> {
-        let state = self.lock();
-        let mut kept = state.times[size(rows)].kept.clone();
+    /// When it answered an attention query last.
+    pub(crate) fn heard(&self) -> Option<Instant> {
+        self.lock().heard
+    }
+
+    /// When the answer to a question is later than those to others of its size; `None` while too few came to say.
+    pub(crate) fn late_after(&self, question: Question) -> Option<Duration> {
+        let mut kept = self.lock().times(question).kept.clone();
         if kept.len() < TIMES_NEEDED {
             return None;
         }
@@ -101,10 +128,6 @@ impl Health {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn size(rows: usize) -> usize {
-    (rows.max(1).ilog2() as usize).min(SIZES - 1)
 }
 
 /// How many questions may be asked twice: one of `EVERY`, with a few saved up.
@@ -182,15 +205,19 @@ mod tests {
     }
 
     #[test]
-    fn lateness_follows_the_slowest_of_most_answers_of_the_same_size() {
-        let health = Health::default();
-        assert_eq!(health.late_after(1), None);
-        (1..=100).for_each(|ms| health.took(1, Duration::from_millis(ms)));
-        assert_eq!(health.late_after(1), Some(Duration::from_millis(97 * 4)), "of the last 64");
-        assert_eq!(health.late_after(2), None, "larger questions have times of their own");
-        (0..100).for_each(|_| health.took(1, Duration::from_micros(10)));
-        assert_eq!(health.late_after(1), Some(SLOW_MIN));
-        health.took(usize::MAX, Duration::ZERO);
+    fn lateness_follows_the_slowest_of_most_answers_of_the_same_kind_and_size() {
+        use Question::{Rows, Visits};
+        let (health, now) = (Health::default(), Instant::now());
+        assert_eq!((health.late_after(Rows(1)), health.heard()), (None, None));
+        (1..=100).for_each(|ms| health.took(Rows(1), Duration::from_millis(ms), now));
+        assert_eq!(health.late_after(Rows(1)), Some(Duration::from_millis(97 * 4)), "of the last 64");
+        assert_eq!(health.late_after(Rows(2)), None, "larger questions have times of their own");
+        assert_eq!(health.late_after(Visits(1)), None, "so have those that visit single blocks");
+        (0..100).for_each(|_| health.took(Rows(1), Duration::from_micros(10), now));
+        assert_eq!(health.late_after(Rows(1)), Some(SLOW_MIN));
+        let later = now + Duration::from_secs(1);
+        health.took(Visits(usize::MAX), Duration::ZERO, later);
+        assert_eq!(health.heard(), Some(later));
     }
 
     #[test]

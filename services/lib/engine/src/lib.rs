@@ -20,6 +20,7 @@ pub use attend::{AttendTimes, RemoteVisits};
 pub use error::Error;
 pub use events::{EventSender, SendOutcome, event_channel};
 pub use intake::{Limits, TokenIntake, WorkerParts, within};
+pub use readers::ReadCounts;
 pub use sequence::{AnswerVisits, LocalBlock, Sequence};
 pub use shards::{ShardDirectory, ShardLink, ShardLinks};
 pub use step::{

@@ -1,6 +1,7 @@
 //! Who is asked first for blocks that several shards hold: who did not fail lately, then who is near, then who has little to send to
 //! this process. Among equals the stripe decides, so that all who read a block ask the same shard, whose memory then serves them all.
 
+mod counts;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,10 @@ use longshore_cluster::Member;
 use tokio::time::Instant;
 
 use crate::{Error, ShardLink, ShardLinks};
+
+use counts::Decision;
+
+pub use counts::ReadCounts;
 
 /// Bytes under way that make no difference; each doubling of it does.
 const LOAD_STEP: u64 = 16 << 20;
@@ -142,14 +147,18 @@ impl<'a> ReadOrder<'a> {
     /// Indices of the shards that the stripe named by `seed` may lie on, as they are asked.
     pub(crate) fn readers(&self, seed: &[u8; 32]) -> Result<Vec<usize>, Error> {
         let ranked = self.links.candidates(seed)?;
-        if ranked.len() < 2 {
-            return Ok(ranked);
-        }
-        Ok(in_order(ranked, |shard| Standing {
+        let standing = |shard: usize| Standing {
             avoided: self.links.links()[shard].health.is_avoided(self.now),
             distance: self.links.distance(shard),
             load: Load::class(self.bytes[shard]),
-        }))
+        };
+        let ordered = in_order(ranked, standing);
+        let decision = match ordered[..] {
+            [first, second, ..] => Decision::between(standing(first), standing(second)),
+            _ => Decision::Only,
+        };
+        self.links.reads.count(decision);
+        Ok(ordered)
     }
 
     /// So many bytes are about to be read of a shard.

@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     Error,
     health::{Health, SecondAsks},
-    readers::{Distance, Load, Site},
+    readers::{Distance, Load, ReadCounts, Site},
 };
 
 /// How long closing a view may take before it is left to its lease.
@@ -83,6 +83,8 @@ pub struct ShardLinks {
     late_opens: Arc<Semaphore>,
     pub(crate) background: Arc<Semaphore>,
     pub(crate) second_asks: SecondAsks,
+    /// Which copies were read.
+    pub(crate) reads: ReadCounts,
     tasks: TaskTracker,
     runtime: Handle,
 }
@@ -116,7 +118,14 @@ impl ShardLinks {
         let (tasks, runtime, second_asks) = (tasks.clone(), Handle::current(), SecondAsks::default());
         let (distances, late_opens) =
             (vec![Distance::Far; links.len()], Arc::new(Semaphore::new(LATE_OPENS_MAX)));
-        Ok(Self { map, rule, links, distances, late_opens, background, second_asks, tasks, runtime })
+        let reads = ReadCounts::default();
+        Ok(Self { map, rule, links, distances, late_opens, background, second_asks, reads, tasks, runtime })
+    }
+
+    /// The same with the counters of all epochs.
+    fn with_reads(mut self, reads: ReadCounts) -> Self {
+        self.reads = reads;
+        self
     }
 
     /// The same with what is known of how far the shards are, in the map's order.
@@ -234,6 +243,7 @@ pub struct ShardDirectory {
     rule: CopyRule,
     /// Id of the member that this process is.
     own: Option<String>,
+    reads: ReadCounts,
     current: Mutex<Option<(Arc<ClusterView>, Arc<ShardLinks>)>>,
 }
 
@@ -246,7 +256,12 @@ impl ShardDirectory {
         in_flight_max: usize,
     ) -> Self {
         let (rule, own, current) = (CopyRule::default(), None, Mutex::new(None));
-        Self { views, connector, tasks, in_flight_max, rule, own, current }
+        Self { views, connector, tasks, in_flight_max, rule, own, reads: ReadCounts::default(), current }
+    }
+
+    /// Which copies were read so far, and why.
+    pub fn reads(&self) -> &ReadCounts {
+        &self.reads
     }
 
     /// The same of the member `id`: of several copies those near it are read. Its labels and address are those of the membership.
@@ -298,7 +313,7 @@ impl ShardDirectory {
             distances.push(own.distance(&Site::of(member)));
         }
         let links = ShardLinks::new(map, shards, &self.tasks, self.in_flight_max)?;
-        Ok(links.with_copies(self.rule).with_distances(distances))
+        Ok(links.with_copies(self.rule).with_distances(distances).with_reads(self.reads.clone()))
     }
 }
 

@@ -24,8 +24,8 @@ pub struct EngineOptions {
     pub wave_bytes: usize,
     /// How long a shard may take for one attention query.
     pub attend_timeout: Duration,
-    /// How long a shard that is asked for blocks, summaries or a view may send nothing before another one that has the same blocks is
-    /// asked; less where the caller has little time. Where there is no other it is waited for.
+    /// How long a shard that is asked for blocks, summaries, a view or attention may send nothing before another one that has the same
+    /// blocks is asked; less where the caller has little time. Where there is no other it is waited for.
     pub patience: Duration,
 }
 

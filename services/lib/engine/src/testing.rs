@@ -2,10 +2,12 @@
 //! them.
 
 mod cluster;
+mod faults;
 mod model;
 mod shard;
 mod sparse;
 
 pub use cluster::{TestCluster, reference_tiles};
+pub use faults::Faults;
 pub use model::{TinyModel, tokens};
-pub use shard::{Bodies, Faults, MemoryShard};
+pub use shard::{Bodies, MemoryShard};

@@ -155,6 +155,59 @@ fn an_append_without_an_answer_moves_the_sequence_instead_of_breaking_it() {
 }
 
 #[test]
+fn copies_that_open_views_and_take_no_appends_are_an_error() {
+    let world = World::with_copies(2, 2, 2);
+    let prompt = tokens(6, 3 * BLOCK);
+    world.store(&prompt);
+    let mut sequence = world.open(&prompt[..BLOCK]);
+    step(&world, &mut sequence, &prompt[BLOCK..]);
+    for shard in &world.cluster.shards {
+        shard.faults.failed_appends.store(u64::MAX, Ordering::SeqCst);
+    }
+    let ctx = CallContext::new("test").with_timeout(std::time::Duration::from_secs(60));
+    let appended = world.runtime.block_on(sequence.append_remote(&ctx, 1, 60_000));
+    assert!(matches!(appended, Err(Error::Shard { .. })), "{appended:?}");
+    assert!(sequence.broken().is_some(), "nobody knows whether the block was appended");
+}
+
+/// Believed, it would be asked for the same blocks for ever.
+#[test]
+fn a_shard_that_lacks_what_nobody_asked_for_is_not_asked_again() {
+    let prompt = tokens(7, 12 * BLOCK + 1);
+    let ctx = CallContext::new("test").with_timeout(std::time::Duration::from_secs(60));
+    let open = |world: &World| {
+        let (identity, links) = (world.cluster.identity(b""), world.links());
+        let prefix = &prompt[..12 * BLOCK];
+        world.runtime.block_on(Sequence::open(&world.cluster.engine, &ctx, identity, links, prefix, 60_000))
+    };
+    for victim in 0..2 {
+        let world = World::with_copies(2, 2, 2);
+        world.store(&prompt);
+        let liar = &world.cluster.shards[victim];
+        liar.faults.alien_missing.store(true, Ordering::SeqCst);
+        let mut opened = open(&world).expect("the other copy is opened");
+        assert_eq!(liar.asked_to_open(), 1, "one call for all of its stripes");
+        assert_eq!(step(&world, &mut opened, &prompt[12 * BLOCK..]), expected(&world, &prompt));
+
+        let mut sequence = world.empty();
+        step(&world, &mut sequence, &prompt);
+        let appended = world.runtime.block_on(sequence.append_remote(&ctx, 12, 60_000));
+        appended.expect("the other copy takes over");
+        let all = [&prompt[..], &[3]].concat();
+        assert_eq!(step(&world, &mut sequence, &[3]), expected(&world, &all));
+    }
+    let world = World::with_copies(1, 1, 1);
+    world.store(&prompt);
+    world.cluster.shards[0].faults.alien_missing.store(true, Ordering::SeqCst);
+    match open(&world) {
+        Err(Error::Mismatch { shard, problem }) => {
+            assert!(shard.0 == "shard-0" && problem.contains("not asked for"), "{shard} {problem}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn a_block_that_one_copy_lacks_is_read_from_the_other() {
     let world = World::with_copies(2, 2, 2);
     let prompt = tokens(7, 12 * BLOCK + 1);

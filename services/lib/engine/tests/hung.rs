@@ -6,7 +6,7 @@ mod support;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use longshore_engine::{Error, Sequence, testing::tokens};
+use longshore_engine::{Error, Logits, Sequence, StepInput, testing::tokens};
 use longshore_fabric::CallContext;
 
 use support::{BLOCK, World, bits};
@@ -82,6 +82,25 @@ fn a_sequence_is_opened_at_other_copies_and_what_opens_late_is_closed() {
         assert!(world.views_settle_at(0));
     }
     assert!(late >= 3);
+}
+
+/// Before anything is known of how long its answers take.
+#[test]
+fn attention_goes_on_at_other_copies() {
+    let prompt = tokens(12, 20 * BLOCK + 3);
+    for victim in 0..3 {
+        let world = World::hasty(3);
+        world.store(&prompt);
+        let expected = expected(&world, &prompt);
+        let mut opened = world.open(&prompt[..20 * BLOCK]);
+        silent(&world, victim, true);
+        let input = StepInput { sequence: &mut opened, tokens: &prompt[20 * BLOCK..], logits: Logits::Last };
+        let ctx = CallContext::new("test").with_timeout(Duration::from_secs(40));
+        let outputs = world.cluster.engine.step(&ctx, &mut [input], &mut ()).expect("the step runs");
+        let logits = outputs.into_iter().next().expect("one output").expect("the other copies answer");
+        assert_eq!(bits(&logits.expect("logits were asked for")), expected, "without shard {victim}");
+        assert_eq!(world.cluster.shards[victim].attends(), 0, "nobody waited for shard {victim}");
+    }
 }
 
 #[test]

@@ -66,6 +66,22 @@ async fn each_copy_is_asked_once_and_the_first_one_is_taken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stripe_is_begun_at_each_copy_once() {
+    let (cluster, links, prompt) = cluster(Duration::from_millis(500)).await;
+    let mut sequence = Sequence::new(&cluster.engine, cluster.identity(b""), links);
+    let input = StepInput { sequence: &mut sequence, tokens: &prompt, logits: Logits::None };
+    cluster.engine.step(&CallContext::new("test"), &mut [input], &mut ()).expect("all of it is here");
+    slow(&cluster, |faults| &faults.open_delay_ms, 5_000);
+    sequence.append_remote(&CallContext::new("test"), 1, 60_000).await.expect("they are waited for");
+    assert_eq!((sequence.remote_blocks(), sequence.broken()), (1, None));
+    settle().await;
+    assert_eq!((opened(&cluster), cluster.open_views()), (vec![1, 1], 1));
+    drop(sequence);
+    settle().await;
+    assert_eq!(cluster.open_views(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_has_little_time_gets_what_was_asked_for_first() {
     let (cluster, links, prompt) = cluster(Duration::from_secs(10)).await;
     slow(&cluster, |faults| &faults.open_delay_ms, 8_000);

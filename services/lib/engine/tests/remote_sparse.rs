@@ -4,7 +4,10 @@
 #[path = "support/world.rs"]
 mod support;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use longshore_attention::{HeadBudgets, HeadPlan, KvDtype, PrefillPolicy};
 use longshore_engine::{
@@ -13,6 +16,7 @@ use longshore_engine::{
 use longshore_fabric::{CallContext, Code};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tokio::sync::Barrier;
 
 use support::{BLOCK, World, bits, tiles};
 
@@ -65,10 +69,20 @@ fn policy(text: &str) -> Arc<PrefillPolicy> {
 
 /// Computes `tokens` in chunks; the logits of all rows of the last chunk, and what shards did.
 fn compute(world: &World, sequence: &mut Sequence, tokens: &[u32], chunk: usize) -> (Vec<u32>, RemoteVisits) {
+    compute_in(world, &CallContext::new("test"), sequence, tokens, chunk)
+}
+
+fn compute_in(
+    world: &World,
+    ctx: &CallContext,
+    sequence: &mut Sequence,
+    tokens: &[u32],
+    chunk: usize,
+) -> (Vec<u32>, RemoteVisits) {
     let (mut watch, mut logits) = (Watch::default(), Vec::new());
     for part in tokens.chunks(chunk) {
         let input = StepInput { sequence, tokens: part, logits: Logits::All };
-        let outputs = world.cluster.engine.step(&CallContext::new("test"), &mut [input], &mut watch);
+        let outputs = world.cluster.engine.step(ctx, &mut [input], &mut watch);
         logits = outputs.expect("the step runs").remove(0).expect("shards answer").expect("they were wanted");
     }
     (bits(&logits), watch.visits)
@@ -239,6 +253,49 @@ fn a_shard_that_dies_or_lies_changes_no_bit_of_a_sparse_step() {
     }
 }
 
+/// Whoever waited for it would fail: an attention query may take longer than the caller has time.
+#[test]
+fn a_shard_that_falls_silent_is_passed_over_and_nothing_counts_twice() {
+    let prompt = tokens(47, 20 * BLOCK);
+    let (prefix, suffix) = prompt.split_at(12 * BLOCK);
+    let time = Duration::from_secs(40);
+    for victim in 0..3 {
+        let world = World::hasty(3);
+        world.store(prefix);
+        let (mut sequence, _) = opened(&world, prefix, POLICIES[1], u64::MAX);
+        let (expected, usual) = compute(&world, &mut sequence, suffix, 64);
+        let (mut sequence, _) = opened(&world, prefix, POLICIES[1], u64::MAX);
+        let silent = &world.cluster.shards[victim];
+        assert!(silent.views() > 0, "every shard has a part");
+        let answered = silent.attends();
+        silent.faults.silent.store(true, Ordering::SeqCst);
+        let ctx = CallContext::new("test").with_timeout(time);
+        let (found, visits) = compute_in(&world, &ctx, &mut sequence, suffix, 64);
+        assert_eq!(found, expected, "without shard {victim}");
+        assert_eq!(silent.attends(), answered, "nobody waited for shard {victim}");
+        assert_eq!(visits.blocks, usual.blocks, "what shard {victim} was asked in vain does not count");
+    }
+}
+
+/// Answers come after other copies were asked, and those are as slow: they are waited for, and what comes late is nobody's.
+#[test]
+fn answers_that_come_too_late_count_once() {
+    let prompt = tokens(49, 16 * BLOCK);
+    let (prefix, suffix) = prompt.split_at(12 * BLOCK);
+    let world = World::hasty(2);
+    world.store(prefix);
+    let (mut sequence, _) = opened(&world, prefix, POLICIES[4], u64::MAX);
+    let (expected, usual) = compute(&world, &mut sequence, suffix, 400);
+    let (mut sequence, _) = opened(&world, prefix, POLICIES[4], u64::MAX);
+    let asked = world.attends();
+    for shard in &world.cluster.shards {
+        shard.faults.attend_delay_ms.store(700, Ordering::SeqCst);
+    }
+    let (found, visits) = compute(&world, &mut sequence, suffix, 400);
+    assert_eq!((found, visits.blocks), (expected, usual.blocks));
+    assert!(world.attends() > asked, "shards visited nothing");
+}
+
 /// The first owner is gone, breaks off or lies when its summaries are asked for: those of another copy give the same bits.
 #[test]
 fn summaries_come_from_another_copy_when_a_shard_fails() {
@@ -268,6 +325,30 @@ fn summaries_come_from_another_copy_when_a_shard_fails() {
             assert!(visits.blocks > 0, "shards visited nothing");
         }
     }
+}
+
+/// Every shard waits until all others are read, so that whoever reads one after the other reads nothing.
+#[test]
+fn summaries_come_from_all_shards_at_once() {
+    let prompt = tokens(50, 20 * BLOCK);
+    let (prefix, suffix) = prompt.split_at(12 * BLOCK);
+    let world = World::new(3, KvDtype::F32);
+    world.store(prefix);
+    let mut here = world.fetch(prefix).expect("the blocks are there");
+    here.set_prefill(policy(POLICIES[1]), u64::MAX).expect("stripes are small");
+    let (expected, _) = compute(&world, &mut here, suffix, 64);
+    let mut there = world.open(prefix);
+    there.set_prefill(policy(POLICIES[1]), u64::MAX).expect("stripes are small");
+    let parts = world.cluster.open_views();
+    assert!(parts >= 2, "two shards at least have a part");
+    let together = Arc::new(Barrier::new(parts));
+    for shard in &world.cluster.shards {
+        *shard.faults.summaries_together.lock().expect("nobody panicked") = Some(Arc::clone(&together));
+    }
+    let ctx = CallContext::new("test").with_timeout(Duration::from_secs(30));
+    let loaded = world.runtime.block_on(there.load_summaries(&ctx)).expect("all are read at once");
+    assert!(loaded > 0);
+    assert_eq!(compute(&world, &mut there, suffix, 64).0, expected, "they are in their places");
 }
 
 /// Two of three are gone: some stripes have no copy left.

@@ -58,7 +58,8 @@ const STAT_COLUMNS: &str = "Columns, table by table; counts are since the start 
   UP, EPOCH, INCARNATION   time since its start, number of the shard map that it sees, number of this start
   BLOCKS PINNED OPEN       blocks that are held, of these those that a view keeps, and blocks that are still being written
   CONDEMNED                damaged blocks that nobody finds any more, kept until the views that hold them end
-  VIEWS WRITERS            open views, open put streams
+  VIEWS CLOSED WRITERS     open views, those closed whose blocks somebody still reads, open put streams
+  WAITING                  pieces of work that wait for a thread
   STORED HITS MISSES       blocks that were stored, keys that were looked up and were there, or were not
   HIT RATE ATTENDS         share of lookups that found their block, attention queries answered
 

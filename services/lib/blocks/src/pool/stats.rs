@@ -23,6 +23,8 @@ pub struct PoolStats {
     pub writers: u64,
     /// Open views.
     pub views: u64,
+    /// Views that were closed and that readers have not returned: their blocks stay pinned.
+    pub closed_views: u64,
     /// Blocks sealed since start.
     pub stored_total: u64,
     /// Blocks that came although they were held, since start.
@@ -125,6 +127,7 @@ impl<T> BlockPool<T> {
             condemned_blocks: self.condemned_blocks,
             writers: self.writers.len() as u64,
             views: self.views.len() as u64,
+            closed_views: self.closed_views.len() as u64,
             stored_total: self.totals.stored,
             duplicate_total: self.totals.duplicates,
             dropped_total: self.totals.dropped,

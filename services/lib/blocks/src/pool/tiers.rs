@@ -4,7 +4,7 @@
 mod kept;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -15,6 +15,8 @@ use crate::{
     AdmissionFilter, BlockKey, Error, Namespace,
     tier::{Extent, Extents, Tier},
 };
+
+use kept::Losers;
 
 /// Sizes and limits of the tier below memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,13 +80,6 @@ enum Denied {
     Unworthy,
 }
 
-/// What becomes of the places of blocks that are in memory as well, when another one needs a place.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Copies {
-    MayGo,
-    Stay,
-}
-
 /// The tier below memory.
 #[derive(Debug)]
 pub(super) struct Disk<T> {
@@ -101,6 +96,8 @@ pub(super) struct Disk<T> {
     pub(super) coming: usize,
     paused_until_ms: u64,
     trust: kept::Trust,
+    /// Blocks that a stop wrote, or is writing: worth more than all that it writes later.
+    saved: HashSet<Generation>,
 }
 
 impl<T> Disk<T> {
@@ -133,6 +130,7 @@ impl<T> BlockPool<T> {
             coming: 0,
             paused_until_ms: 0,
             trust: kept::Trust::default(),
+            saved: HashSet::new(),
         });
         self
     }
@@ -274,21 +272,21 @@ impl<T> BlockPool<T> {
     /// Orders the write of a block that is in no queue. False when it cannot go down, or (`ask`) is not worth it.
     fn order_spill(&mut self, victim: Generation, now_ms: u64, ask: bool) -> bool {
         let key = self.held.get(&victim).expect("queued blocks are held").block.key();
-        let Some(extent) = self.extent_for(ask.then_some(key), Copies::MayGo, now_ms) else { return false };
+        let Some(extent) = self.extent_for(ask.then_some(key), Losers::Any, now_ms) else { return false };
         let spill = self.spill_to(victim, extent);
         self.disk.as_mut().expect("an extent was taken from it").orders.push_back(spill);
         true
     }
 
     /// A place for a block on the tier below; `wanted` is its key unless it is kept and need not be worth it. Counts why there is none.
-    fn extent_for(&mut self, wanted: Option<BlockKey>, copies: Copies, now_ms: u64) -> Option<Arc<Extent>> {
+    fn extent_for(&mut self, wanted: Option<BlockKey>, losers: Losers, now_ms: u64) -> Option<Arc<Extent>> {
         let disk = self.disk.as_ref()?;
         let extent = if now_ms < disk.paused_until_ms {
             Err(Denied::NoRoom)
         } else if wanted.is_some_and(|key| !disk.filter.admits(&key, None)) {
             Err(Denied::Unworthy)
         } else {
-            self.take_extent(wanted, copies, now_ms)
+            self.take_extent(wanted, losers, now_ms)
         };
         match extent {
             Ok(extent) => return Some(extent),
@@ -313,7 +311,7 @@ impl<T> BlockPool<T> {
     fn take_extent(
         &mut self,
         wanted: Option<BlockKey>,
-        copies: Copies,
+        losers: Losers,
         now_ms: u64,
     ) -> Result<Arc<Extent>, Denied> {
         loop {
@@ -321,7 +319,7 @@ impl<T> BlockPool<T> {
             if let Some(extent) = disk.extents.take() {
                 return Ok(extent);
             }
-            if copies == Copies::MayGo
+            if losers == Losers::Any
                 && let Some(generation) = disk.copies.pop_first()
             {
                 let copy = self.held.get(&generation).and_then(|held| held.block.drop_copy());
@@ -333,7 +331,15 @@ impl<T> BlockPool<T> {
                 let uses = self.held.get(&generation).expect("leased blocks are held").uses;
                 disk.policy.insert(uses.candidate(generation));
             }
-            let victim = disk.policy.pop().ok_or(Denied::NoRoom)?;
+            let victim = match losers {
+                Losers::Colder(Some(candidate)) => disk.pop_before(candidate),
+                Losers::Any | Losers::Colder(None) => disk.policy.pop(),
+            };
+            let victim = victim.ok_or(Denied::NoRoom)?;
+            if losers != Losers::Any && disk.saved.contains(&victim) {
+                self.queue(victim);
+                return Err(Denied::NoRoom);
+            }
             let other = self.held.get(&victim).expect("queued blocks are held").block.key();
             if wanted.is_some_and(|key| !disk.filter.admits(&key, Some(&other))) {
                 self.queue(victim);

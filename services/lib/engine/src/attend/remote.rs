@@ -1,18 +1,15 @@
 //! The remote half of one layer's attention: one query per shard and tenant, and what its answer must look like.
 
-use std::{
-    ops::Range,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use longshore_attention::{HeadShape, Queries};
 use longshore_fabric::{Code, PendingAttend, StripePartial};
 use longshore_proto::types::{AttendItem, AttendQuery, Dtype, Identity, SparseVisits, Tensor};
+use tokio::time::Instant;
 
 use super::{LayerAttention, Part, StripePartials, answer::HeadVisits};
-use crate::{Error, ShardLink, ShardLinks, sequence::View};
+use crate::{Error, ShardLink, ShardLinks, health::Question, sequence::View};
 
 /// A query for the sequences of one tenant on one shard.
 pub(super) struct Group {
@@ -215,9 +212,8 @@ impl LayerAttention<'_, '_> {
         partials: &mut [StripePartials],
     ) -> Result<(), Error> {
         let link = group.link();
-        let answer = self.answer(wave, group, since, pending);
-        link.note(&answer);
-        let answer = answer?;
+        let rows = group.parts().into_iter().map(|part| wave[part].rows.len()).sum();
+        let answer = self.hear((&group.links, group.shard), (Question::Rows(rows), since), pending)?;
         let expected: Vec<(u32, u64, bool)> = self.expected(wave, group);
         let named = expected.iter().map(|&(item, stripe, _)| (item, stripe));
         let of_heads = |partial: &StripePartial| self.has_shape(&group.items[partial.item as usize], partial);
@@ -264,52 +260,12 @@ impl LayerAttention<'_, '_> {
         item.visits.as_ref().is_none_or(fits)
     }
 
-    fn answer(
-        &self,
-        wave: &[Part],
-        group: &Group,
-        since: Instant,
-        pending: Result<PendingAttend, longshore_fabric::Error>,
-    ) -> Result<Vec<StripePartial>, Error> {
-        let link = group.link();
-        let of_shard = |source| Error::of_shard(self.ctx, &link.id, source);
-        let pending = pending.map_err(of_shard)?;
-        if pending.is_ready() {
-            return pending.wait_blocking().map_err(of_shard);
-        }
-        let rows = group.parts().into_iter().map(|part| wave[part].rows.len()).sum();
-        let waited = self.engine.while_waiting(|| match self.late_after(group, rows, since) {
-            None => Ok(pending.wait_blocking()),
-            Some(patience) => pending.wait_blocking_for(patience).or_else(|late| {
-                if group.links.second_asks.take() { Err(()) } else { Ok(late.wait_blocking()) }
-            }),
-        });
-        let Ok(answer) = waited else {
-            let waited_ms = since.elapsed().as_millis() as u64;
-            return Err(Error::Late { shard: link.id.clone(), waited_ms });
-        };
-        if answer.is_ok() {
-            link.health.took(rows, since.elapsed());
-        }
-        answer.map_err(of_shard)
-    }
-
-    /// How much longer to wait before another copy is asked; `None` where there is none or too little is known.
-    fn late_after(&self, group: &Group, rows: usize, since: Instant) -> Option<Duration> {
-        if self.patient || group.links.rule().copies() == 1 {
-            return None;
-        }
-        Some(group.link().health.late_after(rows)?.saturating_sub(since.elapsed()))
-    }
-
-    /// Takes note that the shard which `error` names failed a sequence.
+    /// The shard that `error` names failed a sequence.
     pub(super) fn lose(&mut self, input: usize, error: &Error) {
-        let (Error::Shard { shard, .. } | Error::Mismatch { shard, .. }) = error else { return };
-        let batch = self.batch;
-        let links = batch[input].sequence.links().links();
-        let Some(shard) = links.iter().position(|link| link.id == *shard) else { return };
-        links[shard].note(&Err::<(), Error>(error.clone()));
-        let lost = Lost { input, shard, late: false };
+        let Some(id) = error.failed_shard() else { return };
+        let links = self.batch[input].sequence.links().links();
+        let Some(shard) = links.iter().position(|link| link.id == *id) else { return };
+        let lost = Lost { input, shard, late: matches!(error, Error::Late { .. }) };
         if !self.lost.contains(&lost) {
             self.lost.push(lost);
         }

@@ -25,8 +25,8 @@ pub struct RemoteVisits {
 }
 
 impl LayerAttention<'_, '_> {
-    /// Attends the rows of `part` and writes f32 `[rows, query_heads * head_dim]` to `output`. When a shard fails, the failure is
-    /// the sequence's, unless other copies take over.
+    /// Attends the rows of `part` and writes f32 `[rows, query_heads * head_dim]` to `output`. When a shard fails or is late, nothing is
+    /// written and the failure is the sequence's, unless other copies take over.
     pub(super) fn run_sparse(
         &mut self,
         part: &Part,
@@ -67,7 +67,7 @@ impl LayerAttention<'_, '_> {
         };
         let partials = match partials {
             Ok(partials) => partials,
-            Err(error @ (Error::Shard { .. } | Error::Mismatch { .. })) => {
+            Err(error) if error.failed_shard().is_some() => {
                 self.lose(part.input, &error);
                 self.failed[part.input] = Some(error);
                 return Ok(());

@@ -5,9 +5,9 @@ mod opening;
 mod place;
 mod race;
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
-use futures::future::join_all;
+use futures::{FutureExt, future::join_all};
 use longshore_blocks::BlockKey;
 use longshore_fabric::CallContext;
 use longshore_proto::types::{Identity, OpenView};
@@ -22,7 +22,11 @@ use crate::{
 };
 
 use opening::open_view;
+use race::Begun;
 
+/// How often what grows may move to other copies because an append failed. Copies that open views and take no appends would send it to and
+/// fro for ever.
+const MOVES_MAX: u32 = 8;
 /// Why a sequence is broken while nobody knows whether a shard appended blocks to a view.
 const NO_ANSWER: &str = "an append to a view got no answer";
 
@@ -46,6 +50,11 @@ pub(crate) struct ViewPart {
 }
 
 impl View {
+    /// A view that one stripe was opened with.
+    fn of(shard: usize, id: u64, stripe: u64) -> Self {
+        Self { shard, id, parts: vec![ViewPart { stripe, used: true }] }
+    }
+
     fn uses(&self, stripe: u64) -> bool {
         self.parts.iter().any(|part| part.stripe == stripe && part.used)
     }
@@ -161,6 +170,7 @@ impl Sequence {
                 self.pass_over(view, stripe);
                 self.views.extend(moved);
             }
+            Err(error) if moves >= MOVES_MAX => return Err(error),
             // Whether it was appended is not known, so the view is given up; the blocks are tried again.
             Err(error) => return self.leave(ctx, &[shard]).await.map_err(|_| error),
         }
@@ -168,17 +178,18 @@ impl Sequence {
         Ok(())
     }
 
-    /// Hands over the first blocks of a stripe, to the first shard that holds them.
+    /// Hands over the first blocks of a stripe, to the first shard that holds them. None is asked again that was late to open a view: it is
+    /// waited for beside the others.
     async fn begin_stripe(
         &mut self,
         ctx: &CallContext,
         stripe: u64,
         blocks: ShardBlocks,
     ) -> Result<(), Error> {
-        let (mut failure, mut late) = (None, None);
+        let (mut failure, mut late) = (None, Vec::new());
         let readers = ReadOrder::new(&self.links).readers(&self.chain.stripe_seed(self.remote_blocks))?;
-        let alone = readers.len() == 1;
-        for shard in readers {
+        let (alone, mut readers) = (readers.len() == 1, VecDeque::from(readers));
+        while let Some(shard) = readers.pop_front() {
             let grows = |view: &View| {
                 view.shard == shard && view.parts.last().is_some_and(|last| last.stripe < stripe)
             };
@@ -189,18 +200,16 @@ impl Sequence {
                 }
                 None => {
                     let patience = (!alone).then(|| within_time(ctx, self.patience));
-                    let opening = self.open_view(ctx, shard, blocks.clone(), None);
-                    let opened = patiently(&self.links.links()[shard], patience, opening).await;
+                    let mut opening = self.open_view(ctx, shard, blocks.clone(), None).boxed();
+                    let opened = patiently(&self.links.links()[shard], patience, &mut opening).await;
                     if let Err(Error::Late { .. }) = opened {
                         check(ctx)?;
                         self.note(shard, &opened);
-                        late = Some(shard);
-                        break;
+                        readers.extend(late);
+                        let begun = (readers, Some((shard, opening)), failure);
+                        return self.go_on_with(ctx, stripe, blocks, begun).await;
                     }
-                    opened.map(|id| {
-                        let parts = vec![ViewPart { stripe, used: true }];
-                        self.views.push(View { shard, id, parts });
-                    })
+                    opened.map(|id| self.views.push(View::of(shard, id, stripe)))
                 }
             };
             match opened {
@@ -215,19 +224,33 @@ impl Sequence {
                     failure = Some(error);
                 }
                 Err(error @ Error::Missing { .. }) => failure = Some(error),
-                Err(error) => failure = failure.or(Some(error)),
+                Err(error) => {
+                    late.extend(matches!(error, Error::Late { .. }).then_some(shard));
+                    failure = failure.or(Some(error));
+                }
             }
             check(ctx)?;
         }
-        if late.is_some() || matches!(failure, Some(Error::Late { .. })) {
-            // Nobody said that it cannot answer: the others are asked, it again after them, and whoever is first has it.
-            let upto = self.remote_blocks + blocks.len() as u64;
-            let placed = self.place(ctx, vec![stripe], upto, late).await?;
-            self.views.extend(placed);
-            self.handed_over(blocks.len() as u64);
-            return Ok(());
+        if late.is_empty() {
+            return Err(failure.unwrap_or(Error::NoShards));
         }
-        Err(failure.unwrap_or(Error::NoShards))
+        // Nobody said of those that were late to append that they cannot answer.
+        self.go_on_with(ctx, stripe, blocks, (VecDeque::from(late), None, failure)).await
+    }
+
+    /// Hands over the first blocks of a stripe, to whoever opens a view of them first.
+    async fn go_on_with(
+        &mut self,
+        ctx: &CallContext,
+        stripe: u64,
+        blocks: ShardBlocks,
+        begun: Begun<'_>,
+    ) -> Result<(), Error> {
+        let count = blocks.len() as u64;
+        let placed = self.place_begun(ctx, (stripe, blocks), begun).await?;
+        self.views.extend(placed);
+        self.handed_over(count);
+        Ok(())
     }
 
     /// Appends to a view. Unless its shard said clearly whether it did, the sequence is broken. When the shard is late, all that lies

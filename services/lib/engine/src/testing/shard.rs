@@ -2,10 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
@@ -22,7 +19,10 @@ use longshore_proto::types::{
 };
 use tokio::sync::mpsc;
 
-use super::sparse;
+use super::{
+    faults::{Faults, break_off, strikes},
+    sparse,
+};
 
 /// Tiles as they travel, by block and layer.
 pub type Bodies = BTreeMap<(BlockKey, usize), Vec<u8>>;
@@ -30,77 +30,6 @@ pub type Bodies = BTreeMap<(BlockKey, usize), Vec<u8>>;
 type Key = (Namespace, BlockKey);
 /// Blocks with their tiles in one layer, by stripe.
 pub(super) type Stripes = BTreeMap<u64, Vec<(u64, Arc<Tile>)>>;
-
-/// What goes wrong, and how often.
-#[derive(Debug, Default)]
-pub struct Faults {
-    /// Blocks still to be acknowledged as corrupt, each once.
-    pub corrupt_puts: AtomicU64,
-    /// Acknowledges every block as corrupt.
-    pub corrupt_all_puts: AtomicBool,
-    /// Blocks still to be refused for want of room.
-    pub refused_puts: AtomicU64,
-    /// Calls of `put_blocks` still to fail with `Unavailable`.
-    pub failed_puts: AtomicU64,
-    /// Milliseconds before a block is acknowledged.
-    pub ack_delay_ms: AtomicU64,
-    /// Attention queries still to fail with `DataLoss`.
-    pub corrupt_attends: AtomicU64,
-    /// Attention queries still to fail with `Unavailable`.
-    pub failed_attends: AtomicU64,
-    /// Attention answers that still lack their last stripe.
-    pub short_attends: AtomicU64,
-    /// Answers with summaries that still come in another layer's name.
-    pub misplaced_summaries: AtomicU64,
-    /// Answers with summaries that still break off half-way.
-    pub broken_summaries: AtomicU64,
-    /// Answers with blocks that still break off half-way.
-    pub broken_gets: AtomicU64,
-    /// Answers with summaries that are still not finite.
-    pub infinite_summaries: AtomicU64,
-    /// Calls of `open_view` that append still to fail without an answer.
-    pub failed_appends: AtomicU64,
-    /// Every call fails with `Unavailable`.
-    pub away: AtomicBool,
-    /// Milliseconds before an attention query is answered.
-    pub attend_delay_ms: AtomicU64,
-    /// Nothing is answered for as long as it is set, as by a process that is stopped; then all that was asked is.
-    pub silent: AtomicBool,
-    /// Milliseconds before a view is opened.
-    pub open_delay_ms: AtomicU64,
-    /// Milliseconds before blocks are appended to a view.
-    pub append_delay_ms: AtomicU64,
-    /// Answers with blocks that still stop half-way, without an end.
-    pub stalled_gets: AtomicU64,
-}
-
-impl Faults {
-    fn check_here(&self) -> Result<(), Error> {
-        match self.away.load(Ordering::SeqCst) {
-            true => Err(Error::new(Code::Unavailable, "the shard is away")),
-            false => Ok(()),
-        }
-    }
-
-    /// The same once it is not silent any more.
-    async fn check_awake(&self) -> Result<(), Error> {
-        while self.silent.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        self.check_here()
-    }
-}
-
-/// Takes one from a counter of faults.
-fn strikes(fault: &AtomicU64) -> bool {
-    fault.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
-}
-
-/// Ends an answer in its middle, as a shard that dies would.
-fn break_off<T>(messages: &mut Vec<Result<T, Error>>) {
-    messages.truncate(messages.len() / 2);
-    messages.push(Err(Error::new(Code::Unavailable, "the shard is ill")));
-}
 
 #[derive(Debug)]
 struct View {
@@ -113,6 +42,7 @@ struct State {
     blocks: HashMap<Key, Vec<Arc<Tile>>>,
     views: HashMap<u64, View>,
     opened: u64,
+    asked_to_open: u64,
     tiles_received: u64,
     tiles_sent: u64,
     damaged: HashSet<BlockKey>,
@@ -158,6 +88,11 @@ impl MemoryShard {
     /// Views that were opened so far.
     pub fn opened(&self) -> u64 {
         self.state().opened
+    }
+
+    /// Views that were asked for or appended to so far, whatever became of them.
+    pub fn asked_to_open(&self) -> u64 {
+        self.state().asked_to_open
     }
 
     /// Forgets every block and view.
@@ -400,6 +335,10 @@ impl Shard for MemoryShard {
             return Err(Error::new(Code::Unavailable, "the shard is ill"));
         }
         let mut state = self.state();
+        state.asked_to_open += 1;
+        if self.faults.alien_missing.load(Ordering::SeqCst) {
+            return Ok(OpenedView::Missing(vec![BlockKey([0xee; 16])]));
+        }
         let namespace = open.identity.namespace;
         let missing: Vec<BlockKey> = open
             .blocks
@@ -449,7 +388,14 @@ impl Shard for MemoryShard {
         if strikes(&self.faults.broken_summaries) {
             break_off(&mut messages);
         }
-        Ok(futures::stream::iter(messages).boxed())
+        let together = self.faults.summaries_together.lock().expect("no test panics meanwhile").clone();
+        let opens = async move {
+            if let Some(together) = together {
+                together.wait().await;
+            }
+        };
+        let opened = futures::stream::once(opens).filter_map(|()| std::future::ready(None));
+        Ok(opened.chain(futures::stream::iter(messages)).boxed())
     }
 
     async fn attend(

@@ -34,6 +34,8 @@ pub(in crate::store) struct ShardFigures {
     pub(in crate::store) open_blocks: u64,
     pub(in crate::store) condemned_blocks: u64,
     pub(in crate::store) views: u64,
+    pub(in crate::store) closed_views: u64,
+    pub(in crate::store) waiting_turns: u64,
     pub(in crate::store) writers: u64,
     pub(in crate::store) stored_total: u64,
     pub(in crate::store) hits_total: u64,

@@ -1,7 +1,7 @@
 //! Blocks that something keeps, above a tier that may fail, and what a stop saves.
 
 use super::{
-    tiers::{generation, place, put, two, two_with},
+    tiers::{generation, place, put, two, two_by, two_with},
     *,
 };
 use crate::AdmissionRule;
@@ -187,4 +187,66 @@ fn a_stop_writes_no_more_than_the_filter_wants_but_all_that_is_kept() {
     pool.pause_spills(later);
     let second = generation(&pool, 2);
     assert!(pool.begin_save(second, 0).is_none(), "nothing is written");
+}
+
+/// Saves what is in memory alone, as a stop does; the names of the blocks that are on the tier below afterwards.
+fn saved(pool: &mut BlockPool<u32>, names: &[u8], now_ms: u64) -> Vec<u8> {
+    for one in pool.only_in_memory() {
+        if let Some(spill) = pool.begin_save(one, now_ms) {
+            pool.finish_spill(spill, true, now_ms);
+        }
+    }
+    names
+        .iter()
+        .copied()
+        .filter(|name| held(pool, &[*name]) == [true] && place(pool, *name).is_some())
+        .collect()
+}
+
+#[test]
+fn a_stop_writes_nothing_over_what_it_saved_before() {
+    for policy in Eviction::ALL {
+        let mut pool = two_by(4, 2, 1, policy);
+        let names = [1, 2, 3, 4];
+        for name in names {
+            put(&mut pool, name, 0).unwrap();
+        }
+        let later = 10 * RETENTION_MS;
+        assert_eq!(saved(&mut pool, &names, later), [3, 4], "{policy:?}: those that were stored last");
+        let disk = pool.stats().disk;
+        assert_eq!(
+            (disk.spilled_total, disk.evicted_total, disk.spills_skipped_total),
+            (2, 0, 2),
+            "{policy:?}"
+        );
+    }
+}
+
+#[test]
+fn a_stop_drives_out_what_is_colder_and_nothing_else() {
+    // 1 and 2 go below, 3 and 4 stay.
+    let mut pool = two_by(2, 2, 1, Eviction::Lru);
+    for name in 1..=4 {
+        put(&mut pool, name, u64::from(name) * 10 * RETENTION_MS).unwrap();
+    }
+    let later = 100 * RETENTION_MS;
+    assert!(place(&pool, 1).is_some() && place(&pool, 2).is_some());
+    // 2 is used after 3 and before 4.
+    held(&mut pool, &[3]);
+    held(&mut pool, &[2]);
+    held(&mut pool, &[4]);
+    let much_later = later + 10 * RETENTION_MS;
+    assert_eq!(saved(&mut pool, &[1, 2, 3, 4], much_later), [2, 4]);
+}
+
+#[test]
+fn a_stop_saves_what_is_kept_before_all_else() {
+    let mut pool = two_by(2, 1, 1, Eviction::Lru);
+    for name in 1..=3 {
+        put(&mut pool, name, u64::from(name) * 10 * RETENTION_MS).unwrap();
+    }
+    open(&mut pool, tenant(0), &[2], 0);
+    // Later than anything, and nothing keeps it.
+    held(&mut pool, &[1]);
+    assert_eq!(saved(&mut pool, &[1, 2, 3], 100 * RETENTION_MS), [2]);
 }

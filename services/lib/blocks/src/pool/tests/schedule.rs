@@ -338,8 +338,8 @@ impl Run {
         self.check();
         let stats = self.pool.stats();
         assert_eq!(
-            (stats.open_blocks, stats.views, stats.pinned_blocks, stats.condemned_blocks),
-            (0, 0, 0, 0)
+            (stats.open_blocks, stats.views, stats.closed_views, stats.pinned_blocks, stats.condemned_blocks),
+            (0, 0, 0, 0, 0)
         );
         assert_eq!(stats.used_bytes, (stats.blocks - stats.disk.blocks) * BLOCK_BYTES + stats.note_bytes);
         for name in 100..100 + BUDGET_BLOCKS as u8 {

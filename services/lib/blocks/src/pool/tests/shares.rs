@@ -228,7 +228,7 @@ fn a_borrowed_view_keeps_its_blocks_counted_after_it_was_closed() {
     let all = |pool: &BlockPool<u32>| {
         (taken(pool, Resource::Views), taken(pool, Resource::ViewedBlocks), pool.stats().pinned_blocks)
     };
-    assert_eq!((all(&pool), pool.stats().views), ((2, 3, 3), 0));
+    assert_eq!((all(&pool), pool.stats().views, pool.stats().closed_views), ((2, 3, 3), 0, 2));
     // Whatever wants room meanwhile, their bytes are not free.
     for name in 10..14 {
         let _full_but_for_one = store(&mut pool, tenant(MODEST), name, 9 * RETENTION_MS);
@@ -237,8 +237,9 @@ fn a_borrowed_view_keeps_its_blocks_counted_after_it_was_closed() {
     pool.return_view(closed);
     assert_eq!(all(&pool), (2, 3, 3), "one of two readers is left");
     pool.return_view(closed);
+    assert_eq!(pool.stats().closed_views, 1);
     pool.return_view(expired);
-    assert_eq!(all(&pool), (0, 0, 0));
+    assert_eq!((all(&pool), pool.stats().closed_views), ((0, 0, 0), 0));
 }
 
 #[test]

@@ -21,6 +21,13 @@ pub(super) fn two_with(
     pool.with_disk(disk, Box::new(Lru::default()), AdmissionFilter::new(rule, 8, 7))
 }
 
+/// The same with an order of eviction, and everything is admitted.
+pub(super) fn two_by(blocks: u64, disk_blocks: u64, moves_max: usize, policy: Eviction) -> BlockPool<u32> {
+    let disk = DiskConfig { blocks: disk_blocks, moves_max, pause_ms: 1_000 };
+    let pool = BlockPool::with_policy(config(blocks), policy.policy()).expect("it is valid");
+    pool.with_disk(disk, policy.policy(), AdmissionFilter::new(AdmissionRule::All, 8, 7))
+}
+
 /// Stores a block, writing out what has to make way.
 pub(super) fn put(pool: &mut BlockPool<u32>, name: u8, now_ms: u64) -> Result<Vec<u8>, Error> {
     let writer = pool.open_writer(tenant(0))?;

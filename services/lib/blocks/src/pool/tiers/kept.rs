@@ -1,10 +1,22 @@
 //! Blocks that something keeps and that leave memory all the same, for the tier below: because nothing else makes room, or because the
 //! process stops. They are not given up for a copy there that may not be readable.
 
-use super::{BlockPool, Copies, Disk, Generation, Spill, Stage};
+use super::{BlockPool, Disk, Generation, Spill, Stage};
+use crate::pool::Candidate;
 
 /// Copies that are looked at for one that no view holds.
 const LOOKS_MAX: usize = 64;
+
+/// What may lose its place to a block that needs one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Losers {
+    /// Places of blocks that are in memory as well, then the blocks that the policy names.
+    Any,
+    /// A stop saves the block. Places of blocks that are in memory as well stay: they would be saved next. So do those of blocks that it
+    /// saved before, which are worth more. Others lose theirs when the policy would let them go before this one, or, without a candidate,
+    /// because the block is kept.
+    Colder(Option<Candidate>),
+}
 
 /// What is believed of the tier below.
 #[derive(Debug, Default)]
@@ -134,7 +146,8 @@ impl<T> BlockPool<T> {
     }
 
     /// Orders the write of a block that is in memory alone, whether room is needed or not; [`Self::finish_spill`] ends it. None when it is
-    /// so no more, is not worth a write, or has no place below, where others that are in memory keep theirs.
+    /// so no more, is not worth a write, or has no place below, where others that are in memory keep theirs and so do those that the policy
+    /// would keep longer, or that were saved before: the most useful ones are to be saved first.
     pub fn begin_save(&mut self, generation: Generation, now_ms: u64) -> Option<Spill<T>> {
         let held = self.held.get(&generation)?;
         let alone = held.stage == Stage::Memory && !held.condemned && held.block.extent().is_none();
@@ -143,15 +156,27 @@ impl<T> BlockPool<T> {
             return None;
         }
         let wanted = (!kept).then_some(held.block.key());
-        let extent = self.extent_for(wanted, Copies::Stay, now_ms)?;
+        let candidate = (!kept).then(|| held.uses.candidate(generation));
+        let extent = self.extent_for(wanted, Losers::Colder(candidate), now_ms)?;
         self.unqueue(generation);
         self.policy.forget(generation);
-        let spill = self.spill_to(generation, extent);
-        Some(spill)
+        if let Some(disk) = &mut self.disk {
+            disk.saved.insert(generation);
+        }
+        Some(self.spill_to(generation, extent))
     }
 }
 
 impl<T> Disk<T> {
+    /// Takes out the block that goes first, unless that would be `candidate`, which is not here.
+    pub(super) fn pop_before(&mut self, candidate: Candidate) -> Option<Generation> {
+        self.policy.insert(candidate);
+        let first = self.policy.pop().filter(|first| *first != candidate.block);
+        self.policy.remove(candidate.block);
+        self.policy.forget(candidate.block);
+        first
+    }
+
     /// A read went well.
     pub(super) fn was_read(&mut self) {
         self.trust = Trust::default();

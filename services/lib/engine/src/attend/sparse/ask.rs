@@ -16,6 +16,7 @@ use super::{
 use crate::{
     Error, Sequence,
     attend::{LayerAttention, Part, remote::head_queries},
+    health::Question,
 };
 
 /// A list that went to a shard.
@@ -56,18 +57,17 @@ impl LayerAttention<'_, '_> {
             if items.is_empty() {
                 continue;
             }
+            let blocks = items.iter().map(visited_blocks).sum::<u64>();
             visits.lists += items.len() as u64;
-            for item in &items {
-                visits.query_bytes += item.queries.data.len() as u64;
-                let runs = item.sparse.as_ref().map_or(&[][..], |visits| &visits.runs);
-                visits.blocks += runs.iter().map(|run| run.end - run.start).sum::<u64>();
-            }
-            pending.push((shard, asked, self.send(sequence, shard, items)?));
+            visits.query_bytes += items.iter().map(|item| item.queries.data.len() as u64).sum::<u64>();
+            visits.blocks += blocks;
+            let question = (Question::Visits(blocks as usize), tokio::time::Instant::now());
+            pending.push((shard, asked, question, self.send(sequence, shard, items)));
         }
         let waiting = Instant::now();
         let mut answers = Answers { stripes: BTreeMap::new() };
-        for (shard, asked, pending) in pending {
-            let partials = self.wait(sequence, shard, pending)?;
+        for (shard, asked, question, pending) in pending {
+            let partials = self.hear((sequence.links(), shard), question, pending)?;
             self.take(sequence, shard, (plan.queries.shape, spans), &asked, partials, &mut answers, visits)?;
         }
         self.times.waited += waiting.elapsed();
@@ -124,27 +124,15 @@ impl LayerAttention<'_, '_> {
         sequence: &Sequence,
         shard: usize,
         items: Vec<AttendItem>,
-    ) -> Result<PendingAttend, Error> {
+    ) -> Result<PendingAttend, longshore_fabric::Error> {
         let identity = *sequence.identity();
         let query = AttendQuery { query_id: 0, identity, layer: self.layer as u32, items };
         let ctx = self.ctx.child().with_timeout(self.engine.options().attend_timeout);
-        let link = &sequence.links().links()[shard];
-        let ask = || link.attend.query_blocking(&ctx, query);
-        let pending = if link.attend.is_here() { ask() } else { self.engine.while_waiting(ask) };
-        pending.map_err(|source| Error::of_shard(self.ctx, &link.id, source))
-    }
-
-    fn wait(
-        &self,
-        sequence: &Sequence,
-        shard: usize,
-        pending: PendingAttend,
-    ) -> Result<Vec<StripePartial>, Error> {
-        let answer = match pending.is_ready() {
-            true => pending.wait_blocking(),
-            false => self.engine.while_waiting(|| pending.wait_blocking()),
-        };
-        answer.map_err(|source| Error::of_shard(self.ctx, &sequence.links().links()[shard].id, source))
+        let links = sequence.links();
+        let link = &links.links()[shard].attend;
+        links.second_asks.asked();
+        let ask = || link.query_blocking(&ctx, query);
+        if link.is_here() { ask() } else { self.engine.while_waiting(ask) }
     }
 
     /// Takes the answer of one shard; its partials are those of the stripes that were asked for, in order.
@@ -196,6 +184,12 @@ impl Answers {
         }
         Ok(Some(whole))
     }
+}
+
+/// Blocks that an item visits.
+fn visited_blocks(item: &AttendItem) -> u64 {
+    let runs = item.sparse.as_ref().map_or(&[][..], |visits| &visits.runs);
+    runs.iter().map(|run| run.end - run.start).sum()
 }
 
 /// View that answers for every stripe with blocks on shards.

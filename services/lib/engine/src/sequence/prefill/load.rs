@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use futures::{StreamExt, future::try_join_all};
+use futures::{FutureExt, StreamExt, TryStreamExt, future::try_join_all, stream};
 use longshore_attention::{Mean, PolicyReads};
 use longshore_fabric::{BoxStream, CallContext};
 use longshore_proto::types::{Dtype, GetSummaries, SummariesMessage, Tensor};
@@ -15,6 +15,8 @@ use crate::{
 
 /// How often the stripes of a sequence may move to other copies while their summaries come.
 const MOVES_MAX: usize = 4;
+/// Views whose summaries of one layer are taken at a time.
+const SOURCES_MAX: usize = 16;
 
 impl Sequence {
     /// Brings what the policy reads of the blocks on shards, all layers, all shards at once; returns how many bytes came. Does
@@ -46,7 +48,7 @@ impl Sequence {
         }
     }
 
-    /// Brings the layers that are not complete, in order; what came of them before a failure stays.
+    /// Brings the layers that are not complete, in order, each from all views at once; what came of them before a failure stays.
     async fn load_once(
         &mut self,
         ctx: &CallContext,
@@ -62,8 +64,10 @@ impl Sequence {
         for layer in first..self.layers {
             // By block: views hold stripes in any order, summaries are taken in order.
             let mut means = BTreeMap::new();
+            let takes: Vec<_> = sources.iter_mut().map(|source| source.layer(ctx, layer).boxed()).collect();
+            let came: Vec<u64> = stream::iter(takes).buffered(SOURCES_MAX).try_collect().await?;
+            *bytes += came.iter().sum::<u64>();
             for source in &mut sources {
-                *bytes += source.layer(ctx, layer).await?;
                 means.extend(source.held.iter().zip(source.means.drain(..)).filter_map(|(held, mean)| {
                     let &(block, used) = held;
                     used.then_some((block, mean))

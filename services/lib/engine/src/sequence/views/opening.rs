@@ -2,16 +2,18 @@
 //! or slow, and open the view long after its caller went to another copy; then it is closed.
 
 use std::{
+    collections::HashSet,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use futures::{FutureExt, future::BoxFuture};
+use longshore_blocks::BlockKey;
 use longshore_fabric::CallContext;
 use longshore_proto::types::{OpenView, OpenedView};
 
-use crate::{Error, ShardLinks, patience::answer};
+use crate::{Error, ShardLink, ShardLinks, patience::answer};
 
 /// Opens a view on the shard at `shard`, or appends to one, and takes note of how that ended; returns the view's name.
 pub(super) async fn open_view(
@@ -21,14 +23,27 @@ pub(super) async fn open_view(
     open: OpenView,
 ) -> Result<u64, Error> {
     let link = links.links()[shard].clone();
+    let asked: HashSet<BlockKey> = open.blocks.iter().map(|(_, key)| *key).collect();
     let opening = Opening::new(ctx, links, shard, open);
     let opened = match answer(ctx, &link, None, opening).await {
         Ok(OpenedView::Open { view_id }) => Ok(view_id),
-        Ok(OpenedView::Missing(keys)) => Err(Error::Missing { shard: link.id.clone(), keys }),
+        Ok(OpenedView::Missing(keys)) => Err(missing(&link, keys, &asked)),
         Err(error) => Err(error),
     };
     link.note(&opened);
     opened
+}
+
+/// What it means that a shard lacks `keys`. What it was not asked for tells nobody where to look next: whoever believed it would ask the
+/// same shard for the same blocks for ever.
+fn missing(link: &ShardLink, keys: Vec<BlockKey>, asked: &HashSet<BlockKey>) -> Error {
+    let shard = link.id.clone();
+    let problem = match keys.iter().find(|key| !asked.contains(key)) {
+        Some(key) => format!("that it lacks block `{key}`, which it was not asked for"),
+        None if keys.is_empty() => "neither a view nor what it lacks".to_owned(),
+        None => return Error::Missing { shard, keys },
+    };
+    Error::Mismatch { shard, problem }
 }
 
 type Call = BoxFuture<'static, Result<OpenedView, longshore_fabric::Error>>;

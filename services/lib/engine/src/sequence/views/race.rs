@@ -36,15 +36,31 @@ impl Sequence {
             let Wanted { blocks, shards, .. } = self.wanted(ctx, &mut order, self.keyed(first..end), not)?;
             race.wanted.insert(stripe, Sought { blocks, shards, asked: 0 });
         }
-        while !race.wanted.is_empty() {
-            if race.awaited == 0 {
-                race.ask_next()?;
-            }
-            race.hear().await?;
+        race.run().await
+    }
+
+    /// Opens a view of `blocks`, all of one stripe, as [`Self::place`] does, where that was begun already.
+    pub(super) async fn place_begun<'a>(
+        &'a self,
+        ctx: &'a CallContext,
+        (stripe, blocks): (u64, ShardBlocks),
+        (shards, late, failure): Begun<'a>,
+    ) -> Result<Vec<View>, Error> {
+        let mut race = Race::new(self, ctx);
+        race.failure = failure;
+        race.wanted.insert(stripe, Sought { blocks, shards, asked: usize::from(late.is_some()) });
+        if let Some((shard, opening)) = late {
+            let ask = Ask { shard, stripes: vec![stripe], late: true, opening };
+            race.asks.push(ask.wait(None).boxed());
         }
-        Ok(std::mem::take(&mut race.opened.views))
+        race.run().await
     }
 }
+
+/// Shards that were not asked yet, in their order; one that was asked and is late, with its answer; what those said that were asked before.
+pub(super) type Begun<'a> = (VecDeque<usize>, Option<(usize, Opening<'a>)>, Option<Error>);
+
+type Opening<'a> = BoxFuture<'a, Result<u64, Error>>;
 
 /// A stripe that no shard has opened yet.
 struct Sought {
@@ -61,7 +77,7 @@ struct Ask<'a> {
     /// Ascending.
     stripes: Vec<u64>,
     late: bool,
-    opening: BoxFuture<'a, Result<u64, Error>>,
+    opening: Opening<'a>,
 }
 
 type Answer<'a> = (Ask<'a>, Option<Result<u64, Error>>);
@@ -96,6 +112,17 @@ impl<'a> Race<'a> {
         let opened = Opened { sequence, views: Vec::new() };
         let (asks, patience) = (FuturesUnordered::new(), within_time(ctx, sequence.patience));
         Self { sequence, ctx, patience, wanted: BTreeMap::new(), asks, awaited: 0, opened, failure: None }
+    }
+
+    /// Asks until every stripe has a view.
+    async fn run(mut self) -> Result<Vec<View>, Error> {
+        while !self.wanted.is_empty() {
+            if self.awaited == 0 {
+                self.ask_next()?;
+            }
+            self.hear().await?;
+        }
+        Ok(std::mem::take(&mut self.opened.views))
     }
 
     /// Asks the next shard of every stripe that has one. Fails when there is a stripe that nobody has.

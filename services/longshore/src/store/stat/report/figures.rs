@@ -20,6 +20,8 @@ impl ShardFigures {
             open_blocks: stats.open_blocks,
             condemned_blocks: stats.condemned_blocks,
             views: stats.views,
+            closed_views: stats.closed_views,
+            waiting_turns: stats.waiting_turns,
             writers: stats.writers,
             stored_total: stats.stored_total,
             hits_total: stats.hits_total,
@@ -100,7 +102,7 @@ impl ShardFigures {
     }
 
     /// Everything that a sum adds up.
-    fn counts_mut(&mut self) -> [&mut u64; 34] {
+    fn counts_mut(&mut self) -> [&mut u64; 36] {
         let (went, copies, scrub) = (&mut self.departures, &mut self.copies, &mut self.scrub);
         let tenants = &mut self.tenants;
         [
@@ -109,6 +111,8 @@ impl ShardFigures {
             &mut self.open_blocks,
             &mut self.condemned_blocks,
             &mut self.views,
+            &mut self.closed_views,
+            &mut self.waiting_turns,
             &mut self.writers,
             &mut self.stored_total,
             &mut self.hits_total,

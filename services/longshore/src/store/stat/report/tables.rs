@@ -19,7 +19,9 @@ fn shards(lines: &[&ShardFigures]) -> Table {
         "OPEN",
         "CONDEMNED",
         "VIEWS",
+        "CLOSED",
         "WRITERS",
+        "WAITING",
         "STORED",
         "HITS",
         "MISSES",
@@ -28,8 +30,8 @@ fn shards(lines: &[&ShardFigures]) -> Table {
     ]);
     for line in lines {
         let counts = [line.blocks, line.pinned_blocks, line.open_blocks, line.condemned_blocks, line.views];
-        let counts =
-            counts.into_iter().chain([line.writers, line.stored_total, line.hits_total, line.misses_total]);
+        let counts = counts.into_iter().chain([line.closed_views, line.writers, line.waiting_turns]);
+        let counts = counts.chain([line.stored_total, line.hits_total, line.misses_total]);
         let mut cells = vec![line.shard.clone(), format!("{} s", console::grouped(line.uptime_s))];
         cells.extend([line.epoch.clone(), line.incarnation.clone()]);
         cells.extend(counts.map(console::grouped));

@@ -15,8 +15,8 @@ pub use generate::{
 };
 pub use kv::{
     AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, ForeignBytes, GetBlocks, GetSummaries,
-    HeadPart, Identity, InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome,
-    RUNS_MAX, RepairStats, ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats,
+    HeadPart, Identity, InventoryChange, InventoryNews, Lookup, NCCL_ID_BYTES, NCCL_MEMBER_BYTES, NcclBytes,
+    NcclEpoch, NcclInvitation, NcclLease, OpenView, OpenedView, PutAck, PutOutcome, RUNS_MAX, RepairStats, ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats,
     TileData, TileMemory, TileMessage, TileRoom, WatchInventory, WireTileShape,
 };
 pub use operations::{

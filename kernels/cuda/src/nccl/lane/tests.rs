@@ -287,6 +287,32 @@ fn invitations_that_cannot_be_are_refused_and_break_nothing() {
 }
 
 #[test]
+fn a_convener_that_was_started_anew_counts_anew_and_nobody_goes_back() {
+    let net = Arc::new(Net::default());
+    let lane = |name: &str, incarnation| {
+        let convener: Arc<dyn Convener> = Arc::new(FakeConvener(Arc::clone(&net)));
+        NcclLane::new(name, Ok(convener)).of_incarnation(incarnation)
+    };
+    let mut lanes = vec![lane("kv-0", 70), lane("kv-1", 0)];
+    assert_eq!((joined(&mut lanes, 0), joined(&mut lanes, 0)), (1, 2));
+    let late = lanes[0].invite(names(2), 0).unwrap();
+    assert_eq!((late.incarnation, late.epoch), (70, 3));
+    // Another start of the process: it knows nothing of the epochs before, and its first is joined by who was in the second.
+    lanes[0] = lane("kv-0", 71);
+    assert_eq!(joined(&mut lanes, 0), 1);
+    on_each(&mut lanes, |_, lane| exchange(lane, 1, 0, 10_000)).into_iter().for_each(Result::unwrap);
+    let error = lanes[1].accept(late.clone(), 0, &mut looks(3)).unwrap_err();
+    assert!(error.kind() == Kind::InvalidInput, "{error}");
+    assert!(error.to_string().contains("`incarnation` is 70, which 71 came after"), "{error}");
+    let repeated = Invitation { incarnation: 71, epoch: 1, ..late };
+    let error = lanes[1].accept(repeated, 0, &mut looks(3)).unwrap_err();
+    assert!(error.to_string().contains("`epoch` is 1, 1 was before it"), "{error}");
+    assert_eq!(*lanes[1].state(), LaneState::Joined { epoch: 1 }, "what was refused broke nothing");
+    // Epochs of others do not count for what a process convenes itself.
+    assert_eq!(lanes[1].invite(names(2), 0).unwrap().epoch, 1);
+}
+
+#[test]
 fn without_the_library_the_lane_is_off_and_says_what_would_help() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libnccl.so.2"), b"no library").unwrap();
@@ -294,7 +320,8 @@ fn without_the_library_the_lane_is_off_and_says_what_would_help() {
     let mut lane = NcclLane::new("kv-0", Err(missing));
     let LaneState::Off { problem } = lane.state().clone() else { panic!("{lane:?}") };
     assert!(problem.contains("NCCL 2.18") && problem.contains("hint: "), "{problem}");
-    let invitation = Invitation { epoch: 1, id: UniqueId::from_bytes(&[1; 128]).unwrap(), members: names(2) };
+    let id = UniqueId::from_bytes(&[1; 128]).unwrap();
+    let invitation = Invitation { incarnation: 0, epoch: 1, id, members: names(2) };
     for error in [
         lane.invite(names(2), 0).unwrap_err(),
         lane.accept(invitation, 0, &mut looks(3)).unwrap_err(),

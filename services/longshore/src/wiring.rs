@@ -12,6 +12,7 @@ use longshore_decode::DecodeWorker;
 use longshore_engine::{Engine, ShardDirectory, WorkerParts};
 use longshore_fabric::{
     Connector,
+    nccl::GpuLanes,
     server::{ServerOptions, Services, serve},
 };
 use longshore_kvstore::KvStore;
@@ -38,6 +39,8 @@ pub(crate) struct Parts {
     pub(crate) pool: Arc<ComputePool>,
     /// What shards of this process answer attention with; a router has none.
     pub(crate) executor: Option<Arc<dyn Executor>>,
+    /// Ends of the lane `nccl`, where this process can have some.
+    pub(crate) gpu_lanes: Option<Arc<dyn GpuLanes>>,
 }
 
 /// Attention queries under way per shard and process.
@@ -158,7 +161,8 @@ impl Parts {
         add: impl FnOnce(Services) -> Services,
         tasks: &Tasks,
     ) {
-        let options = ServerOptions { tcp_port: self.config.listen.tiles_port, ..ServerOptions::default() };
+        let (tcp_port, nccl) = (self.config.listen.tiles_port, self.gpu_lanes.clone());
+        let options = ServerOptions { tcp_port, nccl, ..ServerOptions::default() };
         self.serve_with(options, listener, add, tasks);
     }
 

@@ -284,6 +284,19 @@ impl NcclLane {
         }
     }
 
+    /// Leaves an epoch that is not wanted any more, by an abort. That is no fault, whatever its exchange that was under way said of it
+    /// just now: another may be convened at once.
+    pub fn left(&mut self, epoch: u64, now_ms: u64) {
+        match self.state {
+            LaneState::Joined { epoch: joined } if joined == epoch => self.leave(),
+            LaneState::Broken { epoch: broken, .. } if broken == epoch => {
+                self.faults = self.faults.saturating_sub(1);
+            }
+            _ => return,
+        }
+        self.state = LaneState::Broken { epoch, retry_at_ms: now_ms };
+    }
+
     fn convener(&self) -> Result<&Arc<dyn Convener>, Error> {
         self.convener.as_ref().ok_or_else(|| {
             let problem = match &self.state {
@@ -322,7 +335,8 @@ impl NcclLane {
             return invalid("epoch", format!("is {epoch}, {newest} was before it"));
         }
         if epoch - newest > EPOCH_STEP_MAX {
-            let problem = format!("is {epoch}, more than {EPOCH_STEP_MAX} after {newest}, which was the newest");
+            let problem =
+                format!("is {epoch}, more than {EPOCH_STEP_MAX} after {newest}, which was the newest");
             return invalid("epoch", problem);
         }
         Ok(())

@@ -107,9 +107,9 @@ impl TileLane {
         })
     }
 
-    /// Ends an epoch: it is not wanted any more, or broke at the peer ([`NcclLane::broke`]).
-    pub fn end(&mut self, epoch: u64, now_ms: u64) {
-        self.lane.broke(epoch, now_ms);
+    /// Leaves an epoch that is not wanted any more ([`NcclLane::left`]).
+    pub fn left(&mut self, epoch: u64, now_ms: u64) {
+        self.lane.left(epoch, now_ms);
         self.give_back();
     }
 
@@ -120,7 +120,10 @@ impl TileLane {
         now_ms: u64,
         run: impl FnOnce(&mut Self) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        run(self).inspect_err(|_| self.end(epoch, now_ms))
+        run(self).inspect_err(|_| {
+            self.lane.broke(epoch, now_ms);
+            self.give_back();
+        })
     }
 
     /// Staging memory goes back where there is no epoch: by then nothing uses it any more.

@@ -211,7 +211,10 @@ mod tests {
             let unique_id = vec![1; bytes].into();
             assert_eq!(of(v1::JoinNcclEpochResponse { unique_id, ..invited() }), "unique_id");
         }
-        assert_eq!(of(v1::JoinNcclEpochResponse { unique_id: vec![0; 128].into(), ..invited() }), "unique_id");
+        assert_eq!(
+            of(v1::JoinNcclEpochResponse { unique_id: vec![0; 128].into(), ..invited() }),
+            "unique_id"
+        );
         let leased = |epoch| fault::<_, NcclLease>(v1::NcclLease { epoch, lease: 1 });
         let epoch = || v1::NcclEpoch::from(lease().epoch);
         assert_eq!(leased(None), "epoch");

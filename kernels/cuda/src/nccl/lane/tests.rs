@@ -229,6 +229,25 @@ fn news_of_a_fault_ends_the_epoch_and_old_news_does_not() {
     assert_eq!(*lanes[1].state(), LaneState::Broken { epoch, retry_at_ms: 5_009 });
 }
 
+#[test]
+fn what_was_left_is_no_fault() {
+    let mut lanes = lanes(2);
+    let epoch = joined(&mut lanes, 0);
+    lanes[0].left(epoch + 1, 5);
+    assert_eq!(*lanes[0].state(), LaneState::Joined { epoch }, "another epoch");
+    lanes[0].left(epoch, 5);
+    assert_eq!(*lanes[0].state(), LaneState::Broken { epoch, retry_at_ms: 5 });
+    // The peer, which had not heard of it, is told by the abort in the middle of an exchange, and then why.
+    exchange(&mut lanes[1], epoch, 5, u32::MAX).unwrap_err();
+    assert_eq!(*lanes[1].state(), LaneState::Broken { epoch, retry_at_ms: 5_005 });
+    lanes[1].left(epoch, 6);
+    assert_eq!(*lanes[1].state(), LaneState::Broken { epoch, retry_at_ms: 6 });
+    // The next one begins at once, and the pause after a fault is the first one.
+    let epoch = joined(&mut lanes, 6);
+    lanes[1].broke(epoch, 10);
+    assert_eq!(*lanes[1].state(), LaneState::Broken { epoch, retry_at_ms: 5_010 });
+}
+
 /// A member that is still in the old epoch comes to the next one: it has heard the abort, and no pause keeps it.
 #[test]
 fn whoever_is_invited_comes_at_once() {

@@ -18,7 +18,7 @@ pub use kv::{
     HeadPart, Identity, InventoryChange, InventoryNews, Lookup, NCCL_ID_BYTES, NCCL_MEMBER_BYTES, NcclBytes,
     NcclEpoch, NcclInvitation, NcclLease, OpenView, OpenedView, PutAck, PutOutcome, RUNS_MAX, RepairStats,
     ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats, TileData, TileMemory,
-    TileMessage, TileRoom, WatchInventory, WireTileShape,
+    TileMessage, TileOrder, TileRoom, WatchInventory, WireTileShape,
 };
 pub use operations::{
     BlockEntry, BlockPage, BlockState, CopyStats, DepartureStats, DrainStats, LIST_BLOCKS_MAX, LaneStats,

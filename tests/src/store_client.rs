@@ -102,7 +102,7 @@ impl StoreClient {
 
     /// Reads blocks of one shard; those that it gave out before it ended, each checked.
     async fn read(&self, shard: usize, keys: &[BlockKey]) -> Vec<BlockKey> {
-        let get = GetBlocks { identity: self.identity, keys: keys.to_vec(), first_layer: 0, layers: None };
+        let get = GetBlocks::whole(self.identity, keys.to_vec());
         let ctx = CallContext::new("read").with_timeout(Duration::from_secs(5));
         let mut found = Vec::new();
         let Ok(mut tiles) = self.shards[shard].get_blocks(&ctx, get).await else { return found };

@@ -133,6 +133,25 @@ pub struct GetBlocks {
     pub first_layer: u32,
     /// Layers to read; `None` means all from `first_layer` on.
     pub layers: Option<u32>,
+    /// Which tiles come first.
+    pub order: TileOrder,
+}
+
+impl GetBlocks {
+    /// All layers of blocks, block by block.
+    pub fn whole(identity: Identity, keys: Vec<BlockKey>) -> Self {
+        Self { identity, keys, first_layer: 0, layers: None, order: TileOrder::Blocks }
+    }
+}
+
+/// The order of tiles in an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TileOrder {
+    /// All layers of the first key, then of the next.
+    #[default]
+    Blocks,
+    /// The first layer of all keys, then the next.
+    Layers,
 }
 
 /// Blocks to open as a view, or to append to one.

@@ -12,7 +12,7 @@ use longshore_blocks::{
 };
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext};
-use longshore_proto::types::{GetBlocks, HeadPart, TileData, TileMessage};
+use longshore_proto::types::{GetBlocks, HeadPart, TileData, TileMessage, TileOrder};
 
 use crate::{
     Error, lifetime,
@@ -108,22 +108,52 @@ async fn send(
 ) -> Result<(), Error> {
     let namespace = get.identity.namespace;
     store.touch_all(namespace, &get.keys).await?;
-    let block_bytes = store.identity().tile_shape.bytes() * wanted.layers.len();
-    let ahead = (AHEAD_BYTES / block_bytes).clamp(1, AHEAD_BLOCKS);
-    let reads = get.keys.into_iter().map(|key| store.read(namespace, key, wanted.clone()));
-    let mut blocks = stream::iter(reads).buffered(ahead);
-    while let Some(block) = blocks.next().await {
-        let messages = match block? {
-            Some(tiles) => tiles.into_iter().map(Some).collect(),
-            None => vec![None],
-        };
-        for message in messages {
-            if tiles.send(store, message).await? == Taken::Gone {
-                return Ok(());
-            }
+    let layers = wanted.layers.clone();
+    let rounds = match get.order {
+        TileOrder::Blocks => vec![layers],
+        TileOrder::Layers => layers.map(|layer| layer..layer + 1).collect(),
+    };
+    let mut keys = get.keys;
+    for layers in rounds {
+        let wanted = Wanted { layers, ..wanted.clone() };
+        match send_round(store, namespace, keys, &wanted, tiles).await? {
+            Some(found) => keys = found,
+            None => break,
         }
     }
     Ok(())
+}
+
+/// Sends what is wanted of each block and tells which blocks were there; none when the caller is gone.
+async fn send_round(
+    store: &Arc<Store>,
+    namespace: Namespace,
+    keys: Vec<BlockKey>,
+    wanted: &Wanted,
+    tiles: &Outlet<Option<TileMessage>>,
+) -> Result<Option<Vec<BlockKey>>, Error> {
+    let block_bytes = store.identity().tile_shape.bytes() * wanted.layers.len();
+    let ahead = (AHEAD_BYTES / block_bytes).clamp(1, AHEAD_BLOCKS);
+    let reads = keys.into_iter().map(|key| async move {
+        let read = store.read(namespace, key, wanted.clone()).await;
+        read.map(|tiles| (key, tiles))
+    });
+    let (mut blocks, mut found) = (stream::iter(reads).buffered(ahead), Vec::new());
+    while let Some(block) = blocks.next().await {
+        let messages = match block? {
+            (key, Some(tiles)) => {
+                found.push(key);
+                tiles.into_iter().map(Some).collect()
+            }
+            (_, None) => vec![None],
+        };
+        for message in messages {
+            if tiles.send(store, message).await? == Taken::Gone {
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(found))
 }
 
 /// A tile, or some heads of it. None when the tile does not match its checksum, which only reads of heads look at.

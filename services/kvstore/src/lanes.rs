@@ -82,8 +82,8 @@ pub(crate) struct Listeners {
 #[derive(Debug, Default)]
 struct State {
     serving: Vec<TileTraffic>,
-    /// What listeners refused that are over.
-    refused_before: u64,
+    /// What listeners refused and ended that are over.
+    before: UnderWay,
 }
 
 /// Tiles on all listeners together.
@@ -97,29 +97,33 @@ pub(crate) struct UnderWay {
     pub(crate) budget_taken_bytes: u64,
     /// Streams that those had no room for, ever.
     pub(crate) refused_total: u64,
+    /// gRPC connections that they closed because an answer was not read, ever.
+    pub(crate) ended_unread_total: u64,
 }
 
 impl Listeners {
     /// One more serves the shard. Those that are over are kept no longer than until then.
     pub(crate) fn add(&self, traffic: TileTraffic) {
         let mut state = self.lock();
-        let refused: u64 =
-            state.serving.extract_if(.., |one| one.is_over()).map(|one| one.refused_total()).sum();
-        state.refused_before += refused;
-        state.serving.push(traffic);
+        let State { serving, before } = &mut *state;
+        for over in serving.extract_if(.., |one| one.is_over()) {
+            before.refused_total += over.refused_total();
+            before.ended_unread_total += over.ended_unread_total();
+        }
+        serving.push(traffic);
     }
 
     /// None while there never was one.
     pub(crate) fn under_way(&self) -> Option<UnderWay> {
         let state = self.lock();
-        let begun = UnderWay { refused_total: state.refused_before, ..UnderWay::default() };
         let add = |sum: UnderWay, one: &TileTraffic| UnderWay {
             connections: sum.connections + one.connections(),
             bytes_in_flight: sum.bytes_in_flight + one.bytes_in_flight(),
             budget_taken_bytes: sum.budget_taken_bytes + one.budget_taken_bytes(),
             refused_total: sum.refused_total + one.refused_total(),
+            ended_unread_total: sum.ended_unread_total + one.ended_unread_total(),
         };
-        (!state.serving.is_empty()).then(|| state.serving.iter().fold(begun, add))
+        (!state.serving.is_empty()).then(|| state.serving.iter().fold(state.before, add))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

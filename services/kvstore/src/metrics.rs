@@ -238,7 +238,7 @@ impl Collector for Occupancy {
         encode_gauges(&mut encoder, gauges.chain(gauges_below))?;
         let counters_below = store.disk().map(|_| disk_counters(&stats)).into_iter().flatten();
         let counters = counters(&stats).into_iter().chain(repair_counters(&repair)).chain(counters_below);
-        encode_counters(&mut encoder, counters.chain(tiles.map(tile_counter)))
+        encode_counters(&mut encoder, counters.chain(tiles.into_iter().flat_map(tile_counters)))
     }
 }
 
@@ -272,8 +272,15 @@ fn tile_gauges(tiles: UnderWay) -> [Figure; 3] {
     ]
 }
 
-fn tile_counter(tiles: UnderWay) -> Figure {
-    ("tile_streams_refused", "Tile streams that there was no room for on the way", tiles.refused_total)
+fn tile_counters(tiles: UnderWay) -> [Figure; 2] {
+    [
+        ("tile_streams_refused", "Tile streams that there was no room for on the way", tiles.refused_total),
+        (
+            "unread_connections",
+            "gRPC connections closed because an answer was not read",
+            tiles.ended_unread_total,
+        ),
+    ]
 }
 
 fn counters(stats: &PoolStats) -> [Figure; 9] {

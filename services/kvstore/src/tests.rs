@@ -252,7 +252,7 @@ impl Fixture {
     /// Reads all layers of blocks; none for those that are missing.
     async fn get(&self, names: &[u8]) -> Vec<Option<Vec<TileMessage>>> {
         let keys = names.iter().map(|name| key(*name)).collect();
-        let get = GetBlocks { identity: identity(""), keys, first_layer: 0, layers: None };
+        let get = GetBlocks::whole(identity(""), keys);
         let tiles = self.shard.get_blocks(&self.ctx, get).await.expect("the request is valid");
         let mut tiles = collect(tiles).await.into_iter().map(|tile| tile.expect("the stream goes on"));
         let mut blocks = Vec::new();

@@ -161,8 +161,14 @@ impl Parts {
         add: impl FnOnce(Services) -> Services,
         tasks: &Tasks,
     ) {
-        let (tcp_port, nccl) = (self.config.listen.tiles_port, self.gpu_lanes.clone());
-        let options = ServerOptions { tcp_port, nccl, ..ServerOptions::default() };
+        let stall = Duration::from_millis(self.config.kvstore.stall_ms);
+        let options = ServerOptions {
+            tcp_port: self.config.listen.tiles_port,
+            nccl: self.gpu_lanes.clone(),
+            // A reader that comes back in time finds out from the store why its stream ended.
+            unread_patience: stall * 2,
+            ..ServerOptions::default()
+        };
         self.serve_with(options, listener, add, tasks);
     }
 

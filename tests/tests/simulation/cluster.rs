@@ -361,7 +361,7 @@ impl Cluster {
         for tenant in TENANTS {
             let here = held.iter().filter(|((of, _), holders)| *of == tenant && holders.contains(&node));
             let keys: Vec<BlockKey> = here.map(|((_, key), _)| *key).collect();
-            let get = GetBlocks { identity: self.identity(tenant), keys, first_layer: 0, layers: None };
+            let get = GetBlocks::whole(self.identity(tenant), keys);
             let mut tiles = life.store.get_blocks(&CallContext::new("check"), get).await?;
             while let Some(tile) = tiles.next().await {
                 let Some(tile) = tile? else {

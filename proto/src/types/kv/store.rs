@@ -5,7 +5,7 @@ use longshore_blocks::BlockKey;
 
 use super::{
     GetBlocks, Lookup, OpenView, OpenedView, PutAck, PutOutcome, RepairStats, ScrubStats, ShardStats,
-    TierStats, TileMessage,
+    TierStats, TileMessage, TileOrder,
 };
 use crate::{
     WireError,
@@ -89,18 +89,32 @@ impl TryFrom<v1::GetBlocksRequest> for GetBlocks {
     type Error = WireError;
 
     fn try_from(wire: v1::GetBlocksRequest) -> Result<Self, WireError> {
+        let order = match v1::TileOrder::try_from(wire.order) {
+            Ok(v1::TileOrder::Unspecified | v1::TileOrder::Blocks) => TileOrder::Blocks,
+            Ok(v1::TileOrder::Layers) => TileOrder::Layers,
+            Err(_) => {
+                let problem = format!("is {}, which is no known order", wire.order);
+                return Err(WireError::invalid("order", problem));
+            }
+        };
         Ok(Self {
             identity: check::required(wire.identity, "identity")?,
             keys: check::keys(&wire.keys, "keys")?,
             first_layer: wire.first_layer,
             layers: (wire.layers != 0).then_some(wire.layers),
+            order,
         })
     }
 }
 
 impl From<GetBlocks> for v1::GetBlocksRequest {
     fn from(get: GetBlocks) -> Self {
+        let order = match get.order {
+            TileOrder::Blocks => v1::TileOrder::Blocks,
+            TileOrder::Layers => v1::TileOrder::Layers,
+        };
         Self {
+            order: order.into(),
             identity: Some(get.identity.into()),
             keys: check::join_keys(get.keys.iter()),
             first_layer: get.first_layer,

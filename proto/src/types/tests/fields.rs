@@ -73,6 +73,9 @@ fn lookups_and_reads() {
         ..Default::default()
     };
     check::<_, types::GetBlocks>(get(1), "keys");
+    for order in [-1, 3] {
+        check::<_, types::GetBlocks>(v1::GetBlocksRequest { order, ..get(16) }, "order");
+    }
     assert_eq!(
         v1::LookupResponse { present: vec![0; 2].into() }.into_present(8).unwrap_err().field(),
         "present"

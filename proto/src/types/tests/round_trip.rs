@@ -103,7 +103,10 @@ proptest! {
     fn blocks(identity in identity(), keys in keys(), first_layer in any::<u32>(), layers in option::of(1u32..)) {
         check::<_, v1::Identity>(identity);
         check::<_, v1::LookupRequest>(Lookup { identity, keys: keys.clone(), peek: first_layer % 2 == 0 });
-        check::<_, v1::GetBlocksRequest>(GetBlocks { identity, keys, first_layer, layers });
+        for order in [TileOrder::Blocks, TileOrder::Layers] {
+            let keys = keys.clone();
+            check::<_, v1::GetBlocksRequest>(GetBlocks { identity, keys, first_layer, layers, order });
+        }
     }
 
     #[test]

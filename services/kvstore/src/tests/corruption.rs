@@ -102,7 +102,7 @@ async fn is_served(shard: &Fixture, way: u64, name: u8, layer: u32) -> bool {
         0 => shard.get(&[name]).await != [None],
         1 => {
             let (keys, layers) = (vec![key(name)], Some(1));
-            let get = GetBlocks { identity: identity(""), keys, first_layer: layer, layers };
+            let get = GetBlocks { first_layer: layer, layers, ..GetBlocks::whole(identity(""), keys) };
             let tiles = collect(shard.shard.get_blocks(&shard.ctx, get).await.unwrap()).await;
             tiles.into_iter().any(|tile| tile.unwrap().is_some())
         }
@@ -246,7 +246,7 @@ async fn no_damage_on_the_way_to_a_shard_is_stored() {
         let acks = shard.put("", tiles).await;
         let stored = acks.iter().any(|ack| ack.outcome == PutOutcome::Stored);
         assert_eq!(stored, right, "case {case}: {kind}: {acks:?}");
-        let get = GetBlocks { identity: identity(""), keys: vec![key], first_layer: 0, layers: None };
+        let get = GetBlocks::whole(identity(""), vec![key]);
         let read = collect(shard.shard.get_blocks(&shard.ctx, get).await.unwrap()).await;
         let read: Option<Vec<TileMessage>> = read.into_iter().map(|tile| tile.unwrap()).collect();
         assert_eq!(read, right.then_some(own), "case {case}: {kind}");

@@ -52,8 +52,7 @@ impl Served {
         drop((tiles, acks));
         let lookup = Lookup { identity: identity("modest"), keys: vec![key(name)], peek: false };
         assert_eq!(self.modest.lookup(&self.ctx(), lookup).await, Ok(vec![true]));
-        let get =
-            GetBlocks { identity: identity("modest"), keys: vec![key(name)], first_layer: 0, layers: None };
+        let get = GetBlocks::whole(identity("modest"), vec![key(name)]);
         let read = self.modest.get_blocks(&self.ctx(), get).await.expect("a get stream");
         let read: Vec<_> = collect(read).await.into_iter().map(|tile| tile.expect("a tile")).collect();
         assert_eq!(read, block(name).into_iter().map(Some).collect::<Vec<_>>());
@@ -176,8 +175,7 @@ async fn readers_that_take_nothing_leave_room_for_others_and_are_ended() {
     let served = Served::new(Config { stall_ms: 3_000, ..limits() }).await;
     served.fixture.put("greedy", block(1)).await;
     // Far more than all windows and buffers of a connection.
-    let get =
-        GetBlocks { identity: identity("greedy"), keys: vec![key(1); 65_536], first_layer: 0, layers: None };
+    let get = GetBlocks::whole(identity("greedy"), vec![key(1); 65_536]);
     let mut unread = Vec::new();
     for _ in 0..6 {
         unread.push(served.greedy.get_blocks(&served.ctx(), get.clone()).await.expect("75 % of 8 streams"));
@@ -338,9 +336,8 @@ async fn tiles_on_all_listeners_of_a_shard_are_added_up() {
     // Only one that begins later makes it forgotten; what it refused is not.
     listen(&served.fixture, &served.fixture.tasks).await;
     assert!(served.scraped("longshore_kvstore_tile_connections 1"));
-    assert!(
-        served.scraped("longshore_kvstore_tile_streams_refused_total 0"),
-        "{}",
-        served.fixture.metrics.encode()
-    );
+    for counter in ["tile_streams_refused", "unread_connections"] {
+        let line = format!("longshore_kvstore_{counter}_total 0");
+        assert!(served.scraped(&line), "{}", served.fixture.metrics.encode());
+    }
 }

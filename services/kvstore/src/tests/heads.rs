@@ -11,7 +11,7 @@ use super::{
 
 async fn heads(shard: &Fixture, names: &[u8], heads: Range<u32>) -> Vec<Option<TileMessage>> {
     let keys = names.iter().map(|name| key(*name)).collect();
-    let get = GetBlocks { identity: identity(""), keys, first_layer: 1, layers: None };
+    let get = GetBlocks { first_layer: 1, ..GetBlocks::whole(identity(""), keys) };
     let read = shard.shard.get_heads(&shard.ctx, get, heads).await.expect("the range is valid");
     collect(read).await.into_iter().map(|tile| tile.expect("the stream goes on")).collect()
 }
@@ -61,7 +61,7 @@ async fn a_damaged_tile_is_found_by_readers_of_any_of_its_heads() {
 async fn ranges_beyond_the_tile_are_refused_by_field() {
     let shard = shard(1);
     shard.store(&[1]).await;
-    let get = GetBlocks { identity: identity(""), keys: vec![key(1)], first_layer: 0, layers: None };
+    let get = GetBlocks::whole(identity(""), vec![key(1)]);
     #[allow(clippy::reversed_empty_ranges, reason = "as a hostile caller would send them")]
     for wrong in [0..0, 1..1, 2..1, 0..3, 2..3, 0..u32::MAX] {
         let error =

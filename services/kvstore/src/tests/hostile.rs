@@ -23,7 +23,7 @@ async fn callers_of_another_deployment_or_epoch_are_refused_everywhere() {
             shard.shard.lookup(&shard.ctx, Lookup { identity: wrong, keys: keys.clone(), peek: false }).await;
         let (_sender, tiles) = mpsc::channel(1);
         let put = shard.shard.put_blocks(&shard.ctx, wrong, wire_shape(), tiles).await;
-        let get = GetBlocks { identity: wrong, keys, first_layer: 0, layers: None };
+        let get = GetBlocks::whole(wrong, keys);
         let get = shard.shard.get_blocks(&shard.ctx, get).await;
         let open = OpenView { identity: wrong, blocks: vec![(0, key(1))], append_to: None, lease_ms: 1_000 };
         let open = shard.shard.open_view(&shard.ctx, open).await;
@@ -74,7 +74,7 @@ async fn requests_out_of_range_are_refused_by_field() {
     let most = Lookup { identity: identity(""), keys: many[1..].to_vec(), peek: false };
     assert_eq!(shard.shard.lookup(&shard.ctx, most).await, Ok(vec![true; 65_536]));
 
-    let get = GetBlocks { identity: identity(""), keys: vec![key(1)], first_layer: 0, layers: None };
+    let get = GetBlocks::whole(identity(""), vec![key(1)]);
     for (wrong, field) in [
         (GetBlocks { keys: many, ..get.clone() }, "keys"),
         (GetBlocks { first_layer: LAYERS, ..get.clone() }, "first_layer"),

@@ -68,12 +68,7 @@ async fn a_watcher_that_comes_back_is_told_what_it_missed() {
 }
 
 async fn get_all(shard: &Fixture, name: u8) {
-    let get = longshore_proto::types::GetBlocks {
-        identity: identity(""),
-        keys: vec![key(name)],
-        first_layer: 0,
-        layers: None,
-    };
+    let get = longshore_proto::types::GetBlocks::whole(identity(""), vec![key(name)]);
     collect(shard.shard.get_blocks(&shard.ctx, get).await.expect("the call is valid")).await;
 }
 

@@ -89,7 +89,7 @@ fn noise_body() -> Vec<u8> {
 
 async fn get(shard: &KvStore) -> f64 {
     let keys = (0..VIEW).map(name).collect();
-    let get = GetBlocks { identity: identity(""), keys, first_layer: 0, layers: None };
+    let get = GetBlocks::whole(identity(""), keys);
     let started = Instant::now();
     let mut tiles = shard.get_blocks(&CallContext::new("measure"), get).await.unwrap();
     let mut bytes = 0;

@@ -1,7 +1,7 @@
 //! Storing and reading blocks.
 
 use longshore_fabric::Code;
-use longshore_proto::types::{GetBlocks, HeadPart};
+use longshore_proto::types::{GetBlocks, HeadPart, TileOrder};
 
 use super::*;
 
@@ -168,7 +168,7 @@ async fn get(shard: &Fixture, salt: &str, get: GetBlocks) -> Vec<Option<TileMess
 
 fn wanted(names: &[u8]) -> GetBlocks {
     let keys = names.iter().map(|name| key(*name)).collect();
-    GetBlocks { identity: identity(""), keys, first_layer: 0, layers: None }
+    GetBlocks::whole(identity(""), keys)
 }
 
 #[tokio::test]
@@ -182,6 +182,33 @@ async fn tiles_are_read_back_block_by_block() {
     let some = get(&shard, "", GetBlocks { first_layer: 1, layers: Some(1), ..wanted(&[1]) }).await;
     assert_eq!(some, [Some(message(1, 1))]);
     assert_eq!(get(&shard, "other", wanted(&[1])).await, [None]);
+}
+
+#[tokio::test]
+async fn tiles_are_read_back_layer_by_layer_from_memory_and_disk() {
+    let folder = super::disk::folder();
+    for shard in [shard(4), with_config(super::disk::tiers(folder.path(), 1, 8))] {
+        shard.store(&[1, 2, 3]).await;
+        let by_layer = GetBlocks { order: TileOrder::Layers, ..wanted(&[2, 9, 1, 3, 1]) };
+        let tile = |name, layer| Some(message(name, layer));
+        let mut expected = vec![tile(2, 0), None, tile(1, 0), tile(3, 0), tile(1, 0)];
+        for layer in 1..LAYERS {
+            expected.extend([2, 1, 3, 1].map(|name| tile(name, layer)));
+        }
+        assert_eq!(get(&shard, "", by_layer).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_block_that_goes_between_two_layers_is_missing_from_then_on() {
+    let shard = shard(4);
+    shard.store(&[1, 2]).await;
+    assert!(shard.shard.corrupt_for_test(key(1), 1));
+    let by_layer = GetBlocks { order: TileOrder::Layers, ..wanted(&[1, 2, 1]) };
+    let tile = |name, layer| Some(message(name, layer));
+    let mut expected = vec![tile(1, 0), tile(2, 0), tile(1, 0), None, tile(2, 1), None];
+    expected.extend((2..LAYERS).map(|layer| tile(2, layer)));
+    assert_eq!(get(&shard, "", by_layer).await, expected);
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ impl Site {
     /// Tiles of a block as the shard gives them.
     async fn read(&self, shard: &Fixture, name: u8) -> Vec<TileMessage> {
         let (keys, first_layer, layers) = (vec![key(name)], 0, None);
-        let get = GetBlocks { identity: self.identity(), keys, first_layer, layers };
+        let get = GetBlocks { first_layer, layers, ..GetBlocks::whole(self.identity(), keys) };
         let tiles = shard.shard.get_blocks(&shard.ctx, get).await.expect("the request is valid");
         let tiles = collect(tiles).await.into_iter();
         tiles.map(|tile| tile.expect("the stream goes on").expect("the block is held")).collect()

@@ -16,7 +16,7 @@ async fn views_of_others_blocks_are_missing_like_blocks_that_are_nowhere() {
     assert_eq!((stats.views, stats.pinned_blocks), (0, 0), "nothing is kept for it");
     // Neither may it read, append to or close over what the owner has.
     let view = shard.view(&[(0, 1)]).await;
-    let get = GetBlocks { identity: identity("other"), keys: vec![key(1)], first_layer: 0, layers: None };
+    let get = GetBlocks::whole(identity("other"), vec![key(1)]);
     let read = collect(shard.shard.get_blocks(&shard.ctx, get).await.unwrap()).await;
     assert_eq!(read, [Ok(None)]);
     assert_eq!(shard.put("other", block(1)).await[0].outcome, PutOutcome::Stored, "not even by a duplicate");

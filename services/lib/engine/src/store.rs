@@ -162,7 +162,7 @@ async fn fetch_into(
     keys: &[BlockKey],
     blocks: &mut Vec<(usize, LocalBlock)>,
 ) -> Result<(), Error> {
-    let get = GetBlocks { identity, keys: keys.to_vec(), first_layer: 0, layers: None };
+    let get = GetBlocks::whole(identity, keys.to_vec());
     let layers = engine.backend().config().layers;
     let block_bytes = (engine.tile_shape().bytes() * layers) as u64;
     let mut under_way = link.load.begin(keys.len() as u64 * block_bytes);

@@ -13,6 +13,7 @@ mod shard;
 mod socket;
 mod streamed;
 mod tiles;
+mod unread;
 mod workers;
 
 use std::{pin::Pin, sync::Arc};

@@ -24,6 +24,7 @@ use std::{
 };
 
 use longshore_proto::{WireError, types::TileMessage, v1};
+use tokio_util::sync::CancellationToken;
 
 use crate::server::Peer;
 
@@ -70,6 +71,8 @@ fn is_here(ip: IpAddr) -> bool {
 pub(crate) struct Connection {
     /// Shared memory, on connections that have some.
     pub(crate) link: Option<Arc<Link>>,
+    /// Ends it.
+    pub(crate) sever: CancellationToken,
     /// What its tiles take.
     pub(crate) peer: Arc<Peer>,
     /// Tile connections that it asked for.

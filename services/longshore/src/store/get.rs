@@ -176,7 +176,7 @@ async fn request(
         shard_map_epoch: cluster.stats_of(at).await?.shard_map_epoch,
     };
     let ctx = CallContext::new("store").with_timeout(BLOCK_TIMEOUT);
-    Ok((ctx, GetBlocks { identity, keys: vec![row.key], first_layer: 0, layers: None }))
+    Ok((ctx, GetBlocks::whole(identity, vec![row.key])))
 }
 
 /// Refuses a tile that is not the one that is due.

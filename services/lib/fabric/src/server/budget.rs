@@ -83,8 +83,8 @@ pub(super) struct Budget {
 #[derive(Debug, Default)]
 pub(crate) struct Peer {
     share: OnceLock<Share>,
-    /// Store streams whose tiles come as its messages.
-    writers: Mutex<usize>,
+    /// Store streams whose tiles come as its messages, of each tenant that has some.
+    writers: Mutex<HashMap<Namespace, usize>>,
 }
 
 /// How the tiles of a stream travel.
@@ -102,7 +102,7 @@ pub(super) enum Travel {
 #[derive(Debug)]
 pub(super) struct Reservation {
     stream: Share,
-    /// Of the peer, the tenant and the listener. All streams take from them in this order, so that nobody waits in a circle.
+    /// Of the peer, the tenant and the listener. All streams wait for them in one order, so that nobody waits in a circle.
     shares: [Share; 3],
     patience: Duration,
     traffic: TileTraffic,
@@ -158,7 +158,7 @@ impl Budget {
             }
             Travel::InMessages => {
                 let [of_peer, of_tenant, listener] = shares.clone();
-                Kept::Unread { _of: Unread::of_one_more(self, peer, [of_peer, listener], &of_tenant)? }
+                Kept::Unread { _of: Unread::of_one_more(self, peer, tenant, [of_peer, of_tenant, listener])? }
             }
             Travel::InFrames => Kept::Nothing,
         };
@@ -190,6 +190,12 @@ impl Budget {
         windows.saturating_add(streams.saturating_mul(self.frame_bytes))
     }
 
+    /// What the next store stream adds to that where there are so many. A tenant has on every connection what his streams would have
+    /// there alone: whichever streams end first, what a connection keeps is counted for those that are left.
+    fn of_stream_after(&self, streams: usize) -> usize {
+        self.unread(streams + 1) - self.unread(streams)
+    }
+
     #[cfg(test)]
     fn taken(&self) -> usize {
         self.listener.limit - self.listener.free.available_permits()
@@ -206,8 +212,9 @@ impl Reservation {
         let end = Instant::now() + self.patience;
         let waiting = async {
             let [peer, tenant, listener] = &self.shares;
-            let (peer, tenant) = (peer.wait(bytes, end).await?, tenant.wait(bytes, end).await?);
-            Ok([own, peer, tenant, listener.wait(bytes, end).await?])
+            // The tenant's first: others share the connection, and whoever waits keeps what he has.
+            let tenant = tenant.wait(bytes, end).await?;
+            Ok([own, tenant, peer.wait(bytes, end).await?, listener.wait(bytes, end).await?])
         };
         waiting.await.inspect_err(|_| self.traffic.refused())
     }
@@ -218,38 +225,40 @@ impl Reservation {
 struct Unread {
     budget: Budget,
     peer: Arc<Peer>,
-    /// Of the peer and the listener: many tenants may share a connection.
-    shares: [Share; 2],
-    /// What it was more when it began, so that a tenant with many connections takes no more than he may.
-    _of_tenant: OwnedSemaphorePermit,
+    tenant: Namespace,
+    /// Of the peer, the tenant and the listener.
+    shares: [Share; 3],
 }
 
 impl Unread {
     fn of_one_more(
         budget: &Budget,
         peer: &Arc<Peer>,
-        shares: [Share; 2],
-        of_tenant: &Share,
+        tenant: Namespace,
+        shares: [Share; 3],
     ) -> Result<Self, Error> {
         let mut writers = peer.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = budget.unread(*writers + 1) - budget.unread(*writers);
-        let [of_peer, of_listener] = &shares;
-        let (from_peer, from_tenant) = (of_peer.take(bytes)?, of_tenant.take(bytes)?);
-        let taken = [from_peer, of_listener.take(bytes)?];
+        let (all, own) = (writers.values().sum(), writers.get(&tenant).copied().unwrap_or(0));
+        let [of_all, of_own] = [all, own].map(|streams| budget.of_stream_after(streams));
+        let [of_peer, of_tenant, of_listener] = &shares;
+        let taken = [of_peer.take(of_all)?, of_tenant.take(of_own)?, of_listener.take(of_all)?];
         // They come back by the number of streams that are left, whichever those are.
         taken.into_iter().for_each(OwnedSemaphorePermit::forget);
-        *writers += 1;
+        writers.insert(tenant, own + 1);
         drop(writers);
-        Ok(Self { budget: budget.clone(), peer: Arc::clone(peer), shares, _of_tenant: from_tenant })
+        Ok(Self { budget: budget.clone(), peer: Arc::clone(peer), tenant, shares })
     }
 }
 
 impl Drop for Unread {
     fn drop(&mut self) {
         let mut writers = self.peer.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = self.budget.unread(*writers) - self.budget.unread(*writers - 1);
-        *writers -= 1;
-        for share in &self.shares {
+        let own = writers.remove(&self.tenant).map_or(0, |own| own.saturating_sub(1));
+        if own > 0 {
+            writers.insert(self.tenant, own);
+        }
+        let [of_all, of_own] = [writers.values().sum(), own].map(|left| self.budget.of_stream_after(left));
+        for (share, bytes) in self.shares.iter().zip([of_all, of_own, of_all]) {
             share.free.add_permits(share.permits(bytes) as usize);
         }
     }

@@ -34,12 +34,15 @@ pub struct ServerOptions {
     /// Bytes of tiles that all streams may have under way, those included that HTTP/2 may hold unread for them. A stream has at most its
     /// window, or one tile.
     pub tile_bytes_max: usize,
-    /// The same for all streams of one tenant, without what is unread.
+    /// The same for all streams of one tenant. On every connection, its streams count with what HTTP/2 may hold unread for them alone.
     pub tenant_tile_bytes_max: usize,
     /// The same for all streams of one connection.
     pub peer_tile_bytes_max: usize,
     /// How long a tile waits until others leave room for it, before its stream is refused.
     pub tile_room_patience: Duration,
+    /// How long an answer may wait for its reader, who leaves its window closed, before its connection is closed. Services end streams
+    /// whose readers take nothing earlier, so that a reader that comes back learns why.
+    pub unread_patience: Duration,
     /// Largest HTTP/2 frame.
     pub frame_bytes_max: u32,
     /// Largest list of headers of one call.
@@ -86,6 +89,7 @@ impl Default for ServerOptions {
             tenant_tile_bytes_max: 3 << 29,
             peer_tile_bytes_max: 1 << 30,
             tile_room_patience: Duration::from_secs(5),
+            unread_patience: Duration::from_secs(240),
             frame_bytes_max: 1 << 20,
             header_bytes_max: 16 << 10,
             keepalive_interval: Duration::from_secs(20),

@@ -14,7 +14,7 @@ use tonic_health::{
 use tonic_reflection::server::Builder as Reflection;
 use tower::util::MapResponseLayer;
 
-use super::{ServerOptions, Services, call::Desk, refusal, socket};
+use super::{ServerOptions, Services, call::Desk, refusal, socket, unread::Unread};
 use crate::{Code, Error, shm, tcp, tcp::Door};
 
 /// How long connections may take to flush the ends of their last calls.
@@ -28,7 +28,7 @@ pub async fn serve(
     services: Services,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let Services { options, mut routes, names, desk, readiness, door, traffic: _ } = services;
+    let Services { options, mut routes, names, desk, readiness, door, traffic } = services;
     let (reporter, health) = health_reporter();
     routes.add_service(health);
     let reflection = || names.iter().fold(reflection(), |builder, name| builder.with_service_name(*name));
@@ -48,7 +48,9 @@ pub async fn serve(
         }
         None => sockets,
     };
+    let unread = Unread::new(options.unread_patience, traffic);
     let server = builder(&options)
+        .layer(unread.clone())
         .layer(MapResponseLayer::new(refusal::reword))
         .add_routes(routes.routes())
         .serve_with_incoming_shutdown(sockets, shutdown.clone().cancelled_owned());
@@ -59,7 +61,11 @@ pub async fn serve(
                 tcp::serve(listener, door, sever.clone()).await;
             }
         };
-        tokio::join!(health, drain(&desk, options.drain_timeout, &shutdown, &sever), tiles);
+        let drain = drain(&desk, options.drain_timeout, &shutdown, &sever);
+        tokio::select! {
+            ((), (), ()) = async { tokio::join!(health, drain, tiles) } => {}
+            () = unread.watch() => {}
+        }
         // The server ends by itself once its sockets are cut off.
         std::future::pending::<()>().await;
     };

@@ -126,8 +126,10 @@ impl Socket {
         permit: OwnedSemaphorePermit,
         sever: &CancellationToken,
     ) -> Self {
-        let connection = Connection { link, ..Connection::default() };
-        Self { stream, connection, severed: Box::pin(sever.clone().cancelled_owned()), _permit: permit }
+        let sever = sever.child_token();
+        let severed = Box::pin(sever.clone().cancelled_owned());
+        let connection = Connection { link, sever, ..Connection::default() };
+        Self { stream, connection, severed, _permit: permit }
     }
 
     fn stream(&mut self) -> Pin<&mut (dyn Duplex + 'static)> {
@@ -139,7 +141,9 @@ impl Socket {
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.severed.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server shut down")),
+            Poll::Ready(()) => {
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server ends this connection"))
+            }
             Poll::Pending => Ok(()),
         }
     }

@@ -20,6 +20,7 @@ struct Now {
     /// Bytes of the budget, and those that are free.
     budget: OnceLock<(usize, Weak<Semaphore>)>,
     refused: AtomicU64,
+    ended_unread: AtomicU64,
 }
 
 impl TileTraffic {
@@ -40,6 +41,11 @@ impl TileTraffic {
         self.now.refused.load(Ordering::Relaxed)
     }
 
+    /// gRPC connections that were closed because an answer on them was not read.
+    pub fn ended_unread_total(&self) -> u64 {
+        self.now.ended_unread.load(Ordering::Relaxed)
+    }
+
     /// Tells where the budget is.
     pub(crate) fn show_budget(&self, limit: usize, free: &Arc<Semaphore>) {
         let _a_listener_has_one = self.now.budget.set((limit, Arc::downgrade(free)));
@@ -48,6 +54,11 @@ impl TileTraffic {
     /// There was no room for a stream, or for its next tile.
     pub(crate) fn refused(&self) {
         self.now.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection is closed whose reader reads nothing.
+    pub(crate) fn ended_unread(&self) {
+        self.now.ended_unread.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Connections that are open, with a call or without one.

@@ -47,7 +47,7 @@ async fn blocks_go_round() {
             [(A, PutOutcome::Stored), (B, PutOutcome::Stored)]
         );
         assert_eq!(shard.lookup(&context(), lookup(&[A, ABSENT, B])).await.unwrap(), [true, false, true]);
-        let get = GetBlocks { identity: identity(), keys: vec![B, ABSENT], first_layer: 0, layers: None };
+        let get = GetBlocks::whole(identity(), vec![B, ABSENT]);
         let tiles: Vec<_> =
             shard.get_blocks(&context(), get).await.unwrap().map(Result::unwrap).collect().await;
         assert_eq!(tiles, [Some(tile(B, 0, 1 << 20)), Some(tile(B, 1, 1 << 20)), None], "{lane:?}");
@@ -159,7 +159,7 @@ async fn deadlines_end_calls_and_streams() {
         let error = house.client().lookup(&hurried(), lookup(&[STUCK])).await.unwrap_err();
         assert_eq!(error.code, Code::DeadlineExceeded, "{lane:?}");
         house.expect_gone().await;
-        let get = GetBlocks { identity: identity(), keys: vec![STUCK], first_layer: 0, layers: None };
+        let get = GetBlocks::whole(identity(), vec![STUCK]);
         let mut tiles = house.client().get_blocks(&hurried(), get).await.unwrap();
         assert_eq!(tiles.next().await.unwrap().unwrap(), None);
         assert_eq!(tiles.next().await.unwrap().unwrap_err().code, Code::DeadlineExceeded, "{lane:?}");
@@ -194,7 +194,7 @@ async fn dropping_a_call_or_its_stream_reaches_the_service() {
         let call = client.lookup(&context, lookup(&[STUCK]));
         tokio::time::timeout(Duration::from_millis(200), call).await.unwrap_err();
         house.expect_gone().await;
-        let get = GetBlocks { identity: identity(), keys: vec![STUCK], first_layer: 0, layers: None };
+        let get = GetBlocks::whole(identity(), vec![STUCK]);
         let mut tiles = client.get_blocks(&context, get).await.unwrap();
         assert_eq!(tiles.next().await.unwrap().unwrap(), None);
         drop(tiles);

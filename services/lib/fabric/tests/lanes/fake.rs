@@ -229,7 +229,11 @@ impl Shard for Served<FakeShard> {
             Some(tiles) => tiles.iter().filter(asked).cloned().map(Some).collect(),
             None => vec![None],
         };
-        let tiles: Vec<_> = get.keys.iter().flat_map(read).map(Ok).collect();
+        let mut tiles: Vec<_> = get.keys.iter().flat_map(read).collect();
+        if get.order == TileOrder::Layers {
+            tiles.sort_by_key(|tile| tile.as_ref().map_or(get.first_layer, |tile| tile.layer));
+        }
+        let tiles: Vec<_> = tiles.into_iter().map(Ok).collect();
         Ok(Box::pin(futures::stream::iter(tiles)))
     }
 

@@ -18,10 +18,11 @@ use longshore_fabric::{
 };
 use longshore_proto::{
     types::{Identity, PutAck, TileMessage},
-    v1,
+    v1::{self, put_blocks_request::Part},
 };
 use prost::Message;
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, body::Body, transport::Channel};
 use tower::ServiceExt;
 
@@ -39,7 +40,11 @@ const TENANT_BYTES: usize = 12 << 20;
 const LISTENER_BYTES: usize = 24 << 20;
 
 async fn house(lane: Lane) -> House {
-    let tcp_patience = TcpPatience { write: SHORT, bytes_per_second_min: u64::MAX, ..TcpPatience::default() };
+    house_with(lane, ServerOptions::default()).await
+}
+
+/// With `patience` for messages and readers.
+async fn house_with(lane: Lane, patience: ServerOptions) -> House {
     let options = ServerOptions {
         stream_window_bytes: 1 << 20,
         connection_window_bytes: 1 << 20,
@@ -48,8 +53,7 @@ async fn house(lane: Lane) -> House {
         tenant_tile_bytes_max: TENANT_BYTES,
         peer_tile_bytes_max: LISTENER_BYTES / 2,
         tile_room_patience: SHORT,
-        tcp_patience,
-        ..ServerOptions::default()
+        ..patience
     };
     let house = House::with(lane, FakeRouter::default(), options).await;
     *house.shard.kept.lock().unwrap() = Some(Vec::new());
@@ -181,6 +185,13 @@ impl http_body::Body for Stalls {
     }
 }
 
+/// Begins a store stream whose tiles come as its messages.
+fn start_of_messages() -> v1::PutBlocksRequest {
+    let (identity, shape) = (Some(identity().into()), Some(shape().into()));
+    let start = v1::PutBlocksStart { identity, shape, connection: None };
+    v1::PutBlocksRequest { part: Some(Part::Start(start)) }
+}
+
 fn prefixed(bytes: usize, message: &[u8]) -> Vec<u8> {
     [&[0], &(bytes as u32).to_be_bytes()[..], message].concat()
 }
@@ -209,13 +220,9 @@ async fn end_of(house: &House, bytes: Vec<u8>) -> Error {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_never_comes_to_its_end_keeps_no_room() {
-    let house = house(Lane::Grpc).await;
-    let connection = v1::TileConnection::default();
-    let mut start = raw::start(connection);
-    if let Some(v1::put_blocks_request::Part::Start(start)) = &mut start.part {
-        start.connection = None;
-    }
-    let start = start.encode_to_vec();
+    let tcp_patience = TcpPatience { write: SHORT, bytes_per_second_min: u64::MAX, ..TcpPatience::default() };
+    let house = house_with(Lane::Grpc, ServerOptions { tcp_patience, ..ServerOptions::default() }).await;
+    let start = start_of_messages().encode_to_vec();
     let begun = [prefixed(start.len(), &start), prefixed(TILE_BYTES, &[0x12; 1000])].concat();
     let error = end_of(&house, begun).await;
     assert_eq!((error.code, error.field.as_deref()), (Code::Unavailable, Some("message")), "{error}");
@@ -223,5 +230,58 @@ async fn a_message_that_never_comes_to_its_end_keeps_no_room() {
     // There is no room at all for what comes before the namespace.
     let error = end_of(&house, prefixed(TILE_BYTES, &[0x12; 1000])).await;
     assert_eq!((error.code, error.field.as_deref()), (Code::InvalidArgument, Some("start")), "{error}");
+    unharmed(&house).await;
+}
+
+/// A client whose streams may be sent so many bytes that it has not read.
+async fn narrow(house: &House, window_bytes: u32) -> raw::Client {
+    let endpoint = Channel::from_shared(house.address.clone()).unwrap();
+    let channel = endpoint.initial_stream_window_size(window_bytes).connect().await.unwrap();
+    raw::Client::new(channel)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_no_answers_keeps_no_room_for_long() {
+    let house =
+        house_with(Lane::Grpc, ServerOptions { unread_patience: SHORT, ..ServerOptions::default() }).await;
+    put(&*house.client(), block(100, TILE_BYTES)).await;
+    for (number, window_bytes) in (1..).zip([0, 1, 1 << 16]) {
+        let mut client = narrow(&house, window_bytes).await;
+        let get = v1::GetBlocksRequest {
+            identity: Some(identity().into()),
+            keys: vec![100; 32].into(),
+            ..v1::GetBlocksRequest::default()
+        };
+        let mut unread = client.get_blocks(get).await.unwrap().into_inner();
+        nothing_is_under_way(&house).await;
+        assert_eq!(house.traffic.ended_unread_total(), number);
+        // What was on its way may still come, and then that it goes no further.
+        let end = loop {
+            match unread.message().await {
+                Ok(message) => assert!(message.is_some(), "it did not come to its end"),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(from_status(&end).code, Code::Unavailable, "{end}");
+        unharmed(&house).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_no_acknowledgements_keeps_no_room_for_long() {
+    let house =
+        house_with(Lane::Grpc, ServerOptions { unread_patience: SHORT, ..ServerOptions::default() }).await;
+    let mut client = narrow(&house, 0).await;
+    let (sender, messages) = mpsc::channel(4);
+    sender.send(start_of_messages()).await.unwrap();
+    let unread = client.put_blocks(ReceiverStream::new(messages)).await.unwrap();
+    for tile in block(101, 100_000) {
+        let part = Some(Part::Tile(tile.into()));
+        sender.send(v1::PutBlocksRequest { part }).await.unwrap();
+    }
+    tokio::time::timeout(Duration::from_secs(5), sender.closed()).await.expect("the stream ended");
+    nothing_is_under_way(&house).await;
+    assert_eq!(house.traffic.ended_unread_total(), 1);
+    drop(unread);
     unharmed(&house).await;
 }

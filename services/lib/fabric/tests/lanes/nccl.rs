@@ -122,8 +122,7 @@ async fn another_lane_takes_over_where_it_is_not_offered_or_nobody_can_join() {
     let shard = GrpcConnector::new(over_nccl(&net)).shard(&plain.address).unwrap();
     let alone = GrpcConnector::new(over_nccl(&net)).nccl_shard(&plain.address).unwrap();
     put_again(&*shard, 1).await;
-    let get_one =
-        GetBlocks { identity: identity(), keys: vec![BlockKey([1; 16])], first_layer: 0, layers: None };
+    let get_one = GetBlocks::whole(identity(), vec![BlockKey([1; 16])]);
     let error = alone.get_blocks(&CallContext::new("alone"), get_one).await.err().unwrap();
     assert_eq!(error.code, Code::Unimplemented, "{error}");
     let without = GrpcConnector::new(GrpcOptions::default()).nccl_shard(&plain.address);
@@ -169,8 +168,7 @@ async fn who_hangs_or_dies_loses_the_epoch_and_grpc_takes_over() {
         until_joined(&house, &*shard).await;
         net.set(fault);
         let context = CallContext::new("faulty");
-        let get_one =
-            GetBlocks { identity: identity(), keys: vec![BlockKey([1; 16])], first_layer: 0, layers: None };
+        let get_one = GetBlocks::whole(identity(), vec![BlockKey([1; 16])]);
         let mut tiles = shard.get_blocks(&context, get_one).await.unwrap();
         assert_eq!(seen(&house), Seen::Nccl);
         let error = tiles.next().await.unwrap().unwrap_err();
@@ -273,7 +271,7 @@ async fn what_a_shard_says_is_told_as_it_is_and_does_not_end_the_lane() {
         house.shard.blocks.lock().unwrap().clear();
     }
     assert_eq!(put(&*shard, block(1, BYTES)).await, [(1, PutOutcome::Stored)]);
-    let stuck = GetBlocks { identity: identity(), keys: vec![STUCK], first_layer: 0, layers: None };
+    let stuck = GetBlocks::whole(identity(), vec![STUCK]);
     let mut tiles = shard.get_blocks(&CallContext::new("stuck"), stuck).await.unwrap();
     assert_eq!(tiles.next().await.unwrap().unwrap(), None);
     drop(tiles);

@@ -320,7 +320,7 @@ async fn invitations_that_make_no_sense_are_not_followed() {
         let shard = GrpcConnector::new(over_nccl(&net)).nccl_shard(&liar.address).unwrap();
         let get_one = || {
             let keys = vec![BlockKey([1; 16])];
-            let one = GetBlocks { identity: identity(), keys, first_layer: 0, layers: None };
+            let one = GetBlocks::whole(identity(), keys);
             async { shard.get_blocks(&CallContext::new("lied to"), one).await }
         };
         let error = get_one().await.err().unwrap();

@@ -56,8 +56,7 @@ async fn grpc_takes_over_where_the_port_cannot_be_reached() {
     tiles.cut();
     let address = format!("http://{}", grpc.address);
     let refused = connector().tcp_shard(&address).unwrap();
-    let get_one =
-        GetBlocks { identity: identity(), keys: vec![BlockKey([1; 16])], first_layer: 0, layers: None };
+    let get_one = GetBlocks::whole(identity(), vec![BlockKey([1; 16])]);
     let error = refused.get_blocks(&CallContext::new("alone"), get_one).await.err().unwrap();
     assert_eq!(error.code, Code::Unavailable, "{error}");
     let shard = connector().shard(&address).unwrap();
@@ -168,8 +167,7 @@ async fn parts_of_tiles_are_read_over_grpc_beside_it() {
     let shard = connector().shard(&format!("http://{}", grpc.address)).unwrap();
     put(&*shard, block(1, 400)).await;
     assert_eq!(seen(&house), Seen::Tcp);
-    let get_one =
-        GetBlocks { identity: identity(), keys: vec![BlockKey([1; 16])], first_layer: 0, layers: None };
+    let get_one = GetBlocks::whole(identity(), vec![BlockKey([1; 16])]);
     let parts = shard.get_heads(&CallContext::new("parts"), get_one, 1..3).await.unwrap();
     let parts: Vec<_> = parts.map(|part| part.unwrap().unwrap()).collect().await;
     assert!(parts.iter().all(|part| part.copy_heads(1..3, HEADS, 100).is_ok()) && parts.len() == 2);
@@ -189,8 +187,7 @@ async fn cancelled_calls_free_their_connections_and_streams() {
         let (sender, received) = mpsc::channel(1);
         let acks = shard.put_blocks(&context, identity(), shape(), received).await.unwrap();
         sender.send(block(2, 100_000).remove(0)).await.unwrap();
-        let get_one =
-            GetBlocks { identity: identity(), keys: vec![BlockKey([1; 16])], first_layer: 0, layers: None };
+        let get_one = GetBlocks::whole(identity(), vec![BlockKey([1; 16])]);
         let mut tiles = shard.get_blocks(&context, get_one).await.unwrap();
         assert!(tiles.next().await.unwrap().unwrap().is_some());
         match round % 2 {
@@ -238,7 +235,7 @@ async fn damage_on_the_way_back_is_an_error_or_fails_its_check() {
         // Within the confirmation, two tiles, a block that is missing, and the end.
         tiles.damage_down.store(case * 23, Ordering::SeqCst);
         let keys = vec![BlockKey([1; 16]), BlockKey([7; 16])];
-        let get_both = GetBlocks { identity: identity(), keys, first_layer: 0, layers: None };
+        let get_both = GetBlocks::whole(identity(), keys);
         let mut came = Vec::new();
         let mut failed = true;
         if let Ok(mut answers) = shard.get_blocks(&CallContext::new("damage"), get_both).await {

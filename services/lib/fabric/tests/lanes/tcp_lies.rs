@@ -35,7 +35,7 @@ fn client(liar: &Liar) -> std::sync::Arc<dyn Shard> {
 /// The tiles that came, and why no more did.
 async fn read(shard: &dyn Shard, names: &[u8]) -> (Vec<Option<TileMessage>>, Option<Error>) {
     let keys = names.iter().map(|name| BlockKey([*name; 16])).collect();
-    let get = GetBlocks { identity: identity(), keys, first_layer: 0, layers: None };
+    let get = GetBlocks::whole(identity(), keys);
     let reading = async {
         let mut answers = match shard.get_blocks(&CallContext::new("lies"), get).await {
             Ok(answers) => answers,

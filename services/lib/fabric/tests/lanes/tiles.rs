@@ -34,7 +34,7 @@ pub(crate) async fn put(shard: &dyn Shard, tiles: Vec<TileMessage>) -> Vec<(u8, 
 
 pub(crate) async fn get(shard: &dyn Shard, names: &[u8]) -> Vec<Option<TileMessage>> {
     let keys = names.iter().map(|name| BlockKey([*name; 16])).collect();
-    let get = GetBlocks { identity: identity(), keys, first_layer: 0, layers: None };
+    let get = GetBlocks::whole(identity(), keys);
     shard.get_blocks(&context(), get).await.unwrap().map(Result::unwrap).collect().await
 }
 
@@ -68,12 +68,7 @@ async fn heads_of_tiles_go_round_with_what_proves_them() {
         for (name, bytes) in (1u8..).zip([4, 1_024, 400_000, 8 << 20]) {
             put(&*client, block(name, bytes)).await;
             for heads in [0..1, 1..4, 0..4] {
-                let get = GetBlocks {
-                    identity: identity(),
-                    keys: vec![BlockKey([name; 16]), BlockKey([99; 16])],
-                    first_layer: 0,
-                    layers: None,
-                };
+                let get = GetBlocks::whole(identity(), vec![BlockKey([name; 16]), BlockKey([99; 16])]);
                 let read = client.get_heads(&context(), get, heads.clone()).await.unwrap();
                 let read: Vec<_> = read.map(Result::unwrap).collect().await;
                 assert_eq!((read.len(), read.last()), (LAYERS as usize + 1, Some(&None)), "{lane:?}");
@@ -143,6 +138,29 @@ async fn many_streams_at_once_do_not_mix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tiles_come_in_the_order_that_was_asked_for() {
+    for lane in SHARD_LANES {
+        let house = House::new(lane).await;
+        let client = house.client();
+        for name in [1, 2] {
+            put(&*client, block(name, 100_000)).await;
+        }
+        let keys = [2, 9, 1].map(|name| BlockKey([name; 16])).to_vec();
+        for order in [TileOrder::Blocks, TileOrder::Layers] {
+            let get = GetBlocks { order, ..GetBlocks::whole(identity(), keys.clone()) };
+            let read = client.get_blocks(&context(), get).await.unwrap();
+            let read: Vec<_> =
+                read.map(|tile| tile.unwrap().map(|tile| (tile.key.0[0], tile.layer))).collect().await;
+            let wanted = match order {
+                TileOrder::Blocks => [Some((2, 0)), Some((2, 1)), None, Some((1, 0)), Some((1, 1))],
+                TileOrder::Layers => [Some((2, 0)), None, Some((1, 0)), Some((2, 1)), Some((1, 1))],
+            };
+            assert_eq!(read, wanted, "{lane:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_stops_harms_nobody() {
     for lane in SHARD_LANES {
         let house = House::new(lane).await;
@@ -151,7 +169,7 @@ async fn a_reader_that_stops_harms_nobody() {
             put(&*client, block(name, 1 << 20)).await;
         }
         let keys = (1..=24).map(|name| BlockKey([name; 16])).collect();
-        let all = GetBlocks { identity: identity(), keys, first_layer: 0, layers: None };
+        let all = GetBlocks::whole(identity(), keys);
         // Reads two tiles of 48 MiB, keeps them, and asks for no more.
         let mut stalled = client.get_blocks(&context(), all).await.unwrap();
         let kept = [stalled.next().await, stalled.next().await];

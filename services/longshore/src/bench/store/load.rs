@@ -242,7 +242,7 @@ impl Load {
     /// One read call; the bytes that came and verified.
     async fn read(&self, keys: Vec<BlockKey>, ring: &mut Vec<u8>) -> Result<u64> {
         let wanted = keys.len() * self.layers as usize;
-        let get = GetBlocks { identity: identity(), keys, first_layer: 0, layers: None };
+        let get = GetBlocks::whole(identity(), keys);
         let memory = self.memory.clone();
         let mut tiles = self.shard.get_blocks_into(&CallContext::new("bench"), get, memory).await?;
         let tile_bytes = self.source.tile_bytes();

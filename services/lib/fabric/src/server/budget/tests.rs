@@ -122,3 +122,51 @@ async fn who_finds_no_room_waits_for_a_while_and_is_refused() {
     held.clear();
     assert_eq!(budget.taken(), 0);
 }
+
+/// Bytes that a tenant is charged with.
+fn charged(budget: &Budget, name: u8) -> usize {
+    let share = budget.share_of(tenant(name));
+    share.limit - share.free.available_permits()
+}
+
+#[test]
+fn a_tenant_that_closes_the_first_of_its_streams_pays_for_those_that_are_left() {
+    let budget = Budget::new(&ServerOptions::default(), TileTraffic::default());
+    let peers: Vec<Arc<Peer>> = (0..1024).map(|_| Arc::default()).collect();
+    let mut kept = Vec::new();
+    'peers: for peer in &peers {
+        let mut streams = Vec::new();
+        for _ in 0..3 {
+            match budget.reserve(tenant(1), peer, Travel::InMessages) {
+                Ok(stream) => streams.push(stream),
+                Err(error) => {
+                    refused::<()>(Err(error), "the tenant");
+                    break 'peers;
+                }
+            }
+        }
+        kept.extend(streams.pop());
+    }
+    assert!(kept.len() < peers.len());
+    assert_eq!(charged(&budget, 1), budget.taken(), "there is no other tenant");
+    let other = Arc::default();
+    budget.reserve(tenant(2), &other, Travel::Out).unwrap();
+    budget.reserve(tenant(2), &other, Travel::InMessages).unwrap();
+}
+
+#[test]
+fn two_tenants_on_a_connection_are_charged_with_what_they_would_have_alone() {
+    let budget = budget();
+    let peer = Arc::<Peer>::default();
+    let write = |name| budget.reserve(tenant(name), &peer, Travel::InMessages).unwrap();
+    let all = || (budget.taken(), charged(&budget, 1), charged(&budget, 2));
+    let (a, b, c) = (write(1), write(2), write(1));
+    assert_eq!(all(), (1530, 1520, 1010));
+    drop(a);
+    assert_eq!(all(), (1520, 1010, 1010));
+    drop(c);
+    assert_eq!(all(), (1010, 0, 1010));
+    drop(b);
+    assert_eq!(all(), (0, 0, 0));
+    assert!(peer.writers.lock().unwrap().is_empty());
+}

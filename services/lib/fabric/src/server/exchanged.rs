@@ -14,6 +14,7 @@ use super::{
     budget::Reservation,
     pump::{self, Step},
     shard::ShardService,
+    streamed::reason_of_shard,
     tiles::late,
 };
 use crate::{
@@ -157,12 +158,18 @@ impl Sending {
         let Some(tile) = answer else {
             return Ok(Some(Outgoing::Encoded(tiles::encoded(&v1::GetBlocksResponse::from(None)))));
         };
-        Ok(Some(match self.bodies.name(&tile).await? {
+        let named = self.bodies.name(&tile).await;
+        Ok(Some(match named.map_err(|error| self.why(error))? {
             Some(wire) => {
                 let message = v1::GetBlocksResponse { tile: Some(wire), missing: false };
                 Outgoing::Encoded(tiles::encoded(&message))
             }
             None => Outgoing::Got(tile),
         }))
+    }
+
+    /// Why a call goes no further whose reader takes nothing: for the reason that the shard has, if it has one.
+    fn why(&mut self, error: Error) -> Error {
+        reason_of_shard(&mut self.answers).unwrap_or(error)
     }
 }

@@ -396,3 +396,6 @@ impl Shared {
         self.dropped.load(Ordering::Acquire) || self.ended.load(Ordering::Acquire) >= epoch
     }
 }
+
+#[cfg(test)]
+mod tests;

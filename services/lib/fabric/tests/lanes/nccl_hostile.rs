@@ -109,6 +109,7 @@ async fn put_messages(client: &mut raw::Client, messages: Vec<v1::PutBlocksReque
 }
 
 async fn unharmed(house: &House) {
+    house.shard.blocks.lock().unwrap().clear();
     assert_eq!(put(&*house.client(), block(200, 100_000)).await.len(), 1);
     assert_eq!(get(&*house.client(), &[200]).await.len(), 2);
 }

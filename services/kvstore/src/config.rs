@@ -30,7 +30,7 @@ pub struct Config {
     /// take all that they may, the less each gets. 100: whoever comes first takes all.
     pub tenant_percent: u32,
     /// How long a put stream with incomplete blocks may bring nothing that is missing, and any other stream take nothing that is there
-    /// for it, before it is ended.
+    /// for it, before it is ended. After twice as long the connection of whoever does not even read that is closed.
     pub stall_ms: u64,
     /// Open views at a time.
     pub views_max: usize,

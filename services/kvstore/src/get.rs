@@ -1,9 +1,9 @@
 //! Get streams: tiles go out as they lie in memory or on disk, verified again. While some go out the next ones are read and verified.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use futures::{StreamExt as _, future::try_join_all, stream};
+use futures::{StreamExt as _, future::try_join_all, stream::FuturesOrdered};
 use longshore_attention::Tile;
 use longshore_blocks::{
     BlockKey, Namespace, combine_crc32c, crc32c,
@@ -23,7 +23,7 @@ use crate::{
 /// Tiles that may be unread before the stream waits.
 const TILES_UNREAD_MAX: usize = 8;
 
-/// Bytes of blocks that one stream reads ahead of what goes out, beyond one block.
+/// Bytes of blocks that one stream reads ahead of what goes out, beyond one block; where too many do, it reads block by block.
 const AHEAD_BYTES: usize = 12 << 20;
 /// Blocks that it reads at a time, at most.
 const AHEAD_BLOCKS: usize = 8;
@@ -113,10 +113,12 @@ async fn send(
         TileOrder::Blocks => vec![layers],
         TileOrder::Layers => layers.map(|layer| layer..layer + 1).collect(),
     };
+    let may_read_ahead = store.disk().map(|disk| disk.ahead.clone().try_acquire_owned());
+    let ahead_bytes = if matches!(may_read_ahead, Some(Err(_))) { 0 } else { AHEAD_BYTES };
     let mut keys = get.keys;
     for layers in rounds {
         let wanted = Wanted { layers, ..wanted.clone() };
-        match send_round(store, namespace, keys, &wanted, tiles).await? {
+        match send_round(store, namespace, keys, &wanted, ahead_bytes, tiles).await? {
             Some(found) => keys = found,
             None => break,
         }
@@ -130,15 +132,16 @@ async fn send_round(
     namespace: Namespace,
     keys: Vec<BlockKey>,
     wanted: &Wanted,
+    ahead_bytes: usize,
     tiles: &Outlet<Option<TileMessage>>,
 ) -> Result<Option<Vec<BlockKey>>, Error> {
     let block_bytes = store.identity().tile_shape.bytes() * wanted.layers.len();
-    let ahead = (AHEAD_BYTES / block_bytes).clamp(1, AHEAD_BLOCKS);
+    let ahead = (ahead_bytes / block_bytes).clamp(1, AHEAD_BLOCKS);
     let reads = keys.into_iter().map(|key| async move {
         let read = store.read(namespace, key, wanted.clone()).await;
         read.map(|tiles| (key, tiles))
     });
-    let (mut blocks, mut found) = (stream::iter(reads).buffered(ahead), Vec::new());
+    let (mut blocks, mut found) = (Reads::new(reads, ahead), Vec::new());
     while let Some(block) = blocks.next().await {
         let messages = match block? {
             (key, Some(tiles)) => {
@@ -148,12 +151,53 @@ async fn send_round(
             (_, None) => vec![None],
         };
         for message in messages {
-            if tiles.send(store, message).await? == Taken::Gone {
+            if blocks.beside(tiles.send(store, message)).await? == Taken::Gone {
                 return Ok(None);
             }
         }
     }
     Ok(Some(found))
+}
+
+/// Reads in order, of which up to `ahead` are under way or wait to be taken.
+struct Reads<I, R: Future> {
+    left: I,
+    ahead: usize,
+    under_way: FuturesOrdered<R>,
+    ready: VecDeque<R::Output>,
+}
+
+impl<I: Iterator<Item = R>, R: Future> Reads<I, R> {
+    fn new(left: I, ahead: usize) -> Self {
+        Self { left, ahead, under_way: FuturesOrdered::new(), ready: VecDeque::new() }
+    }
+
+    fn begin(&mut self) {
+        let room = self.ahead.saturating_sub(self.under_way.len() + self.ready.len());
+        self.under_way.extend(self.left.by_ref().take(room));
+    }
+
+    /// The next one, when it is done.
+    async fn next(&mut self) -> Option<R::Output> {
+        self.begin();
+        match self.ready.pop_front() {
+            Some(read) => Some(read),
+            None => self.under_way.next().await,
+        }
+    }
+
+    /// Goes on with them while `waiting` is waited for: a read that was given its turn and stood still would keep the turn from others.
+    async fn beside<T>(&mut self, waiting: impl Future<Output = T>) -> T {
+        self.begin();
+        tokio::pin!(waiting);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut waiting => return done,
+                Some(read) = self.under_way.next(), if !self.under_way.is_empty() => self.ready.push_back(read),
+            }
+        }
+    }
 }
 
 /// A tile, or some heads of it. None when the tile does not match its checksum, which only reads of heads look at.

@@ -143,6 +143,12 @@ impl KvStore {
         })
     }
 
+    /// Get streams that may begin to read ahead of what goes out.
+    #[cfg(test)]
+    pub(crate) fn streams_may_read_ahead(&self) -> usize {
+        self.store.disk().map_or(0, |disk| disk.ahead.available_permits())
+    }
+
     /// Flips a bit of a stored tile without its checksum, as failing memory would. False when no such block is held.
     #[doc(hidden)]
     pub fn corrupt_for_test(&self, key: BlockKey, layer: u32) -> bool {

@@ -199,3 +199,23 @@ async fn a_reader_that_stops_reading_blocks_on_disk_holds_up_nobody_else() {
     lifecycle::others_go_on_beside_an_unread_stream(&shard, view).await;
     assert!(shard.disk().await.blocks > 0);
 }
+
+#[tokio::test]
+async fn only_so_many_streams_read_ahead_and_the_others_read_block_by_block() {
+    let folder = folder();
+    let shard = with_config(Config { tenant_percent: 100, ..tiers(folder.path(), 2, 16) });
+    let (names, _) = names(12);
+    shard.store(&names).await;
+    let free = || shard.shard.streams_may_read_ahead();
+    let all = free();
+    let mut unread = Vec::new();
+    for _ in 0..all + 8 {
+        let keys = names.iter().map(|name| key(*name)).collect();
+        let get = GetBlocks::whole(identity(""), keys);
+        unread.push(shard.shard.get_blocks(&shard.ctx, get).await.unwrap());
+    }
+    shard.settled("all that may read ahead", |_| free() == 0).await;
+    assert_eq!(shard.get(&names).await, names.iter().map(|name| stored(*name)).collect::<Vec<_>>());
+    drop(unread);
+    shard.settled("they ended", |_| free() == all).await;
+}

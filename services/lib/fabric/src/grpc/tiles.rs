@@ -120,7 +120,8 @@ impl TileChannels {
     /// An epoch for a call; `None` where its tiles have to travel another way.
     async fn epoch(&self, ctx: &CallContext) -> Result<Option<epochs::Lease>, Error> {
         let Some(Exchanged { epochs, alone }) = &self.exchanged else { return Ok(None) };
-        match lane::within(ctx, epochs.lease(ctx, *alone)).await {
+        // Joining is rare and its future large.
+        match lane::within(ctx, Box::pin(epochs.lease(ctx, *alone))).await {
             Ok(lease) => Ok(Some(lease)),
             Err(error) if leaves_it(&error, *alone) => Ok(None),
             Err(error) => Err(error),

@@ -39,10 +39,9 @@ impl Script {
         if let Some(until) = hangs {
             let _ended = until.recv();
         }
-        while waits {
-            if !go_on() {
-                return Err(over("was left"));
-            }
+        if waits {
+            while go_on() {}
+            return Err(over("was left"));
         }
         if fails { Err(over("failed")) } else { Ok(()) }
     }
@@ -185,7 +184,7 @@ async fn an_invitation_that_nobody_hears_of_is_not_joined() {
     assert_eq!((heard.epoch, heard.incarnation), (1, 5));
     end.joined(1, LONG).await.unwrap();
     // Its thread is busy when the next one is asked for; whoever asked is gone when it is not any more.
-    let (busy, until_then) = mpsc::channel();
+    let (busy, until_then) = mpsc::sync_channel(1);
     script.told().hangs = Some(until_then);
     let sent = end.send(1, Vec::new(), LONG).unwrap();
     until(|| script.calls().len() == 2).await;
@@ -206,7 +205,7 @@ async fn a_thread_that_hangs_keeps_its_place() {
     let end = End::start(Box::new(script.clone()), LONG, place).unwrap();
     end.accept(invitation(1, 1), LONG).unwrap();
     end.joined(1, LONG).await.unwrap();
-    let (driver, until_then) = mpsc::channel();
+    let (driver, until_then) = mpsc::sync_channel(1);
     script.told().hangs = Some(until_then);
     let _sent = end.send(1, Vec::new(), LONG).unwrap();
     until(|| script.calls().len() == 2).await;

@@ -15,9 +15,10 @@ pub use generate::{
 };
 pub use kv::{
     AttendAnswer, AttendItem, AttendPartial, AttendQuery, Dtype, ForeignBytes, GetBlocks, GetSummaries,
-    HeadPart, Identity, InventoryChange, InventoryNews, Lookup, OpenView, OpenedView, PutAck, PutOutcome,
-    RUNS_MAX, RepairStats, ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats,
-    TileData, TileMemory, TileMessage, TileOrder, TileRoom, WatchInventory, WireTileShape,
+    HeadPart, Identity, InventoryChange, InventoryNews, Lookup, NCCL_ID_BYTES, NCCL_MEMBER_BYTES, NcclBytes,
+    NcclEpoch, NcclInvitation, NcclLease, OpenView, OpenedView, PutAck, PutOutcome, RUNS_MAX, RepairStats,
+    ScrubStats, ShardStats, SparseVisits, SummariesMessage, Tensor, TierStats, TileData, TileMemory,
+    TileMessage, TileOrder, TileRoom, WatchInventory, WireTileShape,
 };
 pub use operations::{
     BlockEntry, BlockPage, BlockState, CopyStats, DepartureStats, DrainStats, LIST_BLOCKS_MAX, LaneStats,

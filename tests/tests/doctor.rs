@@ -33,7 +33,7 @@ fn a_person_reads_what_was_chosen() {
     assert!(line("compute threads").contains("1, not pinned"), "{text}");
     assert!(line("model  ").contains(&path), "{text}");
     assert!(line("setting ").contains("compute.threads = 1"), "{text}");
-    for part in ["GPU  ", "GPU driver", "NVRTC", "cuBLASLt", "NCCL"] {
+    for part in ["GPU  ", "GPU driver", "NVRTC", "cuBLASLt", "NCCL", "nccl lane"] {
         assert!(line(part).len() > part.len(), "{text}");
     }
 }

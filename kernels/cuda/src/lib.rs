@@ -47,7 +47,8 @@ pub use model::{
     Products,
 };
 pub use nccl::{
-    Communicator, Convener, Invitation, LaneState, Nccl, NcclConvener, NcclLane, Part, Ranks, UniqueId,
+    Communicator, Convener, Invitation, LaneState, Nccl, NcclConvener, NcclLane, Part, Ranks, TileLane,
+    UniqueId,
 };
 pub use nvrtc::{Compiled, Nvrtc};
 pub use page_cache::{FreshPage, PageCache, PageStats, Pinned};

@@ -7,6 +7,7 @@
 
 mod communicator;
 mod lane;
+mod tiles;
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
@@ -18,6 +19,7 @@ use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclUniqueId};
 
 pub use communicator::{Communicator, Part};
 pub use lane::{Convener, Invitation, LaneState, NcclConvener, NcclLane, Ranks};
+pub use tiles::TileLane;
 
 use crate::{
     Error, Library,

@@ -12,11 +12,13 @@ mod convert;
 mod data;
 mod heads;
 mod inventory;
+mod nccl;
 mod store;
 mod summaries;
 
 pub use attend::RUNS_MAX;
 pub use heads::HeadPart;
+pub use nccl::{NCCL_ID_BYTES, NCCL_MEMBER_BYTES, NcclBytes, NcclEpoch, NcclInvitation, NcclLease};
 
 /// Element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

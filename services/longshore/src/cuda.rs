@@ -1,5 +1,6 @@
 //! The GPU of the commands that are about GPUs.
 
+mod lane;
 mod metrics;
 mod selftest;
 pub(crate) mod shortages;
@@ -7,16 +8,37 @@ pub(crate) mod shortages;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use longshore_cuda::CudaDevice;
+use longshore_cuda::{CudaDevice, Device, Nccl, NcclConvener};
+use longshore_fabric::nccl::GpuLanes;
 
 pub(crate) use metrics::report;
 pub(crate) use selftest::selftest;
 
-use crate::{config::Config, device};
+use self::lane::CudaLanes;
+use crate::{config::Config, console, device, node::Node};
 
 /// Opens the GPU that the configuration names, or the first.
 pub(crate) fn open(config: &Config) -> Result<Arc<CudaDevice>> {
     let index = device::choice(config).gpu();
     let opened = CudaDevice::open(index, &config.cuda.options());
     Ok(Arc::new(opened.with_context(|| format!("cannot use `cuda:{index}`"))?))
+}
+
+/// What makes ends of the lane `nccl` in this process, where the configuration wants it and it can be had; where it cannot, a warning says
+/// why and tiles go another way.
+pub(crate) fn lanes(config: &Config, node: &Node) -> Option<Arc<dyn GpuLanes>> {
+    if !config.cuda.nccl_lane {
+        return None;
+    }
+    let warn =
+        |why: String| console::note(format!("warning: `cuda.nccl_lane` is set, tiles go another way: {why}"));
+    let Some(gpu) = &node.device else {
+        warn("this process computes nothing on a GPU; hint: pass `--device cuda`".to_owned());
+        return None;
+    };
+    let nccl =
+        Nccl::open(&config.cuda.options().library_path).inspect_err(|error| warn(error.to_string())).ok()?;
+    tracing::info!(version = %nccl.version_name(), path = nccl.path(), "offers and uses the lane `nccl`");
+    let device: Arc<dyn Device> = Arc::clone(gpu) as Arc<dyn Device>;
+    Some(Arc::new(CudaLanes::new(Arc::new(NcclConvener::new(nccl, Arc::clone(gpu))), device)))
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use longshore_attention::{Executor, HeadPlan, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
-use longshore_cuda::CudaExecutor;
+use longshore_cuda::{CudaDevice, CudaExecutor};
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
 use longshore_model::{LoadProgress, LoadedModel, ModelInfo};
 use longshore_proto::types::{ModelDescription, WireTileShape};
@@ -42,6 +42,8 @@ pub(crate) struct Node {
     pub(crate) head_plan: Option<Arc<HeadPlan>>,
     /// What attends on a GPU, in a process that attends on one.
     pub(crate) gpu: Option<Arc<CudaExecutor>>,
+    /// The GPU that it attends on.
+    pub(crate) device: Option<Arc<CudaDevice>>,
 }
 
 impl Node {
@@ -60,8 +62,8 @@ impl Node {
         pool: &Arc<ComputePool>,
     ) -> Result<(Self, Arc<dyn Executor>)> {
         let node = Self::open(config)?;
-        let Attention { executor, gpu } = backend::of_shard(config, on, node.tile_shape, pool)?;
-        Ok((Self { gpu, ..node }, executor))
+        let Attention { executor, gpu, device } = backend::of_shard(config, on, node.tile_shape, pool)?;
+        Ok((Self { gpu, device, ..node }, executor))
     }
 
     /// The same with the weights, which are read and hashed once, and the engine of a worker; with a progress bar.
@@ -78,7 +80,7 @@ impl Node {
         bar.set_prefix("packing");
         let node = Self::of(config, &reference, info)?;
         let shape = (&node.info.config, node.tile_shape);
-        let Computing { backend, attention: Attention { executor, gpu } } =
+        let Computing { backend, attention: Attention { executor, gpu, device } } =
             backend::load(config, shape, &weights, pool, &read)?;
         bar.finish_and_clear();
         let options = EngineOptions {
@@ -87,7 +89,7 @@ impl Node {
             ..EngineOptions::default()
         };
         let engine = Engine::new(backend, executor, Arc::clone(pool), node.geometry, options);
-        Ok((Self { gpu, ..node }, Arc::new(engine.context("cannot set up the engine")?)))
+        Ok((Self { gpu, device, ..node }, Arc::new(engine.context("cannot set up the engine")?)))
     }
 
     fn of(config: &Config, reference: &ModelRef, mut info: ModelInfo) -> Result<Self> {
@@ -116,8 +118,9 @@ impl Node {
         let context_tokens = context_tokens(config, &info)?;
         let head_plan = head_plan::of(config, &info)?;
         let info = Arc::new(info);
-        let gpu = None;
-        let node = Self { info, name, deployment, geometry, tile_shape, context_tokens, head_plan, gpu };
+        let (gpu, device) = (None, None);
+        let node =
+            Self { info, name, deployment, geometry, tile_shape, context_tokens, head_plan, gpu, device };
         if node.head_plan.is_some() {
             // Told before minutes are spent on packing. Without a plan the configuration was checked with all the rest.
             node.policies(config)?;

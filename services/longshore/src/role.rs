@@ -68,9 +68,11 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
         process::report_weights(&metrics, engine);
     }
     cuda::report(&metrics, &node);
-    let connector = Arc::new(GrpcConnector::new(GrpcOptions::default()));
+    let gpu_lanes = cuda::lanes(&config, &node);
+    let options = GrpcOptions { nccl: gpu_lanes.clone(), ..GrpcOptions::default() };
+    let connector = Arc::new(GrpcConnector::new(options));
     let deadline = Duration::from_millis(config.drain.deadline_ms);
-    let parts = Parts { config, node, views, connector, metrics, pool, executor };
+    let parts = Parts { config, node, views, connector, metrics, pool, executor, gpu_lanes };
     let scope = root.child();
     let http = start(&this, &parts, engine, &scope).await?;
     if !args.supervised {

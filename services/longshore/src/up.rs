@@ -41,7 +41,10 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let deadline = Duration::from_millis(config.drain.deadline_ms);
     // Shards and workers share the executor, and with it the budget of copies of tiles on a GPU.
     let executor = Some(Arc::clone(engine.executor()));
-    let parts = Parts { config, node, views: membership.watch(), connector, metrics, pool, executor };
+    // All shards are in this process.
+    let gpu_lanes = None;
+    let views = membership.watch();
+    let parts = Parts { config, node, views, connector, metrics, pool, executor, gpu_lanes };
     let house =
         House { parts, local, membership, front: root.child(), workers: root.child(), shards: root.child() };
     let registrations = house.furnish(&args, &engine).await?;

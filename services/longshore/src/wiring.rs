@@ -12,6 +12,7 @@ use longshore_decode::DecodeWorker;
 use longshore_engine::{Engine, ShardDirectory, WorkerParts};
 use longshore_fabric::{
     Connector,
+    nccl::GpuLanes,
     server::{ServerOptions, Services, serve},
 };
 use longshore_kvstore::KvStore;
@@ -38,6 +39,8 @@ pub(crate) struct Parts {
     pub(crate) pool: Arc<ComputePool>,
     /// What shards of this process answer attention with; a router has none.
     pub(crate) executor: Option<Arc<dyn Executor>>,
+    /// Ends of the lane `nccl`, where this process can have some.
+    pub(crate) gpu_lanes: Option<Arc<dyn GpuLanes>>,
 }
 
 /// Attention queries under way per shard and process.
@@ -162,6 +165,7 @@ impl Parts {
         let stall = Duration::from_millis(self.config.kvstore.stall_ms);
         let options = ServerOptions {
             tcp_port: self.config.listen.tiles_port,
+            nccl: self.gpu_lanes.clone(),
             // A reader that comes back in time finds out from the store why its stream ended.
             unread_patience: stall * 2,
             ..ServerOptions::default()

@@ -5,6 +5,9 @@
 //! at once and at the others by the abort or by the news: bytes then go another way (`grpc`), until an invitation to a later
 //! epoch has been accepted. Whoever convenes waits after every fault, longer each time; whoever is invited comes at once.
 //!
+//! Epochs are counted by whoever convenes them, for as long as its process lives: after a restart (another **incarnation**) they begin
+//! anew, and what is of the incarnation before is refused.
+//!
 //! Nothing here knows a network or a clock: times are milliseconds that the caller passes in, and deadlines are its `go_on`.
 #![allow(unsafe_code, reason = "passes a promise about device memory on; see SAFETY")]
 
@@ -101,7 +104,9 @@ impl Convener for NcclConvener {
 /// To join an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invitation {
-    /// Its number; later ones are larger.
+    /// Process that convened it: a number that no other start of it has.
+    pub incarnation: u64,
+    /// Its number; later ones of an incarnation are larger.
     pub epoch: u64,
     /// What the members find each other by.
     pub id: UniqueId,
@@ -141,6 +146,10 @@ pub struct NcclLane {
     state: LaneState,
     /// While joined.
     epoch: Option<(Invitation, Box<dyn Ranks>)>,
+    /// Incarnation of what it convenes itself.
+    incarnation: u64,
+    /// Incarnation of `newest`, and the one that was left for it.
+    of: (u64, Option<u64>),
     /// Largest epoch that was joined, or tried.
     newest: u64,
     /// Largest epoch that an invitation was made for: no two have one number.
@@ -155,7 +164,22 @@ impl NcclLane {
             Ok(convener) => (Some(convener), LaneState::Idle),
             Err(error) => (None, LaneState::Off { problem: error.to_string() }),
         };
-        Self { own: own.into(), convener, state, epoch: None, newest: 0, promised: 0, faults: 0 }
+        Self {
+            own: own.into(),
+            convener,
+            state,
+            epoch: None,
+            incarnation: 0,
+            of: (0, None),
+            newest: 0,
+            promised: 0,
+            faults: 0,
+        }
+    }
+
+    /// The same of a process that convenes epochs, with a number that no other start of it has.
+    pub fn of_incarnation(self, incarnation: u64) -> Self {
+        Self { incarnation, of: (incarnation, None), ..self }
     }
 
     /// Where it stands.
@@ -179,17 +203,20 @@ impl NcclLane {
             let problem = format!("epoch {epoch} broke; there is none for {} ms more", retry_at_ms - now_ms);
             return Err(Error::Communicator { call: "inviting", problem });
         }
-        let Some(epoch) = self.newest.max(self.promised).checked_add(1) else {
+        // Epochs that others convened count for nothing here.
+        let joined = if self.of.0 == self.incarnation { self.newest } else { 0 };
+        let Some(epoch) = joined.max(self.promised).checked_add(1) else {
             return invalid("epoch", "is the last that there is".to_owned());
         };
-        let invitation = Invitation { epoch, id: convener.unique_id()?, members };
+        let incarnation = self.incarnation;
+        let invitation = Invitation { incarnation, epoch, id: convener.unique_id()?, members };
         self.check(&invitation)?;
         self.promised = epoch;
         Ok(invitation)
     }
 
-    /// Joins an epoch with all its members; the one before is over with it. Refuses an epoch that is not later than all before, and
-    /// members that cannot be. When it cannot be joined, that epoch is broken.
+    /// Joins an epoch with all its members; the one before is over with it. Refuses an epoch that is not later than all before of its
+    /// incarnation, one of the incarnation before, and members that cannot be. When it cannot be joined, that epoch is broken.
     pub fn accept(
         &mut self,
         invitation: Invitation,
@@ -198,17 +225,11 @@ impl NcclLane {
     ) -> Result<(), Error> {
         let convener = Arc::clone(self.convener()?);
         self.check(&invitation)?;
-        if invitation.epoch <= self.newest {
-            return invalid("epoch", format!("is {}, {} was before it", invitation.epoch, self.newest));
-        }
-        if invitation.epoch - self.newest > EPOCH_STEP_MAX {
-            let problem = format!(
-                "is {}, more than {EPOCH_STEP_MAX} after {}, which was the newest",
-                invitation.epoch, self.newest
-            );
-            return invalid("epoch", problem);
-        }
+        self.check_later(&invitation)?;
         self.leave();
+        if invitation.incarnation != self.of.0 {
+            self.of = (invitation.incarnation, Some(self.of.0));
+        }
         self.newest = invitation.epoch;
         let rank = invitation.members.iter().position(|member| *member == self.own);
         let place = (rank.expect("was checked") as u32, invitation.members.len() as u32);
@@ -263,6 +284,19 @@ impl NcclLane {
         }
     }
 
+    /// Leaves an epoch that is not wanted any more, by an abort. That is no fault, whatever its exchange that was under way said of it
+    /// just now: another may be convened at once.
+    pub fn left(&mut self, epoch: u64, now_ms: u64) {
+        match self.state {
+            LaneState::Joined { epoch: joined } if joined == epoch => self.leave(),
+            LaneState::Broken { epoch: broken, .. } if broken == epoch => {
+                self.faults = self.faults.saturating_sub(1);
+            }
+            _ => return,
+        }
+        self.state = LaneState::Broken { epoch, retry_at_ms: now_ms };
+    }
+
     fn convener(&self) -> Result<&Arc<dyn Convener>, Error> {
         self.convener.as_ref().ok_or_else(|| {
             let problem = match &self.state {
@@ -287,6 +321,25 @@ impl NcclLane {
             Some(pair) => invalid("members", format!("name `{}` twice", pair[0])),
             None => Ok(()),
         }
+    }
+
+    fn check_later(&self, invitation: &Invitation) -> Result<(), Error> {
+        let Invitation { incarnation, epoch, .. } = invitation;
+        let (of, before) = self.of;
+        if before == Some(*incarnation) {
+            return invalid("incarnation", format!("is {incarnation}, which {of} came after"));
+        }
+        // A convener that was started anew counts from the beginning.
+        let newest = if *incarnation == of { self.newest } else { 0 };
+        if *epoch <= newest {
+            return invalid("epoch", format!("is {epoch}, {newest} was before it"));
+        }
+        if epoch - newest > EPOCH_STEP_MAX {
+            let problem =
+                format!("is {epoch}, more than {EPOCH_STEP_MAX} after {newest}, which was the newest");
+            return invalid("epoch", problem);
+        }
+        Ok(())
     }
 
     fn leave(&mut self) {

@@ -179,6 +179,9 @@ impl TryFrom<v1::Tile> for TileMessage {
         if wire.shared.is_some() {
             return Err(WireError::invalid("shared", "is set, this connection shares no memory"));
         }
+        if wire.nccl.is_some() {
+            return Err(WireError::invalid("nccl", "is set, this call has no epoch of the lane `nccl`"));
+        }
         let place = match wire.stripe_seed.is_empty() {
             true => None,
             false => Some(BlockPlace {
@@ -207,6 +210,7 @@ impl From<TileMessage> for v1::Tile {
                 .place
                 .map_or_else(Bytes::new, |place| Bytes::copy_from_slice(&place.stripe_seed)),
             block_index: tile.place.map_or(0, |place| place.index),
+            nccl: None,
         }
     }
 }

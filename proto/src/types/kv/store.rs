@@ -122,6 +122,7 @@ impl From<GetBlocks> for v1::GetBlocksRequest {
             connection: None,
             first_head: 0,
             heads: 0,
+            nccl: None,
         }
     }
 }

@@ -51,6 +51,8 @@ fn tiles() {
     check::<_, Option<types::TileMessage>>(v1::GetBlocksResponse::default(), "tile");
     let shared = Some(v1::SharedBytes::default());
     check::<_, types::TileMessage>(v1::Tile { shared, ..wire_tile() }, "shared");
+    let nccl = Some(v1::NcclBytes::default());
+    check::<_, types::TileMessage>(v1::Tile { nccl, ..wire_tile() }, "nccl");
     let bad = types::TileMessage::try_from(v1::Tile { crc32c: 0, ..wire_tile() }).unwrap();
     assert!(!bad.data.matches(bad.crc32c), "whoever uses a tile notices");
 }

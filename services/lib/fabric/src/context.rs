@@ -13,6 +13,8 @@ pub enum Lane {
     Local,
     /// Over a connection with shared memory.
     Shm,
+    /// Over gRPC, with bodies of tiles from GPU to GPU.
+    Nccl,
     /// Over gRPC, with tiles on a connection of their own.
     Tcp,
     /// Over any other connection.
@@ -21,13 +23,14 @@ pub enum Lane {
 
 impl Lane {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Local, Self::Shm, Self::Tcp, Self::Grpc];
+    pub const ALL: [Self; 5] = [Self::Local, Self::Shm, Self::Nccl, Self::Tcp, Self::Grpc];
 
     /// Name in metrics and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Local => "local",
             Self::Shm => "shm",
+            Self::Nccl => "nccl",
             Self::Tcp => "tcp",
             Self::Grpc => "grpc",
         }

@@ -2,6 +2,8 @@
 
 mod call;
 mod dial;
+mod epochs;
+mod exchanged;
 mod front;
 mod lanes;
 mod pool;
@@ -14,7 +16,9 @@ use std::{sync::Arc, time::Duration};
 
 use tonic::transport::Channel;
 
-use crate::{Connector, Decoder, Describer, Error, Inference, Prefiller, Shard, TcpPatience};
+use crate::{
+    Code, Connector, Decoder, Describer, Error, Inference, Prefiller, Shard, TcpPatience, nccl::GpuLanes,
+};
 
 use pool::{Pool, Use};
 
@@ -43,6 +47,10 @@ pub struct GrpcOptions {
     pub tcp_connections_max: usize,
     /// How long the `tcp` lane waits for peers.
     pub tcp_patience: TcpPatience,
+    /// What makes the client's ends of the lane `nccl`; without it that lane is never used.
+    pub nccl: Option<Arc<dyn GpuLanes>>,
+    /// Ends of the lane `nccl` to a peer; calls beyond them send their tiles another way. 0 never uses that lane.
+    pub nccl_ends_max: usize,
     /// Connections to a peer that carry tiles, by turns.
     pub tile_connections: usize,
 }
@@ -61,6 +69,8 @@ impl Default for GrpcOptions {
             shm_arena_bytes: 32 << 20,
             tcp_connections_max: 16,
             tcp_patience: TcpPatience::default(),
+            nccl: None,
+            nccl_ends_max: 2,
             tile_connections: 2,
         }
     }
@@ -88,18 +98,40 @@ impl GrpcConnector {
 
     /// A client of a shard whose tiles travel over the `tcp` lane alone: `Unavailable` when that is not offered or does not work.
     pub fn tcp_shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
-        Ok(Arc::new(self.shard_over_grpc(address, true)?))
+        Ok(Arc::new(self.shard_over_grpc(address, Alone::Tcp)?))
     }
 
-    fn shard_over_grpc(&self, address: &str, tcp_alone: bool) -> Result<shard::ShardClient, Error> {
+    /// A client of a shard whose tiles travel over the `nccl` lane alone: `Unavailable` when this process or the shard has no such lane,
+    /// or it does not work.
+    pub fn nccl_shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
+        if self.pool.epochs(address)?.is_none() {
+            return Err(Error::new(Code::Unavailable, "this process has no lane `nccl`"));
+        }
+        Ok(Arc::new(self.shard_over_grpc(address, Alone::Nccl)?))
+    }
+
+    fn shard_over_grpc(&self, address: &str, alone: Alone) -> Result<shard::ShardClient, Error> {
         let calls = self.pool.channel(address, Use::Calls)?;
         let channels =
             (0..self.pool.tile_connections()).map(|index| self.pool.channel(address, Use::Tiles(index)));
         let limit = self.pool.message_bytes_max();
-        let dial = tiles::Streamed { dial: self.pool.dial(address)?, alone: tcp_alone };
-        let tiles = tiles::TileChannels::new(channels.collect::<Result<_, _>>()?, limit).with_dial(dial);
+        let dial = tiles::Streamed { dial: self.pool.dial(address)?, alone: alone == Alone::Tcp };
+        let mut tiles = tiles::TileChannels::new(channels.collect::<Result<_, _>>()?, limit).with_dial(dial);
+        let epochs = self.pool.epochs(address)?.filter(|_| alone != Alone::Tcp);
+        if let Some(epochs) = epochs {
+            tiles = tiles.with_epochs(tiles::Exchanged { epochs, alone: alone == Alone::Nccl });
+        }
         Ok(shard::ShardClient::new(calls, tiles, limit))
     }
+}
+
+/// The only lane that may carry tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alone {
+    /// Whichever works.
+    None,
+    Nccl,
+    Tcp,
 }
 
 /// The generated client alone, tiles too.
@@ -109,7 +141,7 @@ pub(crate) fn stock(channel: Channel, message_bytes_max: usize) -> Arc<dyn Shard
 
 impl Connector for GrpcConnector {
     fn shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
-        let grpc = Arc::new(self.shard_over_grpc(address, false)?);
+        let grpc = Arc::new(self.shard_over_grpc(address, Alone::None)?);
         if self.pool.options().shm_arena_bytes == 0 {
             return Ok(grpc);
         }

@@ -9,6 +9,7 @@ mod grpc;
 mod lane;
 mod link;
 mod local;
+pub mod nccl;
 pub mod server;
 mod shm;
 pub mod status;

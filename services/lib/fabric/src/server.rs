@@ -3,6 +3,7 @@
 
 mod budget;
 mod call;
+mod exchanged;
 mod front;
 mod options;
 mod pump;
@@ -28,6 +29,7 @@ use tonic::{Response, Status, server::NamedService, service::RoutesBuilder};
 
 use crate::{
     BoxStream, Decoder, Describer, Inference, Prefiller, Shard, TileTraffic,
+    nccl::Convener,
     tcp::{Buffers, Door},
 };
 
@@ -75,6 +77,7 @@ impl Services {
             shard,
             desk: self.desk.clone(),
             door: self.door.clone(),
+            convener: convener(&self.options),
             buffers: Buffers::default(),
         };
         let budget = budget::Budget::new(&self.options, self.traffic.clone());
@@ -159,7 +162,15 @@ impl Readiness {
 
 /// The adapter that the generated server wants, apart from any listener of ours.
 pub(crate) fn stock(shard: Arc<dyn Shard>) -> impl KvStoreService {
-    shard::ShardService { shard, desk: call::Desk::default(), door: None, buffers: Buffers::default() }
+    let (desk, buffers) = (call::Desk::default(), Buffers::default());
+    shard::ShardService { shard, desk, door: None, convener: None, buffers }
+}
+
+/// Who hands out epochs of the lane `nccl`, where there is such a lane.
+fn convener(options: &ServerOptions) -> Option<Arc<Convener>> {
+    let lanes = Arc::clone(options.nccl.as_ref()?);
+    let convener = Convener::new(lanes, options.nccl_members_max, options.tcp_patience);
+    convener.inspect_err(|error| tracing::warn!(%error, "no nccl lane at this listener")).ok().map(Arc::new)
 }
 
 /// A response stream as tonic wants it.

@@ -77,4 +77,6 @@ pub(crate) struct Connection {
     pub(crate) peer: Arc<Peer>,
     /// Tile connections that it asked for.
     pub(crate) tile_connections: Arc<AtomicUsize>,
+    /// Members of epochs of the lane `nccl` that it is.
+    pub(crate) nccl_members: Arc<AtomicUsize>,
 }

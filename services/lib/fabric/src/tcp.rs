@@ -62,6 +62,11 @@ impl TcpPatience {
     pub(crate) fn of_message(&self, bytes: usize) -> Duration {
         pace::Pace::of_body(self.write, bytes, self).whole()
     }
+
+    /// What a body may take that was announced over the lane `nccl`.
+    pub(crate) fn of_announced(&self, bytes: usize) -> Duration {
+        pace::Pace::of_body(self.read, bytes, self).whole()
+    }
 }
 
 impl Default for TcpPatience {

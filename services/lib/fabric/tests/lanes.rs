@@ -12,10 +12,19 @@ mod fake;
 mod flood;
 #[path = "lanes/forward.rs"]
 mod forward;
+#[path = "lanes/gpu.rs"]
+mod gpu;
+// What the binary puts between the fabric and the GPU half: no copy of it is tested, but itself.
+#[path = "../../../longshore/src/cuda/lane.rs"]
+mod gpu_lane;
 #[path = "lanes/house.rs"]
 mod house;
 #[path = "lanes/liar.rs"]
 mod liar;
+#[path = "lanes/nccl.rs"]
+mod nccl;
+#[path = "lanes/nccl_hostile.rs"]
+mod nccl_hostile;
 #[path = "lanes/prompts.rs"]
 mod prompts;
 #[path = "lanes/raw.rs"]

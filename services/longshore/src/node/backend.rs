@@ -27,16 +27,18 @@ pub(super) struct Computing {
 pub(crate) struct Attention {
     pub(crate) executor: Arc<dyn Executor>,
     pub(crate) gpu: Option<Arc<CudaExecutor>>,
+    /// Where that is.
+    pub(crate) device: Option<Arc<CudaDevice>>,
 }
 
 impl Attention {
     fn cpu(executor: CpuExecutor) -> Self {
-        Self { executor: Arc::new(executor), gpu: None }
+        Self { executor: Arc::new(executor), gpu: None, device: None }
     }
 
-    fn gpu(executor: CudaExecutor) -> Self {
+    fn gpu(executor: CudaExecutor, device: Arc<CudaDevice>) -> Self {
         let gpu = Arc::new(executor);
-        Self { executor: Arc::clone(&gpu) as Arc<dyn Executor>, gpu: Some(gpu) }
+        Self { executor: Arc::clone(&gpu) as Arc<dyn Executor>, gpu: Some(gpu), device: Some(device) }
     }
 }
 
@@ -66,7 +68,9 @@ pub(super) fn of_shard(
     let Choice::Cuda(index) = on else { return Ok(Attention::cpu(cpu)) };
     check_tile(tile)?;
     let device = CudaDevice::open(index, &config.cuda.options()).with_context(|| device::asked(config))?;
-    executor(Arc::new(device), config, tile, cpu).map(Attention::gpu)
+    let device = Arc::new(device);
+    let executor = executor(Arc::clone(&device), config, tile, cpu)?;
+    Ok(Attention::gpu(executor, device))
 }
 
 fn on_cpu(
@@ -110,8 +114,8 @@ fn on_gpu(
         .context("cannot bring the weights to the GPU")?;
     let (packed, linear) = (console::bytes(backend.memory_bytes()), backend.linear_description());
     tracing::info!(device = %device.name(), %packed, %linear, "brought the weights to the GPU");
-    let executor = executor(gpu, config, tile, CpuExecutor::new(Arc::clone(pool)))?;
-    Ok(Computing { backend: Arc::new(backend), attention: Attention::gpu(executor) })
+    let executor = executor(Arc::clone(&gpu), config, tile, CpuExecutor::new(Arc::clone(pool)))?;
+    Ok(Computing { backend: Arc::new(backend), attention: Attention::gpu(executor, gpu) })
 }
 
 fn check_tile(tile: TileShape) -> Result<()> {

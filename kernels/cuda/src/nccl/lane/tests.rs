@@ -229,6 +229,25 @@ fn news_of_a_fault_ends_the_epoch_and_old_news_does_not() {
     assert_eq!(*lanes[1].state(), LaneState::Broken { epoch, retry_at_ms: 5_009 });
 }
 
+#[test]
+fn what_was_left_is_no_fault() {
+    let mut lanes = lanes(2);
+    let epoch = joined(&mut lanes, 0);
+    lanes[0].left(epoch + 1, 5);
+    assert_eq!(*lanes[0].state(), LaneState::Joined { epoch }, "another epoch");
+    lanes[0].left(epoch, 5);
+    assert_eq!(*lanes[0].state(), LaneState::Broken { epoch, retry_at_ms: 5 });
+    // The peer, which had not heard of it, is told by the abort in the middle of an exchange, and then why.
+    exchange(&mut lanes[1], epoch, 5, u32::MAX).unwrap_err();
+    assert_eq!(*lanes[1].state(), LaneState::Broken { epoch, retry_at_ms: 5_005 });
+    lanes[1].left(epoch, 6);
+    assert_eq!(*lanes[1].state(), LaneState::Broken { epoch, retry_at_ms: 6 });
+    // The next one begins at once, and the pause after a fault is the first one.
+    let epoch = joined(&mut lanes, 6);
+    lanes[1].broke(epoch, 10);
+    assert_eq!(*lanes[1].state(), LaneState::Broken { epoch, retry_at_ms: 5_010 });
+}
+
 /// A member that is still in the old epoch comes to the next one: it has heard the abort, and no pause keeps it.
 #[test]
 fn whoever_is_invited_comes_at_once() {
@@ -287,6 +306,32 @@ fn invitations_that_cannot_be_are_refused_and_break_nothing() {
 }
 
 #[test]
+fn a_convener_that_was_started_anew_counts_anew_and_nobody_goes_back() {
+    let net = Arc::new(Net::default());
+    let lane = |name: &str, incarnation| {
+        let convener: Arc<dyn Convener> = Arc::new(FakeConvener(Arc::clone(&net)));
+        NcclLane::new(name, Ok(convener)).of_incarnation(incarnation)
+    };
+    let mut lanes = vec![lane("kv-0", 70), lane("kv-1", 0)];
+    assert_eq!((joined(&mut lanes, 0), joined(&mut lanes, 0)), (1, 2));
+    let late = lanes[0].invite(names(2), 0).unwrap();
+    assert_eq!((late.incarnation, late.epoch), (70, 3));
+    // Another start of the process: it knows nothing of the epochs before, and its first is joined by who was in the second.
+    lanes[0] = lane("kv-0", 71);
+    assert_eq!(joined(&mut lanes, 0), 1);
+    on_each(&mut lanes, |_, lane| exchange(lane, 1, 0, 10_000)).into_iter().for_each(Result::unwrap);
+    let error = lanes[1].accept(late.clone(), 0, &mut looks(3)).unwrap_err();
+    assert!(error.kind() == Kind::InvalidInput, "{error}");
+    assert!(error.to_string().contains("`incarnation` is 70, which 71 came after"), "{error}");
+    let repeated = Invitation { incarnation: 71, epoch: 1, ..late };
+    let error = lanes[1].accept(repeated, 0, &mut looks(3)).unwrap_err();
+    assert!(error.to_string().contains("`epoch` is 1, 1 was before it"), "{error}");
+    assert_eq!(*lanes[1].state(), LaneState::Joined { epoch: 1 }, "what was refused broke nothing");
+    // Epochs of others do not count for what a process convenes itself.
+    assert_eq!(lanes[1].invite(names(2), 0).unwrap().epoch, 1);
+}
+
+#[test]
 fn without_the_library_the_lane_is_off_and_says_what_would_help() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libnccl.so.2"), b"no library").unwrap();
@@ -294,7 +339,8 @@ fn without_the_library_the_lane_is_off_and_says_what_would_help() {
     let mut lane = NcclLane::new("kv-0", Err(missing));
     let LaneState::Off { problem } = lane.state().clone() else { panic!("{lane:?}") };
     assert!(problem.contains("NCCL 2.18") && problem.contains("hint: "), "{problem}");
-    let invitation = Invitation { epoch: 1, id: UniqueId::from_bytes(&[1; 128]).unwrap(), members: names(2) };
+    let id = UniqueId::from_bytes(&[1; 128]).unwrap();
+    let invitation = Invitation { incarnation: 0, epoch: 1, id, members: names(2) };
     for error in [
         lane.invite(names(2), 0).unwrap_err(),
         lane.accept(invitation, 0, &mut looks(3)).unwrap_err(),

@@ -71,28 +71,28 @@ struct Connection {
 
 /// When to try again, by the failures in a row.
 #[derive(Debug, Default)]
-struct Pause {
+pub(super) struct Pause {
     until: Option<Instant>,
     last: Duration,
 }
 
 impl Pause {
-    fn failed(&mut self, now: Instant) {
+    pub(super) fn failed(&mut self, now: Instant) {
         self.last = if self.last.is_zero() { PAUSE_FIRST } else { (self.last * 2).min(PAUSE_LAST) };
         self.until = Some(now + self.last);
     }
 
     /// The peer has no room, which is no failure.
-    fn busy(&mut self, now: Instant, retry_after: Option<Duration>) {
+    pub(super) fn busy(&mut self, now: Instant, retry_after: Option<Duration>) {
         let until = now + retry_after.unwrap_or(PAUSE_FIRST).min(PAUSE_LAST);
         self.until = Some(self.until.map_or(until, |other| other.max(until)));
     }
 
-    fn succeeded(&mut self) {
+    pub(super) fn succeeded(&mut self) {
         *self = Self::default();
     }
 
-    fn holds(&self, now: Instant) -> bool {
+    pub(super) fn holds(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }
 }

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{GrpcOptions, dial::Dial, lanes::Tracked, shard::generated};
+use super::{GrpcOptions, dial::Dial, epochs::Epochs, lanes::Tracked, shard::generated};
 use crate::Error;
 
 /// What a connection carries. Tiles have their own ones, by number, so that bulk never delays a query.
@@ -32,6 +32,8 @@ struct Slots {
     channels: HashMap<(String, Use), Slot>,
     /// Tile connections by address, with the stamp of their last use.
     dials: HashMap<String, (Arc<Dial>, u64)>,
+    /// Ends of the lane `nccl` by address, likewise.
+    epochs: HashMap<String, (Arc<Epochs>, u64)>,
     /// Counts requests for channels; the oldest slot has the lowest stamp.
     clock: u64,
 }
@@ -86,19 +88,21 @@ impl Pool {
     pub(super) fn dial(&self, address: &str) -> Result<Arc<Dial>, Error> {
         let calls = generated(self.channel(address, Use::Calls)?, self.message_bytes_max());
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.clock += 1;
-        let stamp = slots.clock;
-        if let Some((dial, last)) = slots.dials.get_mut(address) {
-            *last = stamp;
-            return Ok(Arc::clone(dial));
-        }
-        if slots.dials.len() >= self.options.connections_max {
-            let oldest = slots.dials.iter().min_by_key(|(_, (_, stamp))| *stamp).map(|(key, _)| key.clone());
-            oldest.map(|key| slots.dials.remove(&key));
-        }
-        let dial = Arc::new(Dial::new(address, calls, &self.options));
-        slots.dials.insert(address.to_owned(), (Arc::clone(&dial), stamp));
-        Ok(dial)
+        let Slots { dials, clock, .. } = &mut *slots;
+        let make = || Dial::new(address, calls, &self.options);
+        Ok(kept(dials, address, (clock, self.options.connections_max), make))
+    }
+
+    /// The ends of the lane `nccl` to `address`, where this process can have some; bounded likewise.
+    pub(super) fn epochs(&self, address: &str) -> Result<Option<Arc<Epochs>>, Error> {
+        let Some(lanes) = self.options.nccl.clone().filter(|_| self.options.nccl_ends_max > 0) else {
+            return Ok(None);
+        };
+        let calls = generated(self.channel(address, Use::Calls)?, self.message_bytes_max());
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let Slots { epochs, clock, .. } = &mut *slots;
+        let make = || Epochs::new(address, calls, lanes, &self.options);
+        Ok(Some(kept(epochs, address, (clock, self.options.connections_max), make)))
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, Error> {
@@ -135,6 +139,27 @@ impl Pool {
             std::future::ready(stream.ok_or_else(ended))
         }))
     }
+}
+
+/// What is known for an address, made where nothing is; what was asked for least recently makes room.
+fn kept<T>(
+    known: &mut HashMap<String, (Arc<T>, u64)>,
+    address: &str,
+    (clock, max): (&mut u64, usize),
+    make: impl FnOnce() -> T,
+) -> Arc<T> {
+    *clock += 1;
+    if let Some((kept, stamp)) = known.get_mut(address) {
+        *stamp = *clock;
+        return Arc::clone(kept);
+    }
+    if known.len() >= max {
+        let oldest = known.iter().min_by_key(|(_, (_, stamp))| *stamp).map(|(key, _)| key.clone());
+        oldest.map(|key| known.remove(&key));
+    }
+    let made = Arc::new(make());
+    known.insert(address.to_owned(), (Arc::clone(&made), *clock));
+    made
 }
 
 #[cfg(test)]

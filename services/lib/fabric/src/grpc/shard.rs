@@ -87,7 +87,7 @@ impl Shard for ShardClient {
         }
         let hop = Hop::new(ctx);
         let (identity, shape) = (Some(identity.into()), Some(shape.into()));
-        let start = v1::PutBlocksStart { identity, shape, connection: None };
+        let start = v1::PutBlocksStart { identity, shape, ..Default::default() };
         let part = |part| v1::PutBlocksRequest { part: Some(part) };
         let tiles = messages(&hop.context, Some(part(Part::Start(start))), tiles, move |tile| {
             vec![part(Part::Tile(tile.into()))]

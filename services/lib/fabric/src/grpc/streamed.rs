@@ -204,12 +204,12 @@ impl Unsent {
 }
 
 /// Whether the server said how the call ended. Its reason then is the reason, whatever became of the tile connection.
-fn is_told(messages: &Messages) -> bool {
+pub(super) fn is_told(messages: &Messages) -> bool {
     messages.trailers().is_some_and(|trailers| Status::from_header_map(trailers).is_some())
 }
 
 /// The status that ended a call.
-fn status(context: &CallContext, messages: &Messages) -> Result<(), Error> {
+pub(super) fn status(context: &CallContext, messages: &Messages) -> Result<(), Error> {
     match messages.trailers().map(Status::from_header_map) {
         Some(Some(status)) if status.code() == tonic::Code::Ok => Ok(()),
         Some(Some(status)) => Err(fault(context, &status)),

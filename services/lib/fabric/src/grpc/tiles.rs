@@ -23,11 +23,13 @@ use tower::Service;
 use super::{
     call::{self, fault},
     dial::{Dial, Lease},
+    epochs::{self, Epochs},
     shard::generated,
 };
 use crate::{
     BoxStream, CallContext, Code, Error,
     lane::{self, Hop},
+    nccl,
     shm::{self, Lender, Link},
     tcp,
     tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS, Rope},
@@ -51,11 +53,11 @@ impl From<Failure> for Error {
 }
 
 impl Failure {
-    /// Whether the tile connection of the call is to blame, or the way to the peer: without them the call may do better.
+    /// Whether the tile connection or the epoch of the call is to blame, or the way to the peer: without them the call may do better.
     fn is_of_way(&self) -> bool {
         match self {
             Self::Unanswered(error) => error.code == Code::Unavailable,
-            Self::Refused(error) => tcp::is_of_connection(error),
+            Self::Refused(error) => tcp::is_of_connection(error) || nccl::is_of_epoch(error),
         }
     }
 }
@@ -66,6 +68,7 @@ pub(super) struct TileChannels {
     channels: Vec<Channel>,
     link: Option<Arc<Link>>,
     streamed: Option<Streamed>,
+    exchanged: Option<Exchanged>,
     turn: AtomicUsize,
     message_bytes_max: usize,
 }
@@ -78,11 +81,25 @@ pub(super) struct Streamed {
     pub(super) alone: bool,
 }
 
+/// The `nccl` lane to the same peer.
+#[derive(Debug)]
+pub(super) struct Exchanged {
+    pub(super) epochs: Arc<Epochs>,
+    /// Nothing else may carry tiles.
+    pub(super) alone: bool,
+}
+
+/// Whether a lane that failed to begin leaves the call to the next one.
+fn leaves_it(error: &Error, alone: bool) -> bool {
+    !alone && !matches!(error.code, Code::Cancelled | Code::DeadlineExceeded)
+}
+
 impl TileChannels {
     /// Takes turns among `channels`, of which there is at least one.
     pub(super) fn new(channels: Vec<Channel>, message_bytes_max: usize) -> Self {
         assert!(!channels.is_empty(), "tiles need a connection");
-        Self { channels, link: None, streamed: None, turn: AtomicUsize::new(0), message_bytes_max }
+        let turn = AtomicUsize::new(0);
+        Self { channels, link: None, streamed: None, exchanged: None, turn, message_bytes_max }
     }
 
     /// One connection with shared memory.
@@ -95,16 +112,30 @@ impl TileChannels {
         Self { streamed: Some(streamed), ..self }
     }
 
+    /// The same, with bodies of tiles from GPU to GPU where that works.
+    pub(super) fn with_epochs(self, exchanged: Exchanged) -> Self {
+        Self { exchanged: Some(exchanged), ..self }
+    }
+
+    /// An epoch for a call; `None` where its tiles have to travel another way.
+    async fn epoch(&self, ctx: &CallContext) -> Result<Option<epochs::Lease>, Error> {
+        let Some(Exchanged { epochs, alone }) = &self.exchanged else { return Ok(None) };
+        // Joining is rare and its future large.
+        match lane::within(ctx, Box::pin(epochs.lease(ctx, *alone))).await {
+            Ok(lease) => Ok(Some(lease)),
+            Err(error) if leaves_it(&error, *alone) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A tile connection for a call; `None` where its tiles have to travel over gRPC.
     async fn lease(&self, ctx: &CallContext) -> Result<Option<Lease>, Error> {
         let Some(Streamed { dial, alone }) = &self.streamed else { return Ok(None) };
         let lease = lane::within(ctx, dial.lease(ctx)).await;
         match lease {
             Ok(lease) => Ok(Some(lease)),
-            Err(error) if *alone || matches!(error.code, Code::Cancelled | Code::DeadlineExceeded) => {
-                Err(error)
-            }
-            Err(_) => Ok(None),
+            Err(error) if leaves_it(&error, *alone) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -135,7 +166,12 @@ impl TileChannels {
             identity: Some(identity.into()),
             shape: Some(shape.into()),
             connection: None,
+            nccl: None,
         };
+        if let Some(lease) = self.epoch(ctx).await? {
+            start.nccl = Some(lease.wire());
+            return Ok(self.put_exchanged(Hop::new(ctx), start, tiles, lease).await?);
+        }
         if let Some(lease) = self.lease(ctx).await? {
             start.connection = Some(lease.wire());
             return Ok(self.put_streamed(Hop::new(ctx), start, tiles, lease).await?);
@@ -167,6 +203,14 @@ impl TileChannels {
     ) -> Result<BoxStream<Option<TileMessage>>, Error> {
         // Parts of tiles come as messages: nobody keeps them as they come.
         let is_whole = get.heads == 0;
+        if is_whole && let Some(lease) = self.epoch(ctx).await? {
+            let begun = self.get_exchanged(Hop::new(ctx), get.clone(), memory.clone(), lease).await;
+            match begun {
+                // The shard forgot the epoch, or it broke: nothing came yet.
+                Err(failure) if failure.is_of_way() && !self.is_nccl_alone() => {}
+                begun => return Ok(begun?),
+            }
+        }
         if is_whole && let Some(lease) = self.lease(ctx).await? {
             let begun = self.get_streamed(Hop::new(ctx), get.clone(), memory, lease).await;
             match begun {
@@ -186,6 +230,10 @@ impl TileChannels {
             Ok(Err(other)) => Option::try_from(other).map_err(|fault| Error::bad_answer(&fault)),
             Err(status) => Err(undecodable(&status)),
         })
+    }
+
+    fn is_nccl_alone(&self) -> bool {
+        self.exchanged.as_ref().is_some_and(|exchanged| exchanged.alone)
     }
 
     fn is_tcp_alone(&self) -> bool {

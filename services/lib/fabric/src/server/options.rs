@@ -1,8 +1,8 @@
 //! Limits and timings of one gRPC listener.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use crate::TcpPatience;
+use crate::{TcpPatience, nccl::GpuLanes};
 
 /// Limits and timings of one gRPC listener.
 #[derive(Debug, Clone)]
@@ -27,6 +27,10 @@ pub struct ServerOptions {
     pub tcp_port: u16,
     /// How long the `tcp` lane waits for peers. A tile that comes as a message may take the time of a write there.
     pub tcp_patience: TcpPatience,
+    /// What makes the shard's ends of the lane `nccl`; without it there is no such lane.
+    pub nccl: Option<Arc<dyn GpuLanes>>,
+    /// Most ends of the lane `nccl`: each has a thread, and in an epoch a communicator on the GPU. A gRPC connection may have half of them.
+    pub nccl_members_max: usize,
     /// Bytes of tiles that all streams may have under way, those included that HTTP/2 may hold unread for them. A stream has at most its
     /// window, or one tile.
     pub tile_bytes_max: usize,
@@ -59,6 +63,7 @@ impl ServerOptions {
             connection_window_bytes: 1 << 20,
             shm_arena_bytes: 0,
             tcp_connections_max: 0,
+            nccl: None,
             ..Self::default()
         }
     }
@@ -78,6 +83,8 @@ impl Default for ServerOptions {
             tcp_connections_max: 1024,
             tcp_port: 0,
             tcp_patience: TcpPatience::default(),
+            nccl: None,
+            nccl_members_max: 16,
             tile_bytes_max: 2 << 30,
             tenant_tile_bytes_max: 3 << 29,
             peer_tile_bytes_max: 1 << 30,

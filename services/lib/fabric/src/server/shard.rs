@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     Error, Shard,
+    nccl::{self, Convener},
     shm::{Connection, Link},
     status::code_number,
     tcp::{self, Buffers, Door},
@@ -33,6 +34,8 @@ pub(super) struct ShardService {
     pub(super) desk: Desk,
     /// Its tile connections, where it offers some.
     pub(super) door: Option<Arc<Door>>,
+    /// Its ends of the lane `nccl`, where it has such a lane.
+    pub(super) convener: Option<Arc<Convener>>,
     /// Memory for bodies that come there, where the shard gives none.
     pub(super) buffers: Buffers,
 }
@@ -187,6 +190,28 @@ impl KvStoreService for ShardService {
         let door = self.door.as_ref().ok_or_else(tcp::not_offered)?;
         let connection = request.extensions().get::<Connection>().cloned().unwrap_or_default();
         Ok(Response::new(door.offer(&connection.tile_connections, tokio::time::Instant::now())?))
+    }
+
+    async fn join_nccl_epoch(
+        &self,
+        request: Request<v1::JoinNcclEpochRequest>,
+    ) -> Result<Response<v1::JoinNcclEpochResponse>, Status> {
+        let hop = self.desk.enter(&request)?;
+        let convener = self.convener.as_ref().ok_or_else(nccl::not_offered)?;
+        let connection = request.extensions().get::<Connection>().cloned().unwrap_or_default();
+        let now = tokio::time::Instant::now();
+        let invited = convener.invite(&connection.nccl_members, request.get_ref(), now);
+        Ok(Response::new(hop.answer(invited).await?))
+    }
+
+    async fn end_nccl_epoch(
+        &self,
+        request: Request<v1::EndNcclEpochRequest>,
+    ) -> Result<Response<v1::EndNcclEpochResponse>, Status> {
+        let _hop = self.desk.enter(&request)?;
+        let convener = self.convener.as_ref().ok_or_else(nccl::not_offered)?;
+        let ended = convener.end(request.into_inner())?;
+        Ok(Response::new(v1::EndNcclEpochResponse { ended }))
     }
 }
 

@@ -158,14 +158,19 @@ async fn send(mut lease: Lease, mut answers: BoxStream<Option<TileMessage>>) -> 
     Ok(())
 }
 
-/// Why a call goes no further whose reader takes nothing: for the reason that the shard has, which waits behind what it has ready.
+/// Why a call goes no further whose reader takes nothing.
 fn why(fault: Fault, answers: &mut BoxStream<Option<TileMessage>>) -> Error {
+    reason_of_shard(answers).unwrap_or_else(|| fault.of_request())
+}
+
+/// The reason that the shard has to end a call, which waits behind what it has ready.
+pub(super) fn reason_of_shard(answers: &mut BoxStream<Option<TileMessage>>) -> Option<Error> {
     for _ in 0..UNSENT_MAX {
         match answers.next().now_or_never() {
             Some(Some(Ok(_))) => {}
-            Some(Some(Err(error))) => return error,
+            Some(Some(Err(error))) => return Some(error),
             Some(None) | None => break,
         }
     }
-    fault.of_request()
+    None
 }

@@ -23,6 +23,7 @@ use tower::Service;
 use super::{
     ServerOptions,
     budget::{Budget, Reservation, Travel},
+    exchanged,
     pump::{self, Step},
     refusal::from_request,
     shard::{ShardService, put_start},
@@ -31,6 +32,7 @@ use super::{
 use crate::{
     BoxStream, CallContext, Code, Error, Lane, TcpPatience,
     lane::{Hop, within},
+    nccl::Held,
     shm::{self, Connection, Lender, Link},
     tcp::Lease,
     tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS, TileRequest},
@@ -112,8 +114,9 @@ impl TileService {
     async fn put_blocks(&self, request: Request<Body>) -> Result<OutgoingBody, Error> {
         let (hop, mut messages, connection) = self.enter(request)?;
         let mut start = first(&hop, &mut messages).await?;
-        let wanted = start.connection.take();
+        let (wanted, epoch) = (start.connection.take(), start.nccl.take());
         let (identity, shape) = put_start(start)?;
+        one_way(wanted.as_ref(), epoch.as_ref()).map_err(|error| error.within("start"))?;
         let travel = if wanted.is_some() { Travel::InFrames } else { Travel::InMessages };
         let reserved = Arc::new(self.budget.reserve(identity.namespace, &connection.peer, travel)?);
         if let Some(wanted) = wanted {
@@ -127,6 +130,12 @@ impl TileService {
                 reserved,
             )
             .await;
+        }
+        if let Some(epoch) = epoch {
+            let held = self.epoch(&hop, epoch).await.map_err(|error| error.within("start"))?;
+            let (hop, incoming) = (hop.over(Lane::Nccl), (messages, self.message_bytes_max, self.patience));
+            return exchanged::put_blocks(&self.shard, hop, (identity, shape), held, incoming, reserved)
+                .await;
         }
         let (sender, received) = mpsc::channel(pump::QUEUE);
         let (link, held) = (connection.link, Arc::clone(&reserved));
@@ -150,7 +159,8 @@ impl TileService {
         });
         let mut message: v1::GetBlocksRequest =
             message.await?.ok_or_else(|| Error::invalid("message", "is missing: the call carries one"))?;
-        let wanted = message.connection.take();
+        let (wanted, epoch) = (message.connection.take(), message.nccl.take());
+        one_way(wanted.as_ref(), epoch.as_ref())?;
         let heads = message.head_range()?;
         let get = GetBlocks::try_from(message)?;
         let reserved = self.budget.reserve(get.identity.namespace, &connection.peer, Travel::Out)?;
@@ -161,6 +171,13 @@ impl TileService {
             }
             let lease = self.lease(&wanted)?;
             return streamed::get_blocks(&self.shard, hop.over(Lane::Tcp), get, lease, reserved).await;
+        }
+        if let Some(epoch) = epoch {
+            if heads.is_some() {
+                return Err(Error::invalid("nccl", "is set, but parts of tiles come as messages"));
+            }
+            let held = self.epoch(&hop, epoch).await?;
+            return exchanged::get_blocks(&self.shard, hop.over(Lane::Nccl), get, held, reserved).await;
         }
         let context = hop.context.clone();
         let answers = read(&self.shard, hop, &context, get, heads).await?;
@@ -179,6 +196,21 @@ impl TileService {
         let door = offered
             .ok_or_else(|| Error::invalid("connection", "is set, there are no tile connections here"))?;
         door.lease(wanted)
+    }
+
+    /// The epoch that a call names.
+    async fn epoch(&self, hop: &Hop, wanted: v1::NcclLease) -> Result<Held, Error> {
+        let offered = self.shard.convener.as_ref();
+        let convener = offered.ok_or_else(|| Error::invalid("nccl", "is set, there is no such lane here"))?;
+        within(&hop.context, convener.lease(wanted)).await
+    }
+}
+
+/// Tiles of a call go one way.
+fn one_way(connection: Option<&v1::TileConnection>, epoch: Option<&v1::NcclLease>) -> Result<(), Error> {
+    match (connection, epoch) {
+        (Some(_), Some(_)) => Err(Error::invalid("nccl", "is set beside `connection`")),
+        _ => Ok(()),
     }
 }
 
@@ -230,7 +262,7 @@ impl Incoming {
     }
 }
 
-fn late(whole: Duration) -> Error {
+pub(super) fn late(whole: Duration) -> Error {
     let text = format!("a message was not whole after {} ms; hint: send it at once", whole.as_millis());
     Error::new(Code::Unavailable, text).with_field("message")
 }

@@ -19,7 +19,7 @@ struct Free {
 }
 
 /// One of them, for a body: as long as what came of that.
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     bytes: Vec<u8>,
     home: Weak<Mutex<Free>>,
 }
@@ -39,6 +39,15 @@ impl Buffers {
         buffer.clear();
         buffer.reserve_exact(bytes);
         Buffer { bytes: buffer, home: Arc::downgrade(&self.free) }
+    }
+}
+
+impl Buffers {
+    /// The same with zeros in it, for whoever writes anywhere in it.
+    pub(crate) fn filled(&self, bytes: usize) -> Buffer {
+        let mut buffer = self.take(bytes);
+        buffer.bytes.resize(bytes, 0);
+        buffer
     }
 }
 

@@ -12,7 +12,7 @@ impl Token {
     pub(crate) const BYTES: usize = 16;
 
     /// A new one, of the system's random numbers.
-    pub(super) fn fresh() -> Result<Self, Error> {
+    pub(crate) fn fresh() -> Result<Self, Error> {
         let mut bytes = [0; Self::BYTES];
         // So few bytes come whole or not at all.
         match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
@@ -31,7 +31,7 @@ impl Token {
     }
 
     /// Whether both are the same, in a time that does not tell how far they are.
-    pub(super) fn matches(&self, other: &Self) -> bool {
+    pub(crate) fn matches(&self, other: &Self) -> bool {
         let differing = self.0.iter().zip(&other.0).fold(0, |all, (a, b)| black_box(all | (a ^ b)));
         black_box(differing) == 0
     }

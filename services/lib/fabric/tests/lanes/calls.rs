@@ -97,6 +97,7 @@ async fn a_service_knows_over_which_lane_tiles_came() {
             Lane::Local => longshore_fabric::Lane::Local,
             Lane::Shm => longshore_fabric::Lane::Shm,
             Lane::Tcp => longshore_fabric::Lane::Tcp,
+            Lane::Nccl => longshore_fabric::Lane::Nccl,
             Lane::Grpc | Lane::StockClient | Lane::StockServer => longshore_fabric::Lane::Grpc,
         };
         let seen = house.shard.seen.lock().unwrap().clone().unwrap();

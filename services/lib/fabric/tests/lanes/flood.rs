@@ -188,7 +188,7 @@ impl http_body::Body for Stalls {
 /// Begins a store stream whose tiles come as its messages.
 fn start_of_messages() -> v1::PutBlocksRequest {
     let (identity, shape) = (Some(identity().into()), Some(shape().into()));
-    let start = v1::PutBlocksStart { identity, shape, connection: None };
+    let start = v1::PutBlocksStart { identity, shape, ..Default::default() };
     v1::PutBlocksRequest { part: Some(Part::Start(start)) }
 }
 

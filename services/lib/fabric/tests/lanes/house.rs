@@ -10,12 +10,17 @@ use longshore_fabric::{
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::fake::{FakeRouter, FakeShard, Served};
+use super::{
+    fake::{FakeRouter, FakeShard, Served},
+    gpu::Net,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     Local,
     Shm,
+    /// Over ranks that are none: no GPU, no NCCL.
+    Nccl,
     Tcp,
     Grpc,
     /// The generated client against our server.
@@ -27,8 +32,8 @@ pub(crate) enum Lane {
 /// Lanes to services that clients reach.
 pub(crate) const LANES: [Lane; 2] = [Lane::Local, Lane::Grpc];
 /// Lanes to shards.
-pub(crate) const SHARD_LANES: [Lane; 6] =
-    [Lane::Local, Lane::Shm, Lane::Tcp, Lane::Grpc, Lane::StockClient, Lane::StockServer];
+pub(crate) const SHARD_LANES: [Lane; 7] =
+    [Lane::Local, Lane::Shm, Lane::Nccl, Lane::Tcp, Lane::Grpc, Lane::StockClient, Lane::StockServer];
 
 /// The fakes, served over one lane.
 pub(crate) struct House {
@@ -51,6 +56,11 @@ impl House {
     }
 
     pub(crate) async fn with(lane: Lane, router: FakeRouter, options: ServerOptions) -> Self {
+        let net = Arc::new(Net::default());
+        let options = match lane {
+            Lane::Nccl => ServerOptions { nccl: Some(net.gpu()), nccl_members_max: 128, ..options },
+            _ => options,
+        };
         let (shard, router) = (Arc::new(FakeShard::default()), Arc::new(router));
         let local = LocalConnector::new();
         let grpc = GrpcConnector::new(plain());
@@ -72,7 +82,7 @@ impl House {
                 served.spawn(baseline::serve(listener, shard, shutdown.clone()));
                 (address, None)
             }
-            Lane::Shm | Lane::Tcp | Lane::Grpc | Lane::StockClient => {
+            Lane::Shm | Lane::Nccl | Lane::Tcp | Lane::Grpc | Lane::StockClient => {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let address = format!("http://{}", listener.local_addr().unwrap());
                 let services = Services::new(options)
@@ -89,6 +99,10 @@ impl House {
             Lane::Shm => {
                 let shm = GrpcConnector::new(GrpcOptions::default());
                 Some(connected(&shm, &address).await)
+            }
+            Lane::Nccl => {
+                let nccl = GrpcConnector::new(over_nccl(&net));
+                Some(nccl.nccl_shard(&address).unwrap())
             }
             Lane::Tcp => {
                 let tcp = GrpcConnector::new(GrpcOptions { shm_arena_bytes: 0, ..GrpcOptions::default() });
@@ -119,6 +133,11 @@ impl House {
 /// Options of clients that know no other lane than `grpc`.
 pub(crate) fn plain() -> GrpcOptions {
     GrpcOptions { shm_arena_bytes: 0, tcp_connections_max: 0, ..GrpcOptions::default() }
+}
+
+/// Options of clients that know the lanes `nccl` and `grpc`.
+pub(crate) fn over_nccl(net: &Arc<Net>) -> GrpcOptions {
+    GrpcOptions { nccl: Some(net.gpu()), nccl_ends_max: 32, ..plain() }
 }
 
 /// The server's task opens its sockets some time after it was spawned.

@@ -68,11 +68,13 @@ pub(crate) struct Offer {
     pub(crate) port: Option<u32>,
     pub(crate) token: Vec<u8>,
     pub(crate) confirms: Vec<u8>,
+    /// What whoever wants to join an epoch of the lane `nccl` is told.
+    pub(crate) invites: Option<v1::JoinNcclEpochResponse>,
 }
 
 impl Default for Offer {
     fn default() -> Self {
-        Self { port: None, token: vec![7; 16], confirms: MAGIC.to_vec() }
+        Self { port: None, token: vec![7; 16], confirms: MAGIC.to_vec(), invites: None }
     }
 }
 
@@ -100,7 +102,8 @@ impl Liar {
         let offers = Arc::<AtomicUsize>::default();
         let sockets = Arc::new(tokio::sync::Mutex::new(sockets));
         let token = offer.token.clone();
-        let told = Told { lie, port, token, offers: Arc::clone(&offers), sockets, kept: Arc::default() };
+        let (kept, invites) = (Arc::default(), offer.invites.clone());
+        let told = Told { lie, port, token, offers: Arc::clone(&offers), sockets, kept, invites };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let server = Server::builder().add_service(KvStoreServiceServer::new(told));
@@ -126,6 +129,7 @@ struct Told {
     offers: Arc<AtomicUsize>,
     sockets: Arc<tokio::sync::Mutex<mpsc::Receiver<TcpStream>>>,
     kept: Arc<Mutex<Vec<TcpStream>>>,
+    invites: Option<v1::JoinNcclEpochResponse>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -198,6 +202,21 @@ impl KvStoreService for Told {
         let id = self.offers.fetch_add(1, Ordering::SeqCst) as u64 + 1;
         let token = self.token.clone().into();
         Ok(Response::new(v1::OpenTileConnectionResponse { port: self.port, id, token }))
+    }
+
+    async fn join_nccl_epoch(
+        &self,
+        _: Request<v1::JoinNcclEpochRequest>,
+    ) -> Result<Response<v1::JoinNcclEpochResponse>, Status> {
+        self.offers.fetch_add(1, Ordering::SeqCst);
+        self.invites.clone().map_or_else(none, |invites| Ok(Response::new(invites)))
+    }
+
+    async fn end_nccl_epoch(
+        &self,
+        _: Request<v1::EndNcclEpochRequest>,
+    ) -> Result<Response<v1::EndNcclEpochResponse>, Status> {
+        none()
     }
 
     async fn put_blocks(

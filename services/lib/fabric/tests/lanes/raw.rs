@@ -90,7 +90,7 @@ pub(crate) fn end(number: u32) -> Vec<u8> {
 /// The first message of a store stream with its tiles on `connection`.
 pub(crate) fn start(connection: v1::TileConnection) -> v1::PutBlocksRequest {
     let (identity, shape) = (Some(identity().into()), Some(shape().into()));
-    let start = v1::PutBlocksStart { identity, shape, connection: Some(connection) };
+    let start = v1::PutBlocksStart { identity, shape, connection: Some(connection), nccl: None };
     v1::PutBlocksRequest { part: Some(Part::Start(start)) }
 }
 

@@ -207,7 +207,7 @@ async fn shared_memory_is_refused_on_connections_without_it() {
     };
     let house = House::new(Lane::Grpc).await;
     let (identity, shape) = (Some(identity().into()), Some(shape().into()));
-    let start = v1::PutBlocksStart { identity, shape, connection: None };
+    let start = v1::PutBlocksStart { identity, shape, ..Default::default() };
     let shared = v1::SharedBytes { slot: 0, generation: 1, bytes: 100_000 };
     let lie = v1::Tile { key: vec![1; 16].into(), shared: Some(shared), ..v1::Tile::default() };
     let messages =

@@ -43,7 +43,7 @@ fn put(part: Part) -> v1::PutBlocksRequest {
 
 fn put_start() -> v1::PutBlocksRequest {
     let (identity, shape) = (Some(identity().into()), Some(shape().into()));
-    put(Part::Start(v1::PutBlocksStart { identity, shape, connection: None }))
+    put(Part::Start(v1::PutBlocksStart { identity, shape, ..Default::default() }))
 }
 
 fn put_tile(byte: u8, layer: u32) -> v1::Tile {

@@ -1,0 +1,145 @@
+//! The bodies of one call: sent in the order in which its messages name them, received in the same.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use longshore_proto::{
+    types::{NcclBytes, TileData, TileMemory, TileMessage, TileRoom},
+    v1,
+};
+
+use super::{
+    EPOCH, End,
+    end::{Landed, Waiting},
+};
+use crate::{Error, TcpPatience, tcp::Buffers};
+
+/// Smaller bodies go in their message: an exchange costs more than they do.
+const EXCHANGED_BYTES_MIN: usize = 16 << 10;
+/// Bodies that a call may have named and not sent yet.
+const UNDER_WAY_MAX: usize = 4;
+
+/// The bodies that a call sends.
+#[derive(Debug)]
+pub(crate) struct Bodies {
+    end: Arc<End>,
+    epoch: u64,
+    named: u64,
+    under_way: VecDeque<Waiting<()>>,
+    patience: TcpPatience,
+}
+
+impl Bodies {
+    /// Of a call that has `epoch` for itself.
+    pub(crate) fn new(end: Arc<End>, epoch: u64, patience: TcpPatience) -> Self {
+        Self { end, epoch, named: 0, under_way: VecDeque::new(), patience }
+    }
+
+    /// Begins to send a body and gives the message that names it, which must be the next of the call; `None` when the tile must travel in
+    /// a message. Waits while many are under way.
+    pub(crate) async fn name(&mut self, tile: &TileMessage) -> Result<Option<v1::Tile>, Error> {
+        let length =
+            u32::try_from(tile.data.len()).ok().filter(|&length| length as usize >= EXCHANGED_BYTES_MIN);
+        let Some(bytes) = length.filter(|_| tile.data.heads().is_none()) else { return Ok(None) };
+        while self.under_way.len() >= UNDER_WAY_MAX {
+            self.sent().await?;
+        }
+        let patience = self.patience.of_message(tile.data.len());
+        self.under_way.push_back(self.end.send(self.epoch, tile.data.pieces(), patience)?);
+        let nccl = Some(NcclBytes { number: self.named, bytes }.into());
+        self.named += 1;
+        let bare = TileMessage { data: bytes::Bytes::new().into(), ..tile.clone() };
+        Ok(Some(v1::Tile { nccl, ..v1::Tile::from(bare) }))
+    }
+
+    /// Waits until all are sent.
+    pub(crate) async fn all_sent(&mut self) -> Result<(), Error> {
+        while !self.under_way.is_empty() {
+            self.sent().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest one. Dropping the future loses nothing.
+    async fn sent(&mut self) -> Result<(), Error> {
+        let Some(oldest) = self.under_way.front_mut() else { return Ok(()) };
+        let sent = oldest.await;
+        self.under_way.pop_front();
+        sent
+    }
+}
+
+/// The bodies that a call receives.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    end: Arc<End>,
+    epoch: u64,
+    came: u64,
+    bytes_max: usize,
+    patience: TcpPatience,
+    buffers: Buffers,
+}
+
+/// A tile whose body is to come.
+#[derive(Debug)]
+pub(crate) struct Named {
+    tile: TileMessage,
+    body: NcclBytes,
+}
+
+impl Named {
+    /// Bytes of the body.
+    pub(crate) fn bytes(&self) -> usize {
+        self.body.bytes as usize
+    }
+}
+
+impl Arrivals {
+    /// Of a call that has `epoch` for itself; bodies beyond `bytes_max` are refused.
+    pub(crate) fn new(
+        (end, epoch): (Arc<End>, u64),
+        bytes_max: usize,
+        patience: TcpPatience,
+        buffers: Buffers,
+    ) -> Self {
+        Self { end, epoch, came: 0, bytes_max, patience, buffers }
+    }
+
+    /// What a message with `Tile.nccl` names, checked; `None`: the tile is in the message.
+    pub(crate) fn named(&self, wire: &mut v1::Tile) -> Result<Option<Named>, Error> {
+        let Some(nccl) = wire.nccl.take() else { return Ok(None) };
+        let body = NcclBytes::try_from(nccl).map_err(|fault| fault.within(EPOCH))?;
+        if !wire.data.is_empty() {
+            return Err(Error::invalid(EPOCH, "is set beside `data`"));
+        }
+        if wire.heads.is_some() {
+            return Err(Error::invalid(EPOCH, "is set beside `heads`, parts of tiles come in messages"));
+        }
+        if body.number != self.came {
+            let problem = format!("is {}, must be {}", body.number, self.came);
+            return Err(Error::invalid("nccl.number", problem));
+        }
+        if body.bytes as usize > self.bytes_max {
+            let problem = format!("is {}, the limit is {}; hint: smaller blocks", body.bytes, self.bytes_max);
+            return Err(Error::invalid("nccl.bytes", problem));
+        }
+        let tile = TileMessage::try_from(std::mem::take(wire))?;
+        Ok(Some(Named { tile, body }))
+    }
+
+    /// Receives a body to where `memory` wants it, to memory of the lane's own without it. Verified by whoever uses it, as on every lane.
+    pub(crate) async fn receive(
+        &mut self,
+        named: Named,
+        memory: Option<&dyn TileMemory>,
+    ) -> Result<TileMessage, Error> {
+        let bytes = named.bytes();
+        let room = memory.and_then(|memory| memory.room(bytes));
+        // Memory of another length than was asked for is of no use.
+        let room = room.filter(|room| (**room).as_ref().len() == bytes);
+        let room = room.unwrap_or_else(|| -> Box<dyn TileRoom> { Box::new(self.buffers.filled(bytes)) });
+        let patience = self.patience.of_announced(bytes);
+        let (room, crc32c): Landed = self.end.receive(self.epoch, room, patience)?.await?;
+        self.came += 1;
+        Ok(TileMessage { data: TileData::from_landed(room, crc32c), ..named.tile })
+    }
+}

@@ -1,0 +1,283 @@
+//! What stands for GPUs and NCCL: device memory that is memory of this process, and ranks that hand bytes to each other, or hang, die,
+//! refuse and corrupt. **Nothing of CUDA or NCCL runs here.** What is between them and the fabric is the product's own.
+#![allow(
+    unsafe_code,
+    reason = "stands for a device and for ranks, whose traits are unsafe to implement; nothing here is"
+)]
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use longshore_cuda::{Convener, Device, Error, Launch, Memory, Part, Ranks, Span, UniqueId};
+use longshore_fabric::nccl::GpuLanes;
+
+use super::gpu_lane::CudaLanes;
+
+/// What goes wrong from now on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Fault {
+    #[default]
+    None,
+    /// Nobody can join.
+    Refuses,
+    /// Who joins waits for ever.
+    NobodyComes,
+    /// Exchanges go on for ever.
+    Hangs,
+    /// One bit of each body is another when it comes.
+    Corrupts,
+    /// Exchanges fail at once at both sides.
+    Dies,
+}
+
+/// What all ranks share.
+#[derive(Debug, Default)]
+pub(crate) struct Net {
+    state: Mutex<State>,
+    pub(crate) exchanges: AtomicUsize,
+    pub(crate) joins: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    meetings: HashMap<[u8; UniqueId::BYTES], Meeting>,
+    ids: u64,
+    fault: Fault,
+}
+
+#[derive(Debug, Default)]
+struct Meeting {
+    joined: [bool; 2],
+    aborted: bool,
+    /// What each rank sends and the other did not take yet.
+    mail: [Option<Vec<u8>>; 2],
+}
+
+impl Net {
+    /// One more process with a GPU.
+    pub(crate) fn gpu(self: &Arc<Self>) -> Arc<dyn GpuLanes> {
+        let device = Arc::new(HostMemory::default());
+        let convener = StandIn { net: Arc::clone(self), device: Arc::clone(&device) };
+        Arc::new(CudaLanes::new(Arc::new(convener), device))
+    }
+
+    pub(crate) fn set(&self, fault: Fault) {
+        self.state().fault = fault;
+    }
+
+    /// Communicators that nobody aborted.
+    pub(crate) fn alive(&self) -> usize {
+        self.state().meetings.values().filter(|meeting| !meeting.aborted).count()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Looks until `ready` gives something, the communicator is aborted, or there is no time left.
+    fn look<T>(
+        &self,
+        id: &UniqueId,
+        go_on: &mut dyn FnMut() -> bool,
+        mut ready: impl FnMut(Fault, &mut Meeting) -> Option<T>,
+    ) -> Result<T, Error> {
+        let failed = |problem: &str| Error::Communicator { call: "a stand-in", problem: problem.to_owned() };
+        loop {
+            {
+                let mut state = self.state();
+                let fault = state.fault;
+                let meeting = state.meetings.entry(*id.as_bytes()).or_default();
+                if meeting.aborted || fault == Fault::Dies {
+                    meeting.aborted = true;
+                    return Err(failed("the peer is gone"));
+                }
+                if let Some(done) = ready(fault, meeting) {
+                    return Ok(done);
+                }
+            }
+            if !go_on() {
+                self.abort(id);
+                return Err(failed("there is no time left"));
+            }
+        }
+    }
+
+    fn abort(&self, id: &UniqueId) {
+        self.state().meetings.entry(*id.as_bytes()).or_default().aborted = true;
+    }
+}
+
+#[derive(Debug)]
+struct StandIn {
+    net: Arc<Net>,
+    device: Arc<HostMemory>,
+}
+
+impl Convener for StandIn {
+    fn unique_id(&self) -> Result<UniqueId, Error> {
+        let mut state = self.net.state();
+        state.ids += 1;
+        let mut bytes = [7; UniqueId::BYTES];
+        bytes[..8].copy_from_slice(&state.ids.to_le_bytes());
+        UniqueId::from_bytes(&bytes)
+    }
+
+    fn join(
+        &self,
+        id: &UniqueId,
+        (rank, ranks): (u32, u32),
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Box<dyn Ranks>, Error> {
+        assert_eq!(ranks, 2);
+        if self.net.state().fault == Fault::Refuses {
+            let problem = "this one refuses".to_owned();
+            return Err(Error::Communicator { call: "joining", problem });
+        }
+        self.net.look(id, go_on, |fault, meeting| {
+            meeting.joined[rank as usize] = true;
+            (meeting.joined == [true; 2] && fault != Fault::NobodyComes).then_some(())
+        })?;
+        self.net.joins.fetch_add(1, Ordering::SeqCst);
+        let (net, device) = (Arc::clone(&self.net), Arc::clone(&self.device));
+        Ok(Box::new(Rank { net, device, id: *id, own: rank as usize }))
+    }
+}
+
+/// One rank of two.
+#[derive(Debug)]
+struct Rank {
+    net: Arc<Net>,
+    device: Arc<HostMemory>,
+    id: UniqueId,
+    own: usize,
+}
+
+impl Ranks for Rank {
+    /// As NCCL does: it ends when the peer took part, and bytes that do not fit each other are never exchanged.
+    unsafe fn exchange(
+        &mut self,
+        sends: &[Part<'_>],
+        receives: &[Part<'_>],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Error> {
+        let (own, peer) = (self.own, 1 - self.own);
+        for part in sends {
+            assert_eq!(part.peer as usize, peer);
+            let bytes = self.device.read(part.buffer.address() + part.offset as u64, part.bytes);
+            self.net.look(&self.id, go_on, |fault, meeting| {
+                let is_free = meeting.mail[own].is_none() && fault != Fault::Hangs;
+                is_free.then(|| meeting.mail[own] = Some(bytes.clone()))
+            })?;
+        }
+        for part in receives {
+            assert_eq!(part.peer as usize, peer);
+            let mut bytes = self.net.look(&self.id, go_on, |fault, meeting| {
+                let fits = meeting.mail[peer].as_ref().is_some_and(|mail| mail.len() == part.bytes);
+                (fits && fault != Fault::Hangs).then(|| meeting.mail[peer].take()).flatten()
+            })?;
+            if self.net.state().fault == Fault::Corrupts {
+                bytes[part.bytes / 2] ^= 0x10;
+            }
+            self.device.write(part.buffer.address() + part.offset as u64, &bytes);
+            self.net.exchanges.fetch_add(1, Ordering::SeqCst);
+        }
+        if !sends.is_empty() {
+            self.net.look(&self.id, go_on, |_, meeting| meeting.mail[own].is_none().then_some(()))?;
+        }
+        Ok(())
+    }
+
+    fn abort(&mut self) {
+        self.net.abort(&self.id);
+    }
+}
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        self.net.abort(&self.id);
+    }
+}
+
+/// Memory of this process by addresses that are none.
+#[derive(Debug)]
+struct HostMemory(Mutex<(u64, BTreeMap<u64, Vec<u8>>)>);
+
+impl Default for HostMemory {
+    fn default() -> Self {
+        Self(Mutex::new((256, BTreeMap::new())))
+    }
+}
+
+impl HostMemory {
+    fn at<T>(&self, address: u64, bytes: usize, run: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut all = self.0.lock().unwrap();
+        let (begin, memory) = all.1.range_mut(..=address).next_back().expect("an allocation");
+        let offset = (address - begin) as usize;
+        run(&mut memory[offset..offset + bytes])
+    }
+
+    fn read(&self, address: u64, bytes: usize) -> Vec<u8> {
+        self.at(address, bytes, |part| part.to_vec())
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) {
+        self.at(address, bytes.len(), |part| part.copy_from_slice(bytes));
+    }
+}
+
+impl Device for HostMemory {
+    fn name(&self) -> String {
+        "memory of the host".to_owned()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        1
+    }
+
+    fn capability(&self) -> u32 {
+        90
+    }
+
+    fn shared_bytes_limit(&self) -> usize {
+        0
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
+        let mut all = self.0.lock().unwrap();
+        let address = all.0;
+        all.0 += bytes.next_multiple_of(256) as u64 + 256;
+        // What was there before is nothing that anybody may take for a body.
+        all.1.insert(address, vec![0xee; bytes]);
+        // SAFETY: a number that is given out once.
+        Ok(unsafe { Memory::new(address, bytes) })
+    }
+
+    fn free(&self, memory: Memory) {
+        self.0.lock().unwrap().1.remove(&memory.address()).expect("allocated");
+    }
+
+    fn upload(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        to.check(from.len())?;
+        self.write(to.address(), from);
+        Ok(())
+    }
+
+    fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
+        from.check(to.len())?;
+        self.at(from.address(), to.len(), |part| to.copy_from_slice(part));
+        Ok(())
+    }
+
+    fn launch(&self, _: &Launch<'_>) -> Result<(), Error> {
+        unreachable!("the lane launches no kernel")
+    }
+
+    fn synchronize(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}

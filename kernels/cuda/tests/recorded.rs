@@ -113,6 +113,7 @@ fn greedy_tokens_of_a_tiny_model_are_the_cpus() {
     )
     .unwrap();
     let model = Arc::new(LoadedModel::open(&path, &|_| ()).unwrap());
+    // A unit test of the crate sees that its tokens change.
     let greedy = Greedy { model, prompt: (3..40).collect(), count: 64, pool: ComputePool::serial() };
     let wrong = wrong(greedy.cases());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -36,17 +36,19 @@ struct Way {
 }
 
 impl Greedy {
+    /// Names of [`Self::cases`].
+    pub const NAMES: [&str; 2] =
+        ["greedy tokens, f32 with KV in f32", "greedy tokens, as served with KV in f16"];
+
     /// Tokens of the device that are not the CPU's: with all in f32, and as servers compute, in the precision of the weights with KV in
     /// f16. The CPU's linear layers are f32; tokens are chosen on the device. From the first one that differs on all may.
     pub fn cases(&self) -> Vec<Case> {
-        let name = &self.model.info.config.name;
         let ways = [
-            ("f32, f32 KV", Way { precision: Some(Precision::F32), kv: KvDtype::F32 }),
-            ("as served, f16 KV", Way { precision: None, kv: KvDtype::F16 }),
+            Way { precision: Some(Precision::F32), kv: KvDtype::F32 },
+            Way { precision: None, kv: KvDtype::F16 },
         ];
-        let case = |(what, way): (&str, Way)| {
+        let case = |(name, way): (&str, Way)| {
             let (own, wanted) = (self.clone(), OnceLock::new());
-            let name = format!("greedy: {} tokens of {name}, {what}", self.count);
             Case::new(name, 0.0, move |device| {
                 let wanted = match wanted.get() {
                     Some(wanted) => wanted,
@@ -59,7 +61,7 @@ impl Greedy {
                 Ok(found.iter().zip(wanted).filter(|(found, wanted)| found != wanted).count() as f64)
             })
         };
-        ways.map(case).into()
+        Self::NAMES.into_iter().zip(ways).map(case).collect()
     }
 
     /// The CPU's tokens.
@@ -112,5 +114,31 @@ impl std::fmt::Debug for Greedy {
             .field("prompt", &self.prompt.len())
             .field("count", &self.count)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_model::testing::TinyOptions;
+
+    use super::*;
+    use crate::model::checks::tiny;
+
+    /// The tiny model that the tests compare on the emulator: its tokens must depend on what came before.
+    #[test]
+    fn a_tiny_model_does_not_say_the_same_over_and_over() {
+        let options = TinyOptions { head_dim: 64, query_heads: 2, kv_heads: 1, ..TinyOptions::default() };
+        let model = Arc::new(tiny::open(&options).unwrap());
+        let greedy = |prompt: std::ops::Range<u32>| {
+            let model = Arc::clone(&model);
+            let greedy = Greedy { model, prompt: prompt.collect(), count: 64, pool: ComputePool::serial() };
+            greedy.on_cpu(KvDtype::F32).unwrap()
+        };
+        let tokens = greedy(3..40);
+        let mut different = tokens.clone();
+        different.sort_unstable();
+        different.dedup();
+        assert!(tokens.len() == 64 && different.len() >= 8, "{tokens:?}");
+        assert!(tokens != greedy(4..40), "{tokens:?}");
     }
 }

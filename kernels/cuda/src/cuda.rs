@@ -51,6 +51,9 @@ unsafe impl Send for CudaDevice {}
 // SAFETY: as above.
 unsafe impl Sync for CudaDevice {}
 
+/// What a new context is given: streams by queue, ways to the device for little and for much, and from it.
+type Furniture = ([sys::CUstream; 2], [Uploads; 2], Downloads);
+
 /// A loaded kernel.
 #[derive(Clone, Copy)]
 struct Function {
@@ -106,10 +109,7 @@ impl CudaDevice {
     }
 
     /// Streams and staging memory in a new context.
-    fn furnish(
-        context: sys::CUcontext,
-        info: &DeviceInfo,
-    ) -> Result<([sys::CUstream; 2], [Uploads; 2], Downloads), (&'static str, DriverError)> {
+    fn furnish(context: sys::CUcontext, info: &DeviceInfo) -> Result<Furniture, (&'static str, DriverError)> {
         // SAFETY: the context was retained by the caller.
         unsafe { result::ctx::set_current(context) }.map_err(|e| ("cuCtxSetCurrent", e))?;
         if info.memory_pools {

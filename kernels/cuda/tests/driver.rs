@@ -391,7 +391,7 @@ fn launches_wait_for_the_copies_beside_them_that_they_need() {
     let second = beside.mark(Queue::Compute);
     second.hold_up(Queue::Arrivals).unwrap();
     drop(second);
-    let needed = { (beside.arrive(2), beside.mark(Queue::Arrivals)) };
+    let needed = (beside.arrive(2), beside.mark(Queue::Arrivals));
     let late = Buffer::new(&beside.device, Beside::BYTES).unwrap();
     late.whole().write_apart(&bytes(Beside::BYTES, 3)).unwrap();
     needed.1.hold_up(Queue::Compute).unwrap();

@@ -8,9 +8,12 @@ use crate::Error;
 const MAGIC: &[u8; 8] = b"LSREC\x00\x00\x01";
 const DIGEST_BYTES: usize = 32;
 
+/// A name and bytes.
+type Array = (String, Vec<u8>);
+
 /// Arrays by name, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Arrays(Vec<(String, Vec<u8>)>);
+pub(super) struct Arrays(Vec<Array>);
 
 impl Arrays {
     /// One more array.
@@ -33,8 +36,7 @@ impl Arrays {
 
     /// Bytes that are others in `found`; infinite where arrays have other names or lengths.
     pub(super) fn differing(&self, found: &Self) -> f64 {
-        let same_form =
-            |((a, x), (b, y)): (&(String, Vec<u8>), &(String, Vec<u8>))| a == b && x.len() == y.len();
+        let same_form = |((a, x), (b, y)): (&Array, &Array)| a == b && x.len() == y.len();
         if self.0.len() != found.0.len() || !self.0.iter().zip(&found.0).all(same_form) {
             return f64::INFINITY;
         }

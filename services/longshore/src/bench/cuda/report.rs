@@ -161,7 +161,7 @@ impl Report {
 /// Of each number of tokens that was measured both ways.
 pub(super) fn sparse_speedups(points: &[Point]) -> Vec<(usize, f64)> {
     let of = |kind| {
-        let seconds = |point: &Point| match point.beside {
+        let seconds = move |point: &Point| match point.beside {
             Some((what, tokens)) if what == kind => Some((tokens, point.seconds.median)),
             _ => None,
         };

@@ -30,7 +30,8 @@ def lengths(text):
 def flags():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU [default: 0]")
-    parser.add_argument("--lengths", type=lengths, default=[8192, 32768, 131072], metavar="TOKENS", help="prompt lengths, and keys of a decode step")
+    parser.add_argument("--lengths", type=lengths, default=[8192, 32768, 131072], metavar="TOKENS", help="prompt lengths")
+    parser.add_argument("--decode-lengths", type=lengths, metavar="TOKENS", help="keys of a decode step [default: those of prompts]")
     parser.add_argument("--density", type=float, default=0.06, help="visited part of what is causal, for sparse kernels [default: 0.06]")
     parser.add_argument("--repeats", type=int, default=5, help="samples of each point; the median is shown")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
@@ -137,6 +138,7 @@ def main():
     bench.peaks()
     for n in args.lengths:
         bench.prefill(n)
+    for n in args.decode_lengths or args.lengths:
         bench.decode(n)
     if args.json:
         report = {"device": name, "torch": torch.__version__, "density": args.density, "points": bench.points}

@@ -107,7 +107,12 @@ fn cases_of_the_selftest_can_be_listed_without_a_gpu() {
     let output = longshore(&["cuda", "selftest", "--list"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let cases = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(cases.lines().any(|case| case.contains("copy")), "{cases}");
+    for part in ["copy", "recorded attention", "greedy tokens"] {
+        assert!(cases.lines().any(|case| case.contains(part)), "{part}: {cases}");
+    }
     let said = refused(&["cuda", "selftest", "--only", "no such case"]);
     assert!(said.contains("`--only no such case`"), "{said}");
+    // What is asked for by name is missed, before a GPU is.
+    let said = refused(&["cuda", "selftest", "--only", "greedy", "--model", "/no/such/model.gguf"]);
+    assert!(said.contains("`--model /no/such/model.gguf`"), "{said}");
 }

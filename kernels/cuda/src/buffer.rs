@@ -151,7 +151,8 @@ impl<'a> Span<'a> {
         self.buffer.device.upload(*self, bytemuck::cast_slice(from))
     }
 
-    /// The same for much at once, behind which small copies of others need not wait.
+    /// The same for much at once, beside launches: who is to use it, and what must be done before, is told by marks
+    /// ([`Device::upload_apart`]).
     pub fn write_apart<T: Pod>(&self, from: &[T]) -> Result<(), Error> {
         self.buffer.device.upload_apart(*self, bytemuck::cast_slice(from))
     }

@@ -18,11 +18,12 @@ use cudarc::driver::{
 
 use self::staging::{Downloads, Uploads};
 use crate::{
-    Architecture, Compiler, CudaOptions, Device, DeviceInfo, Driver, Error, Kernel, Launch, Memory, Span,
-    cubin, driver::describe, launch,
+    Architecture, Compiler, CudaOptions, Device, DeviceInfo, Driver, Error, Kernel, Launch, Memory, Queue,
+    Span, cubin, driver::describe, launch,
 };
 
-/// A CUDA device. All calls are queued on one stream, in the order in which they are made.
+/// A CUDA device. Calls are queued on one stream, in the order in which they are made; copies of much on another, and copies to the host
+/// on a third.
 ///
 /// A fault inside a kernel (an address that is none, an instruction that fails) is told by some later call and loses the
 /// context: every call from then on says so with [`Kind::Device`](crate::Kind::Device). Only a new process gets it back.
@@ -32,6 +33,8 @@ pub struct CudaDevice {
     architecture: Architecture,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Of [`Queue::Arrivals`].
+    arrivals: sys::CUstream,
     /// Each with a lock of its own: one that is being compiled holds up nobody who launches another.
     functions: Mutex<HashMap<Kernel, Arc<Mutex<Option<Function>>>>>,
     uploads: Mutex<Uploads>,
@@ -47,6 +50,9 @@ pub struct CudaDevice {
 unsafe impl Send for CudaDevice {}
 // SAFETY: as above.
 unsafe impl Sync for CudaDevice {}
+
+/// What a new context is given: streams by queue, ways to the device for little and for much, and from it.
+type Furniture = ([sys::CUstream; 2], [Uploads; 2], Downloads);
 
 /// A loaded kernel.
 #[derive(Clone, Copy)]
@@ -78,7 +84,7 @@ impl CudaDevice {
         let context = unsafe { result::primary_ctx::retain(info.handle) }
             .map_err(|error| fault("cuDevicePrimaryCtxRetain", 0, error))?;
         let made = Self::furnish(context, &info).map_err(|(call, error)| fault(call, 0, error));
-        let (stream, [uploads, uploads_apart], downloads) = match made {
+        let ([stream, arrivals], [uploads, uploads_apart], downloads) = match made {
             Ok(made) => made,
             Err(error) => {
                 // SAFETY: retained above. The first error tells more than one of giving back.
@@ -93,6 +99,7 @@ impl CudaDevice {
             architecture,
             context,
             stream,
+            arrivals,
             functions,
             uploads: Mutex::new(uploads),
             uploads_apart: Mutex::new(uploads_apart),
@@ -101,24 +108,22 @@ impl CudaDevice {
         })
     }
 
-    /// Stream and staging memory in a new context.
-    fn furnish(
-        context: sys::CUcontext,
-        info: &DeviceInfo,
-    ) -> Result<(sys::CUstream, [Uploads; 2], Downloads), (&'static str, DriverError)> {
+    /// Streams and staging memory in a new context.
+    fn furnish(context: sys::CUcontext, info: &DeviceInfo) -> Result<Furniture, (&'static str, DriverError)> {
         // SAFETY: the context was retained by the caller.
         unsafe { result::ctx::set_current(context) }.map_err(|e| ("cuCtxSetCurrent", e))?;
         if info.memory_pools {
             keep_freed_memory(info.handle).map_err(|e| ("cuMemPoolSetAttribute", e))?;
         }
         // Not ordered with the legacy stream, which libraries may use without being asked.
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
-            .map_err(|e| ("cuStreamCreate", e))?;
+        let streams = streams::two().map_err(|e| ("cuStreamCreate", e))?;
         match staging::all() {
-            Ok((uploads, downloads)) => Ok((stream, uploads, downloads)),
+            Ok((uploads, downloads)) => Ok((streams, uploads, downloads)),
             Err(error) => {
-                // SAFETY: made above and used by nothing. The first error tells more.
-                let _ = unsafe { result::stream::destroy(stream) };
+                for stream in streams {
+                    // SAFETY: made above and used by nothing. The first error tells more.
+                    let _ = unsafe { result::stream::destroy(stream) };
+                }
                 Err(("cuMemHostAlloc", error))
             }
         }
@@ -297,10 +302,22 @@ impl Device for CudaDevice {
 
     fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
         to.check(from.len())?;
-        let stream = self.enter()?;
-        // SAFETY: as in `upload`.
-        let outcome = unsafe { locked(&self.uploads_apart).upload(stream, to.address(), from) };
+        self.enter()?;
+        // SAFETY: as in `upload`; that nothing else uses the memory meanwhile is the caller's promise, as with every launch.
+        let outcome = unsafe { locked(&self.uploads_apart).upload(self.arrivals, to.address(), from) };
         self.check("cuMemcpyHtoDAsync", outcome)
+    }
+
+    fn mark(&self, queue: Queue) -> Result<u64, Error> {
+        self.new_mark(self.stream_of(queue))
+    }
+
+    fn hold_up(&self, queue: Queue, mark: u64) -> Result<(), Error> {
+        self.wait_for_mark(self.stream_of(queue), mark)
+    }
+
+    fn forget(&self, mark: u64) {
+        self.destroy_mark(mark);
     }
 
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
@@ -356,9 +373,11 @@ impl Device for CudaDevice {
     }
 
     fn synchronize(&self) -> Result<(), Error> {
-        let stream = self.enter()?;
-        // SAFETY: the stream lives as long as the device.
-        self.check("cuStreamSynchronize", unsafe { result::stream::synchronize(stream) })
+        self.enter()?;
+        for queue in [Queue::Arrivals, Queue::Compute] {
+            self.wait_for(self.stream_of(queue))?;
+        }
+        Ok(())
     }
 }
 
@@ -368,6 +387,7 @@ impl Drop for CudaDevice {
         // are of no use to anybody any more: with a lost context every call fails.
         unsafe {
             let _ = result::ctx::set_current(self.context);
+            let _ = result::stream::synchronize(self.arrivals);
             let _ = result::stream::synchronize(self.stream);
             self.uploads.get_mut().unwrap_or_else(PoisonError::into_inner).release();
             self.uploads_apart.get_mut().unwrap_or_else(PoisonError::into_inner).release();
@@ -377,6 +397,7 @@ impl Drop for CudaDevice {
                     let _ = result::module::unload(function.module);
                 }
             }
+            let _ = result::stream::destroy(self.arrivals);
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.info.handle);
         }

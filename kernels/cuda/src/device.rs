@@ -2,8 +2,17 @@
 
 use crate::{Error, Launch, Memory, Span};
 
-/// Memory and a queue of launches: a CUDA device, or, in tests, the emulator that runs the same sources on the CPU. Calls
-/// take effect in the order in which they are made.
+/// What is done in order, one after the other; two of them at once, where neither was told to wait for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Queue {
+    /// Launches, and all copies but those below.
+    Compute,
+    /// Copies of much to the device, beside launches.
+    Arrivals,
+}
+
+/// Memory and two queues: a CUDA device, or, in tests, the emulator that runs the same sources on the CPU. Calls take effect in the order
+/// in which they are made, but for [`Self::upload_apart`].
 pub trait Device: Send + Sync + std::fmt::Debug {
     /// What a person calls it.
     fn name(&self) -> String;
@@ -13,20 +22,26 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     fn capability(&self) -> u32;
     /// Most bytes of shared memory that a thread block may ask for.
     fn shared_bytes_limit(&self) -> usize;
-    /// New memory, aligned to 256 bytes; never at 0, not even for no bytes.
+    /// New memory, aligned to 256 bytes; never at 0, not even for no bytes. For [`Queue::Compute`], from now on.
     fn allocate(&self, bytes: usize) -> Result<Memory, Error>;
-    /// Gives memory back, once what was launched before is done.
+    /// Gives memory back, once what was queued before on [`Queue::Compute`] is done.
     fn free(&self, memory: Memory);
     /// Copies to the device, as many bytes as there are in both; `from` may be changed as soon as this returns.
     fn upload(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error>;
-    /// The same by a way of its own, for much: where it is full the caller waits, and small copies of others do not.
-    fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
-        self.upload(to, from)
-    }
+    /// The same on [`Queue::Arrivals`], by staging memory of its own: where that is full the caller waits, and small copies of others do not.
+    /// Nobody may use what is copied before [`Queue::Compute`] was told to wait for it, and the copy may begin before launches that were
+    /// queued earlier are done, unless this queue was told to wait for them: they may still use the memory, or what lay there before.
+    fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error>;
+    /// A mark behind what is queued by now; given back by [`Self::forget`]. [`crate::Mark`] holds one.
+    fn mark(&self, queue: Queue) -> Result<u64, Error>;
+    /// What is queued on `queue` from now on begins when what lies before the mark is done. Nobody waits in this call.
+    fn hold_up(&self, queue: Queue, mark: u64) -> Result<(), Error>;
+    /// Gives a mark back; waits that were queued stay.
+    fn forget(&self, mark: u64);
     /// Waits for what was launched before, then copies from the device, as many bytes as there are in both. Other threads may go on meanwhile.
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error>;
-    /// Queues a kernel. Faults inside it may be told by a later call.
+    /// Queues a kernel on [`Queue::Compute`]. Faults inside it may be told by a later call.
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Error>;
-    /// Waits for everything launched.
+    /// Waits for everything queued.
     fn synchronize(&self) -> Result<(), Error>;
 }

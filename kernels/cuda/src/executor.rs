@@ -1,5 +1,6 @@
 //! The executor of the device: work lists over tiles of the host, which are copied to pages once.
 
+mod arrivals;
 mod decode;
 mod fallback;
 mod jobs;
@@ -22,6 +23,7 @@ use crate::{Device, Error, Kind, PageElement, PageStats, Span};
 pub use fallback::{FallbackStats, Shortage};
 pub use tally::ExecutorStats;
 
+use arrivals::Arrivals;
 use decode::DecodeBatch;
 use fallback::Fallbacks;
 use jobs::{BatchKey, Job};
@@ -52,6 +54,7 @@ pub struct CudaExecutor {
     budget_bytes: usize,
     wave_bytes: usize,
     choices_min: usize,
+    arrivals: Arc<Arrivals>,
     /// Locked while one is looked up.
     shapes: Mutex<Shapes>,
     /// What was told of the pages last.
@@ -69,6 +72,7 @@ impl CudaExecutor {
         let tally = Arc::new(Tally::new(device));
         let device: Arc<dyn Device> = Arc::clone(&tally) as Arc<dyn Device>;
         Self {
+            arrivals: Arc::new(Arrivals::new(&device)),
             device,
             tally,
             cpu,
@@ -129,7 +133,8 @@ impl CudaExecutor {
                 format!("{shape:?} is one more shape than the {SHAPES_MAX} that a device keeps pages for");
             return Err(Error::OutOfPages { problem });
         }
-        let pages = TilePages::new(&self.device, shape, element, self.budget_bytes / 8 * eighths)?;
+        let budget = self.budget_bytes / 8 * eighths;
+        let pages = TilePages::new(&self.device, &self.arrivals, shape, element, budget)?;
         let pages = Arc::new(pages);
         shapes.insert((shape, element), Arc::clone(&pages));
         Ok(pages)

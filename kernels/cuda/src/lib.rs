@@ -15,6 +15,7 @@ mod executor;
 mod kernel;
 mod launch;
 mod library;
+mod mark;
 mod model;
 mod nccl;
 mod nvrtc;
@@ -35,13 +36,14 @@ pub use buffer::{Buffer, Memory, Span};
 pub use compiler::{Compiler, CudaOptions, HEADERS};
 pub use cubin::{Resources, argument_bytes, resources};
 pub use cuda::CudaDevice;
-pub use device::Device;
+pub use device::{Device, Queue};
 pub use driver::{DeviceInfo, Driver};
 pub use error::{Error, Kind};
 pub use executor::{CudaExecutor, ExecutorStats, FallbackStats, Shortage};
 pub use kernel::{Kernel, Launch, Source};
 pub use launch::check as check_launch;
 pub use library::{Library, locate, require_cublaslt};
+pub use mark::Mark;
 pub use model::{
     Append, CublasLt, CudaBackend, CudaLinear, KeptRows, Likeliest, ModelOptions, Precision, Product,
     Products,

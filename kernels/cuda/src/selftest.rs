@@ -4,17 +4,24 @@
 mod decode;
 mod decode_cases;
 mod executor;
+mod greedy;
 mod material;
 mod pages;
 mod plan;
 mod prefill;
 mod prefill_cases;
+mod recorded;
 mod select;
 mod select_cases;
 mod tile;
 mod tile_cases;
+mod walk;
 
 use std::sync::Arc;
+
+pub use greedy::Greedy;
+pub use recorded::{record, recorded, recorded_cases, recorded_cases_of};
+pub(crate) use walk::{Walk, likeliest};
 
 use crate::{Device, Error, model};
 

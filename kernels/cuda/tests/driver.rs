@@ -17,8 +17,8 @@ use std::{
 
 use libloading::Library;
 use longshore_cuda::{
-    Buffer, Communicator, CudaDevice, CudaOptions, Device, Driver, Error, Kernel, Kind, Launch, Nccl, Rate,
-    Rates, Source, UniqueId,
+    Buffer, Communicator, CudaDevice, CudaOptions, Device, Driver, Error, Kernel, Kind, Launch, Mark, Nccl,
+    Queue, Rate, Rates, Source, UniqueId,
 };
 use rand::{Rng as _, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -258,6 +258,7 @@ fn a_device_that_cannot_be_set_up_leaves_nothing_behind() {
     for (call, after) in [
         ("cuStreamCreate", 0),
         ("cuStreamCreate", 1),
+        ("cuStreamCreate", 2),
         ("cuMemHostAlloc", 0),
         ("cuMemHostAlloc", 3),
         ("cuMemHostAlloc", 5),
@@ -331,7 +332,97 @@ fn much_that_waits_for_staging_memory_holds_up_no_small_copy() {
         large.join().unwrap().unwrap();
         assert!(small.to_vec::<u8>().unwrap() == little);
     });
+    device.synchronize().unwrap();
     assert!(target.to_vec::<u8>().unwrap() == much);
+}
+
+/// A device with memory that is written beside launches, memory to which a launch copies it, and that launch.
+struct Beside {
+    device: Arc<dyn Device>,
+    slot: Buffer,
+    target: Buffer,
+}
+
+impl Beside {
+    const BYTES: usize = 4096;
+
+    fn new(stand_in: &StandIn) -> Self {
+        let device = stand_in.device();
+        let [slot, target] = [(); 2].map(|()| Buffer::new(&device, Self::BYTES).unwrap());
+        device.synchronize().unwrap();
+        Self { device, slot, target }
+    }
+
+    fn mark(&self, queue: Queue) -> Mark {
+        Mark::new(&self.device, queue).unwrap()
+    }
+
+    fn arrive(&self, seed: u64) -> Vec<u8> {
+        let content = bytes(Self::BYTES, seed);
+        self.slot.whole().write_apart(&content).unwrap();
+        content
+    }
+
+    fn launch(&self) {
+        const SOURCE: Source =
+            Source { name: "copy.cu", text: "struct P { u64 a, b, c; }; KERNEL(copy_words, 32, 1, P) {}" };
+        let kernel = Kernel { source: SOURCE, entry: "copy_words", constants: Vec::new() };
+        let words = [self.slot.address(), self.target.address(), Self::BYTES as u64 / 16];
+        self.device.launch(&Launch::new(&kernel, [1, 1, 1], 32, &words)).unwrap();
+    }
+
+    fn copied(&self) -> Vec<u8> {
+        self.target.to_vec().unwrap()
+    }
+}
+
+#[test]
+fn launches_wait_for_the_copies_beside_them_that_they_need() {
+    let stand_in = StandIn::new();
+    let beside = Beside::new(&stand_in);
+    let first = beside.arrive(1);
+    // Nobody told the launch: the copy is as late as it may be.
+    beside.launch();
+    assert!(beside.copied() != first);
+    beside.mark(Queue::Arrivals).hold_up(Queue::Compute).unwrap();
+    beside.launch();
+    assert!(beside.copied() == first);
+    // What comes later is not waited for, and a wait outlives its mark.
+    let second = beside.mark(Queue::Compute);
+    second.hold_up(Queue::Arrivals).unwrap();
+    drop(second);
+    let needed = (beside.arrive(2), beside.mark(Queue::Arrivals));
+    let late = Buffer::new(&beside.device, Beside::BYTES).unwrap();
+    late.whole().write_apart(&bytes(Beside::BYTES, 3)).unwrap();
+    needed.1.hold_up(Queue::Compute).unwrap();
+    beside.launch();
+    assert!(beside.copied() == needed.0);
+    assert!(late.to_vec::<u8>().unwrap() != bytes(Beside::BYTES, 3), "nothing asked for it");
+    beside.device.synchronize().unwrap();
+    assert!(late.to_vec::<u8>().unwrap() == bytes(Beside::BYTES, 3));
+    drop((needed, late, beside));
+    assert_eq!(stand_in.live(), 0, "everything is given back");
+}
+
+#[test]
+fn copies_beside_launches_wait_for_those_that_still_read() {
+    let stand_in = StandIn::new();
+    // Copies on the second stream are as early as they may be.
+    stand_in.set("eager", 2);
+    for told in [false, true] {
+        let beside = Beside::new(&stand_in);
+        let first = beside.arrive(1);
+        beside.launch();
+        let read = beside.mark(Queue::Compute);
+        if told {
+            read.hold_up(Queue::Arrivals).unwrap();
+        }
+        let second = beside.arrive(2);
+        assert!(beside.copied() == if told { first } else { second }, "told: {told}");
+        drop((read, beside));
+        assert_eq!(stand_in.live(), 0, "everything is given back");
+        stand_in.set("eager", 5);
+    }
 }
 
 #[test]

@@ -16,3 +16,5 @@ mod device;
 mod faults;
 #[path = "emulator/instructions.rs"]
 mod instructions;
+#[path = "emulator/queues.rs"]
+mod queues;

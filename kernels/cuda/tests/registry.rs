@@ -18,8 +18,8 @@ use std::{
 };
 
 use longshore_cuda::{
-    Architecture, Device, Error, Kernel, Launch, Memory, Nvrtc, Span, argument_bytes, check_launch, kernels,
-    selftest,
+    Architecture, Device, Error, Kernel, Launch, Memory, Nvrtc, Queue, Span, argument_bytes, check_launch,
+    kernels, selftest,
 };
 
 #[path = "nvrtc/kept.rs"]
@@ -86,6 +86,20 @@ impl Device for Recorder {
     fn upload(&self, _to: Span<'_>, _from: &[u8]) -> Result<(), Error> {
         Ok(())
     }
+
+    fn upload_apart(&self, _to: Span<'_>, _from: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn mark(&self, _queue: Queue) -> Result<u64, Error> {
+        Ok(0)
+    }
+
+    fn hold_up(&self, _queue: Queue, _mark: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn forget(&self, _mark: u64) {}
 
     fn download(&self, _from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
         to.fill(0);

@@ -105,9 +105,14 @@ impl CudaExecutor {
         }
     }
 
-    /// Does `call`, and once more where the device had no memory for it and gets some of that of idle pages: they are only copies.
+    /// Does `call`, and once more where the device had no memory for it and gets some of what tiles arrive in, and of that of idle pages:
+    /// they are only copies.
     pub(super) fn with_room<T>(&self, call: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
-        match call() {
+        let mut outcome = call();
+        if matches!(outcome, Err(Error::OutOfMemory { .. })) && self.arrivals.clear() > 0 {
+            outcome = call();
+        }
+        match outcome {
             Err(Error::OutOfMemory { bytes, .. }) if self.give_back(bytes) => call(),
             outcome => outcome,
         }

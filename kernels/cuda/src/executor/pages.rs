@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use longshore_attention::{Tile, TileShape};
 
+use super::arrivals::Arrivals;
 use crate::{
     Buffer, Device, Error, FreshPage, PageCache, PageElement, PageShape, PageStats, PageTranscoder, Pinned,
-    page_of,
 };
 
 /// Bytes of tiles that wait on the device to become pages, at most, of one call.
@@ -18,40 +18,33 @@ pub(super) struct TilePages {
     device: Arc<dyn Device>,
     shape: PageShape,
     cache: PageCache,
-    way: Way,
-}
-
-/// How a tile becomes a page.
-#[derive(Debug)]
-enum Way {
-    /// The tile is copied as it is and its panels become rows on the device.
-    Device(Box<PageTranscoder>),
-    /// Its elements become others on the host.
-    Host,
+    /// Tiles have the type of pages; those of another become tiles of that type on the host.
+    as_it_is: bool,
+    /// Makes rows of panels.
+    transcoder: PageTranscoder,
+    arrivals: Arc<Arrivals>,
 }
 
 impl TilePages {
     /// For tiles of `tile`, as pages of `element`, in up to `budget_bytes`. Takes nothing of the device.
     pub(super) fn new(
         device: &Arc<dyn Device>,
+        arrivals: &Arc<Arrivals>,
         tile: TileShape,
         element: PageElement,
         budget_bytes: usize,
     ) -> Result<Self, Error> {
         let own = PageShape::of(tile)?;
         let shape = PageShape { element, ..own };
-        let way = if element == own.element {
-            Way::Device(Box::new(PageTranscoder::new(device, shape)?))
-        } else {
-            Way::Host
-        };
+        let transcoder = PageTranscoder::new(device, shape)?;
         let page_bytes = shape.bytes().next_multiple_of(256);
         if budget_bytes < page_bytes {
             let problem = format!("of {page_bytes} bytes {budget_bytes} are for pages of {tile:?}");
             return Err(Error::OutOfPages { problem });
         }
         let cache = PageCache::new(Arc::clone(device), page_bytes, budget_bytes)?;
-        Ok(Self { device: Arc::clone(device), shape, cache, way })
+        let (device, as_it_is, arrivals) = (Arc::clone(device), element == own.element, Arc::clone(arrivals));
+        Ok(Self { device, shape, cache, as_it_is, transcoder, arrivals })
     }
 
     /// Shape of the pages.
@@ -85,18 +78,13 @@ impl TilePages {
     }
 
     fn fill(&self, tiles: &[&Tile], fresh: &[FreshPage]) -> Result<(), Error> {
-        let Way::Device(transcoder) = &self.way else {
-            return fresh.iter().try_for_each(|page| {
-                let content = page_of(&converted(tiles[page.index()], self.shape)?)?;
-                page.span()?.first(self.shape.bytes())?.write_apart(&content)
-            });
-        };
         let mut at_once = (ARRIVED_BYTES / self.shape.bytes()).clamp(1, fresh.len());
         let mut rest = fresh;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(at_once.min(rest.len()));
-            match self.bring(tiles, now, transcoder) {
+            match self.bring(tiles, now) {
                 Ok(()) => rest = later,
+                Err(Error::OutOfMemory { .. }) if self.arrivals.clear() > 0 => {}
                 Err(Error::OutOfMemory { .. }) if at_once > 1 => at_once = at_once.div_ceil(8),
                 Err(error) => return Err(error),
             }
@@ -104,23 +92,30 @@ impl TilePages {
         Ok(())
     }
 
-    /// Queues copies of tiles as they are, and one launch that makes pages of them.
-    fn bring(&self, tiles: &[&Tile], fresh: &[FreshPage], transcoder: &PageTranscoder) -> Result<(), Error> {
-        let bytes = self.shape.bytes();
-        let apart = bytes.next_multiple_of(16);
-        let arrived = Buffer::new(&self.device, fresh.len() * apart)?;
-        let mut table = Vec::with_capacity(2 * fresh.len());
-        for (place, page) in fresh.iter().enumerate() {
-            let arrives = arrived.span(place * apart, bytes)?;
-            arrives.write_apart(tiles[page.index()].as_bytes())?;
-            table.push(arrives.address());
-        }
-        for page in fresh {
-            table.push(page.span()?.address());
-        }
-        let table = Buffer::from_slice(&self.device, &table)?;
-        let targets = table.address() + (fresh.len() * size_of::<u64>()) as u64;
-        transcoder.to_rows(table.address(), targets, fresh.len())
+    /// Queues copies of tiles, and one launch that makes pages of them. The copies wait for no launch but those that use the same memory on
+    /// the way: pages are written by the launch, in the order of launches, however late their former content is read.
+    fn bring(&self, tiles: &[&Tile], fresh: &[FreshPage]) -> Result<(), Error> {
+        let apart = self.shape.bytes().next_multiple_of(16);
+        let fill = |arrived: &Buffer| {
+            fresh.iter().enumerate().try_for_each(|(place, page)| {
+                let arrives = arrived.span(place * apart, self.shape.bytes())?;
+                match self.as_it_is {
+                    true => arrives.write_apart(tiles[page.index()].as_bytes()),
+                    false => arrives.write_apart(converted(tiles[page.index()], self.shape)?.as_bytes()),
+                }
+            })
+        };
+        let read = |arrived: &Buffer| {
+            let mut table = Vec::with_capacity(2 * fresh.len());
+            table.extend((0..fresh.len()).map(|place| arrived.address() + (place * apart) as u64));
+            for page in fresh {
+                table.push(page.span()?.address());
+            }
+            let table = Buffer::from_slice(&self.device, &table)?;
+            let targets = table.address() + (fresh.len() * size_of::<u64>()) as u64;
+            self.transcoder.to_rows(table.address(), targets, fresh.len())
+        };
+        self.arrivals.bring(fresh.len() * apart, fill, read)
     }
 }
 

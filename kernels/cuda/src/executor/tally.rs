@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::FallbackStats;
-use crate::{Device, Error, Launch, Memory, PageStats, Span};
+use crate::{Device, Error, Launch, Memory, PageStats, Queue, Span};
 
 /// What a [`crate::CudaExecutor`] did so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -90,6 +90,18 @@ impl Device for Tally {
     fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
         add(&self.uploaded_bytes, from.len());
         self.inner.upload_apart(to, from)
+    }
+
+    fn mark(&self, queue: Queue) -> Result<u64, Error> {
+        self.inner.mark(queue)
+    }
+
+    fn hold_up(&self, queue: Queue, mark: u64) -> Result<(), Error> {
+        self.inner.hold_up(queue, mark)
+    }
+
+    fn forget(&self, mark: u64) {
+        self.inner.forget(mark);
     }
 
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {

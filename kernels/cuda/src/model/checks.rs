@@ -3,7 +3,7 @@
 mod choose;
 mod heads;
 mod linear;
-mod tiny;
+pub(crate) mod tiny;
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ fn case(
 }
 
 /// A fault of a backend as one of the device.
-fn told(error: Error) -> crate::Error {
+pub(crate) fn told(error: Error) -> crate::Error {
     match error {
         Error::Device { source, .. } => match source.downcast::<crate::Error>() {
             Ok(error) => *error,
@@ -40,7 +40,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 impl Precision {
     /// Largest relative L2 distance of linear layers and of logits from the CPU's.
-    fn bound(self) -> f64 {
+    pub(crate) fn bound(self) -> f64 {
         match self {
             Self::F32 => 1e-5,
             Self::F16 => 2e-3,
@@ -63,7 +63,7 @@ fn random(count: usize, seed: u64) -> Vec<f32> {
 }
 
 /// Relative L2 distance; infinite where lengths differ or something is no number.
-fn distance(found: &[f32], expected: &[f64]) -> f64 {
+pub(crate) fn distance(found: &[f32], expected: &[f64]) -> f64 {
     if found.len() != expected.len() {
         return f64::INFINITY;
     }
@@ -73,7 +73,7 @@ fn distance(found: &[f32], expected: &[f64]) -> f64 {
     if distance.is_nan() { f64::INFINITY } else { distance }
 }
 
-fn wide(x: &[f32]) -> Vec<f64> {
+pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().copied().map(f64::from).collect()
 }
 

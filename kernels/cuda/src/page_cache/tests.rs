@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{FreshPage, PageCache};
-use crate::{Device, Error, Kind, Launch, Memory, Span};
+use crate::{Device, Error, Kind, Launch, Memory, Queue, Span};
 
 /// Addresses without memory behind them: the cache moves no bytes itself.
 #[derive(Debug)]
@@ -60,6 +60,20 @@ impl Device for Addresses {
     fn upload(&self, _: Span<'_>, _: &[u8]) -> Result<(), Error> {
         unreachable!("the cache leaves that to who fills pages")
     }
+
+    fn upload_apart(&self, _: Span<'_>, _: &[u8]) -> Result<(), Error> {
+        unreachable!("the cache leaves that to who fills pages")
+    }
+
+    fn mark(&self, _: Queue) -> Result<u64, Error> {
+        unreachable!("the cache orders nothing")
+    }
+
+    fn hold_up(&self, _: Queue, _: u64) -> Result<(), Error> {
+        unreachable!("the cache orders nothing")
+    }
+
+    fn forget(&self, _: u64) {}
 
     fn download(&self, _: Span<'_>, _: &mut [u8]) -> Result<(), Error> {
         unreachable!("the cache reads nothing")

@@ -325,6 +325,24 @@ pub(super) fn merge(
     let mut random = Random(41);
     let partials: Vec<Vec<f32>> =
         (0..sources).map(|_| random_records(&mut random, head_dim, records)).collect();
+    let (merged, divided) = merged_on_device(device, head_dim, &partials, records)?;
+    let mut wanted = Partials::identity(records, 1, head_dim);
+    for records_of in &partials {
+        let later = Partials::from_interleaved(records, 1, head_dim, records_of).expect("partials of ours");
+        wanted.merge(&later).expect("the same shape");
+    }
+    let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let undivided = super::material::differing(&bits(&merged), &bits(&wanted.to_interleaved()));
+    Ok(undivided + super::material::differing(&bits(&divided), &bits(&wanted.finish())))
+}
+
+/// The merge of partials of `records` records each, and the same divided.
+pub(super) fn merged_on_device(
+    device: &Arc<dyn Device>,
+    head_dim: usize,
+    partials: &[Vec<f32>],
+    records: usize,
+) -> Result<(Vec<f32>, Vec<f32>), Error> {
     let buffers =
         partials.iter().map(|records| Buffer::from_slice(device, records)).collect::<Result<Vec<_>, _>>()?;
     let addresses: Vec<u64> = buffers.iter().map(Buffer::address).collect();
@@ -333,7 +351,7 @@ pub(super) fn merge(
     let divided = Buffer::from_slice(device, &vec![7.0_f32; records * head_dim])?;
     let merger = PartialMerger::new(device, head_dim, PageElement::F32)?;
     let launch = |output: &Buffer, divide: bool| {
-        let (sources, records) = (sources as u32, records as u32);
+        let (sources, records) = (partials.len() as u32, records as u32);
         let item = MergeItem { output: output.address(), first_source: 0, sources, records, unused: 0 };
         let items = Buffer::from_slice(device, &[item])?;
         match divide {
@@ -342,20 +360,11 @@ pub(super) fn merge(
         }?;
         output.to_vec::<f32>()
     };
-    let mut wanted = Partials::identity(records, 1, head_dim);
-    for records_of in &partials {
-        let later = Partials::from_interleaved(records, 1, head_dim, records_of).expect("partials of ours");
-        wanted.merge(&later).expect("the same shape");
-    }
-    let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    let undivided =
-        super::material::differing(&bits(&launch(&merged, false)?), &bits(&wanted.to_interleaved()));
-    let divided = super::material::differing(&bits(&launch(&divided, true)?), &bits(&wanted.finish()));
-    Ok(undivided + divided)
+    Ok((launch(&merged, false)?, launch(&divided, true)?))
 }
 
 /// Records (m, l, o); every fifth is empty, and so are all of record 3.
-fn random_records(random: &mut Random, head_dim: usize, records: usize) -> Vec<f32> {
+pub(super) fn random_records(random: &mut Random, head_dim: usize, records: usize) -> Vec<f32> {
     let mut all = Vec::with_capacity(records * (2 + head_dim));
     for record in 0..records {
         if record == 3 || random.below(5) == 0 {

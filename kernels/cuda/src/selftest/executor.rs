@@ -156,7 +156,7 @@ impl Sequence {
 }
 
 /// Largest distance of outputs and of maxima with their sums.
-fn distance(found: &[Partials], wanted: &[Partials]) -> f64 {
+pub(super) fn distance(found: &[Partials], wanted: &[Partials]) -> f64 {
     let distances = found.iter().zip(wanted).map(|(found, wanted)| {
         let (rows, heads, _) = wanted.shape();
         let sums = |partials: &Partials| -> Vec<f32> {
@@ -173,7 +173,7 @@ fn distance(found: &[Partials], wanted: &[Partials]) -> f64 {
     distances.fold(0.0, f64::max)
 }
 
-fn refused(error: longshore_attention::Error) -> Error {
+pub(super) fn refused(error: longshore_attention::Error) -> Error {
     Error::Device { call: "the executor", problem: error.to_string() }
 }
 

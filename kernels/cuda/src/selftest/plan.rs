@@ -152,7 +152,7 @@ impl Prompt {
 }
 
 /// Moves all keys of a tile the same way.
-fn lean(tile: &mut Tile, random: &mut Random) {
+pub(super) fn lean(tile: &mut Tile, random: &mut Random) {
     let shape = tile.shape();
     let way = random.numbers(shape.kv_heads * shape.head_dim, 1.5);
     for token in 0..shape.block_tokens {

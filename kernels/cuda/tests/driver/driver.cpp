@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <deque>
 #include <mutex>
 #include <set>
@@ -22,6 +23,7 @@ struct State {
     size_t used = 0;
     // Things made and not yet given back, by kind.
     std::map<std::string, long> live;
+    long streams = 0;
 };
 
 std::mutex lock;
@@ -30,12 +32,18 @@ thread_local void* current = nullptr;
 
 struct Stream {
     std::deque<std::function<void()>> queue;
+    // Which of the streams it is, from 1 on.
+    long number = 0;
+};
+
+// Where an event was recorded: who waits for it waits for this, whatever becomes of the event.
+struct Point {
+    bool done = true;
+    Stream* stream = nullptr;
 };
 
 struct Event {
-    bool done = true;
-    // Where it was recorded.
-    Stream* stream = nullptr;
+    std::shared_ptr<Point> point = std::make_shared<Point>();
 };
 
 // All that were made and not given back.
@@ -73,12 +81,19 @@ int enter(const char* call) {
     return code;
 }
 
+void step(Stream* stream) {
+    auto next = stream->queue.front();
+    stream->queue.pop_front();
+    next();
+}
+
 void run(Stream* stream) {
-    while (!stream->queue.empty()) {
-        auto next = stream->queue.front();
-        stream->queue.pop_front();
-        next();
-    }
+    while (!stream->queue.empty()) step(stream);
+}
+
+// No further than to the point.
+void run_to(const Point& point) {
+    while (!point.done) step(point.stream);
 }
 
 int take(uint64_t* address, size_t bytes) {
@@ -236,6 +251,7 @@ int cuStreamCreate(Stream** stream, unsigned flags) {
     if (flags != 1) return 1;
     *stream = new Stream();
     streams.insert(*stream);
+    (*stream)->number = ++state.streams;
     state.live["stream"]++;
     return 0;
 }
@@ -258,8 +274,10 @@ int cuStreamQuery(Stream* stream) {
     run(stream);
     return 0;
 }
-int cuStreamWaitEvent(Stream*, Event*, unsigned) {
+int cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     CALL(cuStreamWaitEvent)
+    IN_CONTEXT
+    stream->queue.push_back([point = event->point] { run_to(*point); });
     return 0;
 }
 int cuEventCreate(Event** event, unsigned) {
@@ -278,20 +296,14 @@ int cuEventDestroy_v2(Event* event) {
 int cuEventRecord(Event* event, Stream* stream) {
     CALL(cuEventRecord)
     IN_CONTEXT
-    event->done = false;
-    event->stream = stream;
-    stream->queue.push_back([event] { event->done = true; });
+    event->point = std::make_shared<Point>(Point{false, stream});
+    stream->queue.push_back([point = event->point] { point->done = true; });
     return 0;
 }
 int cuEventSynchronize(Event* event) {
     hold("hold_events");
     CALL(cuEventSynchronize)
-    // No further than to the event.
-    while (!event->done) {
-        auto next = event->stream->queue.front();
-        event->stream->queue.pop_front();
-        next();
-    }
+    run_to(*event->point);
     return 0;
 }
 int cuMemAllocAsync(uint64_t* address, size_t bytes, Stream*) {
@@ -334,6 +346,8 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, Stream* st
     CALL(cuMemcpyHtoDAsync_v2)
     IN_CONTEXT
     stream->queue.push_back([=] { memcpy(reinterpret_cast<void*>(to), from, bytes); });
+    // As early as it may be done, in place of as late.
+    if (stream->number == setting("eager", 0)) run(stream);
     return 0;
 }
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Stream* stream) {

@@ -7,7 +7,7 @@ use std::ops::Sub;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use longshore_cuda::{Device, Error, Launch, Memory, Span};
+use longshore_cuda::{Device, Error, Launch, Memory, Queue, Span};
 
 use super::device::Emulator;
 
@@ -17,6 +17,8 @@ pub(crate) struct Counts {
     pub(crate) uploads: usize,
     /// Of much at once.
     pub(crate) uploads_apart: usize,
+    /// Times that copies of much were told to wait for launches.
+    pub(crate) arrivals_wait: usize,
     pub(crate) downloads: usize,
     pub(crate) launches: usize,
     pub(crate) synchronizations: usize,
@@ -36,6 +38,7 @@ impl Sub for Counts {
         Self {
             uploads: self.uploads - before.uploads,
             uploads_apart: self.uploads_apart - before.uploads_apart,
+            arrivals_wait: self.arrivals_wait - before.arrivals_wait,
             downloads: self.downloads - before.downloads,
             launches: self.launches - before.launches,
             synchronizations: self.synchronizations - before.synchronizations,
@@ -57,7 +60,7 @@ type Action = Box<dyn FnOnce() + Send>;
 
 /// Counts calls, and has room for so many bytes.
 pub(crate) struct Watched {
-    inner: Arc<dyn Device>,
+    pub(crate) inner: Arc<Emulator>,
     room: usize,
     /// Allocations until one is refused, once.
     until_refusal: AtomicUsize,
@@ -72,7 +75,7 @@ impl Watched {
     pub(crate) fn with_room(room: usize) -> Arc<Self> {
         let (used, counts, before) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
         let (until_refusal, refused) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
-        let inner = Emulator::device();
+        let inner = Emulator::new();
         Arc::new(Self { inner, room, until_refusal, refused, used, counts, before })
     }
 
@@ -146,6 +149,21 @@ impl Device for Watched {
         self.count(|counts| &mut counts.uploads_apart);
         self.at(Moment::UploadApart);
         self.inner.upload_apart(to, from)
+    }
+
+    fn mark(&self, queue: Queue) -> Result<u64, Error> {
+        self.inner.mark(queue)
+    }
+
+    fn hold_up(&self, queue: Queue, mark: u64) -> Result<(), Error> {
+        if queue == Queue::Arrivals {
+            self.count(|counts| &mut counts.arrivals_wait);
+        }
+        self.inner.hold_up(queue, mark)
+    }
+
+    fn forget(&self, mark: u64) {
+        self.inner.forget(mark);
     }
 
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {

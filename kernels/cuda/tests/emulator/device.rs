@@ -7,12 +7,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW, Symbol};
-use longshore_cuda::{Device, Error, Kernel, Launch, Memory, Span};
+use longshore_cuda::{Device, Error, Kernel, Launch, Memory, Queue, Span};
 
 use super::compiler::{Compiler, RUNTIME_FLAGS};
+use order::{Copy, Order};
+
+#[path = "order.rs"]
+mod order;
 
 /// What runs blocks; one text.
 const RUNTIME: &str = concat!(
@@ -46,6 +50,7 @@ pub(crate) struct Emulator {
     /// What went wrong where no error could be given back.
     fault: Mutex<Option<String>>,
     bank_conflicts: AtomicU64,
+    order: Mutex<Order>,
     capability: u32,
 }
 
@@ -53,6 +58,8 @@ struct Runtime {
     allocate: Symbol<unsafe extern "C" fn(u64) -> u64>,
     is_whole: Symbol<unsafe extern "C" fn(u64, u64) -> bool>,
     free: Symbol<unsafe extern "C" fn(u64, u64)>,
+    hide: Symbol<unsafe extern "C" fn(u64, u64)>,
+    show: Symbol<unsafe extern "C" fn(u64, u64)>,
 }
 
 impl Emulator {
@@ -72,6 +79,8 @@ impl Emulator {
                 allocate: runtime.get(b"emulator_allocate").expect("defined"),
                 is_whole: runtime.get(b"emulator_is_whole").expect("defined"),
                 free: runtime.get(b"emulator_free").expect("defined"),
+                hide: runtime.get(b"emulator_hide").expect("defined"),
+                show: runtime.get(b"emulator_show").expect("defined"),
             }
         };
         Arc::new(Self {
@@ -81,6 +90,7 @@ impl Emulator {
             allocations: Mutex::default(),
             fault: Mutex::default(),
             bank_conflicts: AtomicU64::new(0),
+            order: Mutex::default(),
             capability,
         })
     }
@@ -141,6 +151,27 @@ impl Emulator {
         Ok(())
     }
 
+    /// Of each copy beside launches so far, how much was queued before it that it does not wait for.
+    pub(crate) fn leads(&self) -> Vec<u64> {
+        self.order().leads.clone()
+    }
+
+    fn order(&self) -> MutexGuard<'_, Order> {
+        self.order.lock().expect("nobody panics with it")
+    }
+
+    /// Copies arrive.
+    fn arrive(&self, copies: Vec<Copy>) {
+        for Copy { to, bytes, .. } in copies {
+            // SAFETY: the range lay in an allocation when the copy began, and memory with copies under way is not given back without a
+            // fault; nothing else touches it.
+            unsafe {
+                (self.runtime.show)(to, bytes.len() as u64);
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len());
+            }
+        }
+    }
+
     /// Says where an address that a kernel named lies.
     fn explain(&self, problem: String) -> String {
         let Some((_, rest)) = problem.split_once("address 0x") else { return problem };
@@ -195,6 +226,7 @@ impl Device for Emulator {
             return Err(Error::OutOfMemory { bytes, problem: "the host has no room".to_owned() });
         }
         self.allocations.lock().expect("nobody panics with it").insert(address, bytes);
+        self.order().allocated(address, bytes);
         // SAFETY: just allocated, and named by nobody.
         Ok(unsafe { Memory::new(address, bytes) })
     }
@@ -204,6 +236,8 @@ impl Device for Emulator {
         let removed = self.allocations.lock().expect("nobody panics with it").remove(&address);
         let fault = if removed != Some(bytes) {
             Some(format!("{bytes} bytes at {address:#x} are given back, allocated were {removed:?}"))
+        } else if let Err(problem) = self.order().freed(address, bytes) {
+            Some(problem)
         // SAFETY: it was an allocation until now.
         } else if !unsafe { (self.runtime.is_whole)(address, bytes as u64) } {
             Some(format!("something was written around the {bytes} bytes at {address:#x}"))
@@ -223,22 +257,54 @@ impl Device for Emulator {
         to.check(from.len())?;
         let address = to.address();
         self.check("upload", address, from.len())?;
+        self.order().done(address, from.len(), "is written").map_err(|problem| device("upload", problem))?;
+        self.order().compute();
         // SAFETY: the range lies in an allocation, which nobody else touches: launches are over when they return.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), address as *mut u8, from.len()) };
         Ok(())
+    }
+
+    fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        to.check(from.len())?;
+        let address = to.address();
+        self.check("upload_apart", address, from.len())?;
+        let begun = self.order().copy(address, from);
+        begun.map_err(|problem| device("upload_apart", problem))?;
+        // SAFETY: the range lies in an allocation, which nobody may use before the copy is waited for: it is told to who does.
+        unsafe { (self.runtime.hide)(address, from.len() as u64) };
+        Ok(())
+    }
+
+    fn mark(&self, queue: Queue) -> Result<u64, Error> {
+        Ok(self.order().mark(queue))
+    }
+
+    fn hold_up(&self, queue: Queue, mark: u64) -> Result<(), Error> {
+        let copies = self.order().hold_up(queue, mark);
+        self.arrive(copies.map_err(|problem| device("hold_up", problem))?);
+        Ok(())
+    }
+
+    fn forget(&self, mark: u64) {
+        if let Err(fault) = self.order().forget(mark) {
+            self.fault.lock().expect("nobody panics with it").get_or_insert(fault);
+        }
     }
 
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
         from.check(to.len())?;
         let address = from.address();
         self.check("download", address, to.len())?;
+        self.order().done(address, to.len(), "is read").map_err(|problem| device("download", problem))?;
+        self.order().compute();
         // SAFETY: as in `upload`.
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
-        self.synchronize()?;
+        self.told()?;
+        self.order().compute();
         let (asked, limit) = (launch.shared_bytes as usize, self.shared_bytes_limit());
         if asked > limit {
             let entry = launch.kernel.entry;
@@ -269,6 +335,15 @@ impl Device for Emulator {
     }
 
     fn synchronize(&self) -> Result<(), Error> {
+        let copies = self.order().synchronize();
+        self.arrive(copies);
+        self.told()
+    }
+}
+
+impl Emulator {
+    /// A fault of a call that could not tell it.
+    fn told(&self) -> Result<(), Error> {
         match self.fault.lock().expect("nobody panics with it").take() {
             Some(problem) => Err(device("synchronize", problem)),
             None => Ok(()),
@@ -278,7 +353,8 @@ impl Device for Emulator {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        let fault = self.fault.lock().map(|mut fault| fault.take()).unwrap_or_default();
+        let left = self.order.lock().ok().and_then(|order| order.left());
+        let fault = self.fault.lock().map(|mut fault| fault.take()).unwrap_or_default().or(left);
         if let Some(problem) = fault.filter(|_| !std::thread::panicking()) {
             panic!("nobody asked the emulator, but: {problem}");
         }

@@ -33,4 +33,15 @@ extern "C" bool emulator_is_whole(u64 address, u64 bytes) {
     return true;
 }
 
+// Nothing is known of these bytes until they are shown: they are NaN, and as far as they fill pages of memory no access is allowed.
+extern "C" void emulator_hide(u64 address, u64 bytes) {
+    memset(reinterpret_cast<void*>(address), emulator::NEVER_WRITTEN, bytes);
+    u64 first = (address + PAGE - 1) / PAGE * PAGE, end = (address + bytes) / PAGE * PAGE;
+    if (first < end) mprotect(reinterpret_cast<void*>(first), end - first, PROT_NONE);
+}
+extern "C" void emulator_show(u64 address, u64 bytes) {
+    u64 first = (address + PAGE - 1) / PAGE * PAGE, end = (address + bytes) / PAGE * PAGE;
+    if (first < end) mprotect(reinterpret_cast<void*>(first), end - first, PROT_READ | PROT_WRITE);
+}
+
 extern "C" void emulator_free(u64 address, u64 bytes) { munmap(first_page(address, bytes), mapped(bytes)); }

@@ -110,6 +110,20 @@ fn stripes_of_a_prefill_are_queued_together_and_read_once() {
 }
 
 #[test]
+fn tiles_arrive_while_earlier_launches_run() {
+    let sequence = sequence(24, 40);
+    let work = sequence.stripes(4);
+    let (watched, executor) = executor(24);
+    executor.attend(&sequence.items(&work)).unwrap();
+    // Four tiles a stripe. The first three stripes take new memory, which waits for what is queued.
+    let leads = watched.inner.leads();
+    assert_eq!((leads.len(), watched.counted().arrivals_wait), (24, 6), "{leads:?}");
+    // From then on tiles wait for what made pages of those that were there before, three stripes ago: not for the attention over these,
+    // nor for anything of the two stripes since. A stripe is seven copies of tables and two launches.
+    assert!(leads[12..].iter().all(|&lead| lead >= 2 * 7), "{leads:?}");
+}
+
+#[test]
 fn a_decode_step_is_two_launches_and_one_wait_however_many_items_and_pages() {
     let sequences = [sequence(18, 1), sequence(40, 2), sequence(3, 1)];
     let works: Vec<Vec<WorkList>> = sequences.iter().map(|one| one.stripes(8)).collect();

@@ -147,10 +147,9 @@ fn whatever_memory_is_refused_the_answer_is_the_same() {
         }
         number += 1;
     }
-    // Two slabs of pages, and room for tiles on their way with its table, are taken in a smaller size. Once there are pages their memory is
-    // taken for what is refused.
-    assert!(fallen > 0 && made_room > 20, "{fallen}, {made_room} of {number}");
-    assert_eq!(fallen + made_room, number as u64 - 4, "{fallen}, {made_room}");
+    // As long as there is nothing to give back, the CPU answers. Then what tiles arrived in is enough for what is refused once, and pages stay.
+    assert!(number > 30, "{number}");
+    assert_eq!((fallen, made_room), (3, 0), "of {number}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Instant};
 use anyhow::{Context, Result, ensure};
 use longshore_cuda::{CudaDevice, Device, Rate, Rates};
 
-use self::report::{Conditions, Peaks, Report};
+use self::report::{Conditions, Peaks, Peers, Report, sparse_speedups};
 use crate::{cli::BenchCudaArgs, config::Config, console, cuda, process};
 
 use super::statistics::Spread;
@@ -40,7 +40,10 @@ pub(crate) fn cuda(args: &BenchCudaArgs) -> Result<()> {
     let mut points = prefill::measure(&bench, &peaks, &args.lengths)?;
     points.extend(decode::measure(&bench, &peaks, &args.lengths)?);
     points.extend(linear::measure(&bench, &peaks, &process::compute_pool(&config)?)?);
-    let report = Report { conditions: bench.conditions(&config), peaks, points };
+    let name = bench.device.info().name.as_str();
+    let peers = args.peers.as_ref().map(|path| Peers::read(path, name, &points)).transpose()?;
+    let sparse_speedups = sparse_speedups(&points);
+    let report = Report { conditions: bench.conditions(&config), peaks, points, peers, sparse_speedups };
     if tables {
         console::say(report.tables());
     }

@@ -170,6 +170,9 @@ pub(crate) struct BenchCudaArgs {
     /// Samples of each point; the median is shown.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repeats: u32,
+    /// Show rates beside those of other programs on the same GPU: the JSON of `tests/perf/cuda_peers.py`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) peers: Option<PathBuf>,
     /// Write all figures as JSON; `-` is standard output, where the tables are left out then.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

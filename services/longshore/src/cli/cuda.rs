@@ -16,7 +16,8 @@ pub(crate) enum CudaCommand {
 /// Flags of `longshore cuda selftest`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  longshore cuda selftest                        every case, on the first GPU
+  longshore cuda selftest                        every case, on the first GPU; greedy tokens of the default model where it is there
+  longshore cuda selftest --model FILE           greedy tokens of another
   longshore cuda selftest --only prefill         those whose name has it
   longshore cuda selftest --list                 their names; needs no GPU")]
 pub(crate) struct SelftestArgs {

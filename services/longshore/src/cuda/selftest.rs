@@ -1,9 +1,11 @@
 //! `longshore cuda selftest`: every kernel against the CPU's results, on the GPU of this machine.
 
+mod model;
+
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use longshore_cuda::{Device, DeviceInfo, Error, Rate, Rates, capability_name, selftest};
+use longshore_cuda::{Device, DeviceInfo, Error, Rate, Rates, capability_name, selftest, selftest::Greedy};
 use serde::Serialize;
 
 use crate::{cli::SelftestArgs, console, process};
@@ -27,6 +29,8 @@ struct Report {
     capability: String,
     nvrtc: String,
     cases: Vec<Row>,
+    /// Cases that were wanted and could not be run here, and why.
+    not_run: Vec<String>,
 }
 
 /// Runs the command; blocks, so never on a reactor thread.
@@ -35,24 +39,32 @@ pub(crate) fn selftest(args: &SelftestArgs) -> Result<()> {
     if process::only_checked(&args.serve) {
         return Ok(());
     }
-    let cases: Vec<Case> = cases()
-        .into_iter()
-        .filter(|case| args.only.as_ref().is_none_or(|only| case.name.contains(only)))
-        .collect();
+    let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only));
+    let mut cases: Vec<Case> = cases().into_iter().filter(|case| wanted(&case.name)).collect();
+    let greedy: Vec<&str> = Greedy::NAMES.into_iter().filter(|name| wanted(name)).collect();
     ensure!(
-        !cases.is_empty(),
+        !cases.is_empty() || !greedy.is_empty(),
         "`--only {}` names no case; hint: `--list`",
         args.only.as_deref().unwrap_or_default()
     );
     if args.list {
-        cases.iter().for_each(|case| console::say(&case.name));
+        cases.iter().map(|case| &*case.name).chain(greedy).for_each(console::say);
         return Ok(());
+    }
+    let mut not_run = Vec::new();
+    if !greedy.is_empty() {
+        match model::greedy(&config)? {
+            Ok(found) => cases.extend(compared(found.cases()).filter(|case| wanted(&case.name))),
+            Err(reason) => not_run.extend(greedy.iter().map(|name| format!("{name}: {reason}"))),
+        }
     }
     let device = super::open(&config)?;
     let (info, nvrtc) = (device.info().clone(), device.compiler().nvrtc().version().to_string());
     let queue: Arc<dyn Device> = device;
     let tables = args.json.as_ref().is_none_or(|path| path.as_os_str() != "-");
-    let report = report(&info, nvrtc, run(&queue, &cases, tables));
+    let rows = run(&queue, &cases, tables);
+    let report = report(&info, nvrtc, (rows, not_run));
+    report.not_run.iter().for_each(|case| console::note(format!("NOT RUN: {case}")));
     let json = || serde_json::to_string_pretty(&report).context("a report is JSON");
     match &args.json {
         None => {}
@@ -87,13 +99,17 @@ fn cases() -> Vec<Case> {
         let run: Box<Run> = Box::new(move |device| measures(device, rate));
         Case { name: name.to_owned(), limit: 0.0, run }
     });
-    let compared = [selftest::cases(), selftest::large_cases(), selftest::executor_cases()];
-    let compared = compared.into_iter().flatten().map(|case| Case {
+    let parts =
+        [selftest::recorded_cases(), selftest::cases(), selftest::large_cases(), selftest::executor_cases()];
+    rates.into_iter().chain(compared(parts.into_iter().flatten())).collect()
+}
+
+fn compared(cases: impl IntoIterator<Item = selftest::Case>) -> impl Iterator<Item = Case> {
+    cases.into_iter().map(|case| Case {
         name: case.name.clone(),
         limit: case.limit,
         run: Box::new(move |device| case.run(device)),
-    });
-    rates.into_iter().chain(compared).collect()
+    })
 }
 
 /// 0 when a measuring kernel does all that it is measured for, else 1.
@@ -143,13 +159,14 @@ fn line(row: &Row) -> String {
     )
 }
 
-fn report(info: &DeviceInfo, nvrtc: String, cases: Vec<Row>) -> Report {
+fn report(info: &DeviceInfo, nvrtc: String, (cases, not_run): (Vec<Row>, Vec<String>)) -> Report {
     Report {
         version: env!("CARGO_PKG_VERSION"),
         device: info.name.clone(),
         capability: capability_name(info.capability),
         nvrtc,
         cases,
+        not_run,
     }
 }
 
@@ -160,6 +177,7 @@ mod tests {
     #[test]
     fn cases_have_names_of_their_own() {
         let mut names: Vec<String> = cases().into_iter().map(|case| case.name).collect();
+        names.extend(Greedy::NAMES.map(str::to_owned));
         let all = names.len();
         names.sort();
         names.dedup();

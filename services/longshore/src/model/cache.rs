@@ -23,6 +23,12 @@ impl Cache {
         Ok(Self { root })
     }
 
+    /// A cache in a folder of a test.
+    #[cfg(test)]
+    pub(crate) fn in_folder(root: &Path) -> Self {
+        Self { root: root.to_path_buf() }
+    }
+
     /// Folder of all models.
     pub(crate) fn models(&self) -> PathBuf {
         self.root.join("models")

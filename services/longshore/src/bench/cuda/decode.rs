@@ -9,7 +9,7 @@ use longshore_cuda::{
 
 use super::{
     Bench,
-    report::{Peaks, Point},
+    report::{Beside, Peaks, Point},
 };
 use crate::console;
 
@@ -52,7 +52,11 @@ fn point(bench: &Bench, peaks: &Peaks, element: PageElement, keys: u64) -> Resul
         PageElement::Bf16 => "bf16",
         _ => "int8",
     };
-    Ok(Point::bytes(format!("decode {keys} keys, {name} KV"), seconds, bytes, &peaks.copy_gbps))
+    let point = Point::bytes(format!("decode {keys} keys, {name} KV"), seconds, bytes, &peaks.copy_gbps);
+    Ok(match element {
+        PageElement::Bf16 => point.beside(Beside::Decode, keys as usize),
+        _ => point,
+    })
 }
 
 /// Everything on the device for one step.

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use longshore_cuda::{Convener, Device, Error, Launch, Memory, Part, Ranks, Span, UniqueId};
+use longshore_cuda::{Convener, Device, Error, Launch, Memory, Part, Queue, Ranks, Span, UniqueId};
 use longshore_fabric::nccl::GpuLanes;
 
 use super::gpu_lane::CudaLanes;
@@ -266,6 +266,21 @@ impl Device for HostMemory {
         self.write(to.address(), from);
         Ok(())
     }
+
+    fn upload_apart(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
+        self.upload(to, from)
+    }
+
+    // Nothing is ever queued: whatever is marked is done.
+    fn mark(&self, _: Queue) -> Result<u64, Error> {
+        Ok(0)
+    }
+
+    fn hold_up(&self, _: Queue, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn forget(&self, _: u64) {}
 
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
         from.check(to.len())?;

@@ -1,18 +1,24 @@
 //! Get streams: tiles go out as they lie in memory or on disk, verified again. While some go out the next ones are read and verified.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+mod ahead;
+
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use futures::{StreamExt as _, future::try_join_all, stream::FuturesOrdered};
+use futures::future::try_join_all;
 use longshore_attention::Tile;
 use longshore_blocks::{
     BlockKey, Namespace, combine_crc32c, crc32c,
-    pool::{Page, Payload, Resource, SealedBlock},
+    pool::{Generation, Page, Payload, Resource, SealedBlock},
     tier::{Extent, Tier},
 };
 use longshore_chassis::Tasks;
 use longshore_fabric::{BoxStream, CallContext};
 use longshore_proto::types::{GetBlocks, HeadPart, TileData, TileMessage, TileOrder};
+
+pub(crate) use ahead::Places;
+
+use ahead::Reads;
 
 use crate::{
     Error, lifetime,
@@ -22,7 +28,7 @@ use crate::{
 
 const KIND: Kind = Kind { task: "kvstore-get", stream: "get", stalling: "no tile was taken", unread: 8 };
 
-/// Bytes of blocks that one stream reads ahead of what goes out, beyond one block; where too many do, it reads block by block.
+/// Bytes of blocks that one stream reads ahead of what goes out, and one block at least; where too many do, it reads block by block.
 const AHEAD_BYTES: usize = 12 << 20;
 /// Blocks that it reads at a time, at most.
 const AHEAD_BLOCKS: usize = 8;
@@ -103,39 +109,42 @@ async fn send(
         TileOrder::Blocks => vec![layers],
         TileOrder::Layers => layers.map(|layer| layer..layer + 1).collect(),
     };
-    let may_read_ahead = store.disk().map(|disk| disk.ahead.clone().try_acquire_owned());
-    let ahead_bytes = if matches!(may_read_ahead, Some(Err(_))) { 0 } else { AHEAD_BYTES };
-    let mut keys = get.keys;
+    let place = store.disk().map(|disk| disk.ahead.take(namespace));
+    let ahead_bytes = if matches!(place, Some(None)) { 0 } else { AHEAD_BYTES };
+    let mut asked = get.keys.into_iter().map(|key| (key, None)).collect();
     for layers in rounds {
         let wanted = Wanted { layers, ..wanted.clone() };
-        match send_round(store, namespace, keys, &wanted, ahead_bytes, tiles).await? {
-            Some(found) => keys = found,
+        match send_round(store, namespace, asked, &wanted, ahead_bytes, tiles).await? {
+            Some(found) => asked = found,
             None => break,
         }
     }
     Ok(())
 }
 
+/// A key, and the block that it must still be, where some of that was sent.
+type Asked = (BlockKey, Option<Generation>);
+
 /// Sends what is wanted of each block and tells which blocks were there; none when the caller is gone.
 async fn send_round(
     store: &Arc<Store>,
     namespace: Namespace,
-    keys: Vec<BlockKey>,
+    asked: Vec<Asked>,
     wanted: &Wanted,
     ahead_bytes: usize,
     tiles: &Outlet<Option<TileMessage>>,
-) -> Result<Option<Vec<BlockKey>>, Error> {
+) -> Result<Option<Vec<Asked>>, Error> {
     let block_bytes = store.identity().tile_shape.bytes() * wanted.layers.len();
-    let ahead = (ahead_bytes / block_bytes).clamp(1, AHEAD_BLOCKS);
-    let reads = keys.into_iter().map(|key| async move {
-        let read = store.read(namespace, key, wanted.clone()).await;
-        read.map(|tiles| (key, tiles))
+    let ahead = if ahead_bytes == 0 { 0 } else { (ahead_bytes / block_bytes).clamp(1, AHEAD_BLOCKS) };
+    let reads = asked.into_iter().map(|(key, of)| async move {
+        let read = store.read(namespace, key, of, wanted.clone()).await;
+        read.map(|read| (key, read))
     });
     let (mut blocks, mut found) = (Reads::new(reads, ahead), Vec::new());
     while let Some(block) = blocks.next().await {
         let messages = match block? {
-            (key, Some(tiles)) => {
-                found.push(key);
+            (key, Some((generation, tiles))) => {
+                found.push((key, Some(generation)));
                 tiles.into_iter().map(Some).collect()
             }
             (_, None) => vec![None],
@@ -147,47 +156,6 @@ async fn send_round(
         }
     }
     Ok(Some(found))
-}
-
-/// Reads in order, of which up to `ahead` are under way or wait to be taken.
-struct Reads<I, R: Future> {
-    left: I,
-    ahead: usize,
-    under_way: FuturesOrdered<R>,
-    ready: VecDeque<R::Output>,
-}
-
-impl<I: Iterator<Item = R>, R: Future> Reads<I, R> {
-    fn new(left: I, ahead: usize) -> Self {
-        Self { left, ahead, under_way: FuturesOrdered::new(), ready: VecDeque::new() }
-    }
-
-    fn begin(&mut self) {
-        let room = self.ahead.saturating_sub(self.under_way.len() + self.ready.len());
-        self.under_way.extend(self.left.by_ref().take(room));
-    }
-
-    /// The next one, when it is done.
-    async fn next(&mut self) -> Option<R::Output> {
-        self.begin();
-        match self.ready.pop_front() {
-            Some(read) => Some(read),
-            None => self.under_way.next().await,
-        }
-    }
-
-    /// Goes on with them while `waiting` is waited for: a read that was given its turn and stood still would keep the turn from others.
-    async fn beside<T>(&mut self, waiting: impl Future<Output = T>) -> T {
-        self.begin();
-        tokio::pin!(waiting);
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut waiting => return done,
-                Some(read) = self.under_way.next(), if !self.under_way.is_empty() => self.ready.push_back(read),
-            }
-        }
-    }
 }
 
 /// A tile, or some heads of it. None when the tile does not match its checksum, which only reads of heads look at.
@@ -236,26 +204,34 @@ impl Store {
         self.off_reactor(move || touch(&store, &keys)).await
     }
 
-    /// What is wanted of a block's tiles, wherever they lie, checked. A block with a bad one is dropped and as good as missing.
+    /// What is wanted of a block's tiles, wherever they lie, checked. A block with a bad one is dropped and as good as missing, and so is
+    /// another one than `of`, whose tiles may differ.
     async fn read(
         self: &Arc<Self>,
         namespace: Namespace,
         key: BlockKey,
+        of: Option<Generation>,
         wanted: Wanted,
-    ) -> Result<Option<Vec<TileMessage>>, Error> {
-        let Some(block) = self.with_pool(|pool, _| pool.peek_block(namespace, key)) else { return Ok(None) };
-        if block.tier() == Tier::Disk {
-            self.wish(std::iter::once(block.generation()));
-        }
-        if let Payload::Disk(extent) = block.payload() {
-            return self.read_parts(namespace, &block, &extent, wanted).await;
-        }
-        let (reader, turn) = (self.clone(), self.read_turns().turn(namespace).await);
-        let read = move || {
-            let _turn = turn;
-            reader.messages(&block, &wanted)
+    ) -> Result<Option<(Generation, Vec<TileMessage>)>, Error> {
+        let held = self.with_pool(|pool, _| pool.peek_block(namespace, key));
+        let Some(block) = held.filter(|held| of.is_none_or(|of| of == held.generation())) else {
+            return Ok(None);
         };
-        self.off_reactor(read).await
+        let generation = block.generation();
+        if block.tier() == Tier::Disk && of.is_none() {
+            self.wish(std::iter::once(generation));
+        }
+        let tiles = if let Payload::Disk(extent) = block.payload() {
+            self.read_parts(namespace, &block, &extent, wanted).await?
+        } else {
+            let (reader, turn) = (self.clone(), self.read_turns().turn(namespace).await);
+            let read = move || {
+                let _turn = turn;
+                reader.messages(&block, &wanted)
+            };
+            self.off_reactor(read).await?
+        };
+        Ok(tiles.map(|tiles| (generation, tiles)))
     }
 
     /// Reads a block on disk, in parts when it is large; with all other streams no more parts at a time than there are readers.

@@ -143,10 +143,10 @@ impl KvStore {
         })
     }
 
-    /// Get streams that may begin to read ahead of what goes out.
+    /// Get streams that read ahead of what goes out.
     #[cfg(test)]
-    pub(crate) fn streams_may_read_ahead(&self) -> usize {
-        self.store.disk().map_or(0, |disk| disk.ahead.available_permits())
+    pub(crate) fn streams_reading_ahead(&self) -> usize {
+        self.store.disk().map_or(0, |disk| disk.ahead.taken())
     }
 
     /// Flips a bit of a stored tile without its checksum, as failing memory would. False when no such block is held.

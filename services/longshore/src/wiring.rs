@@ -22,6 +22,9 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{config::Config, node::Node, process, reads};
 
+/// Least time for a reader that takes nothing, whatever `kvstore.stall_ms` is: it is its connection that is closed.
+const UNREAD_MIN: Duration = Duration::from_secs(10);
+
 /// What services of one process share.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
@@ -167,7 +170,7 @@ impl Parts {
             tcp_port: self.config.listen.tiles_port,
             nccl: self.gpu_lanes.clone(),
             // A reader that comes back in time finds out from the store why its stream ended.
-            unread_patience: stall * 2,
+            unread_patience: Some((stall * 2).max(UNREAD_MIN)),
             ..ServerOptions::default()
         };
         self.serve_with(options, listener, add, tasks);

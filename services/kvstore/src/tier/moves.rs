@@ -16,7 +16,7 @@ use longshore_blocks::{
     tier::Extent,
 };
 use longshore_chassis::Tasks;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::{
     DiskSeam, DiskTier, Reads, Record,
@@ -26,12 +26,10 @@ use super::{
 };
 use crate::{
     Config, Error, ShardIdentity,
+    get::Places,
     store::{Pool, Store},
     turns::Turns,
 };
-
-/// Get streams that read ahead at a time; what they read lies in memory until somebody takes it.
-const AHEAD_MAX: usize = 24;
 
 /// Blocks that may wait to be read into memory; more are read from disk where they are needed.
 const PROMOTIONS_MAX: usize = 16_384;
@@ -50,8 +48,8 @@ pub(crate) struct Disk {
     pub(crate) turns: Turns,
     /// Reads of get streams at a time.
     pub(crate) get_turns: Turns,
-    /// Get streams that may read ahead.
-    pub(crate) ahead: Arc<Semaphore>,
+    /// Get streams that read ahead.
+    pub(crate) ahead: Places,
 }
 
 /// What `open` makes.
@@ -113,7 +111,7 @@ pub(crate) fn open(
         // A quarter; there may be fewer than four.
         turns: Turns::new((config.attend_concurrency / 4).max(1)),
         get_turns: Turns::new(gets_at_a_time),
-        ahead: Arc::new(Semaphore::new(AHEAD_MAX)),
+        ahead: Places::default(),
     };
     Ok(Opened { disk, promotions: queue, pool, placed })
 }

@@ -40,9 +40,9 @@ pub struct ServerOptions {
     pub peer_tile_bytes_max: usize,
     /// How long a tile waits until others leave room for it, before its stream is refused.
     pub tile_room_patience: Duration,
-    /// How long an answer may wait for its reader, who leaves its window closed, before its connection is closed. Services end streams
-    /// whose readers take nothing earlier, so that a reader that comes back learns why.
-    pub unread_patience: Duration,
+    /// How long an answer may wait for its reader, who leaves its window closed, before its connection is closed; none: for ever. Services
+    /// end streams whose readers take nothing earlier, so that a reader that comes back learns why.
+    pub unread_patience: Option<Duration>,
     /// Largest HTTP/2 frame.
     pub frame_bytes_max: u32,
     /// Largest list of headers of one call.
@@ -64,6 +64,8 @@ impl ServerOptions {
             shm_arena_bytes: 0,
             tcp_connections_max: 0,
             nccl: None,
+            // Proxies have many users on a connection.
+            unread_patience: None,
             ..Self::default()
         }
     }
@@ -89,7 +91,7 @@ impl Default for ServerOptions {
             tenant_tile_bytes_max: 3 << 29,
             peer_tile_bytes_max: 1 << 30,
             tile_room_patience: Duration::from_secs(5),
-            unread_patience: Duration::from_secs(240),
+            unread_patience: Some(Duration::from_secs(240)),
             frame_bytes_max: 1 << 20,
             header_bytes_max: 16 << 10,
             keepalive_interval: Duration::from_secs(20),

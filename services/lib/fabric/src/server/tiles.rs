@@ -28,6 +28,7 @@ use super::{
     refusal::from_request,
     shard::{ShardService, put_start},
     streamed,
+    unread::Keeps,
 };
 use crate::{
     BoxStream, CallContext, Code, Error, Lane, TcpPatience,
@@ -91,9 +92,13 @@ impl Service<Request<Body>> for TileService {
 
 fn respond(answer: Result<OutgoingBody, Error>) -> Response<Body> {
     match answer {
-        Ok(body) => {
+        Ok(mut body) => {
+            let keeps = body.take_kept_while_sent();
             let mut response = Response::new(Body::new(body));
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            if let Some(keeps) = keeps {
+                response.extensions_mut().insert(Keeps(keeps));
+            }
             response
         }
         Err(error) => Status::from(error).into_http(),
@@ -144,11 +149,11 @@ impl TileService {
         let context = hop.context.clone();
         let call = self.shard.shard.put_blocks(&context, identity, shape, received);
         let acks: BoxStream<PutAck> = pump::converse(hop, pump, call).await?;
-        Ok(OutgoingBody::response(acks.map(move |ack| {
-            let _reserved = &reserved;
+        let acks = acks.map(|ack| {
             let ack = v1::PutBlocksResponse::from(ack?);
             Ok::<_, Status>(Outgoing::Encoded(tiles::encoded(&ack)))
-        })))
+        });
+        Ok(OutgoingBody::response(acks).keeping(reserved))
     }
 
     async fn get_blocks(&self, request: Request<Body>) -> Result<OutgoingBody, Error> {
@@ -182,10 +187,8 @@ impl TileService {
         let context = hop.context.clone();
         let answers = read(&self.shard, hop, &context, get, heads).await?;
         let lender = connection.link.map(|link| Arc::new(link.lender()));
-        Ok(OutgoingBody::response(answers.then(move |answer| {
-            let _reserved = &reserved;
-            outgoing(lender.clone(), answer)
-        })))
+        let answers = answers.then(move |answer| outgoing(lender.clone(), answer));
+        Ok(OutgoingBody::response(answers).keeping(reserved))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The sending side: an HTTP/2 body of messages, the tiles among them lent.
 
 use std::{
+    any::Any,
     collections::VecDeque,
     pin::Pin,
     sync::{
@@ -40,22 +41,46 @@ pub(crate) struct OutgoingBody {
     status: bool,
     /// Says, when all is sent, whether the call's tile connection is kept.
     kept: Option<Arc<AtomicBool>>,
+    /// What must last until the last byte is sent, which is later than the end of this.
+    while_sent: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl OutgoingBody {
     /// The messages of a client. An error resets the call.
     pub(crate) fn request(messages: impl Stream<Item = Result<Outgoing, Status>> + Send + 'static) -> Self {
-        Self { source: Some(Box::pin(messages)), frames: VecDeque::new(), status: false, kept: None }
+        Self {
+            source: Some(Box::pin(messages)),
+            frames: VecDeque::new(),
+            status: false,
+            kept: None,
+            while_sent: None,
+        }
     }
 
     /// The answers of a server; the first error is the status of the call.
     pub(crate) fn response(messages: impl Stream<Item = Result<Outgoing, Status>> + Send + 'static) -> Self {
-        Self { source: Some(Box::pin(messages)), frames: VecDeque::new(), status: true, kept: None }
+        Self {
+            source: Some(Box::pin(messages)),
+            frames: VecDeque::new(),
+            status: true,
+            kept: None,
+            while_sent: None,
+        }
     }
 
     /// The same, of a call with a tile connection.
     pub(crate) fn with_kept(self, kept: Arc<AtomicBool>) -> Self {
         Self { kept: Some(kept), ..self }
+    }
+
+    /// The same, with what must last until the last byte is sent.
+    pub(crate) fn keeping(self, guard: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { while_sent: Some(guard), ..self }
+    }
+
+    /// For whoever knows when that is.
+    pub(crate) fn take_kept_while_sent(&mut self) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.while_sent.take()
     }
 
     fn end(&mut self, status: Status) -> Option<Result<Frame<Bytes>, Status>> {

@@ -124,7 +124,7 @@ async fn nothing_is_under_way(house: &House) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let waited = tokio::time::timeout(Duration::from_secs(5), empty).await;
+    let waited = tokio::time::timeout(Duration::from_secs(20), empty).await;
     waited.unwrap_or_else(|_| panic!("{} bytes are left", house.traffic.budget_taken_bytes()));
 }
 
@@ -240,37 +240,47 @@ async fn narrow(house: &House, window_bytes: u32) -> raw::Client {
     raw::Client::new(channel)
 }
 
+/// Long enough for honest clients on a loaded machine.
+fn unread() -> ServerOptions {
+    ServerOptions { unread_patience: Some(SHORT * 10), ..ServerOptions::default() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_reads_no_answers_keeps_no_room_for_long() {
-    let house =
-        house_with(Lane::Grpc, ServerOptions { unread_patience: SHORT, ..ServerOptions::default() }).await;
+    let house = house_with(Lane::Grpc, unread()).await;
     put(&*house.client(), block(100, TILE_BYTES)).await;
-    for (number, window_bytes) in (1..).zip([0, 1, 1 << 16]) {
+    put(&*house.client(), block(101, 500_000)).await;
+    let mut unread = Vec::new();
+    // With and without something that is left to be asked for.
+    for (window_bytes, name, layers) in [0, 1, 1 << 16].into_iter().flat_map(|w| [(w, 100, 0), (w, 101, 1)]) {
         let mut client = narrow(&house, window_bytes).await;
         let get = v1::GetBlocksRequest {
             identity: Some(identity().into()),
-            keys: vec![100; 32].into(),
+            keys: vec![name; 16].into(),
+            layers,
             ..v1::GetBlocksRequest::default()
         };
-        let mut unread = client.get_blocks(get).await.unwrap().into_inner();
-        nothing_is_under_way(&house).await;
-        assert_eq!(house.traffic.ended_unread_total(), number);
+        unread.push(client.get_blocks(get).await.unwrap().into_inner());
+    }
+    assert_eq!(house.traffic.budget_taken_bytes(), 6 << 20, "a window each");
+    nothing_is_under_way(&house).await;
+    assert!(house.traffic.ended_unread_total() >= 6);
+    for mut answer in unread {
         // What was on its way may still come, and then that it goes no further.
         let end = loop {
-            match unread.message().await {
+            match answer.message().await {
                 Ok(message) => assert!(message.is_some(), "it did not come to its end"),
                 Err(status) => break status,
             }
         };
         assert_eq!(from_status(&end).code, Code::Unavailable, "{end}");
-        unharmed(&house).await;
     }
+    unharmed(&house).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_reads_no_acknowledgements_keeps_no_room_for_long() {
-    let house =
-        house_with(Lane::Grpc, ServerOptions { unread_patience: SHORT, ..ServerOptions::default() }).await;
+    let house = house_with(Lane::Grpc, unread()).await;
     let mut client = narrow(&house, 0).await;
     let (sender, messages) = mpsc::channel(4);
     sender.send(start_of_messages()).await.unwrap();
@@ -279,9 +289,9 @@ async fn who_reads_no_acknowledgements_keeps_no_room_for_long() {
         let part = Some(Part::Tile(tile.into()));
         sender.send(v1::PutBlocksRequest { part }).await.unwrap();
     }
-    tokio::time::timeout(Duration::from_secs(5), sender.closed()).await.expect("the stream ended");
+    tokio::time::timeout(Duration::from_secs(20), sender.closed()).await.expect("the stream ended");
     nothing_is_under_way(&house).await;
-    assert_eq!(house.traffic.ended_unread_total(), 1);
+    assert!(house.traffic.ended_unread_total() >= 1);
     drop(unread);
     unharmed(&house).await;
 }

@@ -91,7 +91,9 @@ const STAT_COLUMNS: &str = "Columns, table by table; counts are since the start 
   PROMISES BROKEN          blocks dropped before their promise ended, because their tenant kept most
   STALLED                  streams ended because they made no progress
 
-  LANE                     local (this process), shm (shared memory of a host) or grpc
+  LANE                     local (this process), shm (shared memory of a host), nccl (between GPUs), tcp (a connection
+                           of its own) or grpc
+  PUT STREAMS GET STREAMS  streams of tiles that came over it
   RECEIVED SENT            bytes of tiles; /S is a mean since the start, with --watch of the time since the look before";
 
 /// Flags of `longshore store stat`.

@@ -41,8 +41,6 @@ pub(crate) struct Health {
 struct State {
     failures: u32,
     avoided_until: Option<Instant>,
-    /// When it answered an attention query last.
-    heard: Option<Instant>,
     /// By kind and size of the question.
     times: [[Times; SIZES]; 2],
 }
@@ -96,10 +94,9 @@ impl Health {
         self.lock().avoided_until.is_some_and(|until| until > now)
     }
 
-    /// A question was answered at `now`, within `took`.
-    pub(crate) fn took(&self, question: Question, took: Duration, now: Instant) {
+    /// A question was answered within `took`.
+    pub(crate) fn took(&self, question: Question, took: Duration) {
         let mut state = self.lock();
-        state.heard = Some(now);
         let times = state.times(question);
         if times.kept.len() < TIMES_KEPT {
             times.kept.push(took);
@@ -108,11 +105,6 @@ impl Health {
             times.kept[next] = took;
         }
         times.next = (times.next + 1) % TIMES_KEPT;
-    }
-
-    /// When it answered an attention query last.
-    pub(crate) fn heard(&self) -> Option<Instant> {
-        self.lock().heard
     }
 
     /// When the answer to a question is later than those to others of its size; `None` while too few came to say.
@@ -207,17 +199,15 @@ mod tests {
     #[test]
     fn lateness_follows_the_slowest_of_most_answers_of_the_same_kind_and_size() {
         use Question::{Rows, Visits};
-        let (health, now) = (Health::default(), Instant::now());
-        assert_eq!((health.late_after(Rows(1)), health.heard()), (None, None));
-        (1..=100).for_each(|ms| health.took(Rows(1), Duration::from_millis(ms), now));
+        let health = Health::default();
+        assert_eq!(health.late_after(Rows(1)), None);
+        (1..=100).for_each(|ms| health.took(Rows(1), Duration::from_millis(ms)));
         assert_eq!(health.late_after(Rows(1)), Some(Duration::from_millis(97 * 4)), "of the last 64");
         assert_eq!(health.late_after(Rows(2)), None, "larger questions have times of their own");
         assert_eq!(health.late_after(Visits(1)), None, "so have those that visit single blocks");
-        (0..100).for_each(|_| health.took(Rows(1), Duration::from_micros(10), now));
+        (0..100).for_each(|_| health.took(Rows(1), Duration::from_micros(10)));
         assert_eq!(health.late_after(Rows(1)), Some(SLOW_MIN));
-        let later = now + Duration::from_secs(1);
-        health.took(Visits(usize::MAX), Duration::ZERO, later);
-        assert_eq!(health.heard(), Some(later));
+        health.took(Visits(usize::MAX), Duration::ZERO);
     }
 
     #[test]

@@ -135,17 +135,19 @@ pub(crate) struct ReadOrder<'a> {
     now: Instant,
     /// By shard.
     bytes: Vec<u64>,
+    /// The stripe whose decision was counted last: blocks that are looked for one by one count once for their stripe.
+    counted: Option<[u8; 32]>,
 }
 
 impl<'a> ReadOrder<'a> {
     /// An order by what is known now.
     pub(crate) fn new(links: &'a ShardLinks) -> Self {
         let bytes = links.links().iter().map(bytes_under_way).collect();
-        Self { links, now: Instant::now(), bytes }
+        Self { links, now: Instant::now(), bytes, counted: None }
     }
 
     /// Indices of the shards that the stripe named by `seed` may lie on, as they are asked.
-    pub(crate) fn readers(&self, seed: &[u8; 32]) -> Result<Vec<usize>, Error> {
+    pub(crate) fn readers(&mut self, seed: &[u8; 32]) -> Result<Vec<usize>, Error> {
         let ranked = self.links.candidates(seed)?;
         let standing = |shard: usize| Standing {
             avoided: self.links.links()[shard].health.is_avoided(self.now),
@@ -157,7 +159,9 @@ impl<'a> ReadOrder<'a> {
             [first, second, ..] => Decision::between(standing(first), standing(second)),
             _ => Decision::Only,
         };
-        self.links.reads.count(decision);
+        if self.counted.replace(*seed) != Some(*seed) {
+            self.links.reads.count(decision);
+        }
         Ok(ordered)
     }
 

@@ -7,7 +7,7 @@ mod support;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use longshore_engine::{Error, Logits, Sequence, StepInput, testing::tokens};
-use longshore_fabric::CallContext;
+use longshore_fabric::{CallContext, Code};
 
 use support::{BLOCK, World, bits};
 
@@ -100,6 +100,28 @@ fn attention_goes_on_at_other_copies() {
         let logits = outputs.into_iter().next().expect("one output").expect("the other copies answer");
         assert_eq!(bits(&logits.expect("logits were asked for")), expected, "without shard {victim}");
         assert_eq!(world.cluster.shards[victim].attends(), 0, "nobody waited for shard {victim}");
+    }
+}
+
+/// Nobody looks at what it says to others until this query is answered, which waits behind theirs for longer than a silent shard is
+/// waited for.
+#[test]
+fn a_shard_that_answers_others_is_busy_and_waited_for() {
+    let prompt = tokens(12, 6 * BLOCK + 3);
+    let world = World::with_patience(2, Duration::from_secs(2));
+    world.store(&prompt);
+    let expected = expected(&world, &prompt);
+    let mut sequence = world.open(&prompt[..6 * BLOCK]);
+    let shards = &world.cluster.shards;
+    let busy = shards.iter().position(|shard| shard.views() > 0).expect("somebody opened a view");
+    let opened = || shards.iter().map(|shard| shard.opened()).collect::<Vec<_>>();
+    let (before, delay) = (opened(), &shards[busy].faults.attend_delay_ms);
+    delay.store(400, Ordering::SeqCst);
+    let others: Vec<_> = (0..8).map(|_| world.ask_in_vain(busy)).collect();
+    assert_eq!(step(&world, &mut sequence, &prompt[6 * BLOCK..]), expected);
+    assert_eq!(opened(), before, "nothing moved to the other copy");
+    for other in others {
+        assert_eq!(other.wait_blocking().expect_err("there is no such view").code, Code::NotFound);
     }
 }
 

@@ -62,6 +62,20 @@ fn copies_on_the_same_host_and_in_the_same_zone_are_read() {
     assert_eq!(read(&world, &join(&world, "decode=decode-0@local:decode-0"), &prompt), sent);
 }
 
+/// Whether its blocks are looked for one by one or together.
+#[test]
+fn a_search_for_who_reads_a_stripe_counts_once() {
+    let world = World::with_copies(4, 2, 2);
+    let prompt = tokens(33, 7 * BLOCK);
+    world.store(&prompt);
+    let counted = || world.cluster.parts.shards.reads().each().map(|(_, count)| count).sum::<u64>();
+    let before = counted();
+    world.fetch(&prompt).expect("the blocks are there");
+    assert_eq!(counted(), before + 3, "seven blocks lie in three stripes");
+    drop(world.open(&prompt));
+    assert_eq!(counted(), before + 6);
+}
+
 /// Blocks that are handed over later join those of their stripe.
 #[test]
 fn a_stripe_stays_where_it_was_opened() {

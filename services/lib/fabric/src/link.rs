@@ -10,7 +10,8 @@ use longshore_attention::Partials;
 use longshore_proto::types::AttendQuery;
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::Instant,
 };
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +40,8 @@ pub struct AttendLink {
     questions: mpsc::Sender<Question>,
     slots: Arc<Semaphore>,
     in_flight_max: usize,
+    /// When the last message came.
+    heard: watch::Receiver<Option<Instant>>,
     runtime: Handle,
 }
 
@@ -71,8 +74,16 @@ impl AttendLink {
         let in_flight_max = in_flight_max.clamp(1, Semaphore::MAX_PERMITS);
         let runtime = Handle::current();
         let (questions, asked) = mpsc::channel(in_flight_max);
-        tasks.spawn_on(session::run(Arc::clone(&shard), asked, in_flight_max), &runtime);
-        Self { shard, questions, slots: Arc::new(Semaphore::new(in_flight_max)), in_flight_max, runtime }
+        let (hears, heard) = watch::channel(None);
+        tasks.spawn_on(session::run(Arc::clone(&shard), asked, in_flight_max, hears), &runtime);
+        let slots = Arc::new(Semaphore::new(in_flight_max));
+        Self { shard, questions, slots, in_flight_max, heard, runtime }
+    }
+
+    /// When the last message with an answer came, whoever asked and whether or not anybody waits for it; `None` where none came yet or
+    /// the shard lies in this process.
+    pub fn heard(&self) -> Option<Instant> {
+        *self.heard.borrow()
     }
 
     /// Messages under way: sent, or about to be, and not answered yet.

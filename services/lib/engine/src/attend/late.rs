@@ -37,7 +37,7 @@ impl LayerAttention<'_, '_> {
                 .while_waiting(|| self.wait(links, link, (question, since), pending))
                 .inspect(|answer| {
                     if answer.is_ok() {
-                        link.health.took(question, since.elapsed(), Instant::now());
+                        link.health.took(question, since.elapsed());
                     }
                 }),
             Err(error) => Ok(Err(error)),
@@ -73,13 +73,14 @@ impl LayerAttention<'_, '_> {
         }
         let patience = within_time(self.ctx, self.engine.options().patience).max(usual.unwrap_or_default());
         loop {
-            // Who answers others is busy, and asking elsewhere would only make more work of it.
-            let heard = link.health.heard().map_or(since, |heard| heard.max(since));
+            // Who answers others is busy, and asking elsewhere would only make more work of it. It counts when their answers came:
+            // whoever asked may look at them later, or never.
+            let heard = link.attend.heard().map_or(since, |heard| heard.max(since));
             match pending.wait_blocking_for(patience.saturating_sub(heard.elapsed())) {
                 Ok(answer) => return Ok(answer),
                 Err(back) => pending = *back,
             }
-            if link.health.heard().is_none_or(|last| last <= heard) {
+            if link.attend.heard().is_none_or(|last| last <= heard) {
                 return Err(Late::Silent);
             }
         }

@@ -115,7 +115,7 @@ fn seed(stripe: u64) -> [u8; 32] {
 #[tokio::test]
 async fn without_load_a_stripe_is_read_where_it_comes_first() {
     let links = links(4, 2);
-    let order = ReadOrder::new(&links);
+    let mut order = ReadOrder::new(&links);
     for stripe in 0..100 {
         let readers = order.readers(&seed(stripe)).expect("there are shards");
         assert_eq!(readers, links.candidates(&seed(stripe)).expect("there are shards"));

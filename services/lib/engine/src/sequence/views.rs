@@ -144,7 +144,7 @@ impl Sequence {
                 Some(view) => self.grow(ctx, (view, moves), stripe, blocks).await?,
                 None => self.begin_stripe(ctx, stripe, blocks).await?,
             }
-            moves += u32::from(self.remote_blocks == before);
+            moves = if self.remote_blocks == before { moves + 1 } else { 0 };
         }
         Ok(())
     }

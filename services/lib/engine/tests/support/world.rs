@@ -1,18 +1,22 @@
 //! A cluster with its runtime, driven from a test's own thread as an engine thread would.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::time::Duration;
+
 use longshore_attention::KvDtype;
 use longshore_blocks::quorum::CopyRule;
 use longshore_engine::{
     EngineOptions, Error, Logits, Sequence, StepInput,
     testing::{Bodies, TestCluster, reference_tiles},
 };
-use longshore_fabric::CallContext;
+use longshore_fabric::{CallContext, PendingAttend};
+use longshore_proto::types::{AttendItem, AttendQuery, Tensor};
 use tokio::runtime::Runtime;
 
 /// Tokens of a block in the test cluster.
 pub(crate) const BLOCK: usize = 16;
 const LEASE_MS: u32 = 60_000;
+const HASTY: Duration = Duration::from_millis(500);
 
 /// Floats as bits, so that a comparison is exact and shows NaN.
 pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
@@ -47,11 +51,13 @@ impl World {
 
     /// Two copies, and little patience with shards that answer nothing.
     pub(crate) fn hasty(shards: usize) -> Self {
-        Self::build(shards, Self::hasty_options(), CopyRule::new(2, 2).expect("the rule can be"))
+        Self::with_patience(shards, HASTY)
     }
 
-    fn hasty_options() -> EngineOptions {
-        EngineOptions { patience: std::time::Duration::from_millis(500), ..EngineOptions::default() }
+    /// Two copies, and so much patience with shards that answer nothing.
+    pub(crate) fn with_patience(shards: usize, patience: Duration) -> Self {
+        let options = EngineOptions { patience, ..EngineOptions::default() };
+        Self::build(shards, options, CopyRule::new(2, 2).expect("the rule can be"))
     }
 
     /// The same where time passes only while everybody waits: no shard is late because the machine is busy. For what needs no shard while
@@ -60,8 +66,8 @@ impl World {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
         let runtime = runtime.expect("a runtime starts");
         let rule = CopyRule::new(2, 2).expect("the rule can be");
-        let cluster =
-            runtime.block_on(async { TestCluster::with_copies(shards, Self::hasty_options(), rule) });
+        let options = EngineOptions { patience: HASTY, ..EngineOptions::default() };
+        let cluster = runtime.block_on(async { TestCluster::with_copies(shards, options, rule) });
         Self { runtime, cluster }
     }
 
@@ -144,6 +150,17 @@ impl World {
         tiles.map(|tile| ((tile.key, tile.layer as usize), tile.data.to_vec())).collect()
     }
 
+    /// Asks a shard for attention over a view that is not open. It answers one query after the other, so that what it says to this one
+    /// (`NotFound`) comes after all that it was asked before, also by those that gave up.
+    pub(crate) fn ask_in_vain(&self, shard: usize) -> PendingAttend {
+        let queries = Tensor::from_f32(&[1, 1, 1], &[0.0]);
+        let item = AttendItem { view_id: u64::MAX, first_position: 0, queries, scale: 1.0, sparse: None };
+        let identity = self.cluster.identity(b"");
+        let query = AttendQuery { query_id: 0, identity, layer: 0, items: vec![item] };
+        let asked = self.links().links()[shard].attend.query_blocking(&CallContext::new("test"), query);
+        asked.expect("the link takes a query")
+    }
+
     pub(crate) fn attends(&self) -> u64 {
         self.cluster.shards.iter().map(|shard| shard.attends()).sum()
     }
@@ -154,7 +171,7 @@ impl World {
             if self.cluster.open_views() == expected {
                 return true;
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         false
     }

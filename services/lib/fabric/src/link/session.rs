@@ -5,8 +5,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use futures::StreamExt;
 use longshore_proto::types::{AttendAnswer, AttendPartial, AttendQuery};
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, oneshot},
-    time::MissedTickBehavior,
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior},
 };
 
 use crate::{BoxStream, CallContext, Code, Error, Shard, status::code_from_number};
@@ -35,18 +35,19 @@ struct Waiting {
     _slot: OwnedSemaphorePermit,
 }
 
-/// Serves the questions of one link until nobody can ask any more.
+/// Serves the questions of one link until nobody can ask any more; `hears` shows when the last message came.
 pub(super) async fn run(
     shard: Arc<dyn Shard>,
     mut questions: mpsc::Receiver<Question>,
     in_flight_max: usize,
+    hears: watch::Sender<Option<Instant>>,
 ) {
     let mut next_id = 1;
     while let Some(question) = questions.recv().await {
         match Session::open(&shard, in_flight_max, next_id).await {
             Ok(mut session) => {
                 session.ask(question);
-                session.serve(&mut questions).await;
+                session.serve(&mut questions, &hears).await;
                 next_id = session.next_id;
             }
             Err(error) => {
@@ -81,14 +82,21 @@ impl Session {
     }
 
     /// Runs until the stream ends or, once nobody can ask any more, until the last question is answered.
-    async fn serve(&mut self, questions: &mut mpsc::Receiver<Question>) {
+    async fn serve(
+        &mut self,
+        questions: &mut mpsc::Receiver<Question>,
+        hears: &watch::Sender<Option<Instant>>,
+    ) {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut open = true;
         while open || !self.waiting.is_empty() {
             tokio::select! {
                 answer = self.answers.next() => match answer {
-                    Some(Ok(answer)) => self.take(answer),
+                    Some(Ok(answer)) => {
+                        hears.send_replace(Some(Instant::now()));
+                        self.take(answer);
+                    }
                     Some(Err(error)) => return self.fail_all(&format!("broke: {error}")),
                     None => return self.fail_all("ended"),
                 },

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -28,6 +28,8 @@ pub(crate) async fn at_stop(store: Arc<Store>, tasks: Tasks) {
 struct Saving {
     /// The next one last.
     left: Mutex<Vec<Generation>>,
+    /// Where a pause of the disk is waited for; nobody ends it sooner.
+    pause: Condvar,
     saved: AtomicU64,
     until: Instant,
 }
@@ -37,7 +39,6 @@ impl Saving {
     /// more. An order that comes too early says how long writing pauses, and is given again then. None when nothing is left or the time is
     /// over, or will be before the pause is.
     fn next<T>(&self, order: impl Fn(Generation) -> Result<Option<T>, Duration>) -> Option<T> {
-        // Held through a pause: the other writers would wait for the same.
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(generation) = left.last().copied() {
             let time = self.until.saturating_duration_since(Instant::now());
@@ -46,7 +47,9 @@ impl Saving {
             }
             match order(generation) {
                 Err(pause) if pause >= time => return None,
-                Err(pause) => std::thread::sleep(pause),
+                Err(pause) => {
+                    left = self.pause.wait_timeout(left, pause).unwrap_or_else(PoisonError::into_inner).0;
+                }
                 Ok(ordered) => {
                     left.pop();
                     if ordered.is_some() {
@@ -71,8 +74,12 @@ impl Store {
         let (shard, blocks, started) = (&self.identity().shard_id, left.len(), Instant::now());
         let bytes = blocks as u64 * self.block_bytes();
         tracing::info!(%shard, blocks, bytes, limit_ms = limit.as_millis() as u64, "stopping: blocks that are in memory alone are written to disk");
-        let saving =
-            Arc::new(Saving { left: Mutex::new(left), saved: AtomicU64::new(0), until: started + limit });
+        let saving = Arc::new(Saving {
+            left: Mutex::new(left),
+            pause: Condvar::new(),
+            saved: AtomicU64::new(0),
+            until: started + limit,
+        });
         let saved = || saving.saved.load(Relaxed);
         let writers = (0..self.config().disk.writes_max).map(|_| {
             let (store, saving) = (Arc::clone(self), Arc::clone(&saving));

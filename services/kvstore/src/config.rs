@@ -9,6 +9,9 @@ use longshore_chassis::{
 };
 use serde::{Deserialize, Serialize};
 
+/// How long a stop waits for writes that began before its time was over.
+const LAST_WRITES_MS: u64 = 1_000;
+
 /// Settings of a shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -96,6 +99,15 @@ impl DiskConfig {
     /// Whether there is a disk tier.
     pub fn is_on(&self) -> bool {
         !self.path.is_empty()
+    }
+
+    /// How long a stop takes at most, milliseconds: [`Self::save_ms`], and for writes that began before they were over a second more; 0
+    /// when nothing is saved.
+    pub fn stop_ms(&self) -> u64 {
+        match self.is_on() && self.save_ms > 0 {
+            true => self.save_ms.saturating_add(LAST_WRITES_MS),
+            false => 0,
+        }
     }
 
     /// The folder of one shard. Characters that a file name may not have are spelled out, so that no id leads elsewhere.

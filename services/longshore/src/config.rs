@@ -230,7 +230,6 @@ impl Validate for Config {
         self.compute.faults(&join(path, "compute"), faults);
         self.cuda.faults(&join(path, "cuda"), faults);
         self.drain.faults(&join(path, "drain"), faults);
-        self.drain.save_faults(&self.kvstore.disk, &join(path, "kvstore.disk"), faults);
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     };
     let (this, membership) = membership(role, &args, &mut config)?;
     if role == Role::KvStore {
+        config.drain.check_save(&config.kvstore.disk)?;
         // Only those who choose or follow policies read the plan; machines of shards need not have the file.
         config.model.head_plan.clear();
     }

@@ -17,6 +17,7 @@ use crate::{cli::UpArgs, cuda, node::Node, process, ready, role::blocking, wirin
 pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let Some(config) = process::configuration(&args.serve, args.all_sets())? else { return Ok(()) };
     config.store.check_started(args.shards.into())?;
+    config.drain.check_save(&config.kvstore.disk)?;
     if process::only_checked(&args.serve) {
         return Ok(());
     }

@@ -1,10 +1,35 @@
 //! A clean stop writes to disk what is in memory alone, as far as there is time, and the next start finds it.
 
+use std::{
+    io,
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+};
+
 use super::{
     disk::{folder, names, tiers},
     disk_faults::faulty,
     *,
 };
+use crate::tier::{DiskFaults, FaultyTier};
+
+/// A disk whose first write fails.
+#[derive(Debug, Default)]
+struct FailsOnce {
+    failed: AtomicBool,
+}
+
+impl DiskFaults for FailsOnce {
+    fn before_write(&self) -> io::Result<()> {
+        match self.failed.swap(true, SeqCst) {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(28)),
+        }
+    }
+
+    fn before_read(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Stops a shard as a process does that is asked to end.
 async fn stop(shard: Fixture) {
@@ -73,7 +98,7 @@ async fn a_slow_disk_gets_what_is_worth_most_and_is_not_waited_for() {
     shard.shard.save_at_stop();
     shard.store(&[1, 2, 3, 4]).await;
     shard.view(&[(0, 3)]).await;
-    faults.delay_ms.store(1_500, std::sync::atomic::Ordering::SeqCst);
+    faults.delay_ms.store(1_500, SeqCst);
     stop(shard).await;
     assert_eq!(found(config, &[1, 2, 3, 4]).await, [false, false, true, false]);
 }
@@ -81,11 +106,40 @@ async fn a_slow_disk_gets_what_is_worth_most_and_is_not_waited_for() {
 #[tokio::test]
 async fn a_disk_that_fails_does_not_hold_up_a_stop() {
     let folder = folder();
-    let config = tiers(folder.path(), 8, 8);
+    let mut config = tiers(folder.path(), 8, 8);
+    config.disk.pause_ms = 10;
     let (shard, faults) = faulty(config.clone());
     shard.shard.save_at_stop();
     shard.store(&[1, 2, 3, 4]).await;
-    faults.write_errno.store(28, std::sync::atomic::Ordering::SeqCst);
+    faults.write_errno.store(28, SeqCst);
+    stop(shard).await;
+    assert_eq!(found(config, &[1, 2, 3, 4]).await, [false; 4]);
+}
+
+#[tokio::test]
+async fn after_a_write_that_failed_a_stop_waits_and_goes_on() {
+    let folder = folder();
+    let mut config = tiers(folder.path(), 8, 8);
+    (config.disk.save_ms, config.disk.pause_ms, config.disk.writes_max) = (25_000, 50, 1);
+    let around =
+        |inner| -> Arc<dyn Tier> { Arc::new(FaultyTier { inner, faults: Arc::new(FailsOnce::default()) }) };
+    let shard = with_tier(config.clone(), around);
+    shard.shard.save_at_stop();
+    shard.store(&[1, 2, 3, 4]).await;
+    stop(shard).await;
+    assert_eq!(found(config, &[1, 2, 3, 4]).await, [true, true, true, false], "4 was written first, in vain");
+}
+
+#[tokio::test]
+async fn a_pause_that_outlasts_the_save_is_not_waited_for() {
+    let folder = folder();
+    let mut config = tiers(folder.path(), 8, 8);
+    // Both are longer than a test waits.
+    (config.disk.save_ms, config.disk.pause_ms, config.disk.writes_max) = (3_000_000, 3_600_000, 1);
+    let (shard, faults) = faulty(config.clone());
+    shard.shard.save_at_stop();
+    shard.store(&[1, 2, 3, 4]).await;
+    faults.write_errno.store(28, SeqCst);
     stop(shard).await;
     assert_eq!(found(config, &[1, 2, 3, 4]).await, [false; 4]);
 }

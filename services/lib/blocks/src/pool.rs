@@ -287,6 +287,9 @@ impl<T> BlockPool<T> {
     /// Takes an unpinned block that is in no queue out of everything else.
     fn take_out(&mut self, generation: Generation) {
         self.drop_notes(generation);
+        if let Some(disk) = &mut self.disk {
+            disk.saved.remove(&generation);
+        }
         let held = self.held.remove(&generation).expect("only held blocks are removed");
         debug_assert_eq!(held.pins, 0, "pinned blocks stay");
         debug_assert!(!held.stage.is_moving(), "blocks on their way stay");
@@ -346,7 +349,10 @@ impl<T> BlockPool<T> {
                 self.leases.insert(tenant, lease);
                 self.shares.take(tenant, Resource::PromisedBlocks);
             }
-            (Stage::Disk, false, Some(disk)) => _ = disk.leases.insert(lease),
+            // What a stop saved makes way for nothing, so nothing has to look past it.
+            (Stage::Disk, false, Some(disk)) if !disk.saved.contains(&generation) => {
+                disk.leases.insert(lease);
+            }
             _ => {}
         }
     }

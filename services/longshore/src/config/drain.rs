@@ -1,5 +1,6 @@
 //! How long the end of a process may take, and what must fit into it.
 
+use anyhow::{Result, ensure};
 use longshore_chassis::{Fault, Validate, config::check_range};
 use longshore_kvstore::DiskConfig;
 use serde::{Deserialize, Serialize};
@@ -25,50 +26,84 @@ impl Validate for DrainConfig {
 }
 
 impl DrainConfig {
-    /// A shard that may save for longer than its process ends would be cut off in the middle, whatever it was promised.
-    pub(super) fn save_faults(&self, disk: &DiskConfig, path: &str, faults: &mut Vec<Fault>) {
-        if disk.is_on() && disk.save_ms > self.deadline_ms {
-            let problem = format!(
-                "is {}, but the process ends after `drain.deadline_ms`, which is {}, with blocks that are not saved yet; hint: raise \
-                 `drain.deadline_ms`, or lower `kvstore.disk.save_ms` (0: save nothing)",
-                disk.save_ms, self.deadline_ms
-            );
-            faults.push(Fault::new(path, "save_ms", problem));
-        }
+    /// Refuses a shard that may save for longer than its process lives: it would be cut off in the middle, whatever it was promised.
+    /// Processes without a shard may have the same file.
+    pub(crate) fn check_save(&self, disk: &DiskConfig) -> Result<()> {
+        ensure!(
+            disk.stop_ms() <= self.deadline_ms,
+            "`kvstore.disk.save_ms` is {}, and a shard may take {} ms with its last writes, but the process ends after `drain.deadline_ms`, \
+             which is {}, with blocks that are not saved yet; hint: raise `drain.deadline_ms` to {}, or lower `kvstore.disk.save_ms` (0: \
+             save nothing)",
+            disk.save_ms,
+            disk.stop_ms(),
+            self.deadline_ms,
+            disk.stop_ms()
+        );
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use longshore_chassis::Validate;
+    use anyhow::Result;
+    use clap::Parser as _;
+    use longshore_cluster::Role;
 
-    use crate::config::Config;
+    use crate::{
+        cli::{Cli, Command},
+        config::Config,
+        role, up,
+    };
 
-    fn faults(path: &str, save_ms: u64, deadline_ms: u64) -> Vec<longshore_chassis::Fault> {
+    fn checked(path: &str, save_ms: u64, deadline_ms: u64) -> Result<()> {
         let mut config = Config::default();
         config.kvstore.disk.path = path.to_owned();
         config.kvstore.disk.save_ms = save_ms;
         config.drain.deadline_ms = deadline_ms;
-        let mut faults = Vec::new();
-        config.faults("", &mut faults);
-        faults
+        config.drain.check_save(&config.kvstore.disk)
     }
 
     #[test]
     fn a_save_that_lasts_longer_than_the_process_is_refused() {
-        let found = faults("/data", 20_001, 20_000);
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!(found[0].key, "kvstore.disk.save_ms");
-        for named in ["20001", "`drain.deadline_ms`", "20000", "`kvstore.disk.save_ms`"] {
-            assert!(found[0].problem.contains(named), "{named} in {found:?}");
+        // The last writes take a second more.
+        let problem = checked("/data", 19_001, 20_000).unwrap_err().to_string();
+        for named in ["19001", "20001", "`drain.deadline_ms`", "20000", "`kvstore.disk.save_ms`"] {
+            assert!(problem.contains(named), "{named} in {problem}");
         }
-        assert_eq!(faults("/data", 1, 0).len(), 1);
+        assert!(checked("/data", 20_000, 20_000).is_err());
+        assert!(checked("/data", 1, 0).is_err());
     }
 
     #[test]
     fn a_save_that_fits_and_one_that_never_happens_are_not() {
-        for (path, save_ms, deadline_ms) in [("/data", 20_000, 20_000), ("/data", 0, 0), ("", 10_000, 0)] {
-            assert_eq!(faults(path, save_ms, deadline_ms), Vec::new(), "`{path}`, {save_ms}, {deadline_ms}");
+        for (path, save_ms, deadline_ms) in [("/data", 19_000, 20_000), ("/data", 0, 0), ("", 10_000, 0)] {
+            assert!(checked(path, save_ms, deadline_ms).is_ok(), "`{path}`, {save_ms}, {deadline_ms}");
         }
+        let mut config = Config::default();
+        config.kvstore.disk.path = "/data".to_owned();
+        assert!(config.drain.check_save(&config.kvstore.disk).is_ok(), "the defaults fit");
+    }
+
+    /// What a command says of a shared configuration whose save does not fit.
+    async fn told(line: &str) -> Result<()> {
+        let sets = "--check-config --set kvstore.disk.path=\"/data\" --set kvstore.disk.save_ms=20000 --set drain.deadline_ms=20000";
+        let words = format!("longshore {line} {sets}");
+        match Cli::try_parse_from(words.split_whitespace())?.command {
+            Command::Up(args) => up::up(args).await,
+            Command::Kvstore(args) => role::run(Role::KvStore, args).await,
+            Command::Prefill(args) => role::run(Role::Prefill, args).await,
+            other => panic!("{other:?} is not tested"),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_processes_with_a_shard_are_refused() {
+        for line in ["up", "up --processes", "kvstore --id a --member kvstore=a@http://127.0.0.1:9300"] {
+            let problem = told(line).await.expect_err(line).to_string();
+            assert!(problem.contains("`drain.deadline_ms`"), "{line}: {problem}");
+        }
+        told("prefill --id a --member prefill=a@http://127.0.0.1:9300")
+            .await
+            .expect("a worker saves nothing");
     }
 }

@@ -96,8 +96,8 @@ pub(super) struct Disk<T> {
     pub(super) coming: usize,
     paused_until_ms: u64,
     trust: kept::Trust,
-    /// Blocks that a stop wrote, or is writing: worth more than all that it writes later.
-    saved: HashSet<Generation>,
+    /// Blocks that a stop wrote, or is writing: worth more than all that is written later. Below they are in no queue.
+    pub(super) saved: HashSet<Generation>,
 }
 
 impl<T> Disk<T> {
@@ -302,7 +302,9 @@ impl<T> BlockPool<T> {
         held.stage = Stage::Leaving;
         let block = held.block.clone();
         let pages = block.pages().expect("blocks that leave memory are in memory");
-        self.disk.as_mut().expect("an extent was taken from it").leaving += 1;
+        let disk = self.disk.as_mut().expect("an extent was taken from it");
+        disk.leaving += 1;
+        disk.saved.remove(&generation);
         Spill { block, pages, extent, is_check: false }
     }
 
@@ -336,10 +338,6 @@ impl<T> BlockPool<T> {
                 Losers::Any | Losers::Colder(None) => disk.policy.pop(),
             };
             let victim = victim.ok_or(Denied::NoRoom)?;
-            if losers != Losers::Any && disk.saved.contains(&victim) {
-                self.queue(victim);
-                return Err(Denied::NoRoom);
-            }
             let other = self.held.get(&victim).expect("queued blocks are held").block.key();
             if wanted.is_some_and(|key| !disk.filter.admits(&key, Some(&other))) {
                 self.queue(victim);

@@ -222,6 +222,27 @@ fn a_stop_writes_nothing_over_what_it_saved_before() {
     }
 }
 
+/// Saves go by last use, policies by more than that: what they name first may be what was just saved.
+#[test]
+fn a_stop_looks_behind_what_it_saved_before() {
+    for policy in Eviction::ALL {
+        let mut pool = two_by(2, 2, 1, policy);
+        // Blocks that were used twice come back more often, which `reuse` learns.
+        let again = UsedAgain { uses: 2, idle: 100, was_evicted: true };
+        (0..1_000).for_each(|_| pool.disk.as_mut().unwrap().policy.used_again(again));
+        // 1 and 2 are used twice, 3 once and last; 1 goes below.
+        put(&mut pool, 1, 0).unwrap();
+        put(&mut pool, 2, 10 * RETENTION_MS).unwrap();
+        pool.touch_all(tenant(0), &[key(1)], 20 * RETENTION_MS);
+        pool.touch_all(tenant(0), &[key(2)], 30 * RETENTION_MS);
+        assert_eq!(put(&mut pool, 3, 40 * RETENTION_MS).unwrap(), [1], "{policy:?}");
+        assert_eq!(names(&pool), [3, 2], "{policy:?}");
+        assert_eq!(saved(&mut pool, &[1, 2, 3], 100 * RETENTION_MS), [2, 3], "{policy:?}");
+        let disk = pool.stats().disk;
+        assert_eq!((disk.evicted_total, disk.spills_skipped_total), (1, 0), "{policy:?}");
+    }
+}
+
 #[test]
 fn a_stop_drives_out_what_is_colder_and_nothing_else() {
     // 1 and 2 go below, 3 and 4 stay.

@@ -145,9 +145,14 @@ impl<T> BlockPool<T> {
         alone.into_iter().rev().map(|(_, _, generation)| generation).collect()
     }
 
+    /// Milliseconds until something is written again; 0 unless writing pauses.
+    pub fn pause_left_ms(&self, now_ms: u64) -> u64 {
+        self.disk.as_ref().map_or(0, |disk| disk.paused_until_ms.saturating_sub(now_ms))
+    }
+
     /// Orders the write of a block that is in memory alone, whether room is needed or not; [`Self::finish_spill`] ends it. None when it is
-    /// so no more, is not worth a write, or has no place below, where others that are in memory keep theirs and so do those that the policy
-    /// would keep longer, or that were saved before: the most useful ones are to be saved first.
+    /// so no more, is not worth a write, writing pauses ([`Self::pause_left_ms`]), or it has no place below, where others that are in memory
+    /// keep theirs and so do those that the policy would keep longer, or that were saved before: the most useful ones are to be saved first.
     pub fn begin_save(&mut self, generation: Generation, now_ms: u64) -> Option<Spill<T>> {
         let held = self.held.get(&generation)?;
         let alone = held.stage == Stage::Memory && !held.condemned && held.block.extent().is_none();
@@ -160,10 +165,9 @@ impl<T> BlockPool<T> {
         let extent = self.extent_for(wanted, Losers::Colder(candidate), now_ms)?;
         self.unqueue(generation);
         self.policy.forget(generation);
-        if let Some(disk) = &mut self.disk {
-            disk.saved.insert(generation);
-        }
-        Some(self.spill_to(generation, extent))
+        let spill = self.spill_to(generation, extent);
+        self.disk.as_mut().expect("an extent was taken from it").saved.insert(generation);
+        Some(spill)
     }
 }
 

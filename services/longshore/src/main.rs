@@ -33,6 +33,7 @@ use cli::{BenchCommand, Cli, Command, CudaCommand, ModelCommand};
 fn main() -> ExitCode {
     match run(Cli::of_process()) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<process::Drained>() => ExitCode::from(process::Drained::STATUS),
         Err(error) => {
             console::fail(&error);
             ExitCode::FAILURE

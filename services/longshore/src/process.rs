@@ -102,6 +102,16 @@ pub(crate) fn incarnation() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// How a shard ends that a supervisor started and that was drained: it is not to be started again, however soon it was stopped.
+#[derive(Debug, thiserror::Error)]
+#[error("the shard was drained")]
+pub(crate) struct Drained;
+
+impl Drained {
+    /// Status of the process.
+    pub(crate) const STATUS: u8 = 10;
+}
+
 /// Waits for a signal or a failed critical task, then drains the scopes in order: the front door before what it needs.
 /// `before` is told the index of each scope just before its turn.
 pub(crate) async fn until_drained(

@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use longshore_chassis::{Signals, Tasks, bind};
 use longshore_cluster::{Labels, Member, Membership, Role, StaticMembership};
 use longshore_engine::Engine;
-use longshore_fabric::{GrpcConnector, GrpcOptions};
+use longshore_fabric::{CallContext, GrpcConnector, GrpcOptions, Shard as _};
+use longshore_kvstore::KvStore;
 
 use crate::{
     cli::RoleArgs,
@@ -75,24 +76,43 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let deadline = Duration::from_millis(config.drain.deadline_ms);
     let parts = Parts { config, node, views, connector, metrics, pool, executor, gpu_lanes };
     let scope = root.child();
-    let http = start(&this, &parts, engine, &scope).await?;
+    let Served { http, store } = start(&this, &parts, engine, &scope).await?;
     if !args.supervised {
         announce(role, &this, &parts, &http);
     }
     readiness.ready("model");
     process::until_drained(&[scope], |_| (), &root, &mut signals, deadline).await?;
     outer.drain(Duration::from_secs(1)).await;
+    if args.supervised && is_drained(store.as_deref()).await {
+        bail!(process::Drained);
+    }
     Ok(())
 }
 
-/// Starts the role's service and its listeners; returns the bound HTTP address, empty where there is none.
-async fn start(this: &Member, parts: &Parts, engine: Option<Arc<Engine>>, tasks: &Tasks) -> Result<String> {
+/// Whether the shard of this process, if it has one, was drained.
+async fn is_drained(store: Option<&KvStore>) -> bool {
+    let Some(store) = store else { return false };
+    let stats = store.stats(&CallContext::new("end")).await;
+    stats.is_ok_and(|stats| stats.drain.drained)
+}
+
+/// What a role serves.
+#[derive(Default)]
+struct Served {
+    /// The bound HTTP address, empty where there is none.
+    http: String,
+    store: Option<Arc<KvStore>>,
+}
+
+/// Starts the role's service and its listeners.
+async fn start(this: &Member, parts: &Parts, engine: Option<Arc<Engine>>, tasks: &Tasks) -> Result<Served> {
     let engine = || engine.context("a worker needs an engine");
-    let mut http = String::new();
+    let mut served = Served::default();
     let describer = parts.describer(this);
     match this.role {
         Role::KvStore => {
             let store = parts.kvstore(this, tasks)?;
+            served.store = Some(Arc::clone(&store));
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
             parts.serve_grpc(
                 listener,
@@ -122,11 +142,11 @@ async fn start(this: &Member, parts: &Parts, engine: Option<Arc<Engine>>, tasks:
             let router = parts.router(this, tasks)?;
             let (listener, _) = bind(&parts.config.listen.grpc).await?;
             parts.serve_front(listener, &router, tasks);
-            http = parts.serve_http(&router, tasks).await?;
+            served.http = parts.serve_http(&router, tasks).await?;
         }
     }
     tracing::info!(id = %this.id, role = this.role.as_str(), listen = %parts.config.listen.grpc, "serving");
-    Ok(http)
+    Ok(served)
 }
 
 /// Ready lines of a process that was started by hand.

@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::console;
+use crate::{console, process::Drained};
 
 /// How to start one child.
 #[derive(Debug, Clone)]
@@ -79,9 +79,9 @@ async fn watch(recipe: Recipe, mut child: Child, stop: CancellationToken, deadli
             () = stop.cancelled() => return end(&recipe, child, deadline).await,
             never = look(recipe.shard.as_deref(), &mut drained) => match never {},
         };
-        if drained {
+        if drained || status.code() == Some(i32::from(Drained::STATUS)) {
             console::note(format!(
-                "{} ended ({status}) after it was drained: it is not started again; start the cluster anew with fewer `--shards` when it \
+                "{} ended after it was drained: it is not started again; start the cluster anew with fewer `--shards` when it \
                  is to stay away",
                 recipe.name
             ));
@@ -105,7 +105,7 @@ async fn watch(recipe: Recipe, mut child: Child, stop: CancellationToken, deadli
     }
 }
 
-/// Keeps asking a shard whether it is drained.
+/// Keeps asking a shard whether it is drained: one that is killed cannot say so as it ends.
 async fn look(shard: Option<&str>, drained: &mut bool) -> Infallible {
     let client = shard.and_then(|url| GrpcConnector::new(GrpcOptions::default()).shard(url).ok());
     let Some(client) = client else { return std::future::pending().await };

@@ -22,14 +22,13 @@ use tonic::Status;
 use super::{
     call::fault,
     epochs::{Epochs, Lease},
-    streamed::{is_told, status},
-    tiles::{Failure, TileChannels, decoded, single},
+    streamed::{is_kept, is_told, status},
+    tiles::{Failure, TileChannels, acknowledgement, single, undecodable},
 };
 use crate::{
     BoxStream, CallContext, Code, Error,
     lane::Hop,
     nccl::{Arrivals, Bodies, is_of_epoch},
-    tcp::{KEPT, KEPT_VALUE},
     tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS},
 };
 
@@ -173,9 +172,7 @@ impl Ending {
             let mut ending = ending?;
             let ended = match ending.messages.next().await {
                 Ok(Some(message)) => {
-                    let ack = decoded(message).and_then(|answer: v1::PutBlocksResponse| {
-                        PutAck::try_from(answer).map_err(|fault| Error::bad_answer(&fault))
-                    });
+                    let ack = acknowledgement(message);
                     let rest = ack.is_ok().then_some(ending);
                     return Some((ack, rest));
                 }
@@ -210,8 +207,7 @@ impl Ending {
 
 /// Keeps an epoch for the next call if the server keeps it too.
 fn keep(lease: Lease, messages: &Messages) {
-    let kept = messages.trailers().and_then(|trailers| trailers.get(KEPT));
-    if kept.is_some_and(|kept| kept == KEPT_VALUE) {
+    if is_kept(messages) {
         lease.give_back();
     }
 }
@@ -247,9 +243,7 @@ impl Reading {
             Ok(None) => return self.told(status(&self.context, &self.messages)).map(|()| None),
             Err(status) => return self.told(Err(fault(&self.context, &status))).map(|()| None),
         };
-        let answer = tiles::tile_answer(message).map_err(|status| {
-            Error::new(Code::DataLoss, format!("the answer of the peer makes no sense: {}", status.message()))
-        })?;
+        let answer = tiles::tile_answer(message).map_err(|status| undecodable(&status))?;
         let mut wire = match answer {
             Ok(tile) => return Ok(Some(Some(tile))),
             Err(v1::GetBlocksResponse { tile: Some(wire), missing: false }) => wire,

@@ -16,7 +16,7 @@ use tonic::Status;
 use super::{
     call::fault,
     dial::{Dial, Lease},
-    tiles::{Failure, TileChannels, decoded, single},
+    tiles::{Failure, TileChannels, acknowledgement, single},
 };
 use crate::{
     BoxStream, CallContext, Code, Error,
@@ -162,9 +162,7 @@ fn acks(
         let (context, mut messages, sending) = state?;
         let ended = match messages.next().await {
             Ok(Some(message)) => {
-                let ack = decoded(message).and_then(|answer: v1::PutBlocksResponse| {
-                    PutAck::try_from(answer).map_err(|fault| Error::bad_answer(&fault))
-                });
+                let ack = acknowledgement(message);
                 let rest = ack.is_ok().then_some((context, messages, sending));
                 return Some((ack, rest));
             }
@@ -217,10 +215,15 @@ pub(super) fn status(context: &CallContext, messages: &Messages) -> Result<(), E
     }
 }
 
+/// Whether the server keeps what a call leased for the next one.
+pub(super) fn is_kept(messages: &Messages) -> bool {
+    let kept = messages.trailers().and_then(|trailers| trailers.get(KEPT));
+    kept.is_some_and(|kept| kept == KEPT_VALUE)
+}
+
 /// Keeps a connection for the next call if the server keeps it too.
 fn keep(lease: Lease, messages: &Messages) {
-    let kept = messages.trailers().and_then(|trailers| trailers.get(KEPT));
-    if kept.is_some_and(|kept| kept == KEPT_VALUE) {
+    if is_kept(messages) {
         lease.give_back();
     }
 }

@@ -189,8 +189,7 @@ impl TileChannels {
         self.answers(hop, response, move |message| {
             // What the call lends comes back when the call is over.
             let _held = &lender;
-            let answer: v1::PutBlocksResponse = decoded(message)?;
-            PutAck::try_from(answer).map_err(|fault| Error::bad_answer(&fault))
+            acknowledgement(message)
         })
     }
 
@@ -323,8 +322,14 @@ pub(super) fn decoded<M: Message + Default>(message: Rope) -> Result<M, Error> {
     tiles::decoded(message).map_err(|status| undecodable(&status))
 }
 
+/// A message of a store stream's answer.
+pub(super) fn acknowledgement(message: Rope) -> Result<PutAck, Error> {
+    let answer: v1::PutBlocksResponse = decoded(message)?;
+    PutAck::try_from(answer).map_err(|fault| Error::bad_answer(&fault))
+}
+
 /// What the peer sent is not used.
-fn undecodable(status: &Status) -> Error {
+pub(super) fn undecodable(status: &Status) -> Error {
     Error::new(Code::DataLoss, format!("the answer of the peer makes no sense: {}", status.message()))
 }
 

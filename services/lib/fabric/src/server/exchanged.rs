@@ -4,24 +4,22 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt, stream};
 use longshore_proto::{
-    types::{GetBlocks, Identity, PutAck, TileMemory, TileMessage, WireTileShape},
-    v1::{self, put_blocks_request::Part},
+    types::{GetBlocks, Identity, TileMemory, TileMessage, WireTileShape},
+    v1,
 };
-use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::{
     budget::Reservation,
-    pump::{self, Step},
     shard::ShardService,
     streamed::reason_of_shard,
-    tiles::late,
+    tiles::{next_message, store, tile_part},
 };
 use crate::{
     BoxStream, Error, TcpPatience,
     lane::Hop,
     nccl::{Arrivals, Bodies, Held},
-    tiles::{self, Messages, Outgoing, OutgoingBody, TileRequest},
+    tiles::{self, Messages, Outgoing, OutgoingBody},
 };
 
 /// A store stream whose messages name bodies that are exchanged in the epoch of `held`.
@@ -34,7 +32,6 @@ pub(super) async fn put_blocks(
     reserved: Arc<Reservation>,
 ) -> Result<OutgoingBody, Error> {
     let kept = held.kept();
-    let (sender, received) = mpsc::channel(pump::QUEUE);
     let incoming = Incoming {
         arrivals: held.arrivals(bytes_max, service.buffers.clone()),
         held,
@@ -43,16 +40,8 @@ pub(super) async fn put_blocks(
         memory: service.shard.tile_memory(),
         patience,
     };
-    let pump = pump::pump(Box::pin(incoming.tiles()), sender, None, |tile| Ok(Step::Forward(tile)));
-    let context = hop.context.clone();
-    let call = service.shard.put_blocks(&context, identity, shape, received);
-    let acks: BoxStream<PutAck> = pump::converse(hop, pump, call).await?;
-    let acks = acks.map(move |ack| {
-        let _reserved = &reserved;
-        let ack = v1::PutBlocksResponse::from(ack?);
-        Ok::<_, Status>(Outgoing::Encoded(tiles::encoded(&ack)))
-    });
-    Ok(OutgoingBody::response(acks).with_kept(kept))
+    let acks = store(service, hop, (identity, shape), incoming.tiles(), reserved).await?;
+    Ok(acks.with_kept(kept))
 }
 
 /// What a store stream reads.
@@ -78,26 +67,17 @@ impl Incoming {
     }
 
     async fn next(&mut self) -> Result<Option<TileMessage>, Status> {
-        let Some(bytes) = self.messages.begin().await? else {
+        let next = next_message(&mut self.messages, &self.reserved, self.patience).await?;
+        let Some((of_message, message)) = next else {
             self.held.finish();
             return Ok(None);
         };
-        let of_message = self.reserved.room(bytes).await?;
-        let whole = self.patience.of_message(bytes);
-        let message = tokio::time::timeout(whole, self.messages.next()).await.map_err(|_| late(whole))??;
-        let Some(message) = message else { return Ok(None) };
-        let mut wire = match tiles::tile_request(message)? {
-            TileRequest::Tile(mut tile) => {
+        let mut wire = match tile_part(message)? {
+            Ok(mut tile) => {
                 tile.data = tile.data.holding(of_message);
                 return Ok(Some(tile));
             }
-            TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Tile(wire)) }) => wire,
-            TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Start(_)) }) => {
-                return Err(pump::start_repeated().into());
-            }
-            TileRequest::Other(v1::PutBlocksRequest { part: None }) => {
-                return Err(Error::invalid("part", "is not set").into());
-            }
+            Err(wire) => wire,
         };
         let Some(named) = self.arrivals.named(&mut wire).map_err(|error| error.within("tile"))? else {
             let tile = TileMessage::try_from(wire).map_err(|fault| Error::from(fault.within("tile")))?;
@@ -124,10 +104,11 @@ pub(super) async fn get_blocks(
 ) -> Result<OutgoingBody, Error> {
     let kept = held.kept();
     let answers = hop.answer(service.shard.get_blocks(&hop.context, get)).await?;
-    let sending = Sending { answers, bodies: held.bodies(), held, _reserved: reserved };
+    let sending = Sending { answers, bodies: held.bodies(), held };
     // The call lasts until the last body is out, which is later than the last answer.
     let outgoing = hop.bound(Box::pin(sending.messages()));
-    Ok(OutgoingBody::response(outgoing.map(|outgoing| outgoing.map_err(Status::from))).with_kept(kept))
+    let outgoing = outgoing.map(|outgoing| outgoing.map_err(Status::from));
+    Ok(OutgoingBody::response(outgoing).with_kept(kept).keeping(reserved))
 }
 
 /// What a read stream sends.
@@ -135,7 +116,6 @@ struct Sending {
     answers: BoxStream<Option<TileMessage>>,
     bodies: Bodies,
     held: Held,
-    _reserved: Arc<Reservation>,
 }
 
 impl Sending {

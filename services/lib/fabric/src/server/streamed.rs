@@ -3,24 +3,15 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt, stream};
-use longshore_proto::{
-    types::{GetBlocks, Identity, PutAck, TileMemory, TileMessage, WireTileShape},
-    v1,
-};
-use tokio::sync::mpsc;
+use longshore_proto::types::{GetBlocks, Identity, TileMemory, TileMessage, WireTileShape};
 use tonic::Status;
 
-use super::{
-    budget::Reservation,
-    pump::{self, Step},
-    refusal::from_request,
-    shard::ShardService,
-};
+use super::{budget::Reservation, refusal::from_request, shard::ShardService, tiles::store};
 use crate::{
     BoxStream, Error,
     lane::Hop,
     tcp::{Buffers, Fault, Frame, Lease},
-    tiles::{self, Messages, Outgoing, OutgoingBody},
+    tiles::{Messages, OutgoingBody},
 };
 
 /// Answers that are looked at for why their call ended, when they can be sent no more: more than a shard has ready.
@@ -36,7 +27,6 @@ pub(super) async fn put_blocks(
     reserved: Arc<Reservation>,
 ) -> Result<OutgoingBody, Error> {
     let kept = lease.kept();
-    let (sender, received) = mpsc::channel(pump::QUEUE);
     let frames = Frames {
         lease,
         messages,
@@ -45,16 +35,8 @@ pub(super) async fn put_blocks(
         memory: service.shard.tile_memory(),
         buffers: service.buffers.clone(),
     };
-    let pump = pump::pump(Box::pin(frames.tiles()), sender, None, |tile| Ok(Step::Forward(tile)));
-    let context = hop.context.clone();
-    let call = service.shard.put_blocks(&context, identity, shape, received);
-    let acks: BoxStream<PutAck> = pump::converse(hop, pump, call).await?;
-    let acks = acks.map(move |ack| {
-        let _reserved = &reserved;
-        let ack = v1::PutBlocksResponse::from(ack?);
-        Ok::<_, Status>(Outgoing::Encoded(tiles::encoded(&ack)))
-    });
-    Ok(OutgoingBody::response(acks).with_kept(kept))
+    let acks = store(service, hop, (identity, shape), frames.tiles(), reserved).await?;
+    Ok(acks.with_kept(kept))
 }
 
 /// What a store stream reads: frames, and the end of the call itself.

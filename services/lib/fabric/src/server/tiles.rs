@@ -13,7 +13,7 @@ use std::{
 use futures::{Stream, StreamExt, stream};
 use http::{HeaderValue, Request, Response, header};
 use longshore_proto::{
-    types::{GetBlocks, PutAck, TileMessage},
+    types::{GetBlocks, Identity, PutAck, TileMessage, WireTileShape},
     v1::{self, kv_store_service_server::KvStoreServiceServer, put_blocks_request::Part},
 };
 use tokio::sync::mpsc;
@@ -22,7 +22,7 @@ use tower::Service;
 
 use super::{
     ServerOptions,
-    budget::{Budget, Reservation, Travel},
+    budget::{Budget, Reservation, Room, Travel},
     exchanged,
     pump::{self, Step},
     refusal::from_request,
@@ -142,18 +142,9 @@ impl TileService {
             return exchanged::put_blocks(&self.shard, hop, (identity, shape), held, incoming, reserved)
                 .await;
         }
-        let (sender, received) = mpsc::channel(pump::QUEUE);
         let (link, held) = (connection.link, Arc::clone(&reserved));
         let incoming = Incoming { messages, reserved: held, link, patience: self.patience };
-        let pump = pump::pump(Box::pin(incoming.tiles()), sender, None, |tile| Ok(Step::Forward(tile)));
-        let context = hop.context.clone();
-        let call = self.shard.shard.put_blocks(&context, identity, shape, received);
-        let acks: BoxStream<PutAck> = pump::converse(hop, pump, call).await?;
-        let acks = acks.map(|ack| {
-            let ack = v1::PutBlocksResponse::from(ack?);
-            Ok::<_, Status>(Outgoing::Encoded(tiles::encoded(&ack)))
-        });
-        Ok(OutgoingBody::response(acks).keeping(reserved))
+        store(&self.shard, hop, (identity, shape), incoming.tiles(), reserved).await
     }
 
     async fn get_blocks(&self, request: Request<Body>) -> Result<OutgoingBody, Error> {
@@ -217,6 +208,26 @@ fn one_way(connection: Option<&v1::TileConnection>, epoch: Option<&v1::NcclLease
     }
 }
 
+/// Gives the shard the tiles that come; the body has its acknowledgements, and `reserved` until they are sent.
+pub(super) async fn store(
+    service: &ShardService,
+    hop: Hop,
+    (identity, shape): (Identity, WireTileShape),
+    tiles: impl Stream<Item = Result<TileMessage, Status>> + Send + 'static,
+    reserved: Arc<Reservation>,
+) -> Result<OutgoingBody, Error> {
+    let (sender, received) = mpsc::channel(pump::QUEUE);
+    let pump = pump::pump(Box::pin(tiles), sender, None, |tile| Ok(Step::Forward(tile)));
+    let context = hop.context.clone();
+    let call = service.shard.put_blocks(&context, identity, shape, received);
+    let acks: BoxStream<PutAck> = pump::converse(hop, pump, call).await?;
+    let acks = acks.map(|ack| {
+        let ack = v1::PutBlocksResponse::from(ack?);
+        Ok::<_, Status>(Outgoing::Encoded(tiles::encoded(&ack)))
+    });
+    Ok(OutgoingBody::response(acks).keeping(reserved))
+}
+
 /// Whole tiles, or some heads of them.
 pub(super) async fn read(
     service: &ShardService,
@@ -251,35 +262,51 @@ impl Incoming {
         })
     }
 
-    /// A tile for the service, which verifies it. There must be room for a message before it is read: until then it waits in the windows
-    /// of its connection. One that has room has to come, so that nobody keeps room for what he never sends.
+    /// A tile for the service, which verifies it.
     async fn next(&mut self) -> Result<Option<TileMessage>, Status> {
-        let Some(bytes) = self.messages.begin().await? else { return Ok(None) };
-        let held = self.reserved.room(bytes).await?;
-        let whole = self.patience.of_message(bytes);
-        let message = tokio::time::timeout(whole, self.messages.next()).await.map_err(|_| late(whole))??;
-        let Some(message) = message else { return Ok(None) };
-        let mut tile = incoming_tile(tiles::tile_request(message)?, self.link.as_ref())?;
+        let next = next_message(&mut self.messages, &self.reserved, self.patience).await?;
+        let Some((held, message)) = next else { return Ok(None) };
+        let mut tile = incoming_tile(message, self.link.as_ref())?;
         tile.data = tile.data.holding(held);
         Ok(Some(tile))
     }
 }
 
-pub(super) fn late(whole: Duration) -> Error {
+/// The next message of a store stream. There must be room for it before it is read: until then it waits in the windows of its connection.
+/// One that has room has to come, so that nobody keeps room for what he never sends.
+pub(super) async fn next_message(
+    messages: &mut Messages,
+    reserved: &Reservation,
+    patience: TcpPatience,
+) -> Result<Option<(Room, TileRequest)>, Status> {
+    let Some(bytes) = messages.begin().await? else { return Ok(None) };
+    let held = reserved.room(bytes).await?;
+    let whole = patience.of_message(bytes);
+    let message = tokio::time::timeout(whole, messages.next()).await.map_err(|_| late(whole))??;
+    message.map(|message| Ok((held, tiles::tile_request(message)?))).transpose()
+}
+
+fn late(whole: Duration) -> Error {
     let text = format!("a message was not whole after {} ms; hint: send it at once", whole.as_millis());
     Error::new(Code::Unavailable, text).with_field("message")
 }
 
-fn incoming_tile(message: TileRequest, link: Option<&Arc<Link>>) -> Result<TileMessage, Error> {
+/// The tile of a message, or what says where it is.
+pub(super) fn tile_part(message: TileRequest) -> Result<Result<TileMessage, v1::Tile>, Error> {
     match message {
-        TileRequest::Tile(tile) => Ok(tile),
-        TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Tile(tile)) }) => {
-            tiles::whole(shm::receive(link, tile).map_err(|fault| fault.within("tile"))?)
-        }
+        TileRequest::Tile(tile) => Ok(Ok(tile)),
+        TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Tile(wire)) }) => Ok(Err(wire)),
         TileRequest::Other(v1::PutBlocksRequest { part: Some(Part::Start(_)) }) => {
             Err(pump::start_repeated())
         }
         TileRequest::Other(v1::PutBlocksRequest { part: None }) => Err(Error::invalid("part", "is not set")),
+    }
+}
+
+fn incoming_tile(message: TileRequest, link: Option<&Arc<Link>>) -> Result<TileMessage, Error> {
+    match tile_part(message)? {
+        Ok(tile) => Ok(tile),
+        Err(wire) => tiles::whole(shm::receive(link, wire).map_err(|fault| fault.within("tile"))?),
     }
 }
 

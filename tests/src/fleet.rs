@@ -6,10 +6,11 @@ mod logs;
 
 use std::{
     collections::BTreeMap,
-    net::TcpListener,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     process::{Child, Command, Stdio},
 };
 
+use longshore_chassis::Reserved;
 use longshore_cluster::Member;
 use longshore_model::testing::{TinyOptions, write_tiny_gguf};
 
@@ -50,6 +51,8 @@ struct Process {
     space: Option<String>,
     before: String,
     child: Option<Child>,
+    /// Its port, which nobody else gets while it is down.
+    _reserved: Option<Reserved>,
 }
 
 /// Running processes; they end with it.
@@ -93,10 +96,13 @@ impl Fleet {
 
     fn plan(&mut self, role: &str, id: String, plan: &FleetPlan) {
         let index = self.processes.len();
-        let (listen, space) = match (&self.apart, role) {
-            (Ok(apart), "kvstore") => (format!("{}:9300", apart.host(index)), Some(apart.space(index))),
-            (Ok(apart), _) => (free_port(&apart.outside()), None),
-            (Err(_), _) => (free_port("127.0.0.1"), None),
+        let (listen, space, reserved) = match (&self.apart, role) {
+            (Ok(apart), "kvstore") => (format!("{}:9300", apart.host(index)), Some(apart.space(index)), None),
+            (apart, _) => {
+                let host = apart.as_ref().map(|apart| apart.outside().parse().expect("an address"));
+                let reserved = free_port(host.unwrap_or(Ipv4Addr::LOCALHOST.into()));
+                (reserved.address().to_string(), None, Some(reserved))
+            }
         };
         let address = format!("http://{listen}");
         let member = format!("{role}={id}@{address}");
@@ -106,7 +112,8 @@ impl Fleet {
         // Supervised: it ends with this test, however that ends.
         let arguments = [role, "--supervised", "--id", &id, "--listen", &listen].map(str::to_owned).to_vec();
         let before = if role == "kvstore" { plan.before_shards.clone() } else { String::new() };
-        self.processes.insert(id, Process { arguments, address, space, before, child: None });
+        self.processes
+            .insert(id, Process { arguments, address, space, before, child: None, _reserved: reserved });
     }
 
     /// Everybody but the router.
@@ -214,8 +221,7 @@ fn roles(plan: &FleetPlan) -> Vec<(&'static str, String)> {
     roles
 }
 
-/// A port of `host` that is free now.
-fn free_port(host: &str) -> String {
-    let listener = TcpListener::bind((host, 0)).expect("there is a free port");
-    listener.local_addr().expect("a bound listener has an address").to_string()
+/// A port of `host` that nobody else gets while this lives.
+fn free_port(host: IpAddr) -> Reserved {
+    Reserved::at(SocketAddr::from((host, 0))).expect("there is a free port")
 }

@@ -7,6 +7,7 @@ mod hands;
 use std::{
     fs,
     io::Write,
+    net::TcpListener,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -422,12 +423,47 @@ fn a_damaged_or_missing_model_is_refused_by_name() {
     assert!(said.contains(path) && said.contains("does not exist; hint: give the path of a GGUF"), "{said}");
 }
 
+#[test]
+fn taken_and_repeated_ports_are_refused_before_anything_starts() {
+    model();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = listener.local_addr().unwrap().to_string();
+    let free = "127.0.0.1:0";
+    for (field, [http, grpc, admin]) in [
+        ("`listen.http`", [&taken[..], free, free]),
+        ("`listen.grpc`", [free, &taken, free]),
+        ("`listen.admin`", [free, free, &taken]),
+    ] {
+        for more in [&[][..], &["--processes"]] {
+            let up = ["up", "--http", http, "--grpc", grpc, "--admin", admin];
+            let said = refused(&[&up[..], more].concat());
+            assert!(said.contains(field), "{more:?}: {said}");
+            assert!(said.contains(&taken) && said.contains("hint: another process has the port"), "{said}");
+        }
+    }
+    let said = refused(&["up", "--http", "127.0.0.1:8123", "--grpc", "127.0.0.1:8123"]);
+    assert!(said.contains("`listen.http` is `127.0.0.1:8123`, which is `listen.grpc` too"), "{said}");
+}
+
+#[test]
+fn a_process_that_cannot_start_ends_the_others() {
+    model();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("no folder");
+    fs::write(&file, "").unwrap();
+    let up = ["up", "--processes", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--disk"];
+    let said = longshore(&[&up[..], &[file.to_str().unwrap()]].concat(), "");
+    assert_eq!((said.status.code(), stdout(&said)), (Some(1), String::new()), "{}", stderr(&said));
+    let said = stderr(&said);
+    assert!(said.contains("`kvstore.disk.path`") && said.contains("kv-0 ended before it served"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_started_by_hand_answer_together() {
     // Fails here, with the remedy, when the model was never pulled.
     model();
-    let ports: [u16; 6] = free_ports();
-    let url = |index: usize| format!("http://127.0.0.1:{}", ports[index]);
+    let ports: [_; 6] = free_ports();
+    let url = |index: usize| format!("http://{}", ports[index].address());
     let roles =
         [("kvstore", "kv-0"), ("kvstore", "kv-1;weight=2"), ("prefill", "prefill-0"), ("decode", "decode-0")];
     let members: Vec<String> = (roles.iter().enumerate())
@@ -440,7 +476,7 @@ async fn roles_started_by_hand_answer_together() {
     for (role, id) in roles {
         hands.start(role, id.split(';').next().unwrap(), &members, &[]);
     }
-    let (grpc, http) = (format!("127.0.0.1:{}", ports[4]), format!("127.0.0.1:{}", ports[5]));
+    let (grpc, http) = (ports[4].address().to_string(), ports[5].address().to_string());
     hands.start("router", "router-0", &members, &["--listen", &grpc, "--http", &http]);
     for index in 0..5 {
         let describe = await_start(&url(index), None, Duration::from_secs(180)).await;

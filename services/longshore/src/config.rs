@@ -127,6 +127,23 @@ impl Default for ListenConfig {
     }
 }
 
+impl ListenConfig {
+    /// Refuses one address for two listeners of a process; `http` tells whether that is one of them.
+    pub(crate) fn check_distinct(&self, http: bool) -> anyhow::Result<()> {
+        let listeners = [("grpc", &self.grpc), ("admin", &self.admin), ("http", &self.http)];
+        let listeners = &listeners[..if http { 3 } else { 2 }];
+        for (index, (field, address)) in listeners.iter().enumerate() {
+            let same = listeners[..index].iter().find(|(_, other)| other == address);
+            if let Some((other, _)) = same.filter(|_| !address.is_empty() && !address.ends_with(":0")) {
+                anyhow::bail!(
+                    "`listen.{field}` is `{address}`, which is `listen.{other}` too; hint: give each a port of its own"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Who belongs to the cluster.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

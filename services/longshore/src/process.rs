@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use longshore_chassis::{
-    Admin, LogCounters, Metrics, Readiness, Signals, Sources, Tasks, load, render, telemetry,
+    Admin, LogCounters, Metrics, Readiness, Reserved, Signals, Sources, Tasks, load, render, telemetry,
 };
 use longshore_cluster::{ClusterView, Member, Role};
 use longshore_compute::ComputePool;
@@ -77,6 +77,16 @@ pub(crate) fn compute_pool(config: &Config) -> Result<Arc<ComputePool>> {
     ComputePool::new(&config.compute.pool_options()).context("cannot set up the compute threads (`compute`)")
 }
 
+/// Keeps an address for a listener that comes once the model is loaded, so that a port that is taken is told before. `None`: nothing is
+/// to listen.
+pub(crate) async fn reserved(field: &str, address: &str) -> Result<Option<Reserved>> {
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let reserved = longshore_chassis::reserve(address).await.with_context(|| format!("`{field}`"))?;
+    Ok(Some(reserved))
+}
+
 /// Serves health, metrics and configuration when an address is configured. It is not ready until the model is, nor after
 /// `root` is cancelled; `outer` outlives the drain, so that probes see it.
 pub(crate) async fn admin(
@@ -88,7 +98,8 @@ pub(crate) async fn admin(
     let readiness = Readiness::new(root.token());
     readiness.wait_for("model", "loads");
     if !config.listen.admin.is_empty() {
-        let (listener, address) = longshore_chassis::bind(&config.listen.admin).await?;
+        let (listener, address) =
+            longshore_chassis::bind(&config.listen.admin).await.context("`listen.admin`")?;
         tracing::info!(%address, "admin listens");
         Admin { readiness: readiness.clone(), metrics: metrics.clone(), config: render(config) }
             .serve(listener, outer);

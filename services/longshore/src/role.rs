@@ -40,6 +40,7 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
         // Only those who choose or follow policies read the plan; machines of shards need not have the file.
         config.model.head_plan.clear();
     }
+    config.listen.check_distinct(role == Role::Router)?;
     if process::only_checked(&args.serve) {
         return Ok(());
     }
@@ -48,8 +49,11 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     }
     let (metrics, pool) = process::prepare(&config)?;
     let mut signals = Signals::install().context("cannot watch for signals")?;
-    // Told before minutes are spent on loading; given back until there is something to serve.
-    drop(bind(&config.listen.grpc).await.context("`listen.grpc`")?);
+    let _grpc = process::reserved("listen.grpc", &config.listen.grpc).await?;
+    let _http = match role {
+        Role::Router => process::reserved("listen.http", &config.listen.http).await?,
+        _ => None,
+    };
     let views = membership.watch();
     let _registration = membership.register(this.clone()).await.context("cannot join the cluster")?;
     let (root, outer) = (Tasks::new(), Tasks::new());

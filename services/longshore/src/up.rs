@@ -18,6 +18,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let Some(config) = process::configuration(&args.serve, args.all_sets())? else { return Ok(()) };
     config.store.check_started(args.shards.into())?;
     config.drain.check_save(&config.kvstore.disk)?;
+    config.listen.check_distinct(true)?;
     if process::only_checked(&args.serve) {
         return Ok(());
     }
@@ -30,6 +31,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
         "" => None,
         address => Some(bind(address).await.context("`listen.grpc`")?),
     };
+    let _http = process::reserved("listen.http", &config.listen.http).await?;
     let (root, outer) = (Tasks::new(), Tasks::new());
     let readiness = process::admin(&config, &metrics, &root, &outer).await?;
     let (for_node, for_engine) = (config.clone(), Arc::clone(&pool));

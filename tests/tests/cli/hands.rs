@@ -1,11 +1,12 @@
 //! Processes of a cluster that a test starts by hand.
 
 use std::{
-    net::TcpListener,
+    net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use longshore_chassis::Reserved;
 use longshore_tests::server::{program, send_signal};
 
 /// Processes that a test started by hand; killed when it fails.
@@ -49,8 +50,8 @@ impl Hands {
     }
 }
 
-/// Free ports of loopback; held together, so that none is given twice.
-pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
-    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    held.map(|listener| listener.local_addr().unwrap().port())
+/// Ports of loopback that nobody else gets while these live.
+pub(crate) fn free_ports<const N: usize>() -> [Reserved; N] {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    [(); N].map(|()| Reserved::at(any).expect("a free port"))
 }

@@ -13,7 +13,7 @@ mod telemetry;
 pub use admin::{Admin, Readiness};
 pub use config::{ConfigError, ConfigFault, Fault, Origin, Secret, Sources, Validate, load, render};
 pub use error::{Error, Kind};
-pub use listen::bind;
+pub use listen::{Reserved, bind, reserve};
 pub use metrics::{Figure, Metrics, encode_counters, encode_gauges};
 pub use signals::{Ended, Signal, Signals, until_drained};
 pub use tasks::Tasks;

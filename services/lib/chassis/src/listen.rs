@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
-use tokio::net::{TcpListener, lookup_host};
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 use crate::Error;
 
@@ -33,6 +33,58 @@ pub fn check(address: &str) -> Result<(), String> {
 
 /// Listens on `host:port`; port 0 takes any free one. Returns the listener and the address that it got.
 pub async fn bind(address: &str) -> Result<(TcpListener, SocketAddr), Error> {
+    let mut last = None;
+    for candidate in resolve(address).await? {
+        match open(candidate).await {
+            Ok(bound) => return Ok(bound),
+            Err(cause) => last = Some(refused(candidate, cause)),
+        }
+    }
+    Err(last.unwrap_or_else(|| nowhere(address)))
+}
+
+/// Keeps `host:port` for a listener that comes later; port 0 takes any free one.
+pub async fn reserve(address: &str) -> Result<Reserved, Error> {
+    let mut last = None;
+    for candidate in resolve(address).await? {
+        match Reserved::at(candidate) {
+            Ok(reserved) => return Ok(reserved),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| nowhere(address)))
+}
+
+/// An address that is kept for a listener of this process or of one that it starts, for as long as this lives. Nobody who asks for
+/// any free port gets it, nor does an outgoing connection; and where that listener ended, callers are refused as ever.
+///
+/// Linux lets a listener join a socket that is bound and does not listen. Elsewhere the address was free a moment ago, no more.
+#[derive(Debug)]
+pub struct Reserved {
+    address: SocketAddr,
+    _held: Option<TcpSocket>,
+}
+
+impl Reserved {
+    /// Keeps `address`; port 0 takes any free one.
+    pub fn at(address: SocketAddr) -> Result<Self, Error> {
+        let hold = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            socket.set_reuseaddr(cfg!(unix))?;
+            socket.bind(address)?;
+            io::Result::Ok((socket.local_addr()?, cfg!(target_os = "linux").then_some(socket)))
+        };
+        let (address, held) = hold().map_err(|cause| refused(address, cause))?;
+        Ok(Self { address, _held: held })
+    }
+
+    /// The address, with its real port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Error> {
     let fail = |problem: String, hint| Error::Address { address: address.to_owned(), problem, hint };
     if check(address).is_err() {
         return Err(fail("it is not of the form `host:port`".to_owned(), HINT_FORM));
@@ -43,15 +95,19 @@ pub async fn bind(address: &str) -> Result<(TcpListener, SocketAddr), Error> {
             "write an IP address of this machine, or a name that it knows",
         )
     })?;
-    let mut last = None;
-    for candidate in resolved {
-        match open(candidate).await {
-            Ok(bound) => return Ok(bound),
-            Err(cause) => last = Some(Error::Bind { address: candidate, hint: remedy(&cause), cause }),
-        }
+    Ok(resolved.collect())
+}
+
+fn nowhere(address: &str) -> Error {
+    Error::Address {
+        address: address.to_owned(),
+        problem: "its host has no address".to_owned(),
+        hint: "write an IP address of this machine",
     }
-    Err(last
-        .unwrap_or_else(|| fail("its host has no address".to_owned(), "write an IP address of this machine")))
+}
+
+fn refused(address: SocketAddr, cause: io::Error) -> Error {
+    Error::Bind { address, hint: remedy(&cause), cause }
 }
 
 async fn open(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
@@ -99,10 +155,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_listener_comes_and_goes_on_a_reserved_port() {
+        let reserved = reserve("127.0.0.1:0").await.unwrap();
+        let address = reserved.address();
+        assert_ne!(address.port(), 0);
+        for _ in 0..2 {
+            let (listener, bound) = bind(&address.to_string()).await.unwrap();
+            assert_eq!(bound, address);
+            tokio::net::TcpStream::connect(address).await.expect("the listener answers");
+            drop(listener);
+            let gone = tokio::net::TcpStream::connect(address).await.expect_err("nobody listens");
+            assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_reserved_port_is_nobody_elses_until_it_is_given_back() {
+        let reserved = reserve("127.0.0.1:0").await.unwrap();
+        let address = reserved.address();
+        // Those who ask for any free port, and outgoing connections, ask the system as one that shares with nobody.
+        let alone = || TcpSocket::new_v4().unwrap().bind(address);
+        assert_eq!(alone().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(reserved);
+        alone().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_with_a_listener_cannot_be_reserved() {
+        let (_held, bound) = bind("127.0.0.1:0").await.unwrap();
+        let error = reserve(&bound.to_string()).await.unwrap_err();
+        assert!(error.retryable(), "{error}");
+        assert!(error.to_string().contains(&format!("`{bound}`")), "{error}");
+    }
+
+    #[tokio::test]
     async fn an_address_of_another_machine_is_named() {
-        let error = bind("192.0.2.1:0").await.unwrap_err();
-        assert!(!error.retryable());
-        assert!(error.to_string().contains("192.0.2.1:0"), "{error}");
+        for error in [bind("192.0.2.1:0").await.unwrap_err(), reserve("192.0.2.1:0").await.unwrap_err()] {
+            assert!(!error.retryable());
+            assert!(error.to_string().contains("192.0.2.1:0"), "{error}");
+        }
     }
 
     #[tokio::test]
@@ -121,8 +213,9 @@ mod tests {
             "a b:1",
         ] {
             assert!(check(address).is_err(), "{address}");
-            let error = bind(address).await.unwrap_err();
-            assert!(error.to_string().contains(&format!("`{address}`")), "{error}");
+            for error in [bind(address).await.unwrap_err(), reserve(address).await.unwrap_err()] {
+                assert!(error.to_string().contains(&format!("`{address}`")), "{error}");
+            }
         }
         for address in ["127.0.0.1:9000", "[::1]:0", "localhost:80", "0.0.0.0:65535"] {
             assert_eq!(check(address), Ok(()));

@@ -1,23 +1,57 @@
 //! `longshore up --processes`: every role as a process over gRPC on loopback, the way a cluster runs.
 
-use std::{net::TcpListener, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
-use anyhow::{Context, Result, ensure};
-use longshore_chassis::{Signals, render};
+use anyhow::{Context, Result, bail, ensure};
+use futures::future::try_join_all;
+use longshore_chassis::{Reserved, Signals, render, reserve};
 use longshore_fabric::{CallContext, Connector, GrpcConnector, GrpcOptions};
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 
 use super::supervisor::{Recipe, Supervised};
 use crate::{
-    cli::UpArgs, config::Config, console, model, model::ModelRef, node::Node, ready, role::blocking,
+    cli::UpArgs, config::Config, console, model, model::ModelRef, node::Node, process, ready, role::blocking,
 };
 
-/// One process to be.
-#[derive(Debug, Clone)]
+/// A process to be.
+#[derive(Debug)]
 struct Planned {
     role: &'static str,
     id: String,
-    port: u16,
+    /// Kept from its choice to the end, so that nobody has the port when the process is started again.
+    reserved: Reserved,
+}
+
+impl Planned {
+    fn url(&self) -> String {
+        format!("http://{}", self.reserved.address())
+    }
+}
+
+/// The router's addresses, kept as those of workers are.
+#[derive(Debug)]
+struct Doors {
+    grpc: Reserved,
+    http: Option<Reserved>,
+    admin: Option<Reserved>,
+}
+
+impl Doors {
+    async fn open(config: &Config) -> Result<Self> {
+        let listen = &config.listen;
+        ensure!(
+            !listen.grpc.is_empty(),
+            "`listen.grpc` is empty; hint: processes need it, pass `--grpc 127.0.0.1:9000`"
+        );
+        let grpc = reserve(&listen.grpc).await.context("`listen.grpc`")?;
+        let http = process::reserved("listen.http", &listen.http).await?;
+        let admin = process::reserved("listen.admin", &listen.admin).await?;
+        Ok(Self { grpc, http, admin })
+    }
+
+    fn http(&self) -> String {
+        self.http.as_ref().map(|door| door.address().to_string()).unwrap_or_default()
+    }
 }
 
 /// How long a process may take from its start to its first answer; loading a large model takes minutes.
@@ -34,13 +68,8 @@ pub(super) async fn run(args: &UpArgs, config: Config) -> Result<()> {
         let config = config.clone();
         blocking(move || Node::open(&config)).await?;
     }
-    let planned = plan(args)?;
+    let (doors, planned) = (Doors::open(&config).await?, plan(args).await?);
     let folder = tempfile::tempdir().context("cannot create a folder for the configuration")?;
-    let (http, grpc) = (chosen(&config.listen.http)?, chosen(&config.listen.grpc)?);
-    ensure!(
-        !grpc.is_empty(),
-        "`listen.grpc` is empty; hint: processes need it, pass `--grpc 127.0.0.1:9000`"
-    );
     let file = folder.path().join("longshore.toml");
     std::fs::write(&file, render(&without_addresses(&config))).context("cannot write the configuration")?;
     let deadline = Duration::from_millis(config.drain.deadline_ms);
@@ -50,11 +79,12 @@ pub(super) async fn run(args: &UpArgs, config: Config) -> Result<()> {
             let recipe = worker(process, &planned, &file, &config);
             children.push(Supervised::start(recipe, deadline)?);
         }
-        await_ready(&planned).await?;
-        children.push(Supervised::start(router(&planned, &file, &config, &http, &grpc), deadline)?);
-        let url = ready::loopback_url(&grpc);
-        await_answer("router", &url).await?;
-        announce(&planned, &http, &grpc, &url).await
+        let starting = children.iter().zip(&planned).map(|(child, process)| serves(child, process.url()));
+        try_join_all(starting).await?;
+        children.push(Supervised::start(router(&planned, &file, &doors), deadline)?);
+        let url = ready::loopback_url(&doors.grpc.address().to_string());
+        serves(children.last().context("the router was started")?, url.clone()).await?;
+        announce(&planned, &doors, &url).await
     };
     let outcome = tokio::select! {
         outcome = outcome => outcome.map(|()| None),
@@ -82,31 +112,16 @@ async fn end(mut children: Vec<Supervised>, deadline: Duration) {
     }
 }
 
-fn plan(args: &UpArgs) -> Result<Vec<Planned>> {
-    // Held until all are chosen, so that no port is chosen twice.
-    let mut held = Vec::new();
+async fn plan(args: &UpArgs) -> Result<Vec<Planned>> {
     let mut planned = Vec::new();
     for (role, count) in [("kvstore", args.shards), ("prefill", args.prefill), ("decode", args.decode)] {
         for index in 0..count {
-            let listener = TcpListener::bind("127.0.0.1:0").context("no free port on loopback")?;
-            let port = listener.local_addr().context("a bound socket has an address")?.port();
+            let reserved = reserve("127.0.0.1:0").await.context("no free port on loopback")?;
             let name = if role == "kvstore" { "kv" } else { role };
-            planned.push(Planned { role, id: format!("{name}-{index}"), port });
-            held.push(listener);
+            planned.push(Planned { role, id: format!("{name}-{index}"), reserved });
         }
     }
     Ok(planned)
-}
-
-/// The address with its port 0, which stands for any free one, replaced by one that is free now.
-fn chosen(address: &str) -> Result<String> {
-    match address.rsplit_once(':') {
-        Some((host, "0")) => {
-            let listener = TcpListener::bind(address).with_context(|| format!("no free port on {host}"))?;
-            Ok(listener.local_addr().context("a bound socket has an address")?.to_string())
-        }
-        _ => Ok(address.to_owned()),
-    }
 }
 
 /// Flags that give a process its part of the cores. Those of one role work at the same time and share the cores; prefill and
@@ -133,66 +148,65 @@ fn without_addresses(config: &Config) -> Config {
 }
 
 fn members(planned: &[Planned]) -> impl Iterator<Item = String> {
-    planned
-        .iter()
-        .flat_map(|p| ["--member".to_owned(), format!("{}={}@http://127.0.0.1:{}", p.role, p.id, p.port)])
+    planned.iter().flat_map(|process| {
+        ["--member".to_owned(), format!("{}={}@{}", process.role, process.id, process.url())]
+    })
 }
 
 fn worker(process: &Planned, planned: &[Planned], file: &Path, config: &Config) -> Recipe {
     let mut arguments = vec![process.role.to_owned(), "--id".to_owned(), process.id.clone()];
-    arguments.extend(["--listen".to_owned(), format!("127.0.0.1:{}", process.port)]);
+    arguments.extend(["--listen".to_owned(), process.reserved.address().to_string()]);
     arguments.extend(["--config".to_owned(), file.display().to_string(), "--supervised".to_owned()]);
     arguments.extend(compute_flags(config, planned, process));
     arguments.extend(members(planned));
-    let shard = (process.role == "kvstore").then(|| format!("http://127.0.0.1:{}", process.port));
+    let shard = (process.role == "kvstore").then(|| process.url());
     Recipe { name: process.id.clone(), arguments, shard }
 }
 
-fn router(planned: &[Planned], file: &Path, config: &Config, http: &str, grpc: &str) -> Recipe {
+fn router(planned: &[Planned], file: &Path, doors: &Doors) -> Recipe {
+    let grpc = doors.grpc.address().to_string();
     let mut arguments: Vec<String> =
-        ["router", "--id", "router-0", "--listen", grpc, "--supervised"].map(str::to_owned).to_vec();
-    arguments.extend(["--set".to_owned(), format!("listen.http={http:?}")]);
-    if !config.listen.admin.is_empty() {
-        arguments.extend(["--admin".to_owned(), config.listen.admin.clone()]);
+        ["router", "--id", "router-0", "--listen", &grpc, "--supervised"].map(str::to_owned).to_vec();
+    arguments.extend(["--set".to_owned(), format!("listen.http={:?}", doors.http())]);
+    if let Some(admin) = &doors.admin {
+        arguments.extend(["--admin".to_owned(), admin.address().to_string()]);
     }
     arguments.extend(["--config".to_owned(), file.display().to_string()]);
     arguments.extend(members(planned));
     Recipe { name: "router-0".to_owned(), arguments, shard: None }
 }
 
-async fn await_ready(planned: &[Planned]) -> Result<()> {
-    for process in planned {
-        await_answer(&process.id, &format!("http://127.0.0.1:{}", process.port)).await?;
+/// Waits until the child answers for the first time. One that ends before has something that starting it again will not mend.
+async fn serves(child: &Supervised, url: String) -> Result<()> {
+    let name = child.name();
+    tokio::select! {
+        answer = timeout(READY_WITHIN, first_answer(&url)) => {
+            if let Err(late) = answer {
+                bail!("{name} at {url} does not answer: {late}; hint: see its log above");
+            }
+        }
+        () = child.ended() => bail!("{name} ended before it served; hint: what it said of it is above"),
+    }
+    child.served();
+    Ok(())
+}
+
+async fn first_answer(url: &str) -> Result<()> {
+    let connector = GrpcConnector::new(GrpcOptions::default());
+    let client = connector.describer(url).map_err(|error| anyhow::anyhow!("{error}"))?;
+    while client.describe(&CallContext::new("up").with_timeout(Duration::from_secs(2))).await.is_err() {
+        sleep(Duration::from_millis(50)).await;
     }
     Ok(())
 }
 
-async fn await_answer(name: &str, url: &str) -> Result<()> {
-    let connector = GrpcConnector::new(GrpcOptions::default());
-    let began = Instant::now();
-    loop {
-        let ctx = CallContext::new("up").with_timeout(Duration::from_secs(2));
-        let client = connector.describer(url).map_err(|error| anyhow::anyhow!("{error}"))?;
-        match client.describe(&ctx).await {
-            Ok(_) => return Ok(()),
-            Err(error) => {
-                ensure!(
-                    began.elapsed() < READY_WITHIN,
-                    "{name} at {url} does not answer: {error}; hint: see its log above"
-                );
-                sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-async fn announce(planned: &[Planned], http: &str, grpc: &str, url: &str) -> Result<()> {
+async fn announce(planned: &[Planned], doors: &Doors, url: &str) -> Result<()> {
     let client = GrpcConnector::new(GrpcOptions::default());
     let client = client.inference(url).map_err(|error| anyhow::anyhow!("{error}"))?;
     let models =
         client.list_models(&CallContext::new("up")).await.map_err(|error| anyhow::anyhow!("{error}"))?;
     let model = models.first().context("the router serves no model")?;
-    let workers: Vec<_> = planned.iter().map(|p| format!("{} 127.0.0.1:{}", p.id, p.port)).collect();
-    ready::announce(model, http, grpc, &workers);
+    let workers: Vec<_> = planned.iter().map(|p| format!("{} {}", p.id, p.reserved.address())).collect();
+    ready::announce(model, &doors.http(), &doors.grpc.address().to_string(), &workers);
     Ok(())
 }

@@ -1,8 +1,16 @@
 //! Child processes of `longshore up --processes`: started, told apart, restarted when they die, ended in order.
 
-use std::{convert::Infallible, process::Stdio, time::Duration};
+use std::{
+    convert::Infallible,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use longshore_chassis::Tasks;
 use longshore_fabric::{CallContext, Connector, GrpcConnector, GrpcOptions};
 use tokio::{
@@ -24,10 +32,11 @@ pub(super) struct Recipe {
     pub(super) shard: Option<String>,
 }
 
-/// A supervised child: restarted until told to end.
+/// A supervised child: once it has served, restarted until told to end.
 #[derive(Debug)]
 pub(super) struct Supervised {
     name: String,
+    served: Arc<AtomicBool>,
     stop: CancellationToken,
     tasks: Tasks,
 }
@@ -42,12 +51,28 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 impl Supervised {
     /// Starts the child and its watcher. `deadline` is what it gets to end after SIGTERM.
     pub(super) fn start(recipe: Recipe, deadline: Duration) -> Result<Self> {
-        let stop = CancellationToken::new();
+        let (stop, served) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
         let child = spawn(&recipe)?;
         let tasks = Tasks::new();
         let name = recipe.name.clone();
-        tasks.spawn_critical(format!("supervise {name}"), watch(recipe, child, stop.clone(), deadline));
-        Ok(Self { name, stop, tasks })
+        let watched = watch(recipe, child, Arc::clone(&served), stop.clone(), deadline);
+        tasks.spawn_critical(format!("supervise {name}"), watched);
+        Ok(Self { name, served, stop, tasks })
+    }
+
+    /// Its name for people.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Tells the watcher that the child answered: from now on it is started again when it ends.
+    pub(super) fn served(&self) {
+        self.served.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until it is not watched any more: it ended before it served, or could not be started again.
+    pub(super) async fn ended(&self) {
+        self.tasks.cancelled().await;
     }
 
     /// Asks the child to end and waits for it.
@@ -69,7 +94,13 @@ fn spawn(recipe: &Recipe) -> Result<Child> {
     command.spawn().with_context(|| format!("cannot start {}", recipe.name))
 }
 
-async fn watch(recipe: Recipe, mut child: Child, stop: CancellationToken, deadline: Duration) -> Result<()> {
+async fn watch(
+    recipe: Recipe,
+    mut child: Child,
+    served: Arc<AtomicBool>,
+    stop: CancellationToken,
+    deadline: Duration,
+) -> Result<()> {
     let mut pause = RESTART_FIRST;
     loop {
         let began = Instant::now();
@@ -87,6 +118,9 @@ async fn watch(recipe: Recipe, mut child: Child, stop: CancellationToken, deadli
             ));
             stop.cancelled().await;
             return Ok(());
+        }
+        if !served.load(Ordering::Relaxed) {
+            bail!("{} ended before it served ({status})", recipe.name);
         }
         if began.elapsed() > GOOD_RUN {
             pause = RESTART_FIRST;

@@ -122,6 +122,12 @@ impl Server {
         format!("http://{listen}")
     }
 
+    /// Admin address of a child by `--id`, `http://…`.
+    pub fn admin(&self, id: &str) -> String {
+        let pid = self.process(id).unwrap_or_else(|| panic!("{id} is not running"));
+        format!("http://{}", argument(pid, "--admin").unwrap_or_else(|| panic!("{id} has no admin address")))
+    }
+
     /// Processor time that a child took since its start, in clock ticks (10 ms); 0 when it is not running.
     pub fn ticks(&self, id: &str) -> u64 {
         let stat = self.process(id).and_then(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());

@@ -6,10 +6,11 @@ use longshore_chassis::{
     Fault, Validate,
     config::{check_range, join},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Settings of a decode worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Sequences that generate at the same time.

@@ -7,13 +7,14 @@ use longshore_chassis::{
     Fault, Validate,
     config::{check_range, join},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How long a stop waits for writes that began before its time was over.
 const LAST_WRITES_MS: u64 = 1_000;
 
 /// Settings of a shard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Bytes of memory that tiles, those of incomplete blocks included, and summaries may occupy.
@@ -56,7 +57,7 @@ pub struct Config {
 }
 
 /// The disk tier of a shard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiskConfig {
     /// Folder below which every shard makes one of its own; empty: no disk tier.
@@ -145,7 +146,7 @@ impl Validate for DiskConfig {
 }
 
 /// How a shard keeps up the copies of its blocks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RepairConfig {
     /// Time between two looks at whether the other shards live.

@@ -8,7 +8,6 @@ mod doctor;
 mod eval;
 mod model;
 mod serve;
-mod size;
 mod store;
 mod trace;
 

@@ -4,6 +4,8 @@ mod compute;
 mod copies;
 mod cuda;
 mod drain;
+#[cfg(test)]
+mod page;
 mod position;
 
 use longshore_attention::KvDtype;
@@ -16,6 +18,7 @@ use longshore_chassis::{
 use longshore_cluster::Member;
 use longshore_model::Linear;
 use longshore_router::Policies;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -29,7 +32,7 @@ pub(crate) use drain::DrainConfig;
 pub(crate) use position::PositionScaling;
 
 /// Everything that can be configured.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// Which model, and how its KV looks.
@@ -59,7 +62,7 @@ pub(crate) struct Config {
 }
 
 /// Which model, and how its KV looks. Equal in every process of a cluster.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ModelConfig {
     /// A name, `pypi:package==version`, `hf:org/name` or a path.
@@ -103,7 +106,7 @@ impl Default for ModelConfig {
 }
 
 /// Addresses; an empty one is not listened on.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ListenConfig {
     /// OpenAI HTTP API of a router.
@@ -145,7 +148,7 @@ impl ListenConfig {
 }
 
 /// Who belongs to the cluster.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ClusterConfig {
     /// Name of this process.
@@ -157,7 +160,7 @@ pub(crate) struct ClusterConfig {
 }
 
 /// Copies of blocks. Their number and that of acknowledgements are equal in every process of a cluster.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct StoreConfig {
     /// Copies of each block, on different hosts.

@@ -2,6 +2,7 @@
 
 mod findings;
 mod gpu;
+mod places;
 mod settings;
 
 use anyhow::{Context, Result, ensure};
@@ -53,7 +54,7 @@ const BURSTS: usize = 5;
 
 /// Runs the command; blocks, so never on a reactor thread.
 pub(crate) fn doctor(args: &DoctorArgs) -> Result<()> {
-    let sources = process::sources(&args.serve, args.serve.all_sets());
+    let sources = process::sources(&args.up.serve, args.up.settings());
     let mut problems = Vec::new();
     // What is wrong with the configuration is one more finding; the rest is looked at with the defaults then.
     let config = longshore_chassis::load::<Config>(&sources).unwrap_or_else(|error| {
@@ -82,7 +83,8 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<()> {
         machine,
     };
     findings::look(&examination, &config, &mut problems);
-    findings::look_at_copies(&config, args.shards.into(), &mut problems);
+    findings::look_at_copies(&config, args.up.shards.into(), &mut problems);
+    places::look(&config, &mut problems);
     let examination = Examination { problems, ..examination };
     tell(&examination, args.json)?;
     let found = examination.problems.len();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use longshore_attention::{GatesCut, HeadBudgets, HeadPlan};
 use longshore_model::ModelInfo;
 
@@ -17,6 +17,9 @@ const DUO_GROUPED: GatesCut = GatesCut::Sparsity(0.5);
 const DUO_SINGLE: GatesCut = GatesCut::Sparsity(0.75);
 /// First and newest keys that its streaming heads see.
 const DUO_SINK: u64 = 64;
+/// What a plan is.
+const HINT: &str =
+    "name a file that `longshore calibrate` wrote, or MInference's JSON, or DuoAttention's TSV";
 const DUO_RECENT: u64 = 256;
 
 /// Plans of budgets that `longshore calibrate` found, by the digest of the model's files.
@@ -31,8 +34,9 @@ pub(crate) fn of(config: &Config, info: &ModelInfo) -> Result<Option<Arc<HeadPla
     if path.is_empty() {
         return if is_as_calibrated(&config.model) { shipped(info) } else { Ok(None) };
     }
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("`model.head_plan` is `{path}`, which cannot be read as UTF-8"))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        anyhow!("`model.head_plan` is `{path}`, which cannot be read as text: {error}; hint: {HINT}")
+    })?;
     let plan = read(&text, info)
         .with_context(|| format!("`model.head_plan` is `{path}`, which is no plan for this model"))?;
     Ok(Some(Arc::new(plan)))

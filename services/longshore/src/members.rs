@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use longshore_chassis::Tasks;
 use longshore_cluster::{Member, StaticMembership};
 
@@ -16,7 +16,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(crate) fn listed(config: &ClusterConfig) -> Result<Vec<Member>> {
     let text = match config.members_file.as_str() {
         "" => String::new(),
-        file => std::fs::read_to_string(file).with_context(|| format!("`cluster.members_file` {file}"))?,
+        file => std::fs::read_to_string(file).map_err(|error| {
+            anyhow!(
+                "`cluster.members_file` is `{file}`, which cannot be read: {error}; hint: name a text file with one member a line, as \
+                 `kvstore=kv-0@http://10.0.0.1:9300`"
+            )
+        })?,
     };
     parse(config, &text)
 }

@@ -2,9 +2,9 @@
 
 mod backend;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use longshore_attention::{Executor, HeadPlan, TileShape};
 use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
@@ -46,12 +46,22 @@ pub(crate) struct Node {
     pub(crate) device: Option<Arc<CudaDevice>>,
 }
 
+/// Why a model cannot be read, and what a model is.
+fn unreadable(path: &Path, error: &longshore_model::Error) -> anyhow::Error {
+    let hint = if path.is_dir() {
+        "a folder needs `config.json`, `tokenizer.json` and `*.safetensors`"
+    } else {
+        "give a GGUF file, or a folder with safetensors; a file that was cut short must be fetched again"
+    };
+    anyhow!("cannot read the model: {error}; hint: {hint}")
+}
+
 impl Node {
     /// Finds the model, fetching it when it is missing, and reads everything but its weights.
     pub(crate) fn open(config: &Config) -> Result<Self> {
         let reference = ModelRef::parse(&config.model.reference)?;
         let path = model::ensure(&reference).context("cannot get the model")?;
-        let info = ModelInfo::open(&path).context("cannot read the model")?;
+        let info = ModelInfo::open(&path).map_err(|error| unreadable(&path, &error))?;
         Self::of(config, &reference, info)
     }
 
@@ -76,7 +86,7 @@ impl Node {
             bar.set_position(progress.done_bytes);
         };
         let LoadedModel { info, weights } =
-            LoadedModel::open(&path, &read).context("cannot read the model")?;
+            LoadedModel::open(&path, &read).map_err(|error| unreadable(&path, &error))?;
         bar.set_prefix("packing");
         let node = Self::of(config, &reference, info)?;
         let shape = (&node.info.config, node.tile_shape);

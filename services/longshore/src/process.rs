@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use longshore_chassis::{
-    Admin, LogCounters, Metrics, Readiness, Reserved, Signals, Sources, Tasks, load, render, telemetry,
+    Admin, LogCounters, Metrics, Readiness, Reserved, Signals, Sources, Tasks,
+    config::{Descriptions, Setting, render_described},
+    load, render, telemetry,
 };
 use longshore_cluster::{ClusterView, Member, Role};
 use longshore_compute::ComputePool;
@@ -22,14 +24,14 @@ use tokio::sync::watch;
 use crate::{cli::ServeArgs, config::Config, console, device};
 
 /// Where the configuration of this process comes from.
-pub(crate) fn sources(serve: &ServeArgs, sets: Vec<String>) -> Sources {
+pub(crate) fn sources(serve: &ServeArgs, sets: Vec<Setting>) -> Sources {
     Sources::from_process(serve.config.clone(), sets)
         .reserve("LONGSHORE_URL")
         .reserve("LONGSHORE_TEST_PYTHON")
 }
 
 /// Reads the configuration, and looks for the GPU if it asks for one. `None`: it was only to be printed.
-pub(crate) fn configuration(serve: &ServeArgs, sets: Vec<String>) -> Result<Option<Config>> {
+pub(crate) fn configuration(serve: &ServeArgs, sets: Vec<Setting>) -> Result<Option<Config>> {
     let mut config = settings(serve, sets)?;
     if let Some(config) = &mut config {
         device::resolve(config)?;
@@ -38,10 +40,10 @@ pub(crate) fn configuration(serve: &ServeArgs, sets: Vec<String>) -> Result<Opti
 }
 
 /// Reads the configuration of a command that finds its device itself. `None`: it was only to be printed.
-pub(crate) fn settings(serve: &ServeArgs, sets: Vec<String>) -> Result<Option<Config>> {
+pub(crate) fn settings(serve: &ServeArgs, sets: Vec<Setting>) -> Result<Option<Config>> {
     let config: Config = load(&sources(serve, sets))?;
     if serve.print_config {
-        console::say(render(&config).trim_end());
+        console::say(render_described(&config, &Descriptions::of::<Config>()).trim_end());
         return Ok(None);
     }
     Ok(Some(config))
@@ -60,7 +62,7 @@ pub(crate) fn prepare(config: &Config) -> Result<(Metrics, Arc<ComputePool>)> {
     let counters: LogCounters = telemetry(&config.telemetry).context("cannot set up logs")?;
     let metrics = Metrics::new();
     counters.register(&metrics);
-    metrics.register_build(env!("CARGO_PKG_VERSION"), "");
+    metrics.register_build(env!("CARGO_PKG_VERSION"));
     Ok((metrics, compute_pool(config)?))
 }
 
@@ -131,9 +133,10 @@ pub(crate) async fn until_drained(
     root: &Tasks,
     signals: &mut Signals,
     deadline: Duration,
+    supervised: bool,
 ) -> Result<()> {
     tokio::select! {
-        signal = signals.next() => told(format_args!("{signal}: draining; once more ends at once")),
+        signal = signals.next() => told(format_args!("{signal}: draining; once more ends at once"), supervised),
         () = root.cancelled() => {}
     }
     let drain = async {
@@ -148,7 +151,7 @@ pub(crate) async fn until_drained(
     };
     tokio::select! {
         () = drain => {}
-        signal = signals.next() => told(format_args!("{signal}: ended without draining")),
+        signal = signals.next() => told(format_args!("{signal}: ended without draining"), supervised),
     }
     root.cancel();
     match root.failure() {
@@ -158,8 +161,10 @@ pub(crate) async fn until_drained(
 }
 
 /// Says it to a person at a terminal; a supervised process has its supervisor say it once for all.
-fn told(what: std::fmt::Arguments<'_>) {
-    if std::io::stderr().is_terminal() {
+fn told(what: std::fmt::Arguments<'_>, supervised: bool) {
+    if supervised {
+        tracing::debug!("{what}");
+    } else if std::io::stderr().is_terminal() {
         console::note(what.to_string());
     } else {
         tracing::info!("{what}");

@@ -22,18 +22,8 @@ use crate::{
 
 /// Runs until a signal, then drains.
 pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
-    let Some(mut config) = process::settings(&args.serve, args.all_sets())? else { return Ok(()) };
-    let attends_on = match role {
-        Role::Prefill | Role::Decode => {
-            device::resolve(&mut config)?;
-            Choice::Cpu
-        }
-        Role::KvStore => device::of_shard(&mut config)?,
-        Role::Router => {
-            device::of_others(&mut config)?;
-            Choice::Cpu
-        }
-    };
+    let Some(mut config) = process::settings(&args.serve, args.settings())? else { return Ok(()) };
+    let attends_on = shard_device(role, &mut config)?;
     let (this, membership) = membership(role, &args, &mut config)?;
     if role == Role::KvStore {
         config.drain.check_save(&config.kvstore.disk)?;
@@ -85,12 +75,22 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
         announce(role, &this, &parts, &http);
     }
     readiness.ready("model");
-    process::until_drained(&[scope], |_| (), &root, &mut signals, deadline).await?;
+    process::until_drained(&[scope], |_| (), &root, &mut signals, deadline, args.supervised).await?;
     outer.drain(Duration::from_secs(1)).await;
     if args.supervised && is_drained(store.as_deref()).await {
         bail!(process::Drained);
     }
     Ok(())
+}
+
+/// Finds the device of the role; what a shard attends on, the CPU for all others.
+fn shard_device(role: Role, config: &mut Config) -> Result<Choice> {
+    match role {
+        Role::KvStore => return device::of_shard(config),
+        Role::Prefill | Role::Decode => device::resolve(config)?,
+        Role::Router => device::of_others(config)?,
+    }
+    Ok(Choice::Cpu)
 }
 
 /// Whether the shard of this process, if it has one, was drained.

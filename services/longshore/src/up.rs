@@ -15,7 +15,7 @@ use crate::{cli::UpArgs, cuda, node::Node, process, ready, role::blocking, wirin
 
 /// Runs until Ctrl-C or SIGTERM, then drains.
 pub(crate) async fn up(args: UpArgs) -> Result<()> {
-    let Some(config) = process::configuration(&args.serve, args.all_sets())? else { return Ok(()) };
+    let Some(config) = process::configuration(&args.serve, args.settings())? else { return Ok(()) };
     config.store.check_started(args.shards.into())?;
     config.drain.check_save(&config.kvstore.disk)?;
     config.listen.check_distinct(true)?;
@@ -67,7 +67,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
         let workers = registrations.iter().filter(|r| stage > 0 && r.member().role != Role::KvStore);
         workers.for_each(|worker| house.local.remove(&worker.member().id));
     };
-    process::until_drained(&scopes, before, &root, &mut signals, deadline).await?;
+    process::until_drained(&scopes, before, &root, &mut signals, deadline, false).await?;
     outer.drain(Duration::from_secs(1)).await;
     Ok(())
 }

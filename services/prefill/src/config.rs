@@ -6,10 +6,11 @@ use longshore_chassis::{
     Fault, Validate,
     config::{check_range, join},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How a cached prefix that lies on shards is attended to. The bits are the same either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PrefixPolicy {
     /// Whatever moves fewer bytes.
@@ -22,7 +23,7 @@ pub enum PrefixPolicy {
 }
 
 /// Settings of a prefill worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Prompt tokens that go through the layers together.

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use longshore_chassis::{Fault, Validate, config};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::DEFAULT_PREFILL_POLICY;
 
 /// Settings of a router.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Requests that run at the same time.
@@ -37,8 +38,9 @@ pub struct Config {
     pub index_namespaces_max: u32,
     /// Blocks of all these namespaces, counted once for each shard that holds them; about 16 bytes each.
     pub index_blocks_max: u64,
-    /// Copies of each block in the store, as all processes of the cluster are told. A binary that has a setting of its own for
-    /// it sets this one.
+    /// Copies of each block in the store, as all processes of the cluster are told. No setting of the router's: whoever starts it says
+    /// it.
+    #[serde(skip)]
     pub copies: u32,
     /// How often a request may be begun again after a worker failed; a block of new tokens restarts the count.
     pub retries_max: u32,
@@ -51,7 +53,7 @@ pub struct Config {
 }
 
 /// Settings of the OpenAI HTTP listener.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
     /// Largest request body, in bytes.

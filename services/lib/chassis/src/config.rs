@@ -7,15 +7,20 @@
 //! * environment: `LONGSHORE_SECTION__KEY=value`, a double underscore between levels, upper case. The names in
 //!   [`Sources::reserved_env`] mean other things, and the variables that Kubernetes injects for a service called `longshore-…`
 //!   are passed over.
-//! * `--set section.key=value`. As in the environment, the value is read as TOML, and as a string when it is no TOML.
+//! * `--set section.key=value`, and flags that stand for one. As in the environment, the value is read as TOML, and as a string when it
+//!   is no TOML.
+//!
+//! Numbers of bytes, whose keys end with `bytes`, may have a unit in every layer: `"32GiB"`.
 //!
 //! This module and the binary are the only places that read the environment.
 
+mod describe;
 mod error;
 mod layer;
 mod render;
 mod schema;
 mod secret;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -24,11 +29,13 @@ use std::{fmt::Display, ops::RangeInclusive, path::PathBuf};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+pub use describe::Descriptions;
 pub use error::{ConfigError, ConfigFault, Origin};
 use layer::Override;
-pub use render::render;
+pub use render::{render, render_described};
 use schema::Schema;
 pub use secret::{REDACTED, Secret};
+pub use size::bytes;
 
 /// Prefix of environment variables that set configuration keys.
 pub const ENV_PREFIX: &str = "LONGSHORE_";
@@ -75,6 +82,21 @@ pub fn check_range<T: PartialOrd + Display>(
     }
 }
 
+/// A value that was given on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// `section.key=value`.
+    pub text: String,
+    /// The flag that stands for it, for example `--threads`; `None`: `--set`.
+    pub flag: Option<&'static str>,
+}
+
+impl From<String> for Setting {
+    fn from(text: String) -> Self {
+        Self { text, flag: None }
+    }
+}
+
 /// Where values may come from, beside the defaults.
 #[derive(Debug, Clone)]
 pub struct Sources {
@@ -82,8 +104,8 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// Environment variables; those without [`ENV_PREFIX`] are passed over.
     pub env: Vec<(String, String)>,
-    /// `section.key=value`, in order.
-    pub sets: Vec<String>,
+    /// Values of the command line; later ones win.
+    pub sets: Vec<Setting>,
     /// Variables that have the prefix but are no configuration keys.
     pub reserved_env: Vec<String>,
 }
@@ -97,17 +119,17 @@ impl Default for Sources {
 }
 
 impl Sources {
-    /// A file, variables told by the caller, and `--set` values.
+    /// A file, variables told by the caller, and values of the command line.
     pub fn new(
         file: Option<PathBuf>,
         env: impl IntoIterator<Item = (String, String)>,
-        sets: Vec<String>,
+        sets: Vec<Setting>,
     ) -> Self {
         Self { file, env: env.into_iter().collect(), sets, ..Self::default() }
     }
 
-    /// A file, the environment of this process, and `--set` values.
-    pub fn from_process(file: Option<PathBuf>, sets: Vec<String>) -> Self {
+    /// A file, the environment of this process, and values of the command line.
+    pub fn from_process(file: Option<PathBuf>, sets: Vec<Setting>) -> Self {
         // `vars` panics on a variable that is not Unicode, also on one that is none of ours.
         let ours = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok().filter(|name| name.starts_with(ENV_PREFIX))?;

@@ -72,9 +72,9 @@ impl Metrics {
         }
     }
 
-    /// Registers `longshore_build_info{version, revision}`.
-    pub fn register_build(&self, version: &str, revision: &str) {
-        let labels = vec![("version", version.to_owned()), ("revision", revision.to_owned())];
+    /// Registers `longshore_build_info{version}`.
+    pub fn register_build(&self, version: &str) {
+        let labels = vec![("version", version.to_owned())];
         self.register("longshore_build", "What this process was built from", Info::new(labels));
     }
 

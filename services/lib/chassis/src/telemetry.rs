@@ -6,6 +6,7 @@ mod tests;
 use std::{io::IsTerminal as _, sync::atomic::AtomicU64};
 
 use prometheus_client::metrics::counter::Counter;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
@@ -17,7 +18,7 @@ use tracing_subscriber::{
 use crate::{Error, Fault, Metrics, Validate};
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people; coloured on a terminal unless `NO_COLOR` is set.
@@ -28,7 +29,7 @@ pub enum LogFormat {
 }
 
 /// What is logged and how.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TelemetryConfig {
     /// Level, or directives such as `info,longshore_router=debug`.

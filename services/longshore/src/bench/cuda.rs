@@ -28,7 +28,7 @@ const SAMPLE_SECONDS: f64 = 0.05;
 
 /// Runs the command; blocks, so never on a reactor thread.
 pub(crate) fn cuda(args: &BenchCudaArgs) -> Result<()> {
-    let Some(config) = process::settings(&args.serve, args.serve.all_sets())? else { return Ok(()) };
+    let Some(config) = process::settings(&args.serve, args.serve.settings())? else { return Ok(()) };
     if process::only_checked(&args.serve) {
         return Ok(());
     }

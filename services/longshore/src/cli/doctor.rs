@@ -2,18 +2,18 @@
 
 use clap::Args;
 
-use super::serve::ServeArgs;
+use super::serve::UpArgs;
 
 /// Flags of `longshore doctor`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code: 0 when no problem was found, 1 otherwise.")]
+#[command(
+    after_help = "Takes the flags of `longshore up` and looks whether it could be started with them; ports that a running Longshore has \
+    are told as taken.\nExit code: 0 when no problem was found, 1 otherwise."
+)]
 pub(crate) struct DoctorArgs {
-    /// What a server would be started with.
+    /// What `longshore up` would be started with.
     #[command(flatten)]
-    pub(crate) serve: ServeArgs,
-    /// KV-store shards that `longshore up` would be started with; a member list says it by itself.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(crate) shards: u16,
+    pub(crate) up: UpArgs,
     /// Print JSON instead of text.
     #[arg(long)]
     pub(crate) json: bool,

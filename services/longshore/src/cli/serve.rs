@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use longshore_chassis::config::Setting;
 
 /// Flags that every server takes.
 #[derive(Debug, Clone, Default, Args)]
@@ -59,30 +60,36 @@ pub(crate) struct ServeArgs {
 }
 
 impl ServeArgs {
-    /// The flags as `--set` entries; later entries win, so explicit flags come last.
-    pub(crate) fn all_sets(&self) -> Vec<String> {
-        let mut sets = self.sets.clone();
-        push(&mut sets, "model.reference", self.model.as_ref());
-        push(&mut sets, "model.max_context_tokens", self.max_context_tokens);
-        push(&mut sets, "model.kv_dtype", self.kv_dtype.as_ref());
-        push(&mut sets, "model.rope_scaling", self.rope_scaling.as_ref().map(|text| format!("{text:?}")));
-        push(&mut sets, "model.linear", self.linear.as_ref());
-        push(&mut sets, "model.head_plan", self.head_plan.as_ref().map(|path| format!("{path:?}")));
-        push(&mut sets, "store.copies", self.copies);
-        push(&mut sets, "store.write_acks", self.write_acks);
-        push(&mut sets, "compute.device", self.device.as_ref().map(|device| format!("{device:?}")));
-        push(&mut sets, "compute.threads", self.threads);
+    /// The flags as settings; later ones win, so explicit flags come last.
+    pub(crate) fn settings(&self) -> Vec<Setting> {
+        let mut sets: Vec<Setting> = self.sets.iter().cloned().map(Setting::from).collect();
+        push(&mut sets, "--model", "model.reference", self.model.as_ref());
+        push(&mut sets, "--max-context-tokens", "model.max_context_tokens", self.max_context_tokens);
+        push(&mut sets, "--kv-dtype", "model.kv_dtype", self.kv_dtype.as_ref());
+        push(&mut sets, "--rope-scaling", "model.rope_scaling", quoted(self.rope_scaling.as_ref()));
+        push(&mut sets, "--linear", "model.linear", self.linear.as_ref());
+        push(&mut sets, "--head-plan", "model.head_plan", quoted(self.head_plan.as_ref()));
+        push(&mut sets, "--copies", "store.copies", self.copies);
+        push(&mut sets, "--write-acks", "store.write_acks", self.write_acks);
+        push(&mut sets, "--device", "compute.device", quoted(self.device.as_ref()));
+        push(&mut sets, "--threads", "compute.threads", self.threads);
         // Quoted, like every text that could be read as something else: a single core would be a number.
-        push(&mut sets, "compute.pin", self.pin.as_ref().map(|cores| format!("{cores:?}")));
-        push(&mut sets, "telemetry.filter", self.log.as_ref());
+        push(&mut sets, "--pin", "compute.pin", quoted(self.pin.as_ref()));
+        push(&mut sets, "--log", "telemetry.filter", self.log.as_ref());
         sets
     }
 }
 
-fn push(sets: &mut Vec<String>, key: &str, value: Option<impl ToString>) {
+/// `flag` is the flag as people type it.
+fn push(sets: &mut Vec<Setting>, flag: &'static str, key: &str, value: Option<impl ToString>) {
     if let Some(value) = value {
-        sets.push(format!("{key}={}", value.to_string()));
+        sets.push(Setting { text: format!("{key}={}", value.to_string()), flag: Some(flag) });
     }
+}
+
+/// A text that is not to be read as anything else.
+fn quoted(text: Option<&String>) -> Option<String> {
+    text.map(|text| format!("{text:?}"))
 }
 
 /// Flags of `longshore up`.
@@ -110,7 +117,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) disk: Option<String>,
     /// Bytes that each shard may keep there, as `34359738368` or `32GiB` [default: 32 GiB].
-    #[arg(long, value_name = "BYTES", requires = "disk", value_parser = super::size::bytes)]
+    #[arg(long, value_name = "BYTES", requires = "disk", value_parser = longshore_chassis::config::bytes)]
     pub(crate) disk_bytes: Option<u64>,
     /// Address of the OpenAI HTTP API [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS")]
@@ -124,15 +131,15 @@ pub(crate) struct UpArgs {
 }
 
 impl UpArgs {
-    /// The flags as `--set` entries.
-    pub(crate) fn all_sets(&self) -> Vec<String> {
-        let mut sets = self.serve.all_sets();
+    /// The flags as settings.
+    pub(crate) fn settings(&self) -> Vec<Setting> {
+        let mut sets = self.serve.settings();
         self.policy.push_to(&mut sets);
-        push(&mut sets, "kvstore.disk.path", self.disk.as_ref().map(|path| format!("{path:?}")));
-        push(&mut sets, "kvstore.disk.capacity_bytes", self.disk_bytes);
-        push(&mut sets, "listen.http", self.http.as_ref());
-        push(&mut sets, "listen.grpc", self.grpc.as_ref());
-        push(&mut sets, "listen.admin", self.admin.as_ref());
+        push(&mut sets, "--disk", "kvstore.disk.path", quoted(self.disk.as_ref()));
+        push(&mut sets, "--disk-bytes", "kvstore.disk.capacity_bytes", self.disk_bytes);
+        push(&mut sets, "--http", "listen.http", self.http.as_ref());
+        push(&mut sets, "--grpc", "listen.grpc", self.grpc.as_ref());
+        push(&mut sets, "--admin", "listen.admin", self.admin.as_ref());
         sets
     }
 }
@@ -145,9 +152,9 @@ pub(crate) struct DefaultPolicyArgs {
 }
 
 impl DefaultPolicyArgs {
-    /// Appends the flag as a `--set` entry.
-    fn push_to(&self, sets: &mut Vec<String>) {
-        push(sets, "router.prefill_policy", self.prefill_policy.as_ref().map(|policy| format!("{policy:?}")));
+    /// Appends the flag as a setting.
+    fn push_to(&self, sets: &mut Vec<Setting>) {
+        push(sets, "--prefill-policy", "router.prefill_policy", quoted(self.prefill_policy.as_ref()));
     }
 }
 
@@ -173,9 +180,9 @@ pub(crate) struct RouterArgs {
 }
 
 impl RouterArgs {
-    /// The flags as those of a role, the router's own as `--set` entries.
+    /// The flags as those of a role, the router's own as settings.
     pub(crate) fn into_role(mut self) -> RoleArgs {
-        self.policy.push_to(&mut self.role.serve.sets);
+        self.policy.push_to(&mut self.role.more);
         self.role
     }
 }
@@ -214,22 +221,27 @@ pub(crate) struct RoleArgs {
     /// End when the parent process ends (set by `longshore up --processes`).
     #[arg(long, hide = true)]
     pub(crate) supervised: bool,
+    /// Flags that only some roles have.
+    #[arg(skip)]
+    more: Vec<Setting>,
 }
 
 impl RoleArgs {
-    /// The flags as `--set` entries.
-    pub(crate) fn all_sets(&self) -> Vec<String> {
-        let mut sets = self.serve.all_sets();
-        push(&mut sets, "cluster.id", self.id.as_ref());
-        push(&mut sets, "listen.grpc", self.listen.as_ref());
-        push(&mut sets, "listen.tiles_port", self.tiles_port.as_ref());
-        push(&mut sets, "listen.http", self.http.as_ref());
-        push(&mut sets, "listen.admin", self.admin.as_ref());
-        push(&mut sets, "cluster.members_file", self.members_file.as_ref().map(|file| format!("{file:?}")));
+    /// The flags as settings.
+    pub(crate) fn settings(&self) -> Vec<Setting> {
+        let mut sets = self.serve.settings();
+        push(&mut sets, "--id", "cluster.id", self.id.as_ref());
+        push(&mut sets, "--listen", "listen.grpc", self.listen.as_ref());
+        push(&mut sets, "--tiles-port", "listen.tiles_port", self.tiles_port.as_ref());
+        push(&mut sets, "--http", "listen.http", self.http.as_ref());
+        push(&mut sets, "--admin", "listen.admin", self.admin.as_ref());
+        push(&mut sets, "--members-file", "cluster.members_file", quoted(self.members_file.as_ref()));
         if !self.members.is_empty() {
             let quoted: Vec<_> = self.members.iter().map(|member| format!("{member:?}")).collect();
-            sets.push(format!("cluster.members=[{}]", quoted.join(",")));
+            let text = format!("cluster.members=[{}]", quoted.join(","));
+            sets.push(Setting { text, flag: Some("--member") });
         }
+        sets.extend(self.more.iter().cloned());
         sets
     }
 }

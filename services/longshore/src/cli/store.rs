@@ -203,7 +203,7 @@ pub(crate) struct StoreVerifyArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
     /// Keys of blocks, or their first hexadecimal digits.
-    #[arg(required_unless_present = "all")]
+    #[arg(required_unless_present = "all", value_name = "KEYS|--all")]
     pub(crate) keys: Vec<String>,
     /// All blocks.
     #[arg(long, conflicts_with = "keys")]
@@ -236,7 +236,7 @@ pub(crate) struct StoreScrubArgs {
 }
 
 fn some_bytes(text: &str) -> Result<u64, String> {
-    match super::size::bytes(text)? {
+    match longshore_chassis::config::bytes(text)? {
         0 => Err("is 0, must be at least 1".to_owned()),
         bytes => Ok(bytes),
     }

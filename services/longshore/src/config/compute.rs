@@ -2,12 +2,13 @@
 
 use longshore_chassis::{Fault, Validate, config::check_range};
 use longshore_compute::PoolOptions;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{device::Choice, machine};
 
 /// Where a process computes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ComputeConfig {
     /// Device of the forward pass and of attention: `cpu`, `cuda` (the first GPU), `cuda:N`, or `auto`, which is the first GPU where

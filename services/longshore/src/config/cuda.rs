@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use longshore_chassis::{Fault, Validate};
 use longshore_cuda::{CAPABILITY_MIN, CudaOptions};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Cache;
 
 /// Libraries and compiled kernels of GPUs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CudaConfig {
     /// Folders that are searched first for CUDA's libraries: folders of libraries, or Python's `site-packages` with NVIDIA's

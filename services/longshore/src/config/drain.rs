@@ -3,10 +3,11 @@
 use anyhow::{Result, ensure};
 use longshore_chassis::{Fault, Validate, config::check_range};
 use longshore_kvstore::DiskConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// End of the process.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DrainConfig {
     /// Milliseconds that streams get to finish after the first Ctrl-C or SIGTERM.

@@ -35,7 +35,7 @@ struct Report {
 
 /// Runs the command; blocks, so never on a reactor thread.
 pub(crate) fn selftest(args: &SelftestArgs) -> Result<()> {
-    let Some(config) = process::settings(&args.serve, args.serve.all_sets())? else { return Ok(()) };
+    let Some(config) = process::settings(&args.serve, args.serve.settings())? else { return Ok(()) };
     if process::only_checked(&args.serve) {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use longshore_cluster::ClusterView;
 use serde::Serialize;
 
 use super::Examination;
-use crate::{config::Config, console, members};
+use crate::{config::Config, console, members, model::ModelRef};
 
 /// Something that is wrong, and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -41,8 +41,17 @@ pub(super) fn look(e: &Examination, config: &Config, problems: &mut Vec<Problem>
         );
     }
     if e.model.path.is_none() {
-        let pull = format!("run `longshore model pull {}`, or let `longshore up` do it", e.model.reference);
-        add(format!("the model `{}` is not in the cache", e.model.reference), &pull);
+        let reference = &e.model.reference;
+        match ModelRef::parse(reference) {
+            Ok(ModelRef::Path(_)) => add(
+                format!("the model `{reference}` does not exist"),
+                "give the path of a GGUF file or of a folder with safetensors, or a name that `longshore model list` shows",
+            ),
+            _ => add(
+                format!("the model `{reference}` is not in the cache"),
+                &format!("run `longshore model pull {reference}`, or let `longshore up` do it"),
+            ),
+        }
     }
     if e.model_cache_free_bytes.is_some_and(|free| free < FREE_DISK_BYTES) {
         let free = console::bytes(e.model_cache_free_bytes.unwrap_or(0));

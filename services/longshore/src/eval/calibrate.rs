@@ -20,7 +20,7 @@ use crate::{
 
 /// Runs the command; blocks, so never on a reactor thread.
 pub(crate) fn run(args: &CalibrateArgs) -> Result<()> {
-    let Some(config) = process::configuration(&args.serve, args.serve.all_sets())? else { return Ok(()) };
+    let Some(config) = process::configuration(&args.serve, args.serve.settings())? else { return Ok(()) };
     if process::only_checked(&args.serve) {
         return Ok(());
     }

@@ -30,7 +30,7 @@ const MODEL_TOKENS: u32 = 8192;
 /// Runs the command.
 pub(super) fn run(args: &ScorersArgs) -> Result<()> {
     let wanted = densities(&args.density)?;
-    let Some(config) = process::configuration(&args.serve, args.serve.all_sets())? else { return Ok(()) };
+    let Some(config) = process::configuration(&args.serve, args.serve.settings())? else { return Ok(()) };
     if process::only_checked(&args.serve) {
         return Ok(());
     }

@@ -36,7 +36,7 @@ pub(super) type Rows<'a> = &'a mut dyn FnMut(u64, &[f32]) -> Result<()>;
 impl Subject {
     /// Loads what the flags name; `None`: the configuration was only to be printed or checked.
     pub(super) fn of(args: &EvalArgs) -> Result<Option<Self>> {
-        let Some(config) = process::configuration(&args.serve, args.serve.all_sets())? else {
+        let Some(config) = process::configuration(&args.serve, args.serve.settings())? else {
             return Ok(None);
         };
         if process::only_checked(&args.serve) {

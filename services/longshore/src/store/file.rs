@@ -200,7 +200,10 @@ fn replace<'a>(
 /// Fills `into`; a file that ends before is said to lack `field`.
 fn exact(from: &mut impl Read, into: &mut [u8], field: &'static str) -> Result<(), FileError> {
     from.read_exact(into).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => invalid(field, "is cut short: the file ends inside it"),
+        io::ErrorKind::UnexpectedEof => invalid(
+            field,
+            "is cut short: the file ends inside it; hint: get the block again with `longshore store get`",
+        ),
         _ => FileError::Io(error),
     })
 }

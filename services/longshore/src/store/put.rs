@@ -6,7 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
 use longshore_blocks::quorum::{Candidate, CopyRule, Tally, Verdict};
 use longshore_fabric::{CallContext, Error};
-use longshore_proto::types::{Identity, ModelDescription, PutOutcome, ShardStats, TileMessage};
+use longshore_proto::types::{
+    Identity, ModelDescription, PutOutcome, ShardStats, TileMessage, WireTileShape,
+};
 use tokio::sync::mpsc;
 
 use super::{cluster::Cluster, file::BlockFile};
@@ -80,15 +82,27 @@ pub(super) async fn put_file(cluster: &Cluster, path: &Path, only: Option<&str>)
 fn fits(block: &BlockFile, model: &ModelDescription) -> Result<()> {
     ensure!(
         block.shape == model.tile_shape,
-        "`tile_shape` is {:?}, this cluster holds {:?}; hint: put it into the cluster that it came from",
-        block.shape,
-        model.tile_shape
+        "`tile_shape` is {}, this cluster holds {}; hint: put it into the cluster that it came from",
+        shown(&block.shape),
+        shown(&model.tile_shape)
     );
     ensure!(
         block.deployment == model.deployment,
         "`deployment` is not that of this cluster; hint: its model and KV settings must be those that the block was made with"
     );
     Ok(())
+}
+
+fn shown(shape: &WireTileShape) -> String {
+    format!(
+        "{} layers of {} tokens × {} KV heads × {} in {} (layout {})",
+        shape.layers,
+        shape.block_tokens,
+        shape.kv_heads,
+        shape.head_dim,
+        format!("{:?}", shape.dtype).to_lowercase(),
+        shape.layout
+    )
 }
 
 /// Sends the block to the first candidates that take it.

@@ -20,11 +20,19 @@ struct Planned {
     id: String,
     /// Kept from its choice to the end, so that nobody has the port when the process is started again.
     reserved: Reserved,
+    /// Where it tells health and metrics, if the router does.
+    admin: Option<Reserved>,
 }
 
 impl Planned {
     fn url(&self) -> String {
         format!("http://{}", self.reserved.address())
+    }
+
+    /// For people: who it is and where it listens.
+    fn line(&self) -> String {
+        let admin = self.admin.as_ref().map(|admin| format!(" (admin {})", admin.address()));
+        format!("{} {}{}", self.id, self.reserved.address(), admin.unwrap_or_default())
     }
 }
 
@@ -40,6 +48,11 @@ impl Doors {
     async fn open(config: &Config) -> Result<Self> {
         let listen = &config.listen;
         ensure!(
+            listen.tiles_port == 0,
+            "`listen.tiles_port` is {}, which cannot be that of several shards of a host; hint: leave it out, each takes a free one",
+            listen.tiles_port
+        );
+        ensure!(
             !listen.grpc.is_empty(),
             "`listen.grpc` is empty; hint: processes need it, pass `--grpc 127.0.0.1:9000`"
         );
@@ -53,6 +66,9 @@ impl Doors {
         self.http.as_ref().map(|door| door.address().to_string()).unwrap_or_default()
     }
 }
+
+/// Workers and shards are for this machine.
+const ANY_PORT: &str = "127.0.0.1:0";
 
 /// How long a process may take from its start to its first answer; loading a large model takes minutes.
 const READY_WITHIN: Duration = Duration::from_secs(600);
@@ -68,7 +84,7 @@ pub(super) async fn run(args: &UpArgs, config: Config) -> Result<()> {
         let config = config.clone();
         blocking(move || Node::open(&config)).await?;
     }
-    let (doors, planned) = (Doors::open(&config).await?, plan(args).await?);
+    let (doors, planned) = (Doors::open(&config).await?, plan(args, &config).await?);
     let folder = tempfile::tempdir().context("cannot create a folder for the configuration")?;
     let file = folder.path().join("longshore.toml");
     std::fs::write(&file, render(&without_addresses(&config))).context("cannot write the configuration")?;
@@ -112,13 +128,15 @@ async fn end(mut children: Vec<Supervised>, deadline: Duration) {
     }
 }
 
-async fn plan(args: &UpArgs) -> Result<Vec<Planned>> {
+async fn plan(args: &UpArgs, config: &Config) -> Result<Vec<Planned>> {
     let mut planned = Vec::new();
     for (role, count) in [("kvstore", args.shards), ("prefill", args.prefill), ("decode", args.decode)] {
         for index in 0..count {
-            let reserved = reserve("127.0.0.1:0").await.context("no free port on loopback")?;
+            let free = || async { reserve(ANY_PORT).await.context("no free port on loopback") };
+            let reserved = free().await?;
+            let admin = if config.listen.admin.is_empty() { None } else { Some(free().await?) };
             let name = if role == "kvstore" { "kv" } else { role };
-            planned.push(Planned { role, id: format!("{name}-{index}"), reserved });
+            planned.push(Planned { role, id: format!("{name}-{index}"), reserved, admin });
         }
     }
     Ok(planned)
@@ -157,6 +175,9 @@ fn worker(process: &Planned, planned: &[Planned], file: &Path, config: &Config) 
     let mut arguments = vec![process.role.to_owned(), "--id".to_owned(), process.id.clone()];
     arguments.extend(["--listen".to_owned(), process.reserved.address().to_string()]);
     arguments.extend(["--config".to_owned(), file.display().to_string(), "--supervised".to_owned()]);
+    if let Some(admin) = &process.admin {
+        arguments.extend(["--admin".to_owned(), admin.address().to_string()]);
+    }
     arguments.extend(compute_flags(config, planned, process));
     arguments.extend(members(planned));
     let shard = (process.role == "kvstore").then(|| process.url());
@@ -206,7 +227,7 @@ async fn announce(planned: &[Planned], doors: &Doors, url: &str) -> Result<()> {
     let models =
         client.list_models(&CallContext::new("up")).await.map_err(|error| anyhow::anyhow!("{error}"))?;
     let model = models.first().context("the router serves no model")?;
-    let workers: Vec<_> = planned.iter().map(|p| format!("{} {}", p.id, p.reserved.address())).collect();
+    let workers: Vec<_> = planned.iter().map(Planned::line).collect();
     ready::announce(model, &doors.http(), &doors.grpc.address().to_string(), &workers);
     Ok(())
 }

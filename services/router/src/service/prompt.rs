@@ -79,7 +79,10 @@ pub(crate) async fn read(
                 }
                 reader.accept(chunk)?;
             }
-            Ok(None) => return reader.prompt.ok_or_else(|| Error::invalid("prompt", "is missing")),
+            Ok(None) => {
+                let empty = "is empty; hint: send at least one token";
+                return reader.prompt.ok_or_else(|| Error::invalid("prompt", empty));
+            }
             Err(_) => return Err(Error::PromptStalled { waited: idle }),
         }
     }

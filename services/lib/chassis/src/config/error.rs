@@ -13,6 +13,8 @@ pub enum Origin {
     Environment(String),
     /// `--set`.
     Set,
+    /// This flag, which stands for a `--set`.
+    Flag(&'static str),
 }
 
 impl fmt::Display for Origin {
@@ -22,6 +24,7 @@ impl fmt::Display for Origin {
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Environment(variable) => write!(f, "environment {variable}"),
             Self::Set => f.write_str("--set"),
+            Self::Flag(flag) => f.write_str(flag),
         }
     }
 }

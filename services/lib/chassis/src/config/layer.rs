@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde_json::{Map, Value};
 
 use super::{
-    ConfigFault, ENV_PREFIX, Origin, Sources, join,
+    ConfigFault, ENV_PREFIX, Origin, Setting, Sources, bytes, join,
     schema::{Place, Schema},
 };
 
@@ -101,13 +101,14 @@ impl Walk<'_> {
         self.text(&Origin::Environment(variable.to_owned()), path, text);
     }
 
-    fn set(&mut self, set: &str) {
-        let Some((key, text)) = set.split_once('=') else {
-            let problem = format!("says `{set}`, hint: write `--set section.key=value`");
-            return self.fault(&Origin::Set, "", problem);
+    fn set(&mut self, set: &Setting) {
+        let origin = set.flag.map_or(Origin::Set, Origin::Flag);
+        let Some((key, text)) = set.text.split_once('=') else {
+            let problem = format!("says `{}`, hint: write `--set section.key=value`", set.text);
+            return self.fault(&origin, "", problem);
         };
         let path = key.trim().split('.').map(|level| level.trim().to_owned()).collect();
-        self.text(&Origin::Set, path, text.trim());
+        self.text(&origin, path, text.trim());
     }
 
     /// A value that was written as text beside its key.
@@ -145,9 +146,9 @@ impl Walk<'_> {
     ) {
         for (name, value) in table {
             let below = match place {
-                Place::Table(known) => known.get(&name).map(Place::of),
+                Place::Table(known) => known.get(&name).map(|value| Place::of(&name, value)),
                 Place::Open => Some(Place::Open),
-                Place::Leaf => None,
+                Place::Leaf | Place::Bytes => None,
             };
             match below {
                 Some(below) => {
@@ -174,10 +175,14 @@ impl Walk<'_> {
                     format!("is a section, hint: its keys are {}", names.join(", ")),
                 );
             }
-            (Place::Leaf, Value::Object(_)) => {
+            (Place::Leaf | Place::Bytes, Value::Object(_)) => {
                 self.fault(origin, path.join("."), "is a single value, not a section");
             }
-            (Place::Leaf | Place::Open, value) => {
+            (Place::Bytes, Value::String(text)) => match bytes(&text) {
+                Ok(number) => self.value(origin, Place::Leaf, path, number.into()),
+                Err(problem) => self.fault(origin, path.join("."), format!("is `{text}`, {problem}")),
+            },
+            (Place::Leaf | Place::Bytes | Place::Open, value) => {
                 self.overrides.push(Override {
                     path: path.clone(),
                     origin: origin.clone(),

@@ -5,21 +5,46 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::join;
+use super::{Descriptions, join};
+
+/// Columns of a comment.
+const COLUMNS: usize = 120;
 
 /// `config` as TOML, secrets redacted; keys without a value are comments.
 pub fn render<C: Serialize>(config: &C) -> String {
+    render_described(config, &Descriptions::default())
+}
+
+/// The same with what is said of each key before it.
+pub fn render_described<C: Serialize>(config: &C, descriptions: &Descriptions) -> String {
     let tree = serde_json::to_value(config).expect("config structs have string keys and serialise");
     let mut out = String::new();
     if let Value::Object(table) = tree {
-        section(&table, "", &mut out);
+        section(&table, "", descriptions, &mut out);
     }
     out
 }
 
-fn section(table: &Map<String, Value>, path: &str, out: &mut String) {
+/// Comment lines with what is said of `key`.
+fn describe(descriptions: &Descriptions, key: &str, out: &mut String) {
+    let Some(text) = descriptions.get(key) else { return };
+    let mut line = "#".to_owned();
+    for word in text.split_whitespace() {
+        if line.len() > 1 && line.len() + 1 + word.len() > COLUMNS {
+            out.push_str(&line);
+            line = "\n#".to_owned();
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    out.push_str(&line);
+    out.push('\n');
+}
+
+fn section(table: &Map<String, Value>, path: &str, descriptions: &Descriptions, out: &mut String) {
     let is_section = |value: &Value| value.as_object().is_some_and(|inner| !inner.is_empty());
     for (name, value) in table.iter().filter(|(_, value)| !is_section(value)) {
+        describe(descriptions, &join(path, name), out);
         let name = quoted(name);
         match (value, to_toml(value)) {
             (_, Some(value)) => writeln!(out, "{name} = {value}"),
@@ -32,8 +57,10 @@ fn section(table: &Map<String, Value>, path: &str, out: &mut String) {
         if let Some(inner) = value.as_object().filter(|inner| !inner.is_empty()) {
             let path = join(path, &quoted(name));
             let gap = if out.is_empty() { "" } else { "\n" };
-            writeln!(out, "{gap}[{path}]").expect("writing to a string cannot fail");
-            section(inner, &path, out);
+            out.push_str(gap);
+            describe(descriptions, &path, out);
+            writeln!(out, "[{path}]").expect("writing to a string cannot fail");
+            section(inner, &path, descriptions, out);
         }
     }
 }

@@ -18,13 +18,16 @@ pub(super) enum Place<'a> {
     Table(&'a Map<String, Value>),
     /// A single value or an array.
     Leaf,
+    /// A number of bytes, by the name of its key.
+    Bytes,
     /// An optional value without default, or something below a free-form map: serde decides.
     Open,
 }
 
 impl<'a> Place<'a> {
-    pub(super) fn of(value: &'a Value) -> Self {
+    pub(super) fn of(name: &str, value: &'a Value) -> Self {
         match value {
+            Value::Number(_) if name.ends_with("bytes") => Self::Bytes,
             Value::Null => Self::Open,
             Value::Object(table) if table.is_empty() => Self::Open,
             Value::Object(table) => Self::Table(table),
@@ -41,7 +44,7 @@ impl Schema {
     }
 
     pub(super) fn root(&self) -> Place<'_> {
-        Place::of(&self.tree)
+        Place::of("", &self.tree)
     }
 
     /// The defaults without secrets, whose serialised form is not their value.

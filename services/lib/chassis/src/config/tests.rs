@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::*;
@@ -106,7 +107,7 @@ fn sources(
         held
     });
     let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let sets = sets.iter().map(|set| (*set).to_owned()).collect();
+    let sets = sets.iter().map(|set| Setting::from((*set).to_owned())).collect();
     (Sources::new(held.as_ref().map(|held| held.path().to_owned()), env, sets), held)
 }
 
@@ -270,6 +271,31 @@ fn other_variables_are_passed_over() {
 }
 
 #[test]
+fn flags_are_named_as_they_were_typed() {
+    let typed = Setting { text: "server.port=x".to_owned(), flag: Some("--port") };
+    let error = load::<Config>(&Sources::new(None, [], vec![typed])).unwrap_err();
+    assert!(error.to_string().contains("`server.port` (--port) cannot be read"), "{error}");
+}
+
+#[test]
+fn numbers_of_bytes_may_have_units_in_every_layer() {
+    let config = check(Some("[server]\nlimit_bytes = '500 B'\n"), &[], &[]).unwrap();
+    assert_eq!(config.server.limit_bytes, 500);
+    let config = check(None, &[("LONGSHORE_SERVER__LIMIT_BYTES", "0.5KiB")], &[]).unwrap();
+    assert_eq!(config.server.limit_bytes, 512);
+    assert_eq!(check(None, &[], &["server.limit_bytes=9b"]).unwrap().server.limit_bytes, 9);
+    for wrong in ["4 parsecs", "''", "1.5"] {
+        let told = faults(None, &[], &[&format!("server.limit_bytes={wrong}")]);
+        assert!(told[0].starts_with("`server.limit_bytes` (--set) "), "{told:?}");
+    }
+    let told = faults(None, &[], &["server.limit_bytes=4GB"]);
+    assert!(
+        told[0].contains("is `4GB`, must be a number of bytes") && told[0].contains("`32GiB`"),
+        "{told:?}"
+    );
+}
+
+#[test]
 fn secrets_are_read_and_never_shown() {
     let config = check(None, &[("LONGSHORE_SERVER__TOKEN", "12345")], &[]).unwrap();
     assert_eq!(config.server.token.expose(), "12345");
@@ -297,6 +323,40 @@ fn rendering_shows_every_key() {
     }
     let top = BTreeMap::from([("a key", u64::MAX)]);
     assert_eq!(render(&top), "# \"a key\" = 18446744073709551615 (more than TOML can say)\n");
+}
+
+#[test]
+fn what_comments_say_is_rendered_in_lines() {
+    /// A part.
+    #[derive(Default, Serialize, JsonSchema)]
+    struct Part {
+        /// Said of `b`
+        /// on two lines.
+        b: u8,
+    }
+    /// The whole.
+    #[derive(Default, Serialize, JsonSchema)]
+    struct Whole {
+        /// A long sentence that has exactly as many words as it takes to need several lines of a comment, which are cut between words and never within one, however long it goes on and wherever its last word ends.
+        a: u8,
+        /// Something with parts.
+        part: Part,
+        silent: u8,
+    }
+    let text = render_described(&Whole::default(), &Descriptions::of::<Whole>());
+    let comment: Vec<_> = text.lines().take_while(|line| line.starts_with('#')).collect();
+    assert!(
+        comment.len() == 2 && comment.iter().all(|line| line.starts_with("# ") && line.len() <= 120),
+        "{text}"
+    );
+    let words = comment.join(" ").replace("# ", "");
+    assert!(words.starts_with("A long sentence") && words.ends_with("its last word ends."), "{text}");
+    assert!(
+        text.ends_with(
+            "\na = 0\nsilent = 0\n\n# Something with parts.\n[part]\n# Said of `b` on two lines.\nb = 0\n"
+        ),
+        "{text}"
+    );
 }
 
 proptest! {

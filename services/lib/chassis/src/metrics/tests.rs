@@ -35,12 +35,12 @@ fn families_of_two_instances_appear_once() {
 fn values_and_builds_are_shown() {
     let metrics = Metrics::new();
     assert_eq!(metrics.encode(), "# EOF\n");
-    metrics.register_build("0.1.0", "abc");
+    metrics.register_build("0.1.0");
     let gauge: Gauge = Gauge::default();
     metrics.register("longshore_test_depth", "Depth", gauge.clone());
     gauge.set(-4);
     let text = metrics.encode();
-    assert!(text.contains("longshore_build_info{version=\"0.1.0\",revision=\"abc\"} 1"), "{text}");
+    assert!(text.contains("longshore_build_info{version=\"0.1.0\"} 1"), "{text}");
     assert!(
         text.contains("# HELP longshore_test_depth Depth.\n") && text.contains("longshore_test_depth -4\n"),
         "{text}"

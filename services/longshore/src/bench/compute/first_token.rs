@@ -37,8 +37,8 @@ pub(super) fn measure(bench: &Bench, args: &BenchComputeArgs) -> Result<FirstTok
         if let Some(config) = &args.serve.config {
             command.arg("--config").arg(config);
         }
-        for set in args.serve.all_sets() {
-            command.args(["--set", &set]);
+        for set in args.serve.settings() {
+            command.args(["--set", &set.text]);
         }
         samples.push(run(command.stdin(Stdio::null()).stdout(Stdio::piped()))?);
     }

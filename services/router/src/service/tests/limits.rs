@@ -73,7 +73,7 @@ async fn the_limit_is_exact() {
 async fn prompts_that_mean_nothing_are_refused() {
     let vocabulary = model().config.vocabulary as u32;
     let table: [(&str, &str, Vec<PromptChunk>); 9] = [
-        ("prompt", "missing", vec![]),
+        ("prompt", "empty", vec![]),
         ("prompt", "empty", vec![text("")]),
         ("prompt", "empty", vec![PromptChunk::Tokens(vec![])]),
         ("prompt", "position 1", vec![PromptChunk::Tokens(vec![1, vocabulary])]),

@@ -1,4 +1,4 @@
-//! Numbers of bytes on the command line.
+//! Numbers of bytes as people write them.
 
 /// Units and the powers of two that they stand for. Those without an `i` mean the same: nobody sizes memory in powers of ten.
 const UNITS: [(&str, u32); 10] = [
@@ -14,8 +14,8 @@ const UNITS: [(&str, u32); 10] = [
     ("tib", 40),
 ];
 
-/// Reads `34359738368`, `32GiB`, `32 GiB` or `1.5g`.
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
+/// Reads `34359738368`, `32GiB`, `32 GiB` or `1.5g`; units are powers of 1024. The problem is a verb phrase.
+pub fn bytes(text: &str) -> Result<u64, String> {
     let form = || "must be a number of bytes, as `34359738368`, or one with a unit: KiB, MiB, GiB or TiB, as `32GiB`";
     let text = text.trim();
     let digits = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());

@@ -1,0 +1,95 @@
+//! What becomes of a cluster that is started: ports, processes that cannot start, roles started by hand.
+
+use std::{
+    fs,
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use longshore_tests::{
+    client::await_start,
+    server::{long_prompt, model, post},
+};
+use serde_json::{Value, json};
+
+use super::{
+    hands::{Hands, free_ports},
+    longshore, refused, stderr, stdout,
+};
+
+#[test]
+fn taken_and_repeated_ports_are_refused_before_anything_starts() {
+    model();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = listener.local_addr().unwrap().to_string();
+    let free = "127.0.0.1:0";
+    for (field, [http, grpc, admin]) in [
+        ("`listen.http`", [&taken[..], free, free]),
+        ("`listen.grpc`", [free, &taken, free]),
+        ("`listen.admin`", [free, free, &taken]),
+    ] {
+        for more in [&[][..], &["--processes"]] {
+            let up = ["up", "--http", http, "--grpc", grpc, "--admin", admin];
+            let said = refused(&[&up[..], more].concat());
+            assert!(said.contains(field), "{more:?}: {said}");
+            assert!(said.contains(&taken) && said.contains("hint: another process has the port"), "{said}");
+        }
+    }
+    let said = refused(&["up", "--http", "127.0.0.1:8123", "--grpc", "127.0.0.1:8123"]);
+    assert!(said.contains("`listen.http` is `127.0.0.1:8123`, which is `listen.grpc` too"), "{said}");
+}
+
+#[test]
+fn a_process_that_cannot_start_ends_the_others() {
+    model();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("no folder");
+    fs::write(&file, "").unwrap();
+    let up = ["up", "--processes", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--disk"];
+    let said = longshore(&[&up[..], &[file.to_str().unwrap()]].concat(), "");
+    assert_eq!((said.status.code(), stdout(&said)), (Some(1), String::new()), "{}", stderr(&said));
+    let said = stderr(&said);
+    assert!(said.contains("`kvstore.disk.path`") && said.contains("kv-0 ended before it served"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_started_by_hand_answer_together() {
+    // Fails here, with the remedy, when the model was never pulled.
+    model();
+    let ports: [_; 6] = free_ports();
+    let url = |index: usize| format!("http://{}", ports[index].address());
+    let roles =
+        [("kvstore", "kv-0"), ("kvstore", "kv-1;weight=2"), ("prefill", "prefill-0"), ("decode", "decode-0")];
+    let members: Vec<String> = (roles.iter().enumerate())
+        .flat_map(|(index, (role, id))| {
+            let (id, weight) = id.split_at(id.find(';').unwrap_or(id.len()));
+            ["--member".to_owned(), format!("{role}={id}@{}{weight}", url(index))]
+        })
+        .collect();
+    let mut hands = Hands::default();
+    for (role, id) in roles {
+        hands.start(role, id.split(';').next().unwrap(), &members, &[]);
+    }
+    let (grpc, http) = (ports[4].address().to_string(), ports[5].address().to_string());
+    hands.start("router", "router-0", &members, &["--listen", &grpc, "--http", &http]);
+    for index in 0..5 {
+        let describe = await_start(&url(index), None, Duration::from_secs(180)).await;
+        assert!(describe.members.len() >= 4, "{describe:?}");
+    }
+    let prompt = format!("{} The capital of France is", long_prompt().chars().take(800).collect::<String>());
+    let body = json!({"prompt": prompt, "max_tokens": 8, "temperature": 0});
+    let began = Instant::now();
+    // gRPC answers a moment before HTTP listens.
+    let answer = loop {
+        match reqwest::get(format!("http://{http}/v1/models")).await {
+            Ok(_) => break post(&format!("http://{http}/v1/completions"), &body).await,
+            Err(error) => assert!(began.elapsed() < Duration::from_secs(20), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let (status, answer) = answer;
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer.pointer("/usage/completion_tokens").and_then(Value::as_u64) > Some(0), "{answer}");
+    assert!(answer["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()), "{answer}");
+    hands.end();
+}

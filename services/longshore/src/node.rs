@@ -80,7 +80,9 @@ impl Node {
     pub(crate) fn load(config: &Config, pool: &Arc<ComputePool>) -> Result<(Self, Arc<Engine>)> {
         let reference = ModelRef::parse(&config.model.reference)?;
         let path = model::ensure(&reference).context("cannot get the model")?;
-        let bar = console::byte_bar("loading", 0);
+        // Known before the first bytes are read, so that the bar does not begin full.
+        let file_bytes = std::fs::metadata(&path).map_or(0, |file| file.len());
+        let bar = console::byte_bar("loading", file_bytes);
         let read = |progress: LoadProgress| {
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.done_bytes);

@@ -108,7 +108,7 @@ impl House {
         let tasks = Tasks::new();
         let membership = MemoryMembership::new();
         let mut site = Site {
-            epochs: epochs(&membership, &tasks),
+            epochs: longshore_kvstore::epochs(membership.watch(), &tasks),
             plan,
             deployment: Deployment::new(&parts),
             geometry,
@@ -200,26 +200,6 @@ impl Drop for House {
     fn drop(&mut self) {
         self.site.tasks.cancel();
     }
-}
-
-/// The epoch of the shard map, as it changes.
-fn epochs(membership: &MemoryMembership, tasks: &Tasks) -> watch::Receiver<u64> {
-    let mut views = membership.watch();
-    let (send, epochs) = watch::channel(views.borrow_and_update().epoch());
-    let scope = tasks.clone();
-    tasks.spawn("epochs", async move {
-        let follow = async {
-            while views.changed().await.is_ok() {
-                let epoch = views.borrow_and_update().epoch();
-                send.send_if_modified(|last| std::mem::replace(last, epoch) != epoch);
-            }
-        };
-        tokio::select! {
-            () = follow => {}
-            () = scope.cancelled() => {}
-        }
-    });
-    epochs
 }
 
 struct Site {

@@ -42,6 +42,8 @@ mod row_tile;
 mod schedule;
 mod sparse;
 mod state;
+#[cfg(test)]
+mod unseen;
 
 use std::cell::RefCell;
 use std::sync::Arc;

@@ -1,27 +1,16 @@
 //! The CPU backend on the default model, token by token: with one key, attention is that key's value, so that whole passes
 //! need no executor.
 
-use std::path::PathBuf;
-use std::sync::{Arc, LazyLock};
+#[path = "support/default_model.rs"]
+mod default_model;
+
+use std::sync::Arc;
 use std::time::Instant;
 
 use longshore_compute::{ComputePool, PoolOptions};
-use longshore_model::{Activations, Backend as _, CpuBackend, CpuOptions, Linear, LoadedModel};
+use longshore_model::{Activations, Backend as _, CpuBackend, CpuOptions, Linear};
 
-static MODEL: LazyLock<LoadedModel> =
-    LazyLock::new(|| LoadedModel::open(&model_path(), &|_| ()).expect("the model opens"));
-
-/// The cached file; its absence is a failure with a remedy, never a silent pass.
-fn model_path() -> PathBuf {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = variable("LONGSHORE_CACHE")
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("longshore")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/longshore")))
-        .expect("one of LONGSHORE_CACHE, XDG_CACHE_HOME and HOME is set");
-    let path = cache.join("models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(path.is_file(), "{} is missing; hint: run `longshore model pull`", path.display());
-    path
-}
+use default_model::MODEL;
 
 fn backend(pool: &Arc<ComputePool>, linear: Linear) -> CpuBackend {
     let options = CpuOptions { pool: Arc::clone(pool), linear };

@@ -1,7 +1,7 @@
 //! The default model, as `longshore model pull` leaves it in the cache.
 
-use std::path::PathBuf;
-use std::sync::LazyLock;
+#[path = "support/default_model.rs"]
+mod default_model;
 
 use longshore_model::{
     LayerWeight, LoadProgress, LoadedModel, ModelInfo, RopeScaling, RopeStyle, SpecialTokens, TextStream,
@@ -9,20 +9,7 @@ use longshore_model::{
 };
 use serde_json::Value;
 
-static MODEL: LazyLock<LoadedModel> =
-    LazyLock::new(|| LoadedModel::open(&model_path(), &|_| ()).expect("the model opens"));
-
-/// The cached file; its absence is a failure with a remedy, never a silent pass.
-fn model_path() -> PathBuf {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = variable("LONGSHORE_CACHE")
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("longshore")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/longshore")))
-        .expect("one of LONGSHORE_CACHE, XDG_CACHE_HOME and HOME is set");
-    let path = cache.join("models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(path.is_file(), "{} is missing; hint: run `longshore model pull`", path.display());
-    path
-}
+use default_model::{MODEL, model_path};
 
 #[test]
 fn the_file_says_what_it_is() {

@@ -5,6 +5,7 @@ mod borrowed;
 mod compute;
 mod config;
 mod drain;
+mod epochs;
 mod error;
 mod get;
 pub mod grpc;
@@ -28,6 +29,7 @@ mod views;
 
 pub use compute::ShardCompute;
 pub use config::{Config, DiskConfig, RepairConfig};
+pub use epochs::epochs;
 pub use error::Error;
 pub use repair::Cluster;
 pub use service::KvStore;

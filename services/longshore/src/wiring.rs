@@ -55,7 +55,7 @@ impl Parts {
         let identity = longshore_kvstore::ShardIdentity {
             shard_id: ShardId(this.id.clone()),
             deployment: self.node.deployment,
-            epoch: self.epochs(tasks),
+            epoch: longshore_kvstore::epochs(self.views.clone(), tasks),
             geometry: self.node.geometry,
             tile_shape: self.node.tile_shape,
             layers: self.node.info.config.layers as u32,
@@ -72,26 +72,6 @@ impl Parts {
         });
         shard.save_at_stop();
         Ok(shard)
-    }
-
-    /// The epoch of the shard map, followed for as long as `tasks` lives.
-    fn epochs(&self, tasks: &Tasks) -> watch::Receiver<u64> {
-        let mut views = self.views.clone();
-        let (send, epochs) = watch::channel(views.borrow_and_update().epoch());
-        let scope = tasks.clone();
-        tasks.spawn("epochs", async move {
-            let follow = async {
-                while views.changed().await.is_ok() {
-                    let epoch = views.borrow_and_update().epoch();
-                    send.send_if_modified(|last| std::mem::replace(last, epoch) != epoch);
-                }
-            };
-            tokio::select! {
-                () = follow => {}
-                () = scope.cancelled() => {}
-            }
-        });
-        epochs
     }
 
     /// A prefill worker.

@@ -13,7 +13,7 @@ use crate::store::Store;
 pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, store: &Store) -> Result<(), fmt::Error> {
     let help = "Pieces of work that wait for a thread, by kind";
     let gauge = |count: usize| ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
-    let mut family = encoder.encode_descriptor("turns_waiting", help, None, gauge(0).metric_type())?;
+    let mut family = encoder.encode_descriptor("waiting_turns", help, None, gauge(0).metric_type())?;
     for (kind, turns) in store.all_turns() {
         gauge(turns.waiting()).encode(family.encode_family(&[("kind", kind)])?)?;
     }

@@ -112,7 +112,7 @@ async fn who_waits_for_a_turn_is_counted_by_kind_and_so_are_closed_views_that_ar
     shard.store(&[1]).await;
     let scraped = |line: &str| shard.metrics.encode().lines().any(|have| have == line);
     for kind in ["attend", "put", "read", "disk_attend", "disk_get"] {
-        assert!(scraped(&format!("longshore_kvstore_turns_waiting{{kind=\"{kind}\"}} 0")), "{kind}");
+        assert!(scraped(&format!("longshore_kvstore_waiting_turns{{kind=\"{kind}\"}} 0")), "{kind}");
     }
     let tenant = tenant("");
     let busy = shard.shard.store.turns().turn(tenant).await;
@@ -120,11 +120,11 @@ async fn who_waits_for_a_turn_is_counted_by_kind_and_so_are_closed_views_that_ar
     for turn in &mut waiting {
         assert!(poll_immediate(turn).await.is_none(), "there is one turn");
     }
-    assert!(scraped("longshore_kvstore_turns_waiting{kind=\"attend\"} 2"), "{}", shard.metrics.encode());
-    assert!(scraped("longshore_kvstore_turns_waiting{kind=\"read\"} 0"));
+    assert!(scraped("longshore_kvstore_waiting_turns{kind=\"attend\"} 2"), "{}", shard.metrics.encode());
+    assert!(scraped("longshore_kvstore_waiting_turns{kind=\"read\"} 0"));
     assert_eq!(shard.stats().await.waiting_turns, 2);
     waiting.pop();
-    assert!(scraped("longshore_kvstore_turns_waiting{kind=\"attend\"} 1"), "who gave up does not wait");
+    assert!(scraped("longshore_kvstore_waiting_turns{kind=\"attend\"} 1"), "who gave up does not wait");
     drop((busy, waiting));
 
     let view = shard.view(&[(0, 1)]).await;

@@ -6,23 +6,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{REGION, ROWS, ROWS_APART, Region, regions};
-use crate::executor::{AttendItem, PagedKv};
-use crate::{Column, ExactBlock, HeadShape, KvDtype, Queries, Tile, TileShape, WorkList};
-
-/// Tiles that nobody looks at.
-struct Unseen(TileShape);
-
-impl PagedKv for Unseen {
-    fn shape(&self) -> TileShape {
-        self.0
-    }
-    fn len(&self) -> usize {
-        usize::MAX
-    }
-    fn tile(&self, index: usize) -> &Tile {
-        panic!("a schedule needs no tile, not even {index}")
-    }
-}
+use crate::executor::{AttendItem, unseen::Unseen};
+use crate::{Column, ExactBlock, HeadShape, KvDtype, Queries, TileShape, WorkList};
 
 struct Call {
     heads: HeadShape,

@@ -6,25 +6,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{REGION, ROWS, Region, regions};
-use crate::{
-    ExactBlock, HeadShape, KvDtype, PagedKv, Partials, Queries, SparseItem, SparseWork, Tile, TileShape,
-    Visit,
-};
-
-/// Tiles that nobody looks at.
-struct Unseen(TileShape);
-
-impl PagedKv for Unseen {
-    fn shape(&self) -> TileShape {
-        self.0
-    }
-    fn len(&self) -> usize {
-        usize::MAX
-    }
-    fn tile(&self, index: usize) -> &Tile {
-        panic!("a schedule needs no tile, not even {index}")
-    }
-}
+use crate::executor::unseen::Unseen;
+use crate::{ExactBlock, HeadShape, KvDtype, Partials, Queries, SparseItem, SparseWork, TileShape, Visit};
 
 struct Call {
     heads: HeadShape,

@@ -132,7 +132,8 @@ async fn summaries_of_blocks_on_disk_stay_within_the_budget() {
     let stats = shard.stats(&ctx).await.expect("a shard tells its state");
     assert!((1..=BUDGET / 4).contains(&stats.summary_bytes), "{stats:?}");
     assert!(stats.used_bytes <= BUDGET, "{stats:?}");
-    let limit = idle + BUDGET + BUDGET / 10 + 4 * MIB;
+    // Threads that read the disk keep what they freed, each a block or two; on a busy machine there are more of them.
+    let limit = idle + BUDGET + BUDGET / 10 + 10 * MIB;
     assert!(most <= limit, "{} MiB resident, {} idle, budget {}", most / MIB, idle / MIB, BUDGET / MIB);
     tasks.drain(PATIENCE).await;
 }

@@ -43,6 +43,8 @@ struct SharedBarrier {
     u32 maker, made;
     Clock arriving, ended;
     std::vector<u32> waiting;
+    // By thread, how many phases it waited for.
+    std::vector<u32> waits;
 };
 
 // Accumulators of products under way; their registers are NaN meanwhile.
@@ -225,7 +227,8 @@ void init_barrier(Barrier& barrier, u32 arrivals, int line) {
     u32 me = w.current->here.thread;
     if (arrivals == 0) fail("a barrier for nobody", line);
     barrier.state = BARRIER_MARK;
-    w.tracks->barriers.push_back({&barrier, arrivals, arrivals, 0, me, clock_of(w, me).of[warp_of(me)], {}, {}, {}});
+    w.tracks->barriers.push_back({&barrier, arrivals, arrivals, 0, me, clock_of(w, me).of[warp_of(me)], {}, {}, {}, {}});
+    w.tracks->barriers.back().waits.resize(w.launch->threads);
 }
 
 void arrive(Barrier& at, int line) {
@@ -246,17 +249,22 @@ void arrive(Barrier& at, int line) {
     barrier.waiting.clear();
 }
 
+// A thread that waits for a barrier waits for all its phases, one after the other: so it is found that one was missed, where a device would take
+// another of the same parity for it.
 void wait_barrier(Barrier& at, u32 parity, int line) {
     Worker& w = *worker;
     SharedBarrier& barrier = barrier_at(w, at, line);
     Thread& me = *w.current;
-    if (barrier.phase % 2 == parity) {
+    u32 awaited = barrier.waits[me.here.thread]++;
+    if (awaited % 2 != parity) fail("wait_barrier names the wrong parity", line);
+    if (barrier.phase <= awaited) {
         me.state = State::Waiting;
         me.meeting = Meeting::WaitBarrier;
         me.line = line;
         barrier.waiting.push_back(me.here.thread);
         give_way(w);
     }
+    if (barrier.phase > awaited + 1) fail("wait_barrier missed a phase: the next has ended too", line);
     clock_of(w, me.here.thread).learn(barrier.ended);
 }
 

@@ -44,7 +44,7 @@ KERNEL(multiply, 128, 1, Params) {
     f32 d[COLUMN_GROUPS][4];
     bring(p, a, d);
     fence_products(a, d);
-    multiply_group<ACROSS>(d, a[0], p.descriptor + (shared_address(aligned_memory()) >> 4));
+    multiply_group<MATRIX_ACROSS>(d, a[0], p.descriptor + (shared_address(aligned_memory()) >> 4));
     commit_products();
     wait_products<0>(a, d);
     take(p, d);
@@ -77,7 +77,7 @@ DEVICE void copy_visits(const Params& p) {
         if (p.fault == 2) arrive_warp(pipe().full[visit % STAGES]);
         wait_copies<0>();
         if (p.fault == 3) arrive_warp(pipe().full[visit % STAGES]);
-        if (p.fault != 4 && (p.fault != 5 || thread_index() != 77)) fence_async_proxy();
+        if (p.fault != 4 && (p.fault != 5 || thread_index() != 73)) fence_async_proxy();
         if (p.fault != 2 && p.fault != 3) arrive_warp(pipe().full[visit % STAGES]);
     }
 }
@@ -87,11 +87,11 @@ DEVICE void multiply_visits(const Params& p) {
     f32 d[COLUMN_GROUPS][4], read = 0;
     bring(p, a, d);
     for (u32 visit = 0; visit < VISITS; visit++) {
-        if (p.fault != 6) wait_barrier(pipe().full[visit % STAGES], visit / STAGES % 2);
-        if (p.fault == 7 && visit == 0) stage_of(0)[40] = 1;
+        if (p.fault != 6) wait_barrier(pipe().full[visit % STAGES], (visit / STAGES + (p.fault == 26)) % 2);
+        if (p.fault == 7 && visit == 0) stage_of(0)[8] = 1;
         if (p.fault != 8) fence_products(a, d);
-        if (p.fault == 9 && lane() == 9) d[3][2] += 1;
-        if (p.fault == 10 && lane() == 9) a[0][1] += 1;
+        if (p.fault == 9 && thread_index() == 137) d[3][2] += 1;
+        if (p.fault == 10 && thread_index() == 137) a[0][1] += 1;
         u64 matrix = matrix_descriptor(stage_of(visit), 16, 1024);
         if (p.fault == 11) matrix |= 1ull << 49;
         if (p.fault == 12 && lane() == 3) matrix = moved(matrix, 32);
@@ -103,7 +103,7 @@ DEVICE void multiply_visits(const Params& p) {
         if (p.fault == 17) d[5][1] = 0;
         if (p.fault == 18) a[0][2] = 0;
         if (p.fault == 19) arrive_warp(pipe().empty[visit % STAGES]);
-        if (p.fault == 20 && visit == 0) stage_of(0)[40] = 1;
+        if (p.fault == 20 && visit == 0) stage_of(0)[8] = 1;
         if (p.fault == 21 && warp() == 5 && visit + 1 == VISITS) return;
         wait_products<0>(a, d);
         if (p.fault == 16) d[0][0] = read;

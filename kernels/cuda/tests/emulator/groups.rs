@@ -65,7 +65,7 @@ impl Layout {
             (span, across) => {
                 let pieces = span / 16;
                 let panel = if across { piece / pieces * self.leading } else { 0 };
-                row / 8 * self.stride + row % 8 * span + panel + (piece % pieces ^ moved) * 16 + byte
+                row / 8 * self.stride + row % 8 * span + panel + ((piece % pieces) ^ moved) * 16 + byte
             }
         }
     }
@@ -174,7 +174,7 @@ impl Trial {
             unused: 0,
         };
         let constants =
-            vec![("DTYPE", self.dtype), ("COLUMNS", self.columns as i64), ("ACROSS", across.into())];
+            vec![("DTYPE", self.dtype), ("COLUMNS", self.columns as i64), ("MATRIX_ACROSS", across.into())];
         let kernel = Kernel { source: SOURCE, entry, constants };
         let launch = Launch::new(&kernel, [block + 1, 1, 1], threads, &params);
         self.device.launch(&launch.shared((image.len() as u32).max(2 * 64 * 128 + 64) + 1024))?;
@@ -192,7 +192,7 @@ fn products_are_those_of_the_matrices_wherever_their_elements_lie() {
             let steps = if span == 128 && !across { PANEL / SUM } else { 1 };
             for step in 0..steps {
                 let image = trial.image(&layout, steps * SUM);
-                let descriptor = layout.descriptor() + (step * SUM * 2 >> 4) as u64;
+                let descriptor = layout.descriptor() + (step * SUM * 2 / 16) as u64;
                 let found = trial.run(("multiply", 128), (&image, across), descriptor, (0, 0)).unwrap();
                 let wanted = trial.fragments_of_d(&trial.expected(step * SUM, 1));
                 assert!(found == wanted, "{layout:?}, {columns} columns, step {step}");
@@ -218,15 +218,15 @@ fn stages_pass_in_order() {
 
 #[test]
 fn faults_of_who_uses_warp_groups_are_named() {
-    let faults: [(u32, &[&str]); 23] = [
-        (1, &["copy_async_16 overwrites", "no barrier orders the two"]),
+    let faults: [(u32, &[&str]); 24] = [
+        (1, &["wait_barrier missed a phase"]),
         (2, &["multiply_group reads", "wrote: no barrier orders the two"]),
         (3, &["multiply_group reads", "wrote: no barrier orders the two"]),
         (4, &["multiply_group reads", "without fence_async_proxy"]),
-        (5, &["multiply_group reads", "thread 77 wrote, without fence_async_proxy"]),
+        (5, &["multiply_group reads", "thread 73 wrote, without fence_async_proxy"]),
         (6, &["multiply_group reads"]),
-        (7, &["multiply_group reads byte 32", "something else overwrote"]),
-        (8, &["accumulators", "fence_products"]),
+        (7, &["multiply_group reads byte", "something else overwrote"]),
+        (8, &["factors", "fence_products"]),
         (9, &["accumulators", "thread 137", "touched after"]),
         (10, &["factors", "thread 137", "touched after"]),
         (11, &["base offset"]),
@@ -237,11 +237,12 @@ fn faults_of_who_uses_warp_groups_are_named() {
         (17, &["accumulators", "touched before it was waited for"]),
         (18, &["factors", "touched before it was waited for"]),
         (19, &["copy_async_16 overwrites"]),
-        (20, &["multiply_group reads byte 32", "something else overwrote"]),
+        (20, &["multiply_group reads byte", "something else overwrote"]),
         (21, &["is under way"]),
         (22, &["deadlock", "wait_barrier"]),
         (23, &["the barrier was overwritten"]),
         (24, &["barrier"]),
+        (26, &["wrong parity"]),
     ];
     for ((fault, words), block) in faults.into_iter().flat_map(|fault| [(fault, 0), (fault, 1)]) {
         let problem = pass(fault, block).expect_err(words[0]).to_string();

@@ -127,17 +127,22 @@ DEVICE void shrink(f32 (&output)[2 * DIM_STEPS][4], const f32 (&factors)[2]) {
 }
 
 // Scores become weights, which are summed; the sum of a row is spread over four lanes until the end. Of a visit that all rows of the warp may
-// leave out they are 0: its values are multiplied with, since a branch around products would have the assembler make them one by one.
-// Gives whether, and by how much, what was summed shrinks.
+// leave out they are 0: its values are multiplied with, since a branch around products would have the assembler make them one by one. The branch
+// here keeps it from moving exponentials behind the next wait. Gives whether, and by how much, what was summed shrinks.
 DEVICE bool weigh(const Params& p, State& state, f32 (&scores)[1][2 * KEY_STEPS][4], f32 (&factors)[2], const Marks& marks) {
     f32 tops[1][2], scale = from_bits(p.scale);
     row_tops(tops, scores, scale);
-    bool skips = marks.may_skip && all_skip(state, tops, from_bits(p.skip_below)), grew = false;
-    if (!skips) grew = raise(state, factors, tops);
+    if (marks.may_skip && all_skip(state, tops, from_bits(p.skip_below))) {
+        UNROLL for (u32 n = 0; n < 2 * KEY_STEPS; n++) {
+            UNROLL for (u32 i = 0; i < 4; i++) scores[0][n][i] = 0;
+        }
+        return false;
+    }
+    bool grew = raise(state, factors, tops);
     const f32 offsets[2] = {SHIFT - finite(state.top[0][0]), SHIFT - finite(state.top[0][1])};
     UNROLL for (u32 n = 0; n < 2 * KEY_STEPS; n++) {
         UNROLL for (u32 i = 0; i < 4; i++) {
-            scores[0][n][i] = skips ? 0 : exp2_approx(fmaf(scores[0][n][i], scale, offsets[i / 2]));
+            scores[0][n][i] = exp2_approx(fmaf(scores[0][n][i], scale, offsets[i / 2]));
             state.sum[0][i / 2] += scores[0][n][i];
         }
     }

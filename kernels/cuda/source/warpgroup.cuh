@@ -33,20 +33,21 @@ DEVICE void init_barrier(Barrier& barrier, u32 arrivals) {
 DEVICE void arrive(Barrier& barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(shared_address(&barrier)) : "memory");
 }
-// A wait that never ends would hang the device: after so many tries, seconds, the kernel ends with a fault.
-#define WAIT_TRIES (1u << 26)
-// Waits until the current phase, whose number is even (0) or odd (1), or the one before it, if that is, has ended.
+// A wait that never ends would hang the device: after so many tries, each of which takes its time, the kernel ends with a fault.
+#define WAIT_TRIES (1u << 22)
+// All lanes of a warp wait until the current phase, whose number is even (0) or odd (1), or the one before it, if that is, has ended.
 DEVICE void wait_barrier(Barrier& barrier, u32 parity) {
     u32 at = shared_address(&barrier), over = 0;
-    NO_UNROLL for (u32 tries = 0; tries < WAIT_TRIES; tries++) {
+    NO_UNROLL for (u32 tries = 0; tries < WAIT_TRIES && !over; tries++) {
         asm volatile(
             "{ .reg .pred over; mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2; selp.u32 %0, 1, 0, over; }"
             : "=r"(over)
             : "r"(at), "r"(parity)
             : "memory");
-        if (over) return;
     }
-    __trap();
+    if (!over) __trap();
+    // What follows may need all lanes at once.
+    sync_warp();
 }
 
 // What this thread wrote to shared memory is seen by products of warp groups, whose accesses go another way than others, once a barrier

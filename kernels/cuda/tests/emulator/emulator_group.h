@@ -29,7 +29,10 @@ void settle(const void* registers, u64 bytes);
 DEVICE u32 shared_address(const void* shared) { return emulator::shared_address(shared); }
 DEVICE void init_barrier(Barrier& barrier, u32 arrivals, LINE) { emulator::init_barrier(barrier, arrivals, line); }
 DEVICE void arrive(Barrier& barrier, LINE) { emulator::arrive(barrier, line); }
-DEVICE void wait_barrier(Barrier& barrier, u32 parity, LINE) { emulator::wait_barrier(barrier, parity, line); }
+DEVICE void wait_barrier(Barrier& barrier, u32 parity, LINE) {
+    emulator::wait_barrier(barrier, parity, line);
+    sync_warp(line);
+}
 DEVICE void fence_async_proxy() { emulator::fence_async_proxy(); }
 
 template <u32 N>

@@ -1,8 +1,11 @@
 //! The comparisons of prefill attention.
 
+use std::ops::Range;
+
 use longshore_attention::HeadShape;
 
 use super::Case;
+use super::material::Random;
 use super::prefill::{Keys, Numbers, Prefill, Way};
 use crate::PageElement;
 
@@ -47,6 +50,7 @@ pub(super) fn wgmma_cases() -> Vec<Case> {
             Prefill { prefix: 1000, rows: 90, heads: HeadShape { kv_heads: 1, ..of(128).heads }, ..of(128) };
         cases.push(case("dense, many stages", many));
         cases.extend(odd_cases(of(64)));
+        cases.extend(RANDOM_SHAPES.map(|seed| case("of any shape", random_shape(of(64), seed))));
     }
     cases.into_iter().map(|case| case.only_on(90)).collect()
 }
@@ -85,6 +89,32 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(case("lists, scalar", Prefill { keys: Keys::Lists, ..base }));
     }
     cases
+}
+
+/// Seeds of shapes by chance.
+const RANDOM_SHAPES: Range<u64> = 20..24;
+
+fn random_shape(base: Prefill, seed: u64) -> Prefill {
+    let mut random = Random(seed);
+    let mut one_of = |choices: &[usize]| choices[random.below(choices.len())];
+    let heads = HeadShape {
+        kv_heads: one_of(&[1, 2, 3]),
+        group: one_of(&[1, 2, 3, 4, 5, 6, 7, 8, 12]),
+        head_dim: one_of(&[64, 128]),
+    };
+    let (tokens, stripe) = (one_of(&[16, 32, 64, 128, 256]), one_of(&[1, 3, 4, 8, 20]));
+    let (prefix, rows) =
+        (one_of(&[0, 1, 15, 63, 64, 100, 257, 600]), one_of(&[1, 2, 17, 31, 32, 33, 64, 75]));
+    let numbers = [Numbers::Ordinary, Numbers::Extreme, Numbers::Equal][one_of(&[0, 0, 0, 1, 2])];
+    let keys = [Keys::Dense, Keys::Lists, Keys::Biased][one_of(&[0, 1, 1, 1, 2])];
+    let parts = one_of(&[0, 0, 1, 2, 5]) as u64;
+    let way = Way {
+        part_visits: (parts > 0).then_some(parts),
+        earlier: one_of(&[0, 1]) == 1,
+        skip_below: (keys == Keys::Lists && one_of(&[0, 1]) == 1).then_some(40),
+        ..base.way
+    };
+    Prefill { seed, tokens, heads, prefix, rows, stripe, numbers, keys, way, ..base }
 }
 
 /// Shapes that are none of the usual.

@@ -62,6 +62,8 @@ pub(crate) fn selftest(args: &SelftestArgs) -> Result<()> {
     let (info, nvrtc) = (device.info().clone(), device.compiler().nvrtc().version().to_string());
     let queue: Arc<dyn Device> = device;
     let tables = args.json.as_ref().is_none_or(|path| path.as_os_str() != "-");
+    // Last those of a kernel that is off by default: should it lose the context, the others were told before.
+    cases.sort_by_key(|case| case.capability.is_some());
     let all = cases.len();
     cases.retain(|case| case.capability.is_none_or(|only| only == info.capability));
     if cases.len() < all {
@@ -107,7 +109,6 @@ fn cases() -> Vec<Case> {
         let run: Box<Run> = Box::new(move |device| measures(device, rate));
         Case { name: name.to_owned(), limit: 0.0, capability: None, run }
     });
-    // Last those of a kernel that is off by default: should it lose the context, the others were told before.
     let parts = [
         selftest::recorded_cases(),
         selftest::cases(),

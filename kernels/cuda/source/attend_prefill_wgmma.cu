@@ -12,15 +12,15 @@ static_assert(HEAD_DIM % 64 == 0 && KEYS == 64 && ROW_TILES == 1 && WARPS == 8 &
 // Visits whose copies are under way. Two stages more: the one that is read, and the one before it, whose values still are.
 #define AHEAD (STAGES - 2)
 
-#define PANELS (HEAD_DIM / 64)
-#define PANEL_BYTES (KEYS * 128)
-#define TILE_BYTES (PANELS * PANEL_BYTES)
+#define BANDS (HEAD_DIM / 64)
+#define BAND_BYTES (KEYS * 128)
+#define TILE_BYTES (BANDS * BAND_BYTES)
 #define STAGE_BYTES (2 * TILE_BYTES)
 
-// Where a piece lies in panels of 128 bytes a row.
-DEVICE u32 place(u32 row, u32 piece) { return piece / 8 * PANEL_BYTES + row * 128 + (piece % 8 ^ row % 8) * 16; }
+// Where a piece lies in bands of 128 bytes a row.
+DEVICE u32 place(u32 row, u32 piece) { return piece / 8 * BAND_BYTES + row * 128 + (piece % 8 ^ row % 8) * 16; }
 
-// Panels begin at multiples of 1024, wherever shared memory does: the host adds as much.
+// Bands begin at multiples of 1024, wherever shared memory does: the host adds as much.
 DEVICE u8* stages() { return shared_memory() + (0 - shared_address(shared_memory())) % 1024; }
 DEVICE Marks* all_marks() { return reinterpret_cast<Marks*>(stages() + STAGES * STAGE_BYTES); }
 
@@ -75,7 +75,7 @@ struct Matrices {
     u64 keys, values;
 };
 DEVICE Matrices matrices() {
-    return {matrix_descriptor(stage_of(0).keys, 16, 1024), matrix_descriptor(stage_of(0).values, PANEL_BYTES, 1024)};
+    return {matrix_descriptor(stage_of(0).keys, 16, 1024), matrix_descriptor(stage_of(0).values, BAND_BYTES, 1024)};
 }
 
 // The queries of a lane, rounded to the type of the keys, as the fragments that the product takes.
@@ -96,7 +96,7 @@ DEVICE void bring_queries(const Params& p, const Item& item, u32 (&queries)[DIM_
 DEVICE void begin_keys(f32 (&scores)[2 * KEY_STEPS][4], const u32 (&queries)[DIM_STEPS][4], const Matrices& of, u32 visit) {
     u64 keys = moved(of.keys, visit % STAGES * STAGE_BYTES);
     UNROLL for (u32 step = 0; step < DIM_STEPS; step++) {
-        multiply_group<false>(scores, queries[step], moved(keys, step / 4 * PANEL_BYTES + step % 4 * 32));
+        multiply_group<false>(scores, queries[step], moved(keys, step / 4 * BAND_BYTES + step % 4 * 32));
     }
     commit_products();
 }

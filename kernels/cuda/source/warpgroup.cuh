@@ -12,13 +12,13 @@ struct alignas(8) Barrier {
     u64 state;
 };
 
-// How a matrix of 16-bit elements lies in shared memory, for the products below: in panels of 128 bytes, whose 16-byte pieces are exchanged:
-// bits 4 to 6 of an address are those of the number of the piece, exclusive or bits 7 to 9. Panels begin at multiples of 1024.
+// How a matrix of 16-bit elements lies in shared memory, for the products below: in bands of 128 bytes, whose 16-byte pieces are exchanged:
+// bits 4 to 6 of an address are those of the number of the piece, exclusive or bits 7 to 9. Bands begin at multiples of 1024.
 //   Along the sum (K-major, "((8,m),(T,2k)):((8T,SBO),(1,T))"): a row of 128 bytes is 64 elements of the sum of one column of B; 8 columns
 //   lie one after the other, the next 8 `stride` bytes further. `leading` is not used.
 //   Across it (MN-major, "((T,8,m),(8,k)):((1,T,LBO),(8T,SBO))"): a row of 128 bytes is one element of the sum of 64 columns of B; 8 of the sum lie
 //   one after the other, the next 8 `stride` bytes further; the next 64 columns `leading` bytes further.
-// Further elements of the sum within a panel are named by the address at which they would lie were nothing exchanged.
+// Further elements of the sum within a band are named by the address at which they would lie were nothing exchanged.
 #define MATRIX_SWIZZLE_128 (1ull << 62)
 
 #if defined(LONGSHORE_EMULATOR)

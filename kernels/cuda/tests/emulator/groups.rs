@@ -15,8 +15,8 @@ const SOURCE: Source = Source { name: "groups.cu", text: include_str!("groups.cu
 /// Rows of a product, and elements of its sums.
 const ROWS: usize = 64;
 const SUM: usize = 16;
-/// Elements of the sum that a panel of 128 bytes has.
-const PANEL: usize = 64;
+/// Elements of the sum that a band of 128 bytes has.
+const BAND: usize = 64;
 
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -64,8 +64,8 @@ impl Layout {
             (16, true) => k / 8 * self.leading + k % 8 * 16 + piece * self.stride + byte,
             (span, across) => {
                 let pieces = span / 16;
-                let panel = if across { piece / pieces * self.leading } else { 0 };
-                row / 8 * self.stride + row % 8 * span + panel + ((piece % pieces) ^ moved) * 16 + byte
+                let band = if across { piece / pieces * self.leading } else { 0 };
+                row / 8 * self.stride + row % 8 * span + band + ((piece % pieces) ^ moved) * 16 + byte
             }
         }
     }
@@ -97,7 +97,7 @@ impl Trial {
         let mut rng = ChaCha8Rng::seed_from_u64(columns as u64);
         // Small whole numbers: every sum is exact, whatever its order.
         let mut numbers = |count| (0..count).map(|_| rng.random_range(-8..=8) as f32).collect::<Vec<_>>();
-        let (a, b, d) = (numbers(ROWS * SUM), numbers(PANEL * columns), numbers(ROWS * columns));
+        let (a, b, d) = (numbers(ROWS * SUM), numbers(BAND * columns), numbers(ROWS * columns));
         Self { device: Emulator::device(), dtype, columns, a, b, d }
     }
 
@@ -132,7 +132,7 @@ impl Trial {
         (0..128 * registers).map(of).collect()
     }
 
-    /// The panel as it lies in memory; what lies between is NaN.
+    /// The band as it lies in memory; what lies between is NaN.
     fn image(&self, layout: &Layout, elements: usize) -> Vec<u8> {
         let places = (0..elements).flat_map(|k| (0..self.columns).map(move |column| (k, column)));
         let mut image = Vec::new();
@@ -188,8 +188,8 @@ fn products_are_those_of_the_matrices_wherever_their_elements_lie() {
         let trial = Trial::new(dtype, columns);
         for (span, across) in [16, 32, 64, 128].into_iter().flat_map(|span| [(span, false), (span, true)]) {
             let layout = Layout::new(span, across, columns);
-            // Along the sum a panel of 128 bytes has four products: named by where they would begin.
-            let steps = if span == 128 && !across { PANEL / SUM } else { 1 };
+            // Along the sum a band of 128 bytes has four products: named by where they would begin.
+            let steps = if span == 128 && !across { BAND / SUM } else { 1 };
             for step in 0..steps {
                 let image = trial.image(&layout, steps * SUM);
                 let descriptor = layout.descriptor() + (step * SUM * 2 / 16) as u64;
@@ -205,7 +205,7 @@ fn products_are_those_of_the_matrices_wherever_their_elements_lie() {
 fn pass(fault: u32, block: u32) -> Result<Vec<f32>, Error> {
     let trial = Trial::new(1, 64);
     let layout = Layout { span: 128, across: false, leading: 16, stride: 1024 };
-    trial.run(("pass", 256), (&trial.image(&layout, PANEL), false), 0, (fault, block))
+    trial.run(("pass", 256), (&trial.image(&layout, BAND), false), 0, (fault, block))
 }
 
 #[test]

@@ -30,8 +30,8 @@ const SCALAR: Source = Source {
 const STAGES: usize = 2;
 /// The same of the kernel of warp groups, which has most of a multiprocessor's shared memory for itself.
 const WGMMA_STAGES: usize = 6;
-/// Its panels begin at multiples of this.
-const PANEL_ALIGNMENT: usize = 1024;
+/// Its bands begin at multiples of this.
+const BAND_ALIGNMENT: usize = 1024;
 /// Warps of it that copy.
 const COPY_WARPS: usize = 4;
 /// What the system takes of a multiprocessor's shared memory for each thread block, and keeps from the limit of one.
@@ -132,7 +132,7 @@ impl Choice {
             && matches!(shape.element, PageElement::F16 | PageElement::Bf16);
         let (warps, row_tiles, keys) = (8, 1, 64);
         let stage = 2 * keys * shape.head_dim * shape.element.bytes() + marks_bytes(keys) + BARRIER_BYTES;
-        let shared = PANEL_ALIGNMENT + WGMMA_STAGES * stage + TASK_BYTES + 4 * 16 * row_tiles * warps;
+        let shared = BAND_ALIGNMENT + WGMMA_STAGES * stage + TASK_BYTES + 4 * 16 * row_tiles * warps;
         let choice = Self { warps, row_tiles, keys, blocks: 1, copy_warps: COPY_WARPS, shared };
         (suits && shared <= limits.shared).then_some(choice)
     }
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn warp_groups_are_for_hopper_and_heads_of_whole_panels() {
+    fn warp_groups_are_for_hopper_and_heads_of_whole_bands() {
         let shape = |head_dim, element| PageShape { tokens: 64, kv_heads: 2, head_dim, element };
         for (head_dim, element, there) in [
             (64, PageElement::F16, true),

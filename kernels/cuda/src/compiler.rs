@@ -9,7 +9,10 @@ use crate::{
 };
 
 /// What comes before every source, and what sources may include.
-pub const HEADERS: &[Source] = &[Source { name: "ptx.cuh", text: include_str!("../source/ptx.cuh") }];
+pub const HEADERS: &[Source] = &[
+    Source { name: "ptx.cuh", text: include_str!("../source/ptx.cuh") },
+    Source { name: "warpgroup.cuh", text: include_str!("../source/warpgroup.cuh") },
+];
 
 /// Where libraries are found and code is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

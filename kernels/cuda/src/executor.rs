@@ -12,6 +12,7 @@ mod uploads;
 mod wave;
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use longshore_attention::{
@@ -19,7 +20,7 @@ use longshore_attention::{
     PrefillPolicy, Queries, SparseItem, SparseWork, TileShape, WorkList,
 };
 
-use crate::{Device, Error, Kind, PageElement, PageStats, Span};
+use crate::{Buffer, Device, Error, Kind, PageElement, PageStats, Span};
 pub use fallback::{FallbackStats, Shortage};
 pub use tally::ExecutorStats;
 
@@ -54,6 +55,7 @@ pub struct CudaExecutor {
     budget_bytes: usize,
     wave_bytes: usize,
     choices_min: usize,
+    wgmma: bool,
     arrivals: Arc<Arrivals>,
     /// Locked while one is looked up.
     shapes: Mutex<Shapes>,
@@ -79,6 +81,7 @@ impl CudaExecutor {
             budget_bytes,
             wave_bytes: WAVE_BYTES,
             choices_min: CHOICES_MIN,
+            wgmma: false,
             shapes: Mutex::default(),
             told: Mutex::default(),
             fallbacks: Fallbacks::default(),
@@ -95,6 +98,12 @@ impl CudaExecutor {
     #[must_use]
     pub fn with_choices_min(self, choices_min: usize) -> Self {
         Self { choices_min, ..self }
+    }
+
+    /// Runs lists by warp groups where the device has them: [`PrefillAttention::with_wgmma`](crate::PrefillAttention::with_wgmma).
+    #[must_use]
+    pub fn with_wgmma(self, wgmma: bool) -> Self {
+        Self { wgmma, ..self }
     }
 
     /// What was done so far.
@@ -209,7 +218,7 @@ impl CudaExecutor {
         let tile = item.kv.shape();
         let element = list_element(tile);
         let pages = self.pages(tile, element, eighths(tile, element))?;
-        let call = ListCall::new(&self.device, &pages, item.queries, rows.of(item.queries.data)?)?;
+        let call = self.list_call(&pages, item.queries, rows.of(item.queries.data)?)?;
         let mut chain = call.chain(item.initial, result)?;
         let mut exact = &item.work.exact[..];
         let mut columns = (&item.work.columns[..], &item.work.column_bias[..]);
@@ -235,6 +244,15 @@ impl CudaExecutor {
             columns = (later, bias_later);
         }
         Ok(())
+    }
+
+    fn list_call<'a>(
+        &'a self,
+        pages: &'a TilePages,
+        queries: Queries<'a>,
+        rows: Rc<Buffer>,
+    ) -> Result<ListCall<'a>, Error> {
+        Ok(ListCall::new(&self.device, pages, queries, rows)?.with_wgmma(self.wgmma))
     }
 
     fn fold_summaries(&self, item: &AttendItem<'_>, partial: Partials) -> Result<Partials, Error> {
@@ -282,7 +300,7 @@ impl CudaExecutor {
         let pages = self.pages(tile, element, eighths(tile, element))?;
         let means = visited.mean_shape(item);
         let mean_pages = means.map(|means| self.pages(means, element, MEAN_EIGHTHS)).transpose()?;
-        let call = ListCall::new(&self.device, &pages, item.queries, rows.of(item.queries.data)?)?;
+        let call = self.list_call(&pages, item.queries, rows.of(item.queries.data)?)?;
         let mut chain = call.chain(earlier(item)?.as_ref(), result)?;
         call.sparse(item, visited, mean_pages.as_deref(), &mut chain)
     }

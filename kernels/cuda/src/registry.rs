@@ -23,6 +23,7 @@ const fn budget(entry: &'static str, registers: u32) -> Budget {
 pub const BUDGETS: &[Budget] = &[
     budget("attend_decode", 255),
     budget("attend_prefill", 255),
+    budget("attend_prefill_wgmma", 168),
     budget("attend_scalar", 160),
     budget("block_means", 64),
     budget("checksum_tiles", 64),

@@ -33,6 +33,8 @@ pub struct Case {
     pub name: String,
     /// Largest error that is right.
     pub limit: f64,
+    /// Compute capability of the only devices that it is for; `None`: of all.
+    pub capability: Option<u32>,
     run: Box<Run>,
 }
 
@@ -42,7 +44,11 @@ impl Case {
         limit: f64,
         run: impl Fn(&Arc<dyn Device>) -> Result<f64, Error> + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), limit, run: Box::new(run) }
+        Self { name: name.into(), limit, capability: None, run: Box::new(run) }
+    }
+
+    pub(crate) fn only_on(self, capability: u32) -> Self {
+        Self { capability: Some(capability), ..self }
     }
 
     /// Runs it: the error that was found, a relative L2 distance or a count of what differs.
@@ -67,6 +73,11 @@ pub fn cases() -> Vec<Case> {
 /// Comparisons of the executor: whole calls over tiles of the host.
 pub fn executor_cases() -> Vec<Case> {
     executor::cases()
+}
+
+/// Comparisons of prefill attention by warp groups, which only devices of compute capability 9.0 have.
+pub fn wgmma_cases() -> Vec<Case> {
+    prefill_cases::wgmma_cases()
 }
 
 /// Comparisons that only a GPU has time for: sequences and lists as long as those of real prompts.

@@ -64,6 +64,7 @@ fn check(capabilities: &[u32]) {
             }
         };
         let reports = resources(&compiled.log);
+        faults.extend(complaints(&compiled.log).map(|complaint| format!("{unit}: {complaint}")));
         for kernel in &entries {
             match reports.iter().find(|report| report.entry == kernel.entry) {
                 Some(report) => {
@@ -81,6 +82,11 @@ fn check(capabilities: &[u32]) {
     let table = format!("{architecture}\nunit | entry | registers | stack | spilled\n{}", rows.join("\n"));
     assert!(faults.is_empty(), "{}\n\n{table}", faults.join("\n"));
     println!("{table}");
+}
+
+/// What the assembler says where it gives up products of warp groups that overlap, or registers that move between them.
+fn complaints(log: &str) -> impl Iterator<Item = &str> {
+    log.lines().filter(|line| ["serialized", "setmaxnreg"].iter().any(|word| line.contains(word)))
 }
 
 fn row(unit: &str, r: &Resources) -> String {
@@ -136,6 +142,13 @@ fn every_kernel_has_one_budget_and_every_budget_a_kernel() {
     entries.dedup();
     assert!(sorted, "by name, so that additions do not collide: {budgets:?}");
     assert_eq!(budgets, entries);
+}
+
+#[test]
+fn products_that_were_made_one_by_one_are_found() {
+    let log = "ptxas info    : 0 bytes gmem\nptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are \
+               serialized due to insufficient register resources\nptxas info    : setmaxnreg ignored";
+    assert_eq!(complaints(log).count(), 2);
 }
 
 #[test]

@@ -14,6 +14,8 @@ mod conversions;
 mod device;
 #[path = "emulator/faults.rs"]
 mod faults;
+#[path = "emulator/groups.rs"]
+mod groups;
 #[path = "emulator/instructions.rs"]
 mod instructions;
 #[path = "emulator/queues.rs"]

@@ -30,10 +30,9 @@ const SHAPES: [&str; 8] = [
 ];
 
 /// Runs the cases whose name contains a text, but for those with one of some others; there must be some.
-fn run(part: &str, without: &[&str]) {
+fn run(cases: &[selftest::Case], part: &str, without: &[&str]) {
     let emulator = Emulator::new();
     let device: Arc<dyn Device> = emulator.clone();
-    let cases = selftest::cases();
     let all = || cases.iter().filter(|case| case.name.starts_with("prefill ") && case.name.contains(part));
     let is_left_out = |name: &str| without.iter().any(|other| name.contains(other));
     let cases: Vec<_> = all().filter(|case| !is_left_out(&case.name)).collect();
@@ -48,15 +47,25 @@ fn run(part: &str, without: &[&str]) {
 
 #[test]
 fn f32_attention_is_that_of_the_cpu() {
-    run(", F32,", &[]);
+    run(&selftest::cases(), ", F32,", &[]);
 }
 
 #[test]
 fn f16_attention_is_that_of_the_cpu() {
-    run(", F16,", &[]);
+    run(&selftest::cases(), ", F16,", &[]);
 }
 
 #[test]
 fn bf16_attention_is_that_of_the_cpu() {
-    run(", Bf16,", &SHAPES);
+    run(&selftest::cases(), ", Bf16,", &SHAPES);
+}
+
+#[test]
+fn f16_attention_by_warp_groups_is_that_of_the_cpu() {
+    run(&selftest::wgmma_cases(), ", F16,", &[]);
+}
+
+#[test]
+fn bf16_attention_by_warp_groups_is_that_of_the_cpu() {
+    run(&selftest::wgmma_cases(), ", Bf16,", &SHAPES);
 }

@@ -214,7 +214,10 @@ impl Config {
     /// otherwise, and their kernels are cut otherwise).
     pub(crate) fn arithmetic(&self) -> String {
         match self.compute.choice() {
-            Some(Choice::Cuda(_)) => format!("cuda sm_{} {}", self.cuda.capability, self.model.linear),
+            Some(Choice::Cuda(_)) => {
+                let wgmma = if self.cuda.wgmma { " wgmma" } else { "" };
+                format!("cuda sm_{} {}{wgmma}", self.cuda.capability, self.model.linear)
+            }
             _ => self.model.linear.clone(),
         }
     }

@@ -149,6 +149,9 @@ mod tests {
         assert!(error.contains("`cuda.capability` is 90, the GPU has 80"), "{error}");
         config.compute.device = "cuda:0".to_owned();
         let hopper = config.arithmetic();
+        config.cuda.wgmma = true;
+        assert_ne!(config.arithmetic(), hopper, "warp groups add in another order");
+        config.cuda.wgmma = false;
         config.cuda.capability = 80;
         assert_ne!(config.arithmetic(), hopper);
         config.compute.device = "cpu".to_owned();

@@ -99,6 +99,7 @@ pub struct PrefillAttention {
     shape: PageShape,
     heads: HeadShape,
     scalar: bool,
+    wgmma: bool,
     part_visits: Option<u64>,
     merger: PartialMerger,
 }
@@ -117,13 +118,28 @@ impl PrefillAttention {
         let heads = HeadShape { kv_heads: shape.kv_heads, group, head_dim: shape.head_dim };
         let scalar = shape.element == PageElement::F32;
         let merger = PartialMerger::new(device, shape.head_dim, PageElement::F32)?;
-        Ok(Self { device: Arc::clone(device), shape: *shape, heads, scalar, part_visits: None, merger })
+        Ok(Self {
+            device: Arc::clone(device),
+            shape: *shape,
+            heads,
+            scalar,
+            wgmma: false,
+            part_visits: None,
+            merger,
+        })
     }
 
     /// The same without matrix units and without rounding anything: the reference of the device, slow.
     #[must_use]
     pub fn scalar(self) -> Self {
         Self { scalar: true, ..self }
+    }
+
+    /// By warp groups (`wgmma`) where the device has them (compute capability 9.0) and the heads have 64 or 128 elements of 16 bits; else as
+    /// without. Never run on a GPU, so nothing asks for it that was not told to.
+    #[must_use]
+    pub fn with_wgmma(self, wgmma: bool) -> Self {
+        Self { wgmma, ..self }
     }
 
     /// Cuts lists of more than `visits` visits, whatever the device.
@@ -185,7 +201,11 @@ impl PrefillAttention {
         if self.scalar {
             return Ok(Choice::scalar(&self.shape));
         }
-        Choice::new(&self.shape, packed_rows, Limits::of(&*self.device))
+        let limits = Limits::of(&*self.device);
+        match Choice::wgmma(&self.shape, limits).filter(|_| self.wgmma) {
+            Some(choice) => Ok(choice),
+            None => Choice::new(&self.shape, packed_rows, limits),
+        }
     }
 
     fn check(&self, call: &PrefillCall<'_>) -> Result<(), Error> {

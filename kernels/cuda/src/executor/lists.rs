@@ -140,6 +140,11 @@ impl<'a> ListCall<'a> {
         Ok(Self { device, pages, shape, queries, rows, kernel })
     }
 
+    /// See [`PrefillAttention::with_wgmma`].
+    pub(super) fn with_wgmma(self, wgmma: bool) -> Self {
+        Self { kernel: self.kernel.with_wgmma(wgmma), ..self }
+    }
+
     /// Begins with `earlier`; the whole goes to `result`.
     pub(super) fn chain<'r>(&self, earlier: Option<&Partials>, result: Span<'r>) -> Result<Chain<'r>, Error> {
         let records = earlier.map(Partials::to_interleaved);

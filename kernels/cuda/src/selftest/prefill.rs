@@ -41,6 +41,8 @@ pub(super) enum Keys {
 pub(super) struct Way {
     /// The kernel without matrix units.
     pub(super) scalar: bool,
+    /// The kernel of warp groups.
+    pub(super) wgmma: bool,
     /// Cuts lists after so many visits.
     pub(super) part_visits: Option<u64>,
     /// Whether the result is folded onto a partial of earlier keys.
@@ -305,7 +307,8 @@ impl Prefill {
 
     /// What the device gives, as records, or divided.
     fn found(&self, device: &Arc<dyn Device>, sequence: &Sequence, divide: bool) -> Result<Vec<f32>, Error> {
-        let mut attention = PrefillAttention::new(device, &self.page(), self.heads.group)?;
+        let mut attention =
+            PrefillAttention::new(device, &self.page(), self.heads.group)?.with_wgmma(self.way.wgmma);
         if self.way.scalar {
             attention = attention.scalar();
         }

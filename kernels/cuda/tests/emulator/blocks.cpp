@@ -16,6 +16,7 @@ void prepare(Worker& w, u64 block) {
     w.shared = w.room + GUARD + MOST_SHARED - bytes;
     memset(w.shared - canary_bytes(w), NEVER_WRITTEN, canary_bytes(w) + bytes);
     memcpy(w.argument, launch.argument, launch.argument_bytes);
+    if (w.tracks) begin_tracks(w);
     u32 x = static_cast<u32>(block % launch.grid[0]), y = static_cast<u32>(block / launch.grid[0] % launch.grid[1]);
     u32 z = static_cast<u32>(block / launch.grid[0] / launch.grid[1]);
     for (u32 index = 0; index < launch.threads; index++) {
@@ -24,6 +25,8 @@ void prepare(Worker& w, u64 block) {
         thread.state = State::Ready;
         thread.copies.clear();
         thread.groups.clear();
+        thread.unseen.clear();
+        thread.settled.clear();
         begin(thread.context, w.stacks + index * (STACK + PAGE) + PAGE, enter);
     }
 }
@@ -75,7 +78,9 @@ void run_block(Worker& w, u64 block) {
                 return;
             }
         }
-        return check_canaries(w);
+        check_canaries(w);
+        if (w.tracks && w.problem.empty()) check_tracks(w);
+        return;
     }
 }
 
@@ -123,6 +128,7 @@ void catch_faults() {
 struct Run {
     const Launch* launch;
     const char* kernel;
+    bool tracked;
     void (*thread)(const void*);
     std::atomic<u64> next{0};
     std::atomic<bool> failed{false};
@@ -142,6 +148,7 @@ void work(Run& run) {
     w->kernel = run.kernel;
     w->thread = run.thread;
     w->bank_conflicts = 0;
+    w->tracks = run.tracked ? tracks_of(*w) : nullptr;
     worker = w;
     const u32* grid = run.launch->grid;
     u64 blocks = static_cast<u64>(grid[0]) * grid[1] * grid[2];
@@ -198,6 +205,7 @@ void begin_copy(void* shared, const void* global, bool valid, int line) {
     Worker& w = *worker;
     if (reinterpret_cast<u64>(global) % 16 != 0) fail("source of copy_async_16 is misaligned", line);
     check_shared(w, shared, 16, "target of copy_async_16", line);
+    if (w.tracks) begin_writing(w, shared, line);
     memset(shared, NEVER_WRITTEN, 16);
     w.current->copies.push_back({static_cast<u8*>(shared), static_cast<const u8*>(global), valid});
 }
@@ -219,13 +227,14 @@ void wait(u32 groups) {
         } else {
             memset(copy.to, 0, 16);
         }
+        if (worker->tracks) has_written(*worker, copy.to);
     }
     me.copies.erase(me.copies.begin(), me.copies.begin() + end);
     me.groups.erase(me.groups.begin(), me.groups.begin() + static_cast<i64>(done));
     for (u32& group : me.groups) group -= end;
 }
 
-const char* run(const Launch* launch, const char* kernel, u32 threads, u64 bytes, void (*thread)(const void*)) {
+const char* run(const Launch* launch, const char* kernel, u32 threads, u64 bytes, bool tracked, void (*thread)(const void*)) {
     static thread_local std::string problem;
     problem = check(*launch, kernel, threads, bytes);
     if (!problem.empty()) return problem.c_str();
@@ -233,6 +242,7 @@ const char* run(const Launch* launch, const char* kernel, u32 threads, u64 bytes
     Run run;
     run.launch = launch;
     run.kernel = kernel;
+    run.tracked = tracked;
     run.thread = thread;
     u64 blocks = static_cast<u64>(launch->grid[0]) * launch->grid[1] * launch->grid[2];
     std::vector<std::thread> others;

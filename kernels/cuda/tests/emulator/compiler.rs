@@ -29,7 +29,9 @@ impl Compiler {
         names.retain(|path| path.extension().is_some_and(|extension| extension == "cuh"));
         names.sort();
         let texts = names.iter().map(|path| fs::read_to_string(path).expect("a header is UTF-8"));
-        Self { folder, headers: texts.collect::<String>() + include_str!("emulator.h") }
+        let headers =
+            texts.collect::<String>() + include_str!("emulator.h") + include_str!("emulator_group.h");
+        Self { folder, headers }
     }
 
     /// Makes a library of `unit`, or finds it; the error is what the compiler said.

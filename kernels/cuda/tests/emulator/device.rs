@@ -21,6 +21,8 @@ mod order;
 /// What runs blocks; one text.
 const RUNTIME: &str = concat!(
     include_str!("threads.cpp"),
+    include_str!("groups.cpp"),
+    include_str!("products.cpp"),
     include_str!("meetings.cpp"),
     include_str!("blocks.cpp"),
     include_str!("memory.cpp"),

@@ -36,6 +36,14 @@ enum class Meeting {
     MmaF16,
     MmaBf16,
     MmaI8,
+    // Of a warp group, see groups.cpp.
+    Product,
+    FenceProducts,
+    CommitProducts,
+    WaitProducts,
+    ChangeRegisters,
+    // Of one thread.
+    WaitBarrier,
 };
 
 // What a lane brings to a function of one number and what it takes away.
@@ -72,7 +80,8 @@ void commit();
 void wait(u32 groups);
 // Ends the launch with an error.
 [[noreturn]] void fail(const char* problem, int line);
-const char* run(const Launch* launch, const char* kernel, u32 threads, u64 bytes, void (*thread)(const void*));
+// `tracked`: it is kept in mind who wrote and read what of shared memory, for kernels of warp groups.
+const char* run(const Launch* launch, const char* kernel, u32 threads, u64 bytes, bool tracked, void (*thread)(const void*));
 
 inline u32 exchange(Meeting meeting, u32 value, u32 operand, int line) {
     Exchange brought{value, operand, 0};
@@ -85,11 +94,12 @@ inline u32 exchange(Meeting meeting, u32 value, u32 operand, int line) {
 #define DEVICE [[maybe_unused]] static inline
 #define UNROLL
 #define NO_UNROLL
+#define TRACKED false
 #define KERNEL(name, threads, blocks, Params)                                                               \
     static void name##_thread(const Params& p);                                                             \
     extern "C" const char* name(const emulator::Launch* launch) {                                           \
         static_assert((threads) % 32 == 0 && (threads) <= 1024 && (blocks) >= 1, "launch bounds of " #name); \
-        return emulator::run(launch, #name, threads, sizeof(Params),                                        \
+        return emulator::run(launch, #name, threads, sizeof(Params), TRACKED,                               \
                              [](const void* p) { name##_thread(*static_cast<const Params*>(p)); });         \
     }                                                                                                       \
     static void name##_thread(const Params& p)

@@ -42,7 +42,7 @@ fn generator() -> ChaCha8Rng {
 
 /// Row and column of element `i` of A in lane `lane`, 16-bit elements: "row = groupID for ai where 0 <= i < 2 || 4 <= i < 6, else
 /// groupID + 8; col = threadID_in_group * 2 + (i & 1) for i < 4, + 8 for i >= 4".
-fn place_a(lane: usize, i: usize) -> (usize, usize) {
+pub(super) fn place_a(lane: usize, i: usize) -> (usize, usize) {
     let (group, thread) = (lane >> 2, lane % 4);
     let row = if (0..2).contains(&i) || (4..6).contains(&i) { group } else { group + 8 };
     let column = thread * 2 + (i & 1) + if i < 4 { 0 } else { 8 };
@@ -56,7 +56,7 @@ fn place_b(lane: usize, i: usize) -> (usize, usize) {
 }
 
 /// "row = groupID for c0, c1, groupID + 8 for c2, c3; col = threadID_in_group * 2 + (i & 1)".
-fn place_d(lane: usize, i: usize) -> (usize, usize) {
+pub(super) fn place_d(lane: usize, i: usize) -> (usize, usize) {
     let (group, thread) = (lane >> 2, lane % 4);
     (if i < 2 { group } else { group + 8 }, thread * 2 + (i & 1))
 }

@@ -2,21 +2,6 @@
 namespace emulator {
 namespace {
 
-void check_shared(Worker& w, const void* at, u64 bytes, const char* what, int line) {
-    u64 address = reinterpret_cast<u64>(at), first = reinterpret_cast<u64>(w.shared);
-    if (address % 16 != 0) give_up(w, place(w) + text(", line %d: %s is misaligned", line, what));
-    if (address < first || address + bytes > first + w.launch->shared_bytes) {
-        long long off = static_cast<long long>(address - first);
-        give_up(w, place(w) + text(", line %d: %s lies at byte %lld of %u bytes of shared memory", line, what, off, w.launch->shared_bytes));
-    }
-}
-
-u16 element16(const void* row, u32 index) {
-    u16 x;
-    memcpy(&x, static_cast<const u8*>(row) + 2 * index, sizeof x);
-    return x;
-}
-
 // Rows of one 8×8 matrix are read at once, 16 bytes each: those that lie a multiple of 128 bytes apart wait for each other.
 void count_conflicts(Worker& w, Rows* const (&lanes)[32]) {
     for (u32 matrix = 0; matrix < 4; matrix++) {
@@ -125,6 +110,12 @@ void perform(Worker& w, Meeting meeting, Thread* threads) {
         case Meeting::MmaF16: return multiply_16<f16_to_f32>(threads);
         case Meeting::MmaBf16: return multiply_16<bf16_to_f32>(threads);
         case Meeting::MmaI8: return multiply_8(threads);
+        case Meeting::Product: return begin_product(w, threads);
+        case Meeting::FenceProducts: return fence_registers(w, threads);
+        case Meeting::CommitProducts: return commit_group(w, threads);
+        case Meeting::WaitProducts: return wait_group(w, threads);
+        case Meeting::ChangeRegisters: return told(w, threads, exchanged(threads, 0).value);
+        case Meeting::WaitBarrier:
         case Meeting::None:
         case Meeting::SyncBlock:
         case Meeting::SyncWarp: return;
@@ -166,6 +157,7 @@ void meet_block(Worker& w) {
     Thread& me = *w.current;
     if (++w.at_barrier < w.launch->threads) return give_way(w);
     check_same(w, w.threads.data(), w.launch->threads);
+    if (w.tracks) all_met(w);
     w.at_barrier = 0;
     for (u32 thread = 0; thread < w.launch->threads; thread++) w.threads[thread].state = State::Ready;
     for (Warp& warp : w.warps) warp.ready = 0xffffffffu;

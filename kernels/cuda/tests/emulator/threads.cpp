@@ -6,8 +6,8 @@
 // indices beyond arrays (traps of the compiler's checks), reads of what was never written (NaN everywhere), reads of asynchronous
 // copies too early and writes too late (the target is NaN from the beginning of a copy to its wait).
 //
-// Parts, in this order, of one text: threads.cpp, meetings.cpp, blocks.cpp, memory.cpp.
-#include "ptx.cuh"
+// Parts, in this order, of one text: threads.cpp, groups.cpp, products.cpp, meetings.cpp, blocks.cpp, memory.cpp.
+#include "warpgroup.cuh"
 
 #include <setjmp.h>
 #include <signal.h>
@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <list>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -53,7 +54,9 @@ std::string text(const char* format, ...) {
 const char* name(Meeting meeting) {
     static const char* const names[] = {"",           "sync_block",     "sync_warp",   "shuffle",    "shuffle_xor",
                                         "ballot",     "reduce_max",     "reduce_min",  "reduce_add", "load_matrix_x4",
-                                        "load_matrix_x4_transposed", "mma_f16", "mma_bf16", "mma_i8"};
+                                        "load_matrix_x4_transposed", "mma_f16", "mma_bf16", "mma_i8",
+                                        "multiply_group", "fence_products", "commit_products", "wait_products",
+                                        "setmaxnreg", "wait_barrier"};
     return names[static_cast<int>(meeting)];
 }
 
@@ -113,6 +116,12 @@ struct Copy {
 
 enum class State { Ready, Waiting, Gone };
 
+// Registers as they were at a fence of products.
+struct Settled {
+    const void* at;
+    std::vector<u8> content;
+};
+
 struct Thread {
     Here here;
     Context context;
@@ -123,12 +132,17 @@ struct Thread {
     std::vector<Copy> copies;
     // Ends of the groups of `copies` that were committed and not waited for.
     std::vector<u32> groups;
+    // Pieces of shared memory that it wrote and that products do not see yet.
+    std::vector<u32> unseen;
+    std::vector<Settled> settled;
 };
 
 struct Warp {
     u32 ready;
     u32 met;
 };
+
+struct Tracks;
 
 // Everything that one thread of the host needs to run blocks; made once and used again.
 struct Worker {
@@ -148,6 +162,9 @@ struct Worker {
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     u64 bank_conflicts;
+    // What is kept in mind of warp groups; none where nothing is.
+    Tracks* tracks;
+    Tracks* own_tracks;
     u8* signal_stack;
 };
 
@@ -199,6 +216,21 @@ std::string place(const Worker& w) {
     w.problem = std::move(problem);
     switch_to(w.current->context, w.scheduler);
     abort();
+}
+
+void check_shared(Worker& w, const void* at, u64 bytes, const char* what, int line) {
+    u64 address = reinterpret_cast<u64>(at), first = reinterpret_cast<u64>(w.shared);
+    if (address % 16 != 0) give_up(w, place(w) + text(", line %d: %s is misaligned", line, what));
+    if (address < first || address + bytes > first + w.launch->shared_bytes) {
+        long long off = static_cast<long long>(address - first);
+        give_up(w, place(w) + text(", line %d: %s lies at byte %lld of %u bytes of shared memory", line, what, off, w.launch->shared_bytes));
+    }
+}
+
+u16 element16(const void* row, u32 index) {
+    u16 x;
+    memcpy(&x, static_cast<const u8*>(row) + 2 * index, sizeof x);
+    return x;
 }
 
 // Lets another lane of the warp run, or another warp.

@@ -243,3 +243,21 @@ fn others_go_on_while_a_kernel_is_compiled() {
     others_go_on(Moment::Launch("attend_prefill"), (8, 40), (6, 1));
     others_go_on(Moment::Launch("panels_to_rows"), (8, 40), (6, 40));
 }
+
+#[test]
+fn lists_go_by_warp_groups_where_that_is_asked_for() {
+    let sequence = sequence(8, 40);
+    let work = sequence.stripes(8);
+    let items = sequence.items(&work);
+    let expected = CpuExecutor::serial().attend(&items).unwrap().remove(0).finish();
+    for wgmma in [false, true] {
+        let (watched, executor) = executor(8);
+        let executor = executor.with_wgmma(wgmma);
+        let (told, launched) = sync_channel(1);
+        watched.before(Moment::Launch("attend_prefill_wgmma"), move || told.send(()).unwrap());
+        let (_, mut partials) = attend(&watched, &executor, &items);
+        assert_eq!(launched.try_recv().is_ok(), wgmma);
+        let found = partials.remove(0).finish();
+        assert!(found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 2e-3));
+    }
+}

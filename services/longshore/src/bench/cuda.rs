@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Instant};
 use anyhow::{Context, Result, ensure};
 use longshore_cuda::{CudaDevice, Device, Rate, Rates};
 
-use self::report::{Conditions, Peaks, Peers, Report, sparse_speedups};
+use self::report::{Conditions, Peaks, Peers, Point, Report, sparse_speedups};
 use crate::{cli::BenchCudaArgs, config::Config, console, cuda, process};
 
 use super::statistics::Spread;
@@ -37,9 +37,10 @@ pub(crate) fn cuda(args: &BenchCudaArgs) -> Result<()> {
         Bench { queue: Arc::clone(&device) as Arc<dyn Device>, device, repeats: args.repeats as usize };
     let tables = args.json.as_ref().is_none_or(|path| path.as_os_str() != "-");
     let peaks = bench.peaks()?;
-    let mut points = prefill::measure(&bench, &peaks, &args.lengths)?;
+    let mut points = prefill::measure(&bench, &peaks, &args.lengths, false)?;
     points.extend(decode::measure(&bench, &peaks, &args.lengths)?);
     points.extend(linear::measure(&bench, &peaks, &process::compute_pool(&config)?)?);
+    points.extend(bench.wgmma(&peaks, &args.lengths));
     let name = bench.device.info().name.as_str();
     let peers = args.peers.as_ref().map(|path| Peers::read(path, name, &points)).transpose()?;
     let sparse_speedups = sparse_speedups(&points);
@@ -57,6 +58,9 @@ pub(crate) fn cuda(args: &BenchCudaArgs) -> Result<()> {
             .with_context(|| format!("cannot write `{}`", path.display())),
     }
 }
+
+/// The one compute capability whose code has warp groups.
+const WGMMA_CAPABILITY: u32 = 90;
 
 /// What every measurement needs.
 struct Bench {
@@ -85,6 +89,17 @@ impl Bench {
             copy_gbps: self.rate(&rates, Rate::Copy)?.map(|rate| rate / 1e9),
             read_gbps: self.rate(&rates, Rate::Read)?.map(|rate| rate / 1e9),
             matrix_bf16_tflops: self.rate(&rates, Rate::MatrixBf16)?.map(|rate| rate / 1e12),
+        })
+    }
+
+    /// Prefill by warp groups, where the device has them. Last, and no error of all: that kernel is off by default, and may lose the context.
+    fn wgmma(&self, peaks: &Peaks, lengths: &[u32]) -> Vec<Point> {
+        if self.device.info().capability != WGMMA_CAPABILITY {
+            return Vec::new();
+        }
+        prefill::measure(self, peaks, lengths, true).unwrap_or_else(|error| {
+            console::note(format!("warning: prefill by warp groups was not measured: {error:#}"));
+            Vec::new()
         })
     }
 

@@ -25,6 +25,9 @@ pub(crate) struct CudaConfig {
     pub(crate) capability: u32,
     /// Whether tiles go from GPU to GPU over NCCL (lane `nccl`) where both processes have both. It was never run on a GPU: off by default.
     pub(crate) nccl_lane: bool,
+    /// Whether prompts are attended to by warp groups (`wgmma`) where the GPU has them, which is on compute capability 9.0. It was never run
+    /// on a GPU: off by default. Other bits than without, so all processes of a deployment must agree.
+    pub(crate) wgmma: bool,
 }
 
 impl CudaConfig {

@@ -62,6 +62,14 @@ pub(crate) fn selftest(args: &SelftestArgs) -> Result<()> {
     let (info, nvrtc) = (device.info().clone(), device.compiler().nvrtc().version().to_string());
     let queue: Arc<dyn Device> = device;
     let tables = args.json.as_ref().is_none_or(|path| path.as_os_str() != "-");
+    // Last those of a kernel that is off by default: should it lose the context, the others were told before.
+    cases.sort_by_key(|case| case.capability.is_some());
+    let all = cases.len();
+    cases.retain(|case| case.capability.is_none_or(|only| only == info.capability));
+    if cases.len() < all {
+        let (count, capability) = (all - cases.len(), capability_name(info.capability));
+        not_run.push(format!("{count} cases of kernels that compute capability {capability} does not have"));
+    }
     let rows = run(&queue, &cases, tables);
     let report = report(&info, nvrtc, (rows, not_run));
     report.not_run.iter().for_each(|case| console::note(format!("NOT RUN: {case}")));
@@ -87,6 +95,8 @@ type Run = dyn Fn(&Arc<dyn Device>) -> Result<f64, Error>;
 struct Case {
     name: String,
     limit: f64,
+    /// Compute capability of the only devices that it is for; `None`: of all.
+    capability: Option<u32>,
     /// Gives the error that was found: a relative L2 distance, or a count of what differs.
     run: Box<Run>,
 }
@@ -97,10 +107,15 @@ fn cases() -> Vec<Case> {
         [(Rate::Copy, "rates copy"), (Rate::Read, "rates read"), (Rate::MatrixBf16, "rates mma bf16")];
     let rates = rates.map(|(rate, name)| {
         let run: Box<Run> = Box::new(move |device| measures(device, rate));
-        Case { name: name.to_owned(), limit: 0.0, run }
+        Case { name: name.to_owned(), limit: 0.0, capability: None, run }
     });
-    let parts =
-        [selftest::recorded_cases(), selftest::cases(), selftest::large_cases(), selftest::executor_cases()];
+    let parts = [
+        selftest::recorded_cases(),
+        selftest::cases(),
+        selftest::large_cases(),
+        selftest::executor_cases(),
+        selftest::wgmma_cases(),
+    ];
     rates.into_iter().chain(compared(parts.into_iter().flatten())).collect()
 }
 
@@ -108,6 +123,7 @@ fn compared(cases: impl IntoIterator<Item = selftest::Case>) -> impl Iterator<It
     cases.into_iter().map(|case| Case {
         name: case.name.clone(),
         limit: case.limit,
+        capability: case.capability,
         run: Box::new(move |device| case.run(device)),
     })
 }

@@ -133,7 +133,7 @@ fn executor(
     check_pages(pages, tile)?;
     tracing::info!(pages = %console::bytes(pages as u64), "keeps copies of tiles on the GPU");
     let shortages = Shortages::default();
-    let executor = CudaExecutor::new(gpu, cpu, pages);
+    let executor = CudaExecutor::new(gpu, cpu, pages).with_wgmma(config.cuda.wgmma);
     Ok(executor.on_shortage(move |shortage, error| shortages.tell(Instant::now(), shortage, error)))
 }
 

@@ -7,7 +7,16 @@ const MATRIX: Source = Source {
     name: "attend_prefill.cu",
     text: concat!(
         include_str!("../../../source/attend_lists.cuh"),
+        include_str!("../../../source/attend_rows.cuh"),
         include_str!("../../../source/attend_prefill.cu"),
+    ),
+};
+const WGMMA: Source = Source {
+    name: "attend_prefill_wgmma.cu",
+    text: concat!(
+        include_str!("../../../source/attend_lists.cuh"),
+        include_str!("../../../source/attend_rows.cuh"),
+        include_str!("../../../source/attend_prefill_wgmma.cu"),
     ),
 };
 const SCALAR: Source = Source {
@@ -19,10 +28,18 @@ const SCALAR: Source = Source {
 };
 /// Stages of the copies of keys and values.
 const STAGES: usize = 2;
+/// The same of the kernel of warp groups, which has most of a multiprocessor's shared memory for itself.
+const WGMMA_STAGES: usize = 6;
+/// Its bands begin at multiples of this.
+const BAND_ALIGNMENT: usize = 1024;
+/// Warps of it that copy.
+const COPY_WARPS: usize = 4;
 /// What the system takes of a multiprocessor's shared memory for each thread block, and keeps from the limit of one.
 const SYSTEM_BYTES: usize = 1024;
 /// What a thread block notes of its task, beside the positions of its rows.
 const TASK_BYTES: usize = 40;
+/// Two barriers of a stage.
+const BARRIER_BYTES: usize = 16;
 /// Warps of a thread block of the scalar kernel, and rows that it takes.
 const SCALAR_WARPS: usize = 4;
 const SCALAR_ROWS: usize = 32;
@@ -70,6 +87,8 @@ pub(super) struct Choice {
     pub(super) keys: usize,
     /// Thread blocks that are on a multiprocessor at once.
     pub(super) blocks: usize,
+    /// Warps that only copy: those of the kernel of warp groups.
+    pub(super) copy_warps: usize,
     pub(super) shared: usize,
 }
 
@@ -81,7 +100,7 @@ impl Choice {
         let warps = packed_rows.div_ceil(16 * row_tiles).clamp(1, most_warps);
         let sized = |keys: usize, blocks: usize| {
             let shared = shared_bytes(shape, 16 * row_tiles * warps, keys);
-            Self { warps, row_tiles, keys, blocks, shared }
+            Self { warps, row_tiles, keys, blocks, copy_warps: 0, shared }
         };
         // Thread blocks hide each other's waits: rather that than more keys at once.
         let wide = limits.keys(shape.head_dim);
@@ -103,7 +122,19 @@ impl Choice {
     /// The kernel without matrix units.
     pub(super) fn scalar(shape: &PageShape) -> Self {
         let shared = SCALAR_WARPS * (shape.head_dim + 32) * size_of::<f32>();
-        Self { warps: SCALAR_WARPS, row_tiles: 0, keys: 64, blocks: 1, shared }
+        Self { warps: SCALAR_WARPS, row_tiles: 0, keys: 64, blocks: 1, copy_warps: 0, shared }
+    }
+
+    /// By warp groups; `None` where there are none, or no layout of the heads for them. Code for `sm_90a` runs on 9.0 alone.
+    pub(super) fn wgmma(shape: &PageShape, limits: Limits) -> Option<Self> {
+        let suits = limits.capability == 90
+            && matches!(shape.head_dim, 64 | 128)
+            && matches!(shape.element, PageElement::F16 | PageElement::Bf16);
+        let (warps, row_tiles, keys) = (8, 1, 64);
+        let stage = 2 * keys * shape.head_dim * shape.element.bytes() + marks_bytes(keys) + BARRIER_BYTES;
+        let shared = BAND_ALIGNMENT + WGMMA_STAGES * stage + TASK_BYTES + 4 * 16 * row_tiles * warps;
+        let choice = Self { warps, row_tiles, keys, blocks: 1, copy_warps: COPY_WARPS, shared };
+        (suits && shared <= limits.shared).then_some(choice)
     }
 
     /// Rows of a thread block.
@@ -113,7 +144,7 @@ impl Choice {
 
     /// Threads of a thread block.
     pub(super) fn threads(&self) -> u32 {
-        32 * self.warps as u32
+        32 * (self.copy_warps + self.warps) as u32
     }
 
     pub(super) fn kernel(&self, shape: &PageShape) -> Kernel {
@@ -121,6 +152,18 @@ impl Choice {
         let (head_dim, keys) = (("HEAD_DIM", shape.head_dim as i64), ("KEYS", self.keys as i64));
         if self.row_tiles == 0 {
             return Kernel { source: SCALAR, entry: "attend_scalar", constants: vec![dtype, head_dim, keys] };
+        }
+        if self.copy_warps > 0 {
+            let constants = vec![
+                dtype,
+                ("FIRST_WARP", self.copy_warps as i64),
+                head_dim,
+                keys,
+                ("ROW_TILES", self.row_tiles as i64),
+                ("STAGES", WGMMA_STAGES as i64),
+                ("WARPS", self.warps as i64),
+            ];
+            return Kernel { source: WGMMA, entry: "attend_prefill_wgmma", constants };
         }
         let constants = vec![
             ("BLOCKS", self.blocks as i64),
@@ -150,6 +193,9 @@ pub(crate) fn kernels(capability: u32) -> Vec<Kernel> {
             };
             let choices = rows.iter().filter_map(|rows| Choice::new(&shape, *rows, limits).ok());
             kernels.extend(choices.map(|choice| choice.kernel(&shape)));
+            if !rows.is_empty() {
+                kernels.extend(Choice::wgmma(&shape, limits).map(|choice| choice.kernel(&shape)));
+            }
             if element == PageElement::F32 || head_dim == 256 {
                 kernels.push(Choice::scalar(&shape).kernel(&shape));
             }
@@ -162,8 +208,12 @@ pub(crate) fn kernels(capability: u32) -> Vec<Kernel> {
 fn shared_bytes(shape: &PageShape, rows: usize, keys: usize) -> usize {
     debug_assert_ne!(shape.element, PageElement::F32, "has no matrix units");
     let row = shape.head_dim * shape.element.bytes();
-    let marks = keys * 8 + 16;
-    rows * row + STAGES * (2 * keys * row + marks) + TASK_BYTES + 4 * rows
+    rows * row + STAGES * (2 * keys * row + marks_bytes(keys)) + TASK_BYTES + 4 * rows
+}
+
+/// What is noted of the keys of a stage.
+fn marks_bytes(keys: usize) -> usize {
+    keys * 8 + 16
 }
 
 #[cfg(test)]
@@ -203,6 +253,31 @@ mod tests {
     fn few_rows_take_few_warps() {
         let warps = |rows| choice(128, rows, HOPPER).warps;
         assert_eq!([1, 32, 33, 96, 128, 224].map(warps), [1, 1, 2, 3, 4, 4]);
+    }
+
+    #[test]
+    fn warp_groups_are_for_hopper_and_heads_of_whole_bands() {
+        let shape = |head_dim, element| PageShape { tokens: 64, kv_heads: 2, head_dim, element };
+        for (head_dim, element, there) in [
+            (64, PageElement::F16, true),
+            (128, PageElement::F16, true),
+            (128, PageElement::Bf16, true),
+            (96, PageElement::Bf16, false),
+            (256, PageElement::F16, false),
+            (128, PageElement::F32, false),
+            (128, PageElement::Int8, false),
+        ] {
+            let choice = Choice::wgmma(&shape(head_dim, element), HOPPER);
+            assert_eq!(choice.is_some(), there, "{head_dim}, {element:?}");
+            assert!(choice.is_none_or(|choice| choice.threads() == 384 && choice.rows() == 128));
+        }
+        let bf16 = shape(128, PageElement::Bf16);
+        assert_eq!(Choice::wgmma(&bf16, HOPPER).unwrap().shared, 201_448);
+        for limits in [AMPERE, ADA, Limits { capability: 100, ..HOPPER }, Limits { capability: 91, ..HOPPER }]
+        {
+            assert_eq!(Choice::wgmma(&bf16, limits), None);
+        }
+        assert_eq!(Choice::wgmma(&bf16, Limits { shared: 201_447, ..HOPPER }), None);
     }
 
     #[test]

@@ -37,8 +37,8 @@ enum Kind {
     Sparse,
 }
 
-/// Measures each length that the device has room for.
-pub(super) fn measure(bench: &Bench, peaks: &Peaks, lengths: &[u32]) -> Result<Vec<Point>> {
+/// Measures each length that the device has room for, by warps (`mma.sync`) or by warp groups (`wgmma`).
+pub(super) fn measure(bench: &Bench, peaks: &Peaks, lengths: &[u32], wgmma: bool) -> Result<Vec<Point>> {
     let mut points = Vec::new();
     for kind in [Kind::Dense, Kind::Sparse] {
         for tokens in lengths.iter().map(|&tokens| tokens as usize) {
@@ -54,7 +54,7 @@ pub(super) fn measure(bench: &Bench, peaks: &Peaks, lengths: &[u32]) -> Result<V
                 ));
                 continue;
             }
-            points.push(point(bench, peaks, kind, tokens)?);
+            points.push(point(bench, peaks, (kind, wgmma), tokens)?);
         }
     }
     Ok(points)
@@ -74,13 +74,14 @@ fn row_bytes() -> usize {
     HEADS * SHAPE.head_dim * size_of::<f32>()
 }
 
-fn point(bench: &Bench, peaks: &Peaks, kind: Kind, tokens: usize) -> Result<Point> {
-    let prompt = Prompt::new(&bench.queue, tokens, kind.rows(tokens))?;
+fn point(bench: &Bench, peaks: &Peaks, (kind, wgmma): (Kind, bool), tokens: usize) -> Result<Point> {
+    let prompt = Prompt::new(&bench.queue, tokens, kind.rows(tokens), wgmma)?;
+    let by = if wgmma { ", by wgmma" } else { "" };
     let all = tokens as f64 * (tokens as f64 + 1.0) / 2.0;
     let (pairs, seconds, name) = match kind {
         Kind::Dense => {
             let seconds = bench.sample(|| prompt.dense())?;
-            (all, seconds, format!("dense prefill of {tokens} tokens, bf16 KV"))
+            (all, seconds, format!("dense prefill of {tokens} tokens, bf16 KV{by}"))
         }
         Kind::Sparse => {
             let (pairs, seconds) = sparse(bench, &prompt)?;
@@ -88,7 +89,7 @@ fn point(bench: &Bench, peaks: &Peaks, kind: Kind, tokens: usize) -> Result<Poin
             (
                 pairs,
                 seconds,
-                format!("prefill of {tokens} tokens over lists of {share:.1} % of the pairs, bf16 KV"),
+                format!("prefill of {tokens} tokens over lists of {share:.1} % of the pairs, bf16 KV{by}"),
             )
         }
     };
@@ -97,6 +98,8 @@ fn point(bench: &Bench, peaks: &Peaks, kind: Kind, tokens: usize) -> Result<Poin
     let flops = 4.0 * (HEADS * SHAPE.head_dim) as f64 * pairs;
     let point = Point::flops(name, seconds, flops, &peaks.matrix_bf16_tflops);
     Ok(match kind {
+        // Other programs, and lists, are compared with what runs by default.
+        _ if wgmma => point,
         Kind::Dense => point.beside(Beside::DensePrefill, tokens),
         Kind::Sparse => point.beside(Beside::SparsePrefill, tokens),
     })
@@ -181,7 +184,7 @@ struct Prompt {
 
 impl Prompt {
     /// Keys of zeros and values of ones, so that every output is 1.
-    fn new(device: &Arc<dyn Device>, tokens: usize, rows: usize) -> Result<Self> {
+    fn new(device: &Arc<dyn Device>, tokens: usize, rows: usize, wgmma: bool) -> Result<Self> {
         let side = SHAPE.tokens * SHAPE.head_dim;
         let page: Vec<u16> = [vec![0; side], vec![ONE; side]].concat().repeat(SHAPE.kv_heads);
         let pages = tokens.div_ceil(SHAPE.tokens);
@@ -198,7 +201,7 @@ impl Prompt {
             queries.span(index * row_bytes(), row_bytes())?.write(&row)?;
         }
         Ok(Self {
-            attention: PrefillAttention::new(device, &SHAPE, GROUP)?,
+            attention: PrefillAttention::new(device, &SHAPE, GROUP)?.with_wgmma(wgmma),
             queries,
             _slab: slab,
             table: Buffer::from_slice(device, &addresses)?,

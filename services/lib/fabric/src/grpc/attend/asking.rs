@@ -149,10 +149,11 @@ impl Asking {
     /// Asks a query again that named an epoch. What comes of it under its old number is none of it any more.
     pub(super) fn ask_again(&self, number: u64) {
         let mut state = self.state();
-        if let Some(UnderWay { kept: Some((_, query)), handed_on, .. }) = state.remove(number) {
-            state.again.push_back(Again { query, handed_on });
-            self.changed.notify_one();
-        }
+        let is_kept = state.under_way.get(&number).is_some_and(|under_way| under_way.kept.is_some());
+        let Some(lost) = is_kept.then(|| state.remove(number)).flatten() else { return };
+        let query = lost.kept.map(|(_, query)| query);
+        state.again.extend(query.map(|query| Again { query, handed_on: lost.handed_on }));
+        self.changed.notify_one();
     }
 
     /// An answer as its caller knows it, without what came of it before; `None` where nobody waits for it.

@@ -1,7 +1,7 @@
 //! The client's side of `Attend` where large partials may go from GPU to GPU (lane `nccl`).
 //!
-//! A stream lasts, so it does not wait for an epoch: one is joined on the side, and queries name it from then on. A stream keeps its epoch,
-//! which is one of its own. A body that does not come, or comes damaged, is no failure of the shard: its query is asked again, under another
+//! A stream lasts, so it does not wait for an epoch: where an answer was large one is joined on the side, and queries name it from then
+//! on. A stream keeps its epoch, which is one of its own. A body that does not come, or comes damaged, is no failure of the shard: its query is asked again, under another
 //! number and without the epoch, and what was handed on of its answer before is left out. Queries are pure, so whoever asked sees nothing
 //! of it but the time that it takes.
 
@@ -24,7 +24,11 @@ use super::{
     epochs::{Epochs, Lease},
     leased::{Leased, Way},
 };
-use crate::{BoxStream, CallContext, Code, Error, lane, lane::Hop, nccl::Arrivals};
+use crate::{
+    BoxStream, CallContext, Code, Error, lane,
+    lane::Hop,
+    nccl::{Arrivals, PARTIALS_BYTES_MIN},
+};
 
 /// How often a stream without an epoch looks for one, at most.
 const RETRY: Duration = Duration::from_secs(1);
@@ -79,6 +83,7 @@ impl Reading {
             };
             let Some(message) = message else { return Ok(None) };
             let message = message.map_err(|status| fault(&self.context, &status))?;
+            self.exchange.is_wanted |= message.body_bytes() >= PARTIALS_BYTES_MIN;
             let Some(answer) = self.whole(message).await? else { continue };
             if let Some(answer) = self.asking.hand_on(answer) {
                 return Ok(Some(answer));
@@ -133,6 +138,8 @@ struct Exchange {
     asking: Arc<Asking>,
     held: Option<Held>,
     joining: Option<Joining>,
+    /// Large partials came in a message: a stream of small ones needs no epoch.
+    is_wanted: bool,
     /// When to look for one again.
     later: Option<Instant>,
     /// Those that the stream had.
@@ -152,16 +159,17 @@ struct Held {
 
 impl Exchange {
     fn new(epochs: Arc<Epochs>, context: CallContext, asking: Arc<Asking>) -> Self {
-        Self { epochs, context, asking, held: None, joining: None, later: None, count: 0 }
+        Self { epochs, context, asking, held: None, joining: None, is_wanted: false, later: None, count: 0 }
     }
 
-    /// Leaves an epoch that was left idle; begins to join one where there is none and it is time.
+    /// Leaves an epoch that was left idle; begins to join one where there is none, one is wanted and it is time.
     fn look(&mut self) {
         if self.held.as_ref().is_some_and(|held| !held.lease.pulse().is_joined()) {
             self.leave();
         }
         let is_time = self.later.is_none_or(|later| Instant::now() >= later);
-        if self.held.is_none() && self.joining.is_none() && is_time {
+        if self.held.is_none() && self.joining.is_none() && self.is_wanted && is_time {
+            self.is_wanted = false;
             let (epochs, context) = (Arc::clone(&self.epochs), self.context.clone());
             self.joining = Some(Box::pin(async move { epochs.lease(&context, true).await }));
         }
@@ -187,6 +195,7 @@ impl Exchange {
     /// Queries name it from now on.
     fn take(&mut self, lease: Lease) {
         self.count += 1;
+        self.is_wanted = false;
         let (number, arrivals) = (self.count, lease.arrivals());
         self.asking.name(Some(Epoch { number, wire: lease.wire(), pulse: lease.pulse() }));
         self.held = Some(Held { number, lease, arrivals, was_used: false });

@@ -32,7 +32,8 @@ pub(super) async fn lanes(args: &BenchStoreArgs, side: Side) -> Lanes {
         return Err("it was not asked for".to_owned());
     }
     let folders = args.library_path.clone();
-    let opened = blocking(move || Ok(cuda::lanes_of(index(side, &options(&folders)), &options(&folders))?));
+    let options = options(&args.library_path);
+    let opened = blocking(move || cuda::lanes_of(index(side, &options), &options));
     opened.await.map_err(|error| format!("{error:#}"))
 }
 

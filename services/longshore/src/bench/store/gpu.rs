@@ -31,7 +31,6 @@ pub(super) async fn lanes(args: &BenchStoreArgs, side: Side) -> Lanes {
     if !args.lanes.contains(&StoreLane::Nccl) {
         return Err("it was not asked for".to_owned());
     }
-    let folders = args.library_path.clone();
     let options = options(&args.library_path);
     let opened = blocking(move || cuda::lanes_of(index(side, &options), &options));
     opened.await.map_err(|error| format!("{error:#}"))

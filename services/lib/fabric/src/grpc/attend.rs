@@ -240,7 +240,9 @@ impl Exchange {
         let named = held.arrivals.announced(named).map_err(|error| no_sense(&error))?;
         match held.arrivals.receive_bytes(named).await {
             Ok(body) => {
-                held.was_used = true;
+                if !std::mem::replace(&mut held.was_used, true) {
+                    held.lease.way().succeeded();
+                }
                 message.put_body(body).map_err(|fault| Error::bad_answer(&fault))?;
                 Ok(Body::Came)
             }

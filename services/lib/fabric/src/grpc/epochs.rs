@@ -278,6 +278,11 @@ impl Epochs {
         }
     }
 
+    /// A call that keeps its epoch had use of it.
+    pub(super) fn succeeded(&self) {
+        self.pool().pause.succeeded();
+    }
+
     /// An end that is in no epoch.
     fn fresh(&self) -> Result<ClientEnd, Error> {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {

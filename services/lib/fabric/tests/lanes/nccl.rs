@@ -244,6 +244,7 @@ fn on() -> bool {
 /// While a piece is exchanged in one half of the staging memory, the next is copied to the other; and the one before from it.
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_and_exchanges_overlap() {
+    use Step::{Begun, Done, Down, Up};
     const PIECE: usize = 4 << 20;
     let net = Arc::new(Net::default());
     let (shard, shards_memory) = net.gpu_with_memory();
@@ -267,17 +268,17 @@ async fn copies_and_exchanges_overlap() {
     assert!(came == body, "the same bytes");
     let (a, b) = (0, PIECE as u64);
     let sent = [
-        [Step::Up(a), Step::Up(a + 9), Step::Begun(a)].as_slice(),
-        &[Step::Up(b), Step::Done(a), Step::Begun(b)],
-        &[Step::Up(a), Step::Done(b), Step::Begun(a)],
-        &[Step::Up(b), Step::Done(a), Step::Begun(b), Step::Done(b)],
+        vec![Up(a), Up(a + 9), Begun(a)],
+        vec![Up(b), Done(a), Begun(b)],
+        vec![Up(a), Done(b), Begun(a)],
+        vec![Up(b), Done(a), Begun(b), Done(b)],
     ];
     assert_eq!(shards_memory.take_steps(), sent.concat());
     let received = [
-        [Step::Begun(a), Step::Done(a)].as_slice(),
-        &[Step::Begun(b), Step::Down(a), Step::Done(b)],
-        &[Step::Begun(a), Step::Down(b), Step::Done(a)],
-        &[Step::Begun(b), Step::Down(a), Step::Done(b), Step::Down(b)],
+        vec![Begun(a), Done(a)],
+        vec![Begun(b), Down(a), Done(b)],
+        vec![Begun(a), Down(b), Done(a)],
+        vec![Begun(b), Down(a), Done(b), Down(b)],
     ];
     assert_eq!(clients_memory.take_steps(), received.concat());
     // A copy that fails beside an exchange ends it at both sides, and says why.

@@ -165,6 +165,7 @@ fn attention() {
 /// What is exchanged apart from its message is put together again, or refused.
 #[test]
 fn bodies_of_partials() {
+    type Edit = fn(&mut v1::Tensor);
     let partial = |shape: &[u64], values| {
         Some(v1::AttendPartial { item: 0, stripe: 0, partial: Some(wire_tensor(shape, values)) })
     };
@@ -184,10 +185,10 @@ fn bodies_of_partials() {
     assert_eq!(put(body.clone(), &|_| {}), Ok(whole));
     assert_eq!(put(body.slice(..79), &|_| {}), Err("partials[2].partial.shape".to_owned()));
     assert_eq!(put(vec![0; 81].into(), &|_| {}), Err("nccl.bytes".to_owned()));
-    let tensor = |answer: &mut v1::AttendResponse, edit: fn(&mut v1::Tensor)| {
+    let tensor = |answer: &mut v1::AttendResponse, edit: Edit| {
         edit(answer.partials[2].partial.as_mut().unwrap());
     };
-    let edits: [(fn(&mut v1::Tensor), &str); 5] = [
+    let edits: [(Edit, &str); 5] = [
         (|tensor| tensor.data = vec![1].into(), "data"),
         (|tensor| tensor.dtype = 0, "dtype"),
         (|tensor| tensor.shape = vec![1; 5], "shape"),

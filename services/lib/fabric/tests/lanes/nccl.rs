@@ -9,16 +9,19 @@ use std::{
 use futures::StreamExt;
 use longshore_blocks::BlockKey;
 use longshore_fabric::{
-    CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions, Lane as Seen, Shard, TcpPatience,
-    nccl::GpuEnd, server::ServerOptions,
+    AttendLink, CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions, Lane as Seen, Shard,
+    TcpPatience, nccl::GpuEnd, server::ServerOptions,
 };
 use longshore_proto::types::*;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use super::{
+    attention::{ask, query},
     fake::{FakeRouter, LAYERS, identity, shape},
     gpu::{Fault, Net, Step},
     house::{House, Lane, over_nccl},
+    nccl_attend::until_exchanged,
     stories,
     tiles::{block, get, put},
 };
@@ -210,7 +213,11 @@ async fn a_shard_that_was_started_anew_knows_no_epoch_of_before() {
     let forward = super::forward::Forward::new(0, address).await;
     let shard = GrpcConnector::new(over_nccl(&net)).shard(&format!("http://{}", forward.address)).unwrap();
     until_joined(&first, &*shard).await;
+    first.shard.views.lock().unwrap().insert(7, Vec::new());
+    let link = AttendLink::new(Arc::clone(&shard), &TaskTracker::new(), 8);
+    until_exchanged(&net, &link).await;
     let second = house(&net, TcpPatience::default()).await;
+    second.shard.views.lock().unwrap().insert(7, Vec::new());
     let (address, seen_at) = (second.address.trim_start_matches("http://").parse().unwrap(), forward.address);
     forward.cut();
     while tokio::net::TcpListener::bind(seen_at).await.is_err() {
@@ -222,6 +229,12 @@ async fn a_shard_that_was_started_anew_knows_no_epoch_of_before() {
     put_again(&*shard, 2).await;
     assert_eq!(seen(&second), Seen::Nccl);
     assert_eq!(get(&*shard, &[1, 2]).await.len(), 2 * LAYERS as usize);
+    // An attend stream breaks with its shard, as ever; the next one gets an epoch of the new shard.
+    while let Err(error) = ask(&link, query(7, 4_000)).await {
+        assert_eq!(error.code, Code::Unavailable, "{error}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    until_exchanged(&net, &link).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,7 +46,7 @@ async fn attended(net: &Arc<Net>, patience: TcpPatience) -> (House, Arc<dyn Shar
 }
 
 /// Asks until an answer is exchanged: an epoch is joined on the side.
-async fn until_exchanged(net: &Net, link: &AttendLink) {
+pub(crate) async fn until_exchanged(net: &Net, link: &AttendLink) {
     let before = exchanges(net);
     for _ in 0..1500 {
         ask(link, query(7, ROWS)).await.unwrap();

@@ -44,6 +44,30 @@ fn a_gpu_that_is_not_there_is_an_error_with_a_remedy() {
     assert!(refused(&["bench", "cuda"]).contains("cannot use `cuda:0`"));
 }
 
+/// What cannot be measured is not left out in silence: the report says so, and why, beside what was measured.
+#[test]
+fn a_lane_without_gpus_is_reported_as_not_run() {
+    let flags = ["--lanes", "grpc,nccl", "--ends", "slab", "--tile-bytes", "32768", "--concurrency", "1"];
+    let short = ["--seconds", "0.02", "--without-lookups"];
+    let run = |rest: &[&str]| {
+        let output = longshore(&[&["bench", "store"][..], &flags, &short, rest].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let said = run(&[]);
+    for processes in [1, 2] {
+        let sign = format!("NOT RUN: nccl, slab, {processes} processes, ");
+        let line = said.lines().find(|line| line.starts_with(&sign)).expect(&said);
+        assert!(line.contains("the clients have no such lane: cannot use `cuda:0`"), "{line}");
+        assert!(said.contains(&format!("| grpc | slab | {processes} | put |")), "{said}");
+    }
+    let report: Value = serde_json::from_str(&run(&["--json", "-"])).expect("JSON");
+    let lanes =
+        |of: &str| report[of].as_array().expect(of).iter().map(|row| row["lane"].clone()).collect::<Vec<_>>();
+    assert_eq!((lanes("not_run"), lanes("points")), (vec!["nccl".into(); 2], vec!["grpc".into(); 4]));
+    assert!(report["not_run"][0]["why"].as_str().is_some_and(|why| why.contains("`cuda:0`")), "{report}");
+}
+
 #[test]
 fn a_device_that_is_none_names_those_that_are() {
     let output = longshore(&["up", "--check-config", "--device", "gpu"]);

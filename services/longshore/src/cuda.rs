@@ -8,7 +8,7 @@ pub(crate) mod shortages;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use longshore_cuda::{CudaDevice, Device, Nccl, NcclConvener};
+use longshore_cuda::{CudaDevice, CudaOptions, Device, Nccl, NcclConvener};
 use longshore_fabric::nccl::GpuLanes;
 
 pub(crate) use metrics::report;
@@ -39,6 +39,16 @@ pub(crate) fn lanes(config: &Config, node: &Node) -> Option<Arc<dyn GpuLanes>> {
     let nccl =
         Nccl::open(&config.cuda.options().library_path).inspect_err(|error| warn(error.to_string())).ok()?;
     tracing::info!(version = %nccl.version_name(), path = nccl.path(), "offers and uses the lane `nccl`");
+    Some(lanes_on(gpu, nccl))
+}
+
+/// What makes ends of the lane `nccl` on the GPU of this number, for a command that measures it.
+pub(crate) fn lanes_of(index: u32, options: &CudaOptions) -> Result<Arc<dyn GpuLanes>> {
+    let gpu = CudaDevice::open(index, options).with_context(|| format!("cannot use `cuda:{index}`"))?;
+    Ok(lanes_on(&Arc::new(gpu), Nccl::open(&options.library_path)?))
+}
+
+fn lanes_on(gpu: &Arc<CudaDevice>, nccl: Nccl) -> Arc<dyn GpuLanes> {
     let device: Arc<dyn Device> = Arc::clone(gpu) as Arc<dyn Device>;
-    Some(Arc::new(CudaLanes::new(Arc::new(NcclConvener::new(nccl, Arc::clone(gpu))), device)))
+    Arc::new(CudaLanes::new(Arc::new(NcclConvener::new(nccl, Arc::clone(gpu))), device))
 }

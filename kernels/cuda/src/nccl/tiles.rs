@@ -1,5 +1,5 @@
 //! One end of the `nccl` lane between two processes: bodies of tiles that lie in memory of the host go through staging memory of the
-//! device, piece by piece.
+//! device, piece by piece. It has two halves: while a piece is exchanged in one, the next is copied to the other, or the one before from it.
 #![allow(unsafe_code, reason = "names device memory of its own in exchanges; see SAFETY")]
 
 use std::fmt;
@@ -22,7 +22,7 @@ pub struct TileLane {
 }
 
 impl TileLane {
-    /// Bytes of one exchange, and of the staging memory.
+    /// Bytes of one exchange, and of each half of the staging memory.
     pub const PIECE_BYTES: usize = 4 << 20;
 
     /// The end of `members[own]`, in no epoch. Epochs that it convenes are of `incarnation`. Without what makes communicators the lane is
@@ -65,7 +65,7 @@ impl TileLane {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), Error> {
         if self.stage.is_none() {
-            self.stage = Some(Buffer::new(&self.device, Self::PIECE_BYTES)?);
+            self.stage = Some(Buffer::new(&self.device, 2 * Self::PIECE_BYTES)?);
         }
         let joined = self.lane.accept(invitation, now_ms, go_on);
         self.give_back();
@@ -82,9 +82,16 @@ impl TileLane {
     ) -> Result<(), Error> {
         let bytes = body.iter().map(|part| part.len()).sum();
         self.ending_what_fails(epoch, now_ms, |this| {
-            for (from, piece) in pieces(bytes) {
-                this.fill(body, from, piece)?;
-                this.exchange(epoch, piece, Way::Out, now_ms, go_on)?;
+            let mut rest = pieces(bytes);
+            let mut piece = rest.next();
+            if let Some(first) = piece {
+                fill(this.stage()?, body, first)?;
+            }
+            while let Some(now) = piece {
+                piece = rest.next();
+                let next = piece;
+                let copy = |stage: &Buffer| next.map_or(Ok(()), |next| fill(stage, body, next));
+                this.exchange(epoch, (now, Way::Out), (now_ms, go_on), copy)?;
             }
             Ok(())
         })
@@ -99,11 +106,13 @@ impl TileLane {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), Error> {
         self.ending_what_fails(epoch, now_ms, |this| {
-            for (from, piece) in pieces(into.len()) {
-                this.exchange(epoch, piece, Way::In, now_ms, go_on)?;
-                this.stage()?.span(0, piece)?.read(&mut into[from..from + piece])?;
+            let mut before = None;
+            for piece in pieces(into.len()) {
+                let came = before.replace(piece);
+                let copy = |stage: &Buffer| came.map_or(Ok(()), |came| empty(stage, into, came));
+                this.exchange(epoch, (piece, Way::In), (now_ms, go_on), copy)?;
             }
-            Ok(())
+            before.map_or(Ok(()), |last| empty(this.stage()?, into, last))
         })
     }
 
@@ -140,41 +149,58 @@ impl TileLane {
         })
     }
 
-    /// Brings so many bytes of the body to the staging memory.
-    fn fill(&self, body: &[&[u8]], from: usize, bytes: usize) -> Result<(), Error> {
-        let stage = self.stage()?;
-        let (mut skip, mut at) = (from, 0);
-        for part in body {
-            let begin = skip.min(part.len());
-            skip -= begin;
-            let count = (part.len() - begin).min(bytes - at);
-            if count > 0 {
-                stage.span(at, count)?.write(&part[begin..begin + count])?;
-                at += count;
-            }
-        }
-        Ok(())
-    }
-
+    /// Exchanges a piece in its half of the staging memory, and does `copy`, which uses the other half only, meanwhile: as soon as the
+    /// exchange has begun and its owner is asked whether to go on.
     fn exchange(
         &mut self,
         epoch: u64,
-        bytes: usize,
-        way: Way,
-        now_ms: u64,
-        go_on: &mut dyn FnMut() -> bool,
+        (piece, way): (Piece, Way),
+        (now_ms, go_on): (u64, &mut dyn FnMut() -> bool),
+        copy: impl FnOnce(&Buffer) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.stage()?;
         let Self { lane, stage, peer, .. } = self;
         let buffer = stage.as_ref().expect("was looked at");
-        let part = [Part { peer: *peer, buffer, offset: 0, bytes }];
+        let part = [Part { peer: *peer, buffer, offset: piece.half(), bytes: piece.bytes }];
         let (sends, receives): (&[Part<'_>], &[Part<'_>]) = match way {
             Way::Out => (&part, &[]),
             Way::In => (&[], &part),
         };
-        // SAFETY: the staging memory is this lane's own, which is borrowed for the whole call.
-        unsafe { lane.exchange(epoch, (sends, receives), now_ms, go_on) }
+        let (mut copy, mut copied) = (Some(copy), Ok(()));
+        let mut meanwhile = || {
+            if let Some(copy) = copy.take() {
+                copied = copy(buffer);
+            }
+            copied.is_ok() && go_on()
+        };
+        // SAFETY: the staging memory is this lane's own, which is borrowed for the whole call; its other half is none of the exchange.
+        let exchanged = unsafe { lane.exchange(epoch, (sends, receives), now_ms, &mut meanwhile) };
+        // A copy that failed ended the exchange, and says why.
+        copied?;
+        exchanged?;
+        // It was done before anybody was asked.
+        copy.map_or(Ok(()), |copy| copy(buffer))
     }
+}
+
+/// Brings a piece of the body to its half of the staging memory.
+fn fill(stage: &Buffer, body: &[&[u8]], piece: Piece) -> Result<(), Error> {
+    let (mut skip, mut at) = (piece.from, 0);
+    for part in body {
+        let begin = skip.min(part.len());
+        skip -= begin;
+        let count = (part.len() - begin).min(piece.bytes - at);
+        if count > 0 {
+            stage.span(piece.half() + at, count)?.write(&part[begin..begin + count])?;
+            at += count;
+        }
+    }
+    Ok(())
+}
+
+/// Brings a piece that came to where it belongs.
+fn empty(stage: &Buffer, into: &mut [u8], piece: Piece) -> Result<(), Error> {
+    stage.span(piece.half(), piece.bytes)?.read(&mut into[piece.from..piece.from + piece.bytes])
 }
 
 #[derive(Clone, Copy)]
@@ -183,10 +209,25 @@ enum Way {
     In,
 }
 
-/// Where each piece begins, and its bytes.
-fn pieces(bytes: usize) -> impl Iterator<Item = (usize, usize)> {
+/// What is exchanged at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    /// Where it begins in the body.
+    from: usize,
+    bytes: usize,
+}
+
+impl Piece {
+    /// Where it lies in the staging memory: in the halves by turns.
+    fn half(&self) -> usize {
+        self.from / TileLane::PIECE_BYTES % 2 * TileLane::PIECE_BYTES
+    }
+}
+
+/// The pieces of a body, in order.
+fn pieces(bytes: usize) -> impl Iterator<Item = Piece> {
     let starts = (0..bytes).step_by(TileLane::PIECE_BYTES);
-    starts.map(move |from| (from, (bytes - from).min(TileLane::PIECE_BYTES)))
+    starts.map(move |from| Piece { from, bytes: (bytes - from).min(TileLane::PIECE_BYTES) })
 }
 
 impl fmt::Debug for TileLane {
@@ -207,11 +248,13 @@ mod tests {
         {
             let all: Vec<_> = pieces(bytes).collect();
             assert_eq!(all.len(), count, "{bytes}");
-            let end = all.iter().fold(0, |end, &(from, piece)| {
-                assert!(from == end && piece > 0 && piece <= PIECE);
-                end + piece
+            let end = all.iter().fold(0, |end, piece| {
+                assert!(piece.from == end && piece.bytes > 0 && piece.bytes <= PIECE);
+                end + piece.bytes
             });
             assert_eq!(end, bytes);
+            let halves = all.iter().zip(0..).all(|(piece, number)| piece.half() == number % 2 * PIECE);
+            assert!(halves, "{all:?}");
         }
     }
 }

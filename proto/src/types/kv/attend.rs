@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
+
 use super::{AttendAnswer, AttendItem, AttendPartial, AttendQuery, SparseVisits};
 use crate::{WireError, types::check, v1};
 
@@ -31,6 +33,7 @@ impl From<AttendQuery> for v1::AttendRequest {
             identity: Some(query.identity.into()),
             layer: query.layer,
             items: query.items.into_iter().map(Into::into).collect(),
+            nccl: None,
         }
     }
 }
@@ -132,6 +135,9 @@ impl TryFrom<v1::AttendResponse> for AttendAnswer {
 
     fn try_from(wire: v1::AttendResponse) -> Result<Self, WireError> {
         let query_id = wire.query_id;
+        if wire.nccl.is_some() {
+            return Err(WireError::invalid("nccl", "is set, the query named no epoch of the lane `nccl`"));
+        }
         if wire.error_code != 0 {
             return Ok(Self::Failed { query_id, code: wire.error_code, message: wire.error_message });
         }
@@ -149,6 +155,58 @@ impl From<AttendAnswer> for v1::AttendResponse {
             AttendAnswer::Failed { query_id, code, message } => {
                 Self { query_id, last: true, error_code: code, error_message: message, ..Self::default() }
             }
+        }
+    }
+}
+
+impl v1::AttendResponse {
+    /// Bytes of all partials, as they lie one after the other in a body that is exchanged.
+    pub fn body_bytes(&self) -> usize {
+        self.partials
+            .iter()
+            .filter_map(|partial| partial.partial.as_ref())
+            .map(|tensor| tensor.data.len())
+            .sum()
+    }
+
+    /// The elements of all partials, in order: their body.
+    pub fn body(&self) -> Vec<Bytes> {
+        let tensors = self.partials.iter().filter_map(|partial| partial.partial.as_ref());
+        tensors.map(|tensor| tensor.data.clone()).collect()
+    }
+
+    /// Leaves the elements out, which travel apart from the message.
+    pub fn leave_out_body(&mut self) {
+        let tensors = self.partials.iter_mut().filter_map(|partial| partial.partial.as_mut());
+        tensors.for_each(|tensor| tensor.data = Bytes::new());
+    }
+
+    /// Gives every partial its part of the body that came, as long as its shape says; the parts share its memory. Their checksums are
+    /// verified later, as those of all partials are. Refuses partials that have elements, and shapes that are not all of the body.
+    pub fn put_body(&mut self, mut body: Bytes) -> Result<(), WireError> {
+        for (index, partial) in self.partials.iter_mut().enumerate() {
+            let Some(tensor) = &mut partial.partial else { continue };
+            let within = |fault: WireError| fault.within(&format!("partials[{index}].partial"));
+            if !tensor.data.is_empty() {
+                return Err(within(WireError::invalid("data", "is set beside a body that is exchanged")));
+            }
+            let bytes = tensor.bytes_of_shape().map_err(within)?;
+            let Some(bytes) = usize::try_from(bytes).ok().filter(|&bytes| bytes <= body.len()) else {
+                let problem = format!(
+                    "is {:?}, more than the {} bytes of the body that are left",
+                    tensor.shape,
+                    body.len()
+                );
+                return Err(within(WireError::invalid("shape", problem)));
+            };
+            tensor.data = body.split_to(bytes);
+        }
+        match body.is_empty() {
+            true => Ok(()),
+            false => Err(WireError::invalid(
+                "nccl.bytes",
+                format!("is {} more than the partials have", body.len()),
+            )),
         }
     }
 }

@@ -86,6 +86,17 @@ fn bytes_of(shape: &[u64], dtype: Dtype) -> Option<u64> {
     shape.iter().try_fold(dtype.bytes() as u64, |bytes, extent| bytes.checked_mul(*extent))
 }
 
+impl v1::Tensor {
+    /// Bytes of the elements, by type and shape.
+    pub(crate) fn bytes_of_shape(&self) -> Result<u64, WireError> {
+        let dtype = Dtype::from_wire(self.dtype)?;
+        check::at_most(self.shape.len(), AXES_MAX, "axes", "shape")?;
+        bytes_of(&self.shape, dtype).ok_or_else(|| {
+            WireError::invalid("shape", format!("is {:?}, which is no number of bytes", self.shape))
+        })
+    }
+}
+
 impl TryFrom<v1::Tensor> for Tensor {
     type Error = WireError;
 

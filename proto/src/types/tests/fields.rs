@@ -134,8 +134,8 @@ fn attention() {
     let query = |second: v1::AttendItem| v1::AttendRequest {
         query_id: 1,
         identity: wire_identity(),
-        layer: 0,
         items: vec![item(), second],
+        ..Default::default()
     };
     types::AttendQuery::try_from(query(item())).unwrap();
     check::<_, types::AttendQuery>(v1::AttendRequest { identity: None, ..query(item()) }, "identity");
@@ -158,6 +158,52 @@ fn attention() {
     let partial = v1::AttendPartial { item: 0, stripe: 0, partial: Some(wire_tensor(&[4], 4)) };
     let answer = v1::AttendResponse { query_id: 1, partials: vec![partial], ..Default::default() };
     check::<_, types::AttendAnswer>(answer, "partials[0].partial.shape");
+    let nccl = Some(v1::NcclBytes { number: 0, bytes: 1 });
+    check::<_, types::AttendAnswer>(v1::AttendResponse { nccl, ..Default::default() }, "nccl");
+}
+
+/// What is exchanged apart from its message is put together again, or refused.
+#[test]
+fn bodies_of_partials() {
+    type Edit = fn(&mut v1::Tensor);
+    let partial = |shape: &[u64], values| {
+        Some(v1::AttendPartial { item: 0, stripe: 0, partial: Some(wire_tensor(shape, values)) })
+    };
+    let partials =
+        || partial(&[1, 2, 4], 8).into_iter().chain(partial(&[0, 2, 4], 0)).chain(partial(&[2, 1, 6], 12));
+    let whole = v1::AttendResponse { partials: partials().collect(), last: true, ..Default::default() };
+    assert_eq!(whole.body_bytes(), 80);
+    let mut bare = whole.clone();
+    let body: bytes::Bytes = bare.body().concat().into();
+    bare.leave_out_body();
+    assert_eq!((body.len(), bare.body_bytes()), (80, 0));
+    let put = |body: bytes::Bytes, edit: &dyn Fn(&mut v1::AttendResponse)| {
+        let mut answer = bare.clone();
+        edit(&mut answer);
+        answer.put_body(body).map(|()| answer).map_err(|fault| fault.field().to_owned())
+    };
+    assert_eq!(put(body.clone(), &|_| {}), Ok(whole));
+    assert_eq!(put(body.slice(..79), &|_| {}), Err("partials[2].partial.shape".to_owned()));
+    assert_eq!(put(vec![0; 81].into(), &|_| {}), Err("nccl.bytes".to_owned()));
+    let tensor = |answer: &mut v1::AttendResponse, edit: Edit| {
+        edit(answer.partials[2].partial.as_mut().unwrap());
+    };
+    let edits: [(Edit, &str); 5] = [
+        (|tensor| tensor.data = vec![1].into(), "data"),
+        (|tensor| tensor.dtype = 0, "dtype"),
+        (|tensor| tensor.shape = vec![1; 5], "shape"),
+        (|tensor| tensor.shape = vec![u64::MAX, 2], "shape"),
+        (|tensor| tensor.shape = vec![1 << 40], "shape"),
+    ];
+    for (edit, field) in edits {
+        let refused = put(body.clone(), &|answer: &mut v1::AttendResponse| tensor(answer, edit));
+        assert_eq!(refused, Err(format!("partials[2].partial.{field}")));
+    }
+    // One bit of it is another: found when the partials are read.
+    let mut damaged = body.to_vec();
+    damaged[79] ^= 1;
+    let damaged = put(damaged.into(), &|_| {}).unwrap();
+    check::<_, types::AttendAnswer>(damaged, "partials[2].partial.data");
 }
 
 #[test]

@@ -46,6 +46,9 @@ fn survive_all(bytes: &[u8]) {
     survive::<v1::ChatMessage, types::ChatMessage>(bytes);
     survive::<v1::ListModelsResponse, Vec<types::ModelDescription>>(bytes);
     survive::<v1::DescribeResponse, types::Describe>(bytes);
+    if let Ok(mut answer) = v1::AttendResponse::decode(bytes) {
+        let _ = answer.put_body(bytes.to_vec().into());
+    }
     if let Ok(answer) = v1::LookupResponse::decode(bytes) {
         let _ = answer.into_present(bytes.len());
     }

@@ -1,11 +1,13 @@
 //! The `grpc` lane: the service traits over tonic clients.
 
+mod attend;
 mod call;
 mod dial;
 mod epochs;
 mod exchanged;
 mod front;
 mod lanes;
+mod leased;
 mod pool;
 mod shard;
 mod streamed;
@@ -51,6 +53,9 @@ pub struct GrpcOptions {
     pub nccl: Option<Arc<dyn GpuLanes>>,
     /// Ends of the lane `nccl` to a peer; calls beyond them send their tiles another way. 0 never uses that lane.
     pub nccl_ends_max: usize,
+    /// Ends of that lane to a peer that attend streams take for themselves, one each; the partials of streams beyond them stay in
+    /// messages. Apart from those of calls with tiles, which streams that last would take for good. 0: partials never go that way.
+    pub nccl_attend_ends_max: usize,
     /// Connections to a peer that carry tiles, by turns.
     pub tile_connections: usize,
 }
@@ -71,6 +76,7 @@ impl Default for GrpcOptions {
             tcp_patience: TcpPatience::default(),
             nccl: None,
             nccl_ends_max: 2,
+            nccl_attend_ends_max: 1,
             tile_connections: 2,
         }
     }
@@ -102,7 +108,7 @@ impl GrpcConnector {
     }
 
     /// A client of a shard whose tiles travel over the `nccl` lane alone: `Unavailable` when this process or the shard has no such lane,
-    /// or it does not work.
+    /// or it does not work. Attend streams begin in an epoch, too; they survive it.
     pub fn nccl_shard(&self, address: &str) -> Result<Arc<dyn Shard>, Error> {
         if self.pool.epochs(address)?.is_none() {
             return Err(Error::new(Code::Unavailable, "this process has no lane `nccl`"));
@@ -121,7 +127,9 @@ impl GrpcConnector {
         if let Some(epochs) = epochs {
             tiles = tiles.with_epochs(tiles::Exchanged { epochs, alone: alone == Alone::Nccl });
         }
-        Ok(shard::ShardClient::new(calls, tiles, limit))
+        let attending = self.pool.attending(address)?.filter(|_| alone != Alone::Tcp);
+        let attending = attending.map(|epochs| tiles::Exchanged { epochs, alone: alone == Alone::Nccl });
+        Ok(shard::ShardClient::new(calls, tiles, attending, limit))
     }
 }
 

@@ -10,7 +10,7 @@ mod bodies;
 mod convener;
 mod end;
 
-pub(crate) use bodies::{Arrivals, Bodies};
+pub(crate) use bodies::{Arrivals, Bodies, PARTIALS_BYTES_MIN};
 pub(crate) use convener::{Convener, Held, not_offered};
 pub(crate) use end::{End, State};
 

@@ -1,6 +1,7 @@
 //! gRPC servers: listeners with health, reflection, limits and graceful shutdown, and the adapters from the generated
 //! service traits to ours. A service crate hands over its trait object and never sees a status.
 
+mod attend;
 mod budget;
 mod call;
 mod exchanged;

@@ -23,12 +23,16 @@ mod house;
 mod liar;
 #[path = "lanes/nccl.rs"]
 mod nccl;
+#[path = "lanes/nccl_attend.rs"]
+mod nccl_attend;
 #[path = "lanes/nccl_hostile.rs"]
 mod nccl_hostile;
 #[path = "lanes/prompts.rs"]
 mod prompts;
 #[path = "lanes/raw.rs"]
 mod raw;
+#[path = "lanes/stories.rs"]
+mod stories;
 #[path = "lanes/tcp.rs"]
 mod tcp;
 #[path = "lanes/tcp_hostile.rs"]

@@ -2,6 +2,7 @@
 //! the same run.
 
 mod floor;
+mod gpu;
 mod load;
 mod lookup;
 mod place;
@@ -18,8 +19,8 @@ use longshore_attention::{KvDtype, TileShape};
 use self::{
     floor::Floor,
     load::{Load, Operation, Source},
-    place::{Place, Plan},
-    report::{Point, Report},
+    place::{Place, Plan, Reached},
+    report::{NotRun, Point, Report},
     ring::Ring,
 };
 use crate::{
@@ -86,7 +87,14 @@ async fn measure(
     let place = if processes == 1 { Place::here(&plan).await? } else { Place::child(&plan).await? };
     let memory = Arc::new(Ring::new(source.tile_bytes()));
     for &lane in &args.lanes {
-        let Some(shard) = place.shard(lane).await? else { continue };
+        let shard = match place.shard(lane).await? {
+            Reached::Shard(shard) => shard,
+            Reached::Nowhere => continue,
+            Reached::NotRun(why) => {
+                report.not_run(NotRun { lane, end, processes, tile_bytes: source.tile_bytes(), why });
+                continue;
+            }
+        };
         for &concurrency in &args.concurrency {
             let load = Arc::new(Load {
                 shard: Arc::clone(&shard),

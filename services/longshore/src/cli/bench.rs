@@ -31,6 +31,8 @@ pub(crate) enum StoreLane {
     Local,
     /// Shared memory of one host.
     Shm,
+    /// From GPU to GPU over NCCL, beside gRPC; needs two GPUs.
+    Nccl,
     /// TCP connections for tiles, beside gRPC.
     Tcp,
     /// gRPC with our own bodies.
@@ -54,9 +56,10 @@ pub(crate) enum StoreEnd {
 #[command(after_help = "Examples:
   longshore bench store                                                every lane, one process and two; about two minutes
   longshore bench store --lanes tcp,grpc,stock --tile-bytes 1048576 --json store.json
-  longshore bench store --lanes grpc --ends slab --processes 2 --unverified    what the checksums cost")]
+  longshore bench store --lanes grpc --ends slab --processes 2 --unverified    what the checksums cost
+  longshore bench store --lanes tcp,nccl --ends slab --processes 2             from GPU to GPU, or NOT RUN and why")]
 pub(crate) struct BenchStoreArgs {
-    /// Lanes.
+    /// Lanes. Where `nccl` cannot be had the report says NOT RUN, and why.
     #[arg(long, value_delimiter = ',', value_name = "LANES", default_value = "local,shm,tcp,grpc,stock")]
     pub(crate) lanes: Vec<StoreLane>,
     /// What lies behind them.
@@ -89,6 +92,9 @@ pub(crate) struct BenchStoreArgs {
     /// Leave out the checksums of the slab end and of readers, to see what they cost; the tcp lane takes them anyway. Nothing else can.
     #[arg(long)]
     pub(crate) unverified: bool,
+    /// Folders that are searched first for the libraries of the lane `nccl`, as `cuda.library_path`.
+    #[arg(long, value_delimiter = ',', value_name = "FOLDERS")]
+    pub(crate) library_path: Vec<PathBuf>,
     /// Leave out lookups of a prefix of a million tokens over four shards.
     #[arg(long)]
     pub(crate) without_lookups: bool,

@@ -23,7 +23,8 @@ pub(crate) struct CudaConfig {
     /// Compute capability of the deployment's GPUs, 10 × major + minor (90 for 9.0): what K and V are depends on it. 0: that of the GPU
     /// of this process; processes without one must be told.
     pub(crate) capability: u32,
-    /// Whether tiles go from GPU to GPU over NCCL (lane `nccl`) where both processes have both. It was never run on a GPU: off by default.
+    /// Whether tiles and large partials go from GPU to GPU over NCCL (lane `nccl`) where both processes have both. It was never run on a
+    /// GPU: off by default.
     pub(crate) nccl_lane: bool,
     /// Whether prompts are attended to by warp groups (`wgmma`) where the GPU has them, which is on compute capability 9.0. It was never run
     /// on a GPU: off by default. Other bits than without, so all processes of a deployment must agree.

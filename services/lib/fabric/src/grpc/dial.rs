@@ -18,10 +18,11 @@ use tonic::transport::Channel;
 use super::{
     GrpcOptions,
     call::{request, unary},
+    leased::{Leased, Way},
 };
 use crate::{
     CallContext, Code, Error, TcpPatience,
-    tcp::{Buffers, TileStream, Token, introduce},
+    tcp::{Buffers, TileStream, Token, introduce, is_of_connection},
 };
 
 /// How long the lane is left alone after a failure; twice as long after the next one, up to the last.
@@ -125,19 +126,39 @@ impl Lease {
     pub(super) fn patience(&self) -> TcpPatience {
         self.dial.patience
     }
+}
 
-    /// The peers that it leads to, for whoever has to tell of a failure after it is gone.
-    pub(super) fn dial(&self) -> Arc<Dial> {
+impl Leased for Lease {
+    type Way = Dial;
+
+    fn way(&self) -> Arc<Dial> {
         Arc::clone(&self.dial)
     }
 
-    /// For the next call: this one ended well, and the peer said that it keeps the connection.
-    pub(super) fn give_back(self) {
+    fn give_back(self) {
         let Self { dial, name, stream } = self;
         let connection = Connection { name, socket: stream.into_socket() };
         let mut pool = dial.pool();
         pool.idle.push(Idle { connection, since: Instant::now() });
         pool.pause.succeeded();
+    }
+}
+
+impl Way for Dial {
+    /// Its other connections are left too.
+    fn failed(&self) {
+        self.pool().pause.failed(Instant::now());
+        self.forget();
+    }
+
+    /// Others have to be opened.
+    fn forget(&self) {
+        let stale = std::mem::take(&mut self.pool().idle);
+        drop(stale);
+    }
+
+    fn is_at_fault(error: &Error) -> bool {
+        is_of_connection(error)
     }
 }
 
@@ -192,18 +213,6 @@ impl Dial {
                 Err(error)
             }
         }
-    }
-
-    /// The lane failed: it is left alone for a while, and so are its other connections.
-    pub(super) fn failed(&self) {
-        self.pool().pause.failed(Instant::now());
-        self.forget_idle();
-    }
-
-    /// The peer does not know its connections any more: others have to be opened.
-    pub(super) fn forget_idle(&self) {
-        let stale = std::mem::take(&mut self.pool().idle);
-        drop(stale);
     }
 
     /// A connection that waits for a call and is sound as far as this side can tell.

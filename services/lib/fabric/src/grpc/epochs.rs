@@ -19,6 +19,7 @@ use super::{
     GrpcOptions,
     call::{request, unary},
     dial::Pause,
+    leased::{Leased, Way},
 };
 use crate::{
     CallContext, Code, Error, TcpPatience,
@@ -111,13 +112,34 @@ impl Lease {
         Arrivals::new(of, epochs.body_bytes_max, epochs.patience, epochs.buffers.clone())
     }
 
-    /// The ends to the same peer, for whoever has to tell of a failure after this is gone.
-    pub(super) fn epochs(&self) -> Arc<Epochs> {
+    /// Tells whether it is joined still.
+    pub(super) fn pulse(&self) -> Pulse {
+        let end = self.end();
+        Pulse { end: Arc::clone(&end.end), epoch: end.epoch }
+    }
+}
+
+/// Whether an epoch is joined, as far as this side knows; keeps nothing of it.
+#[derive(Debug, Clone)]
+pub(super) struct Pulse {
+    end: Arc<End>,
+    epoch: u64,
+}
+
+impl Pulse {
+    pub(super) fn is_joined(&self) -> bool {
+        self.end.state() == State::Joined(self.epoch)
+    }
+}
+
+impl Leased for Lease {
+    type Way = Epochs;
+
+    fn way(&self) -> Arc<Epochs> {
         Arc::clone(&self.epochs)
     }
 
-    /// For the next call: this one ended well, and the peer said that it keeps the epoch.
-    pub(super) fn give_back(mut self) {
+    fn give_back(mut self) {
         if let Some(end) = self.end.take() {
             let mut pool = self.epochs.pool();
             pool.ends.push(end);
@@ -141,7 +163,7 @@ impl Epochs {
         address: &str,
         calls: KvStoreServiceClient<Channel>,
         lanes: Arc<dyn GpuLanes>,
-        options: &GrpcOptions,
+        (ends_max, options): (usize, &GrpcOptions),
     ) -> Self {
         Self {
             address: address.to_owned(),
@@ -149,7 +171,7 @@ impl Epochs {
             lanes,
             body_bytes_max: options.message_bytes_max,
             patience: options.tcp_patience,
-            places: Arc::new(Semaphore::new(options.nccl_ends_max)),
+            places: Arc::new(Semaphore::new(ends_max)),
             pool: Mutex::default(),
             buffers: Buffers::default(),
         }
@@ -256,6 +278,11 @@ impl Epochs {
         }
     }
 
+    /// A call that keeps its epoch had use of it.
+    pub(super) fn succeeded(&self) {
+        self.pool().pause.succeeded();
+    }
+
     /// An end that is in no epoch.
     fn fresh(&self) -> Result<ClientEnd, Error> {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
@@ -302,17 +329,22 @@ impl Epochs {
             _ => self.failed(),
         }
     }
+}
 
-    /// The lane failed: it is left alone for a while.
-    pub(super) fn failed(&self) {
+impl Way for Epochs {
+    fn failed(&self) {
         let mut pool = self.pool();
         pool.pause.failed(Instant::now());
         end_all(&mut pool);
     }
 
-    /// The peer does not know its epochs any more: others have to be joined.
-    pub(super) fn forget(&self) {
+    /// Others have to be joined.
+    fn forget(&self) {
         end_all(&mut self.pool());
+    }
+
+    fn is_at_fault(error: &Error) -> bool {
+        is_of_epoch(error)
     }
 }
 

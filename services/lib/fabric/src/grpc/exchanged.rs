@@ -1,11 +1,8 @@
 //! The client's side of the two methods that move tiles when bodies go from GPU to GPU (lane `nccl`).
 
-use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
 use futures::{Stream, StreamExt, stream};
@@ -21,19 +18,16 @@ use tonic::Status;
 
 use super::{
     call::fault,
-    epochs::{Epochs, Lease},
-    streamed::{is_kept, is_told, status},
-    tiles::{Failure, TileChannels, acknowledgement, single, undecodable},
+    epochs::Lease,
+    leased::{Leased, REST_PATIENCE, Reading, Way, acks, answers, instead_of, is_told, status},
+    tiles::{Failure, TileChannels, single, undecodable},
 };
 use crate::{
     BoxStream, CallContext, Code, Error,
     lane::Hop,
-    nccl::{Arrivals, Bodies, is_of_epoch},
+    nccl::{Arrivals, Bodies},
     tiles::{self, GET_BLOCKS, Messages, Outgoing, OutgoingBody, PUT_BLOCKS},
 };
-
-/// How long the status of a call may come after its epoch broke: it says why.
-const REST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the sending half of a store stream tells the half that ends it.
 #[derive(Debug, Default)]
@@ -47,6 +41,28 @@ impl Outcome {
     fn why(&self) -> Option<Error> {
         self.why.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+
+    /// What the caller is told of the end.
+    fn ended_with(
+        &self,
+        lease: Lease,
+        (context, messages): (&CallContext, &Messages),
+        ended: Result<(), Error>,
+    ) -> Option<Error> {
+        let epochs = lease.way();
+        match (ended, self.why()) {
+            (Ok(()), _) => {
+                if self.all_sent.load(Ordering::Acquire) {
+                    lease.keep(messages);
+                }
+                None
+            }
+            (Err(error), Some(why)) if !is_told(messages) => {
+                Some(instead_of(why, error, Some(&*epochs), context))
+            }
+            (ended, _) => epochs.told(ended).err(),
+        }
+    }
 }
 
 impl TileChannels {
@@ -58,7 +74,7 @@ impl TileChannels {
         tiles: mpsc::Receiver<TileMessage>,
         lease: Lease,
     ) -> Result<BoxStream<PutAck>, Failure> {
-        let (epochs, outcome) = (lease.epochs(), Arc::<Outcome>::default());
+        let (epochs, outcome) = (lease.way(), Arc::<Outcome>::default());
         let sending = Sending { bodies: lease.bodies(), tiles, outcome: Arc::clone(&outcome) };
         let start = single(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
         let messages =
@@ -67,16 +83,19 @@ impl TileChannels {
         let response = response.map_err(|failure| match (failure, outcome.why()) {
             // This side reset it before the server answered.
             (Failure::Unanswered(error), Some(why)) => {
-                Failure::Unanswered(instead_of(why, error, &epochs, &hop.context))
+                Failure::Unanswered(instead_of(why, error, Some(&*epochs), &hop.context))
             }
             (failure, _) => {
-                forget(&epochs, &failure);
+                epochs.note(&failure);
                 failure
             }
         })?;
         let messages = Messages::of_response(response, self.message_bytes_max());
-        let ending = Ending { context: hop.context.clone(), messages, lease, outcome };
-        Ok(hop.bound(Box::pin(ending.acks())))
+        let context = hop.context.clone();
+        let end = move |context: &CallContext, messages: &Messages, ended| {
+            outcome.ended_with(lease, (context, messages), ended)
+        };
+        Ok(hop.bound(Box::pin(acks(context, messages, end))))
     }
 
     /// A read stream with the bodies of its tiles in the epoch of `lease`.
@@ -90,32 +109,12 @@ impl TileChannels {
         let request = v1::GetBlocksRequest { nccl: Some(lease.wire()), ..get };
         let body = OutgoingBody::request(single(&request));
         let response = self.call(&hop.context, GET_BLOCKS, body).await;
-        let response = response.inspect_err(|failure| forget(&lease.epochs(), failure))?;
+        let response = response.inspect_err(|failure| lease.way().note(failure))?;
         let messages = Messages::of_response(response, self.message_bytes_max());
         let (context, arrivals) = (hop.context.clone(), lease.arrivals());
-        let reading = Reading { context, lease, messages, arrivals, memory };
-        Ok(hop.bound(Box::pin(reading.answers())))
+        let reading = Named { context, lease, messages, arrivals, memory };
+        Ok(hop.bound(Box::pin(answers(reading))))
     }
-}
-
-/// What a call that did not begin says of the lane. That a shard cannot serve it now says nothing.
-fn forget(epochs: &Epochs, failure: &Failure) {
-    match failure {
-        Failure::Unanswered(error) if error.code == Code::Unavailable => epochs.failed(),
-        // A shard that knows the epoch no more, after a restart for instance, has forgotten the others too.
-        Failure::Refused(error) if is_of_epoch(error) => epochs.forget(),
-        Failure::Unanswered(_) | Failure::Refused(_) => {}
-    }
-}
-
-/// A call that this side reset has no better reason than that for which it did, unless its caller ended it.
-fn instead_of(why: Error, error: Error, epochs: &Epochs, context: &CallContext) -> Error {
-    let is_over = context.cancel.is_cancelled() || error.code == Code::DeadlineExceeded;
-    if is_over {
-        return error;
-    }
-    epochs.failed();
-    why
 }
 
 /// What a store stream sends.
@@ -157,63 +156,8 @@ impl Sending {
     }
 }
 
-/// A store stream whose acknowledgements come.
-struct Ending {
-    context: CallContext,
-    messages: Messages,
-    lease: Lease,
-    outcome: Arc<Outcome>,
-}
-
-impl Ending {
-    /// The acknowledgements, then the status.
-    fn acks(self) -> impl Stream<Item = Result<PutAck, Error>> + Send + 'static {
-        stream::unfold(Some(self), |ending| async move {
-            let mut ending = ending?;
-            let ended = match ending.messages.next().await {
-                Ok(Some(message)) => {
-                    let ack = acknowledgement(message);
-                    let rest = ack.is_ok().then_some(ending);
-                    return Some((ack, rest));
-                }
-                Ok(None) => status(&ending.context, &ending.messages),
-                Err(status) => Err(fault(&ending.context, &status)),
-            };
-            ending.end(ended).map(|error| (Err(error), None))
-        })
-    }
-
-    /// What the caller is told of the end.
-    fn end(self, ended: Result<(), Error>) -> Option<Error> {
-        let Self { context, messages, lease, outcome } = self;
-        let epochs = lease.epochs();
-        match (ended, outcome.why()) {
-            (Ok(()), _) => {
-                if outcome.all_sent.load(Ordering::Acquire) {
-                    keep(lease, &messages);
-                }
-                None
-            }
-            (Err(error), Some(why)) if !is_told(&messages) => Some(instead_of(why, error, &epochs, &context)),
-            (Err(error), _) => {
-                if is_of_epoch(&error) {
-                    epochs.failed();
-                }
-                Some(error)
-            }
-        }
-    }
-}
-
-/// Keeps an epoch for the next call if the server keeps it too.
-fn keep(lease: Lease, messages: &Messages) {
-    if is_kept(messages) {
-        lease.give_back();
-    }
-}
-
 /// A read stream under way.
-struct Reading {
+struct Named {
     context: CallContext,
     lease: Lease,
     messages: Messages,
@@ -221,27 +165,18 @@ struct Reading {
     memory: Option<Arc<dyn TileMemory>>,
 }
 
-impl Reading {
-    fn answers(self) -> impl Stream<Item = Result<Option<TileMessage>, Error>> + Send + 'static {
-        stream::unfold(Some(self), |reading| async move {
-            let mut reading = reading?;
-            match reading.next().await {
-                Ok(Some(answer)) => Some((Ok(answer), Some(reading))),
-                Ok(None) => {
-                    keep(reading.lease, &reading.messages);
-                    None
-                }
-                Err(error) => Some((Err(error), None)),
-            }
-        })
+impl Reading for Named {
+    type Lease = Lease;
+
+    fn into_lease(self) -> (Lease, Messages) {
+        (self.lease, self.messages)
     }
 
-    /// A tile, or that a block is not held; `None` at the good end.
     async fn next(&mut self) -> Result<Option<Option<TileMessage>>, Error> {
         let message = match self.messages.next().await {
             Ok(Some(message)) => message,
-            Ok(None) => return self.told(status(&self.context, &self.messages)).map(|()| None),
-            Err(status) => return self.told(Err(fault(&self.context, &status))).map(|()| None),
+            Ok(None) => return self.lease.way().told(status(&self.context, &self.messages)).map(|()| None),
+            Err(status) => return self.lease.way().told(Err(fault(&self.context, &status))),
         };
         let answer = tiles::tile_answer(message).map_err(|status| undecodable(&status))?;
         let mut wire = match answer {
@@ -264,16 +199,9 @@ impl Reading {
             Err(error) => Err(self.why(error).await),
         }
     }
+}
 
-    /// How the call ended, as the server says.
-    fn told(&self, ended: Result<(), Error>) -> Result<(), Error> {
-        ended.inspect_err(|error| {
-            if is_of_epoch(error) {
-                self.lease.epochs().failed();
-            }
-        })
-    }
-
+impl Named {
     /// Why a body did not come: as the server's status says, if that comes soon and says anything.
     async fn why(&mut self, error: Error) -> Error {
         let soon = Instant::now() + REST_PATIENCE;
@@ -285,10 +213,11 @@ impl Reading {
                 Err(_) => break Ok(()),
             }
         };
-        match self.told(ended) {
+        let epochs = self.lease.way();
+        match epochs.told(ended) {
             Err(told) => told,
             Ok(()) => {
-                self.lease.epochs().failed();
+                epochs.failed();
                 error
             }
         }

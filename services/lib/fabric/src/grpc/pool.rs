@@ -32,8 +32,9 @@ struct Slots {
     channels: HashMap<(String, Use), Slot>,
     /// Tile connections by address, with the stamp of their last use.
     dials: HashMap<String, (Arc<Dial>, u64)>,
-    /// Ends of the lane `nccl` by address, likewise.
+    /// Ends of the lane `nccl` by address, likewise: those of calls with tiles, and those of attend streams.
     epochs: HashMap<String, (Arc<Epochs>, u64)>,
+    attending: HashMap<String, (Arc<Epochs>, u64)>,
     /// Counts requests for channels; the oldest slot has the lowest stamp.
     clock: u64,
 }
@@ -93,16 +94,32 @@ impl Pool {
         Ok(kept(dials, address, (clock, self.options.connections_max), make))
     }
 
-    /// The ends of the lane `nccl` to `address`, where this process can have some; bounded likewise.
+    /// The ends of the lane `nccl` to `address` for calls with tiles, where this process can have some; bounded likewise.
     pub(super) fn epochs(&self, address: &str) -> Result<Option<Arc<Epochs>>, Error> {
-        let Some(lanes) = self.options.nccl.clone().filter(|_| self.options.nccl_ends_max > 0) else {
+        self.ends(address, self.options.nccl_ends_max, |slots| &mut slots.epochs)
+    }
+
+    /// The same for attend streams, which keep theirs: so they take none of those of calls with tiles.
+    pub(super) fn attending(&self, address: &str) -> Result<Option<Arc<Epochs>>, Error> {
+        self.ends(address, self.options.nccl_attend_ends_max, |slots| &mut slots.attending)
+    }
+
+    fn ends(
+        &self,
+        address: &str,
+        ends_max: usize,
+        of: impl FnOnce(&mut Slots) -> &mut HashMap<String, (Arc<Epochs>, u64)>,
+    ) -> Result<Option<Arc<Epochs>>, Error> {
+        let Some(lanes) = self.options.nccl.clone().filter(|_| ends_max > 0) else {
             return Ok(None);
         };
         let calls = generated(self.channel(address, Use::Calls)?, self.message_bytes_max());
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let Slots { epochs, clock, .. } = &mut *slots;
-        let make = || Epochs::new(address, calls, lanes, &self.options);
-        Ok(Some(kept(epochs, address, (clock, self.options.connections_max), make)))
+        let mut clock = slots.clock;
+        let make = || Epochs::new(address, calls, lanes, (ends_max, &self.options));
+        let known = kept(of(&mut slots), address, (&mut clock, self.options.connections_max), make);
+        slots.clock = clock;
+        Ok(Some(known))
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, Error> {

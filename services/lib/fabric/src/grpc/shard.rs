@@ -15,8 +15,9 @@ use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
 use super::{
+    attend,
     call::{messages, request, streaming, unary},
-    tiles::TileChannels,
+    tiles::{Exchanged, TileChannels},
 };
 use crate::{BoxStream, CallContext, Error, Shard, lane::Hop, shm::Link};
 
@@ -26,11 +27,18 @@ pub(super) struct ShardClient {
     calls: KvStoreServiceClient<Channel>,
     /// `None`: the generated client moves tiles too.
     tiles: Option<TileChannels>,
+    /// The `nccl` lane for partials of attention, where there is one.
+    attending: Option<Exchanged>,
 }
 
 impl ShardClient {
-    pub(super) fn new(calls: Channel, tiles: TileChannels, message_bytes_max: usize) -> Self {
-        Self { tiles: Some(tiles), ..Self::stock(calls, message_bytes_max) }
+    pub(super) fn new(
+        calls: Channel,
+        tiles: TileChannels,
+        attending: Option<Exchanged>,
+        message_bytes_max: usize,
+    ) -> Self {
+        Self { tiles: Some(tiles), attending, ..Self::stock(calls, message_bytes_max) }
     }
 
     /// Over one connection with shared memory.
@@ -54,7 +62,7 @@ impl ShardClient {
     }
 
     pub(super) fn stock(channel: Channel, message_bytes_max: usize) -> Self {
-        Self { calls: generated(channel, message_bytes_max), tiles: None }
+        Self { calls: generated(channel, message_bytes_max), tiles: None, attending: None }
     }
 }
 
@@ -153,6 +161,9 @@ impl Shard for ShardClient {
         ctx: &CallContext,
         queries: mpsc::Receiver<AttendQuery>,
     ) -> Result<BoxStream<AttendAnswer>, Error> {
+        if let Some(Exchanged { epochs, alone }) = &self.attending {
+            return attend::attend(self.calls.clone(), (epochs, *alone), ctx, queries).await;
+        }
         let hop = Hop::new(ctx);
         let link = self.tiles.as_ref().and_then(TileChannels::link).cloned();
         let lender = link.as_ref().map(Link::lender);

@@ -1,11 +1,8 @@
 //! The client's side of the two methods that move tiles when those travel on a connection of their own (lane `tcp`).
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::{Stream, StreamExt, stream};
+use futures::{StreamExt, stream};
 use longshore_proto::{
     types::{PutAck, TileMemory, TileMessage},
     v1::{self, put_blocks_request::Part},
@@ -16,17 +13,15 @@ use tonic::Status;
 use super::{
     call::fault,
     dial::{Dial, Lease},
-    tiles::{Failure, TileChannels, acknowledgement, single},
+    leased::{Leased, REST_PATIENCE, Reading, Way, acks, answers, instead_of, is_told, status},
+    tiles::{Failure, TileChannels, single},
 };
 use crate::{
     BoxStream, CallContext, Code, Error,
     lane::Hop,
-    tcp::{Buffers, Fault, Frame, KEPT, KEPT_VALUE, is_of_connection},
+    tcp::{Buffers, Fault, Frame},
     tiles::{GET_BLOCKS, Messages, OutgoingBody, PUT_BLOCKS},
 };
-
-/// How long the status of a call may come after its tile connection broke: it says why. And how long frames may come after the status.
-const REST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What became of a call's tile connection.
 #[derive(Debug, Clone, Default)]
@@ -70,7 +65,7 @@ impl TileChannels {
         tiles: mpsc::Receiver<TileMessage>,
         lease: Lease,
     ) -> Result<BoxStream<PutAck>, Failure> {
-        let (outcome, dial) = (Outcome::default(), lease.dial());
+        let (outcome, dial) = (Outcome::default(), lease.way());
         let start = single(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
         let nothing = stream::once(send_all(lease, tiles, outcome.clone()))
             .filter_map(|sent| std::future::ready(sent.err().map(Err)));
@@ -82,13 +77,16 @@ impl TileChannels {
                 Failure::Unanswered(unsent.instead_of(error, &hop.context))
             }
             (failure, _) => {
-                forget(&dial, &failure);
+                dial.note(&failure);
                 failure
             }
         })?;
         let messages = Messages::of_response(response, self.message_bytes_max());
         let context = hop.context.clone();
-        Ok(hop.bound(Box::pin(acks(context, messages, (dial, outcome)))))
+        let end = move |context: &CallContext, messages: &Messages, ended| {
+            ended_with(outcome.take(), &dial, (context, messages), ended)
+        };
+        Ok(hop.bound(Box::pin(acks(context, messages, end))))
     }
 
     /// A read stream with its answers on the connection of `lease`.
@@ -102,21 +100,11 @@ impl TileChannels {
         let request = v1::GetBlocksRequest { connection: Some(lease.wire()), ..get };
         let body = OutgoingBody::request(single(&request));
         let response = self.call(&hop.context, GET_BLOCKS, body).await;
-        let response = response.inspect_err(|failure| forget(&lease.dial(), failure))?;
+        let response = response.inspect_err(|failure| lease.way().note(failure))?;
         let messages = Messages::of_response(response, self.message_bytes_max());
         let (context, buffers) = (hop.context.clone(), lease.buffers());
-        let reading = Reading { context, lease, messages, status: None, memory, buffers };
-        Ok(hop.bound(Box::pin(reading.answers())))
-    }
-}
-
-/// What a call that did not begin says of the lane. That a shard cannot serve it now says nothing.
-fn forget(dial: &Dial, failure: &Failure) {
-    match failure {
-        Failure::Unanswered(error) if error.code == Code::Unavailable => dial.failed(),
-        // A server that knows the connection no more has forgotten the others too.
-        Failure::Refused(error) if is_of_connection(error) => dial.forget_idle(),
-        Failure::Unanswered(_) | Failure::Refused(_) => {}
+        let reading = Frames { context, lease, messages, status: None, memory, buffers };
+        Ok(hop.bound(Box::pin(answers(reading))))
     }
 }
 
@@ -133,7 +121,7 @@ async fn send_all(
         }
         Err(fault) => {
             let why_is_to_come = matches!(fault, Fault::Broken(_));
-            let dial = fault.is_of_connection().then(|| lease.dial());
+            let dial = fault.is_of_connection().then(|| lease.way());
             let why = fault.of_request();
             outcome.set(Sent::Failed(Unsent { why: why.clone(), dial }));
             drop(lease);
@@ -152,84 +140,32 @@ async fn send(lease: &mut Lease, tiles: &mut mpsc::Receiver<TileMessage>) -> Res
     lease.stream().send(Frame::End, &[]).await
 }
 
-/// The acknowledgements of a store stream, then its status.
-fn acks(
-    context: CallContext,
-    messages: Messages,
-    sending: (Arc<Dial>, Outcome),
-) -> impl Stream<Item = Result<PutAck, Error>> + Send + 'static {
-    stream::unfold(Some((context, messages, sending)), |state| async move {
-        let (context, mut messages, sending) = state?;
-        let ended = match messages.next().await {
-            Ok(Some(message)) => {
-                let ack = acknowledgement(message);
-                let rest = ack.is_ok().then_some((context, messages, sending));
-                return Some((ack, rest));
-            }
-            Ok(None) => status(&context, &messages),
-            Err(status) => Err(fault(&context, &status)),
-        };
-        let (dial, outcome) = sending;
-        match (ended, outcome.take()) {
-            (Ok(()), Sent::All(lease)) => {
-                keep(*lease, &messages);
-                None
-            }
-            (Ok(()), _) => None,
-            (Err(error), Sent::Failed(unsent)) if !is_told(&messages) => {
-                let why = unsent.instead_of(error, &context);
-                Some((Err(why), None))
-            }
-            (Err(error), _) => {
-                if is_of_connection(&error) {
-                    dial.failed();
-                }
-                Some((Err(error), None))
-            }
+/// What the caller of a store stream is told of its end.
+fn ended_with(
+    sent: Sent,
+    dial: &Dial,
+    (context, messages): (&CallContext, &Messages),
+    ended: Result<(), Error>,
+) -> Option<Error> {
+    match (ended, sent) {
+        (Ok(()), Sent::All(lease)) => {
+            lease.keep(messages);
+            None
         }
-    })
+        (Ok(()), _) => None,
+        (Err(error), Sent::Failed(unsent)) if !is_told(messages) => Some(unsent.instead_of(error, context)),
+        (ended, _) => dial.told(ended).err(),
+    }
 }
 
 impl Unsent {
-    /// A call that this side reset has no better reason than that for which it did, unless its caller ended it.
     fn instead_of(self, error: Error, context: &CallContext) -> Error {
-        if let Some(dial) = self.dial {
-            dial.failed();
-        }
-        let is_over = context.cancel.is_cancelled() || error.code == Code::DeadlineExceeded;
-        if is_over { error } else { self.why }
-    }
-}
-
-/// Whether the server said how the call ended. Its reason then is the reason, whatever became of the tile connection.
-pub(super) fn is_told(messages: &Messages) -> bool {
-    messages.trailers().is_some_and(|trailers| Status::from_header_map(trailers).is_some())
-}
-
-/// The status that ended a call.
-pub(super) fn status(context: &CallContext, messages: &Messages) -> Result<(), Error> {
-    match messages.trailers().map(Status::from_header_map) {
-        Some(Some(status)) if status.code() == tonic::Code::Ok => Ok(()),
-        Some(Some(status)) => Err(fault(context, &status)),
-        _ => Err(fault(context, &Status::unavailable("the answer ended without a status"))),
-    }
-}
-
-/// Whether the server keeps what a call leased for the next one.
-pub(super) fn is_kept(messages: &Messages) -> bool {
-    let kept = messages.trailers().and_then(|trailers| trailers.get(KEPT));
-    kept.is_some_and(|kept| kept == KEPT_VALUE)
-}
-
-/// Keeps a connection for the next call if the server keeps it too.
-fn keep(lease: Lease, messages: &Messages) {
-    if is_kept(messages) {
-        lease.give_back();
+        instead_of(self.why, error, self.dial.as_deref(), context)
     }
 }
 
 /// A read stream under way.
-struct Reading {
+struct Frames {
     context: CallContext,
     lease: Lease,
     messages: Messages,
@@ -239,22 +175,13 @@ struct Reading {
     buffers: Buffers,
 }
 
-impl Reading {
-    fn answers(self) -> impl Stream<Item = Result<Option<TileMessage>, Error>> + Send + 'static {
-        stream::unfold(Some(self), |reading| async move {
-            let mut reading = reading?;
-            match reading.next().await {
-                Ok(Some(answer)) => Some((Ok(answer), Some(reading))),
-                Ok(None) => {
-                    keep(reading.lease, &reading.messages);
-                    None
-                }
-                Err(error) => Some((Err(error), None)),
-            }
-        })
+impl Reading for Frames {
+    type Lease = Lease;
+
+    fn into_lease(self) -> (Lease, Messages) {
+        (self.lease, self.messages)
     }
 
-    /// A tile, or that a block is not held; `None` at the good end.
     async fn next(&mut self) -> Result<Option<Option<TileMessage>>, Error> {
         let frame = match self.frame().await? {
             Ok(frame) => frame,
@@ -274,7 +201,9 @@ impl Reading {
             }
         }
     }
+}
 
+impl Frames {
     /// The next frame, while the call goes on or soon after its end.
     async fn frame(&mut self) -> Result<Result<Frame, Fault>, Error> {
         loop {
@@ -327,13 +256,13 @@ impl Reading {
         }
         match self.status.take() {
             Some(Err(error)) => {
-                if is_of_connection(&error) {
-                    self.lease.dial().failed();
+                if Dial::is_at_fault(&error) {
+                    self.lease.way().failed();
                 }
                 error
             }
             _ => {
-                self.lease.dial().failed();
+                self.lease.way().failed();
                 fault.of_answer()
             }
         }

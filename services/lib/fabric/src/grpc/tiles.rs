@@ -85,7 +85,7 @@ pub(super) struct Streamed {
 #[derive(Debug)]
 pub(super) struct Exchanged {
     pub(super) epochs: Arc<Epochs>,
-    /// Nothing else may carry tiles.
+    /// Nothing else may carry tiles; attend streams begin in an epoch.
     pub(super) alone: bool,
 }
 

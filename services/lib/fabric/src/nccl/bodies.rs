@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use bytes::Bytes;
 use longshore_proto::{
     types::{NcclBytes, TileData, TileMemory, TileMessage, TileRoom},
     v1,
@@ -13,8 +14,11 @@ use super::{
 };
 use crate::{Error, TcpPatience, tcp::Buffers};
 
-/// Smaller bodies go in their message: an exchange costs more than they do.
+/// Smaller bodies of tiles go in their message: an exchange costs more than they do.
 const EXCHANGED_BYTES_MIN: usize = 16 << 10;
+/// The same of the partials of a message. More than for tiles, of which many are under way at a time: a layer of a decode step waits for
+/// these. One row of 32 heads of 128 elements has 16.25 KiB for each stripe. Chosen, not measured.
+pub(crate) const PARTIALS_BYTES_MIN: usize = 64 << 10;
 /// Bodies that a call may have named and not sent yet.
 const UNDER_WAY_MAX: usize = 4;
 
@@ -40,15 +44,39 @@ impl Bodies {
         let length =
             u32::try_from(tile.data.len()).ok().filter(|&length| length as usize >= EXCHANGED_BYTES_MIN);
         let Some(bytes) = length.filter(|_| tile.data.heads().is_none()) else { return Ok(None) };
+        let nccl = Some(self.begin(tile.data.pieces(), bytes).await?.into());
+        let bare = TileMessage { data: Bytes::new().into(), ..tile.clone() };
+        Ok(Some(v1::Tile { nccl, ..v1::Tile::from(bare) }))
+    }
+
+    /// The same for the partials of an answer, as one body; `false` when they must travel in the message. After an error the answer is as it
+    /// was.
+    pub(crate) async fn name_partials(&mut self, answer: &mut v1::AttendResponse) -> Result<bool, Error> {
+        let length = answer.body_bytes();
+        let Some(bytes) = u32::try_from(length).ok().filter(|_| length >= PARTIALS_BYTES_MIN) else {
+            return Ok(false);
+        };
+        answer.nccl = Some(self.begin(answer.body(), bytes).await?.into());
+        answer.leave_out_body();
+        Ok(true)
+    }
+
+    /// Begins to send a body as soon as few enough are under way.
+    async fn begin(&mut self, pieces: Vec<Bytes>, bytes: u32) -> Result<NcclBytes, Error> {
+        self.room().await?;
+        let patience = self.patience.of_message(bytes as usize);
+        self.under_way.push_back(self.end.send(self.epoch, pieces, patience)?);
+        let number = self.named;
+        self.named += 1;
+        Ok(NcclBytes { number, bytes })
+    }
+
+    /// Waits until few enough are under way for one more.
+    async fn room(&mut self) -> Result<(), Error> {
         while self.under_way.len() >= UNDER_WAY_MAX {
             self.sent().await?;
         }
-        let patience = self.patience.of_message(tile.data.len());
-        self.under_way.push_back(self.end.send(self.epoch, tile.data.pieces(), patience)?);
-        let nccl = Some(NcclBytes { number: self.named, bytes }.into());
-        self.named += 1;
-        let bare = TileMessage { data: bytes::Bytes::new().into(), ..tile.clone() };
-        Ok(Some(v1::Tile { nccl, ..v1::Tile::from(bare) }))
+        Ok(())
     }
 
     /// Waits until all are sent.
@@ -79,6 +107,15 @@ pub(crate) struct Arrivals {
     buffers: Buffers,
 }
 
+/// Memory that a body came to, as bytes.
+struct Owned(Box<dyn TileRoom>);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
 /// A tile whose body is to come.
 #[derive(Debug)]
 pub(crate) struct Named {
@@ -107,13 +144,20 @@ impl Arrivals {
     /// What a message with `Tile.nccl` names, checked; `None`: the tile is in the message.
     pub(crate) fn named(&self, wire: &mut v1::Tile) -> Result<Option<Named>, Error> {
         let Some(nccl) = wire.nccl.take() else { return Ok(None) };
-        let body = NcclBytes::try_from(nccl).map_err(|fault| fault.within(EPOCH))?;
+        let body = self.announced(nccl)?;
         if !wire.data.is_empty() {
             return Err(Error::invalid(EPOCH, "is set beside `data`"));
         }
         if wire.heads.is_some() {
             return Err(Error::invalid(EPOCH, "is set beside `heads`, parts of tiles come in messages"));
         }
+        let tile = TileMessage::try_from(std::mem::take(wire))?;
+        Ok(Some(Named { tile, body }))
+    }
+
+    /// A body that a message names, if it is the next one and not too long.
+    pub(crate) fn announced(&self, wire: v1::NcclBytes) -> Result<NcclBytes, Error> {
+        let body = NcclBytes::try_from(wire).map_err(|fault| fault.within(EPOCH))?;
         if body.number != self.came {
             let problem = format!("is {}, must be {}", body.number, self.came);
             return Err(Error::invalid("nccl.number", problem));
@@ -122,8 +166,22 @@ impl Arrivals {
             let problem = format!("is {}, the limit is {}; hint: smaller blocks", body.bytes, self.bytes_max);
             return Err(Error::invalid("nccl.bytes", problem));
         }
-        let tile = TileMessage::try_from(std::mem::take(wire))?;
-        Ok(Some(Named { tile, body }))
+        Ok(body)
+    }
+
+    /// Receives a body to memory of the lane's own.
+    pub(crate) async fn receive_bytes(&mut self, body: NcclBytes) -> Result<Bytes, Error> {
+        let room = Box::new(self.buffers.filled(body.bytes as usize));
+        let (room, _) = self.land(room).await?;
+        Ok(Bytes::from_owner(Owned(room)))
+    }
+
+    /// Receives a body that fills `room`.
+    async fn land(&mut self, room: Box<dyn TileRoom>) -> Result<Landed, Error> {
+        let patience = self.patience.of_announced((*room).as_ref().len());
+        let landed = self.end.receive(self.epoch, room, patience)?.await?;
+        self.came += 1;
+        Ok(landed)
     }
 
     /// Receives a body to where `memory` wants it, to memory of the lane's own without it. Verified by whoever uses it, as on every lane.
@@ -137,9 +195,7 @@ impl Arrivals {
         // Memory of another length than was asked for is of no use.
         let room = room.filter(|room| (**room).as_ref().len() == bytes);
         let room = room.unwrap_or_else(|| -> Box<dyn TileRoom> { Box::new(self.buffers.filled(bytes)) });
-        let patience = self.patience.of_announced(bytes);
-        let (room, crc32c): Landed = self.end.receive(self.epoch, room, patience)?.await?;
-        self.came += 1;
+        let (room, crc32c) = self.land(room).await?;
         Ok(TileMessage { data: TileData::from_landed(room, crc32c), ..named.tile })
     }
 }

@@ -14,7 +14,7 @@ use longshore_proto::{
 };
 use tokio::{sync::Semaphore, time::Instant};
 
-use super::{Arrivals, Bodies, EPOCH, End, GpuEnd, GpuLanes, JOIN_PATIENCE, State, over};
+use super::{Arrivals, Bodies, End, GpuEnd, GpuLanes, JOIN_PATIENCE, State, over};
 use crate::{
     Code, Error, TcpPatience,
     tcp::{Buffers, Token},
@@ -151,8 +151,10 @@ impl Convener {
     }
 
     /// Gives the epoch that a call names to the call, as soon as it is joined.
-    pub(crate) async fn lease(self: &Arc<Self>, wire: v1::NcclLease) -> Result<Held, Error> {
-        let NcclLease { epoch, lease } = NcclLease::try_from(wire).map_err(|fault| fault.within(EPOCH))?;
+    pub(crate) async fn lease(
+        self: &Arc<Self>,
+        NcclLease { epoch, lease }: NcclLease,
+    ) -> Result<Held, Error> {
         let held = self.taken(epoch, lease)?;
         held.end.joined(epoch.number, JOIN_PATIENCE).await?;
         Ok(held)

@@ -30,6 +30,7 @@ pub struct ServerOptions {
     /// What makes the shard's ends of the lane `nccl`; without it there is no such lane.
     pub nccl: Option<Arc<dyn GpuLanes>>,
     /// Most ends of the lane `nccl`: each has a thread, and in an epoch a communicator on the GPU. A gRPC connection may have half of them.
+    /// A client has three by default, so that there are enough for eight.
     pub nccl_members_max: usize,
     /// Bytes of tiles that all streams may have under way, those included that HTTP/2 may hold unread for them. A stream has at most its
     /// window, or one tile.
@@ -86,7 +87,7 @@ impl Default for ServerOptions {
             tcp_port: 0,
             tcp_patience: TcpPatience::default(),
             nccl: None,
-            nccl_members_max: 16,
+            nccl_members_max: 24,
             tile_bytes_max: 2 << 30,
             tenant_tile_bytes_max: 3 << 29,
             peer_tile_bytes_max: 1 << 30,

@@ -116,6 +116,16 @@ pub(super) async fn converse<A: Send + 'static>(
     pump: BoxStream<A>,
     call: impl Future<Output = Result<BoxStream<A>, Error>> + Send,
 ) -> Result<BoxStream<A>, Error> {
+    let conversation = conversation(&hop, pump, call).await?;
+    Ok(hop.bound(conversation))
+}
+
+/// The same, whose answers are still to be put under the call's deadline and cancellation, with whatever becomes of them.
+pub(super) async fn conversation<A: Send + 'static>(
+    hop: &Hop,
+    pump: BoxStream<A>,
+    call: impl Future<Output = Result<BoxStream<A>, Error>> + Send,
+) -> Result<BoxStream<A>, Error> {
     let mut pump = pump.fuse();
     let mut early = VecDeque::new();
     let feeding = async {
@@ -131,7 +141,7 @@ pub(super) async fn converse<A: Send + 'static>(
         }
     };
     let answers = hop.answer(feeding).await?;
-    Ok(hop.bound(Box::pin(Conversation { early, pump: Some(pump), answers })))
+    Ok(Box::pin(Conversation { early, pump: Some(pump), answers }))
 }
 
 /// The service's answers and the pump's; ends with the service's.

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
 use longshore_proto::{
     types::{
-        AttendAnswer, AttendQuery, GetBlocks, GetSummaries, Identity, ListBlocks, Lookup, OpenView, PutAck,
-        TileMessage, WatchInventory, WireTileShape,
+        GetBlocks, GetSummaries, Identity, ListBlocks, Lookup, OpenView, PutAck, TileMessage, WatchInventory,
+        WireTileShape,
     },
     v1::{self, kv_store_service_server::KvStoreService, put_blocks_request::Part},
 };
@@ -14,7 +13,7 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Answers, answer,
+    Answers, answer, attend,
     call::Desk,
     pump::{self, Step},
     tiles,
@@ -22,8 +21,7 @@ use super::{
 use crate::{
     Error, Shard,
     nccl::{self, Convener},
-    shm::{Connection, Link},
-    status::code_number,
+    shm::Connection,
     tcp::{self, Buffers, Door},
 };
 
@@ -111,23 +109,7 @@ impl KvStoreService for ShardService {
         &self,
         request: Request<Streaming<v1::AttendRequest>>,
     ) -> Result<Response<Self::AttendStream>, Status> {
-        let hop = self.desk.enter(&request)?;
-        let (sender, queries) = mpsc::channel(pump::QUEUE);
-        let draining = Some(self.desk.draining.clone());
-        let link = request.extensions().get::<Connection>().and_then(|connection| connection.link.clone());
-        let lender = link.as_ref().map(Link::lender);
-        let step = move |message| Ok(attend_step(message, link.as_ref()));
-        let pump = pump::pump(request.into_inner(), sender, draining, step);
-        let context = hop.context.clone();
-        let answers = pump::converse(hop, pump, self.shard.attend(&context, queries)).await?;
-        let answers: Self::AttendStream = Box::pin(answers.map(move |answer| {
-            let mut answer = v1::AttendResponse::from(answer?);
-            if let Some(lender) = &lender {
-                lender.place_partials(&mut answer);
-            }
-            Ok(answer)
-        }));
-        Ok(Response::new(answers))
+        Ok(Response::new(attend::attend(self, request).await?))
     }
 
     async fn close_view(
@@ -232,21 +214,4 @@ pub(super) fn put_step(message: v1::PutBlocksRequest) -> Result<Step<TileMessage
     };
     let tile = TileMessage::try_from(tile).map_err(|fault| fault.within("tile"))?;
     Ok(Step::Forward(crate::tiles::whole(tile)?))
-}
-
-/// A query for the service. A bad one fails alone: the stream belongs to many sequences.
-fn attend_step(mut message: v1::AttendRequest, link: Option<&Arc<Link>>) -> Step<AttendQuery, AttendAnswer> {
-    let query_id = message.query_id;
-    let taken = link.map_or(Ok(()), |link| link.take_queries(&mut message));
-    match taken.and_then(|()| AttendQuery::try_from(message)) {
-        Ok(query) => Step::Forward(query),
-        Err(fault) => {
-            let error = Error::from(fault);
-            Step::Answer(AttendAnswer::Failed {
-                query_id,
-                code: code_number(error.code),
-                message: error.message,
-            })
-        }
-    }
 }

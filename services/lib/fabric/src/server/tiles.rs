@@ -13,7 +13,7 @@ use std::{
 use futures::{Stream, StreamExt, stream};
 use http::{HeaderValue, Request, Response, header};
 use longshore_proto::{
-    types::{GetBlocks, Identity, PutAck, TileMessage, WireTileShape},
+    types::{GetBlocks, Identity, NcclLease, PutAck, TileMessage, WireTileShape},
     v1::{self, kv_store_service_server::KvStoreServiceServer, put_blocks_request::Part},
 };
 use tokio::sync::mpsc;
@@ -196,6 +196,7 @@ impl TileService {
     async fn epoch(&self, hop: &Hop, wanted: v1::NcclLease) -> Result<Held, Error> {
         let offered = self.shard.convener.as_ref();
         let convener = offered.ok_or_else(|| Error::invalid("nccl", "is set, there is no such lane here"))?;
+        let wanted = NcclLease::try_from(wanted).map_err(|fault| fault.within("nccl"))?;
         within(&hop.context, convener.lease(wanted)).await
     }
 }

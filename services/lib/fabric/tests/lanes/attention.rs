@@ -11,12 +11,12 @@ use super::{
     house::{House, Lane, SHARD_LANES},
 };
 
-fn query(view_id: u64, rows: u64) -> AttendQuery {
+pub(crate) fn query(view_id: u64, rows: u64) -> AttendQuery {
     AttendQuery { query_id: 0, identity: identity(), layer: 0, items: vec![queries(view_id, rows)] }
 }
 
 /// Asks from a thread that may block.
-async fn ask(link: &AttendLink, query: AttendQuery) -> Result<Vec<StripePartial>, Error> {
+pub(crate) async fn ask(link: &AttendLink, query: AttendQuery) -> Result<Vec<StripePartial>, Error> {
     let link = link.clone();
     let context = CallContext::new("attend").with_timeout(Duration::from_secs(20));
     tokio::task::spawn_blocking(move || link.query_blocking(&context, query)?.wait_blocking()).await.unwrap()

@@ -30,6 +30,9 @@ pub(crate) const PANICS: BlockKey = BlockKey([0xfd; 16]);
 pub(crate) const ENDED: BlockKey = BlockKey([0xfc; 16]);
 /// A query over this view is answered with a wrong shape.
 pub(crate) const MISSHAPEN_VIEW: u64 = 666;
+/// A query over this view is answered in [`PIECES`] messages, with a stripe each.
+pub(crate) const PIECES_VIEW: u64 = 777;
+pub(crate) const PIECES: u64 = 6;
 /// Tokens of a prompt that the router accepts.
 pub(crate) const PROMPT_TOKENS_MAX: usize = 200_000;
 
@@ -136,26 +139,34 @@ impl FakeShard {
         done.then(|| Ok(PutAck { key, outcome: PutOutcome::Stored, message: String::new() }))
     }
 
-    fn attend_to(&self, query: AttendQuery) -> AttendAnswer {
+    fn attend_to(&self, query: &AttendQuery) -> Vec<AttendAnswer> {
         let query_id = query.query_id;
+        let pieces = query.items.iter().any(|item| item.view_id == PIECES_VIEW);
+        let stripes = if pieces { PIECES } else { 1 };
+        let answer = |stripe| self.stripe(query, stripe).map(|partials| (partials, stripe + 1 == stripes));
+        let answers = (0..stripes).map(|stripe| match answer(stripe) {
+            Ok((partials, last)) => AttendAnswer::Partials { query_id, partials, last },
+            Err(message) => AttendAnswer::Failed { query_id, code: 5, message },
+        });
+        answers.collect()
+    }
+
+    /// Partials of all items in one stripe: the number of the row, and of the stripe where it is not the first, are in them.
+    fn stripe(&self, query: &AttendQuery, stripe: u64) -> Result<Vec<AttendPartial>, String> {
         let mut partials = Vec::new();
         for (item, index) in query.items.iter().zip(0..) {
-            let known =
-                item.view_id == MISSHAPEN_VIEW || self.views.lock().unwrap().contains_key(&item.view_id);
+            let known = [MISSHAPEN_VIEW, PIECES_VIEW].contains(&item.view_id)
+                || self.views.lock().unwrap().contains_key(&item.view_id);
             if !known {
-                let message = format!("`items[{index}].view_id` is not open");
-                return AttendAnswer::Failed { query_id, code: 5, message };
+                return Err(format!("`items[{index}].view_id` is not open"));
             }
             let rows = item.queries.shape[0] - u64::from(item.view_id == MISSHAPEN_VIEW);
             let values: Vec<f32> =
-                (0..rows * 2).flat_map(|row| [0.0, 1.0, row as f32, 0.0, 0.0, 0.0]).collect();
-            partials.push(AttendPartial {
-                item: index,
-                stripe: 0,
-                partial: Tensor::from_f32(&[rows, 2, 6], &values),
-            });
+                (0..rows * 2).flat_map(|row| [0.0, 1.0, row as f32, stripe as f32, 0.0, 0.0]).collect();
+            let partial = Tensor::from_f32(&[rows, 2, 6], &values);
+            partials.push(AttendPartial { item: index, stripe, partial });
         }
-        AttendAnswer::Partials { query_id, partials, last: true }
+        Ok(partials)
     }
 }
 
@@ -267,8 +278,10 @@ impl Shard for Served<FakeShard> {
         let this = Arc::clone(&self.0);
         self.tasks.spawn(async move {
             while let Some(query) = queries.recv().await {
-                if sender.send(Ok(this.attend_to(query))).await.is_err() {
-                    return;
+                for answer in this.attend_to(&query) {
+                    if sender.send(Ok(answer)).await.is_err() {
+                        return;
+                    }
                 }
             }
         });

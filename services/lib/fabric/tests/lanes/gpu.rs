@@ -43,6 +43,15 @@ pub(crate) struct Net {
     pub(crate) joins: AtomicUsize,
 }
 
+/// What an end did with its staging memory, with the offset of the half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Up(u64),
+    Down(u64),
+    Begun(u64),
+    Done(u64),
+}
+
 #[derive(Debug, Default)]
 struct State {
     meetings: HashMap<[u8; UniqueId::BYTES], Meeting>,
@@ -61,9 +70,14 @@ struct Meeting {
 impl Net {
     /// One more process with a GPU.
     pub(crate) fn gpu(self: &Arc<Self>) -> Arc<dyn GpuLanes> {
+        self.gpu_with_memory().0
+    }
+
+    /// The same, with what its memory sees.
+    pub(crate) fn gpu_with_memory(self: &Arc<Self>) -> (Arc<dyn GpuLanes>, Arc<HostMemory>) {
         let device = Arc::new(HostMemory::default());
         let convener = StandIn { net: Arc::clone(self), device: Arc::clone(&device) };
-        Arc::new(CudaLanes::new(Arc::new(convener), device))
+        (Arc::new(CudaLanes::new(Arc::new(convener), Arc::clone(&device) as Arc<dyn Device>)), device)
     }
 
     pub(crate) fn set(&self, fault: Fault) {
@@ -158,7 +172,8 @@ struct Rank {
 }
 
 impl Ranks for Rank {
-    /// As NCCL does: it ends when the peer took part, and bytes that do not fit each other are never exchanged.
+    /// As NCCL does: it ends when the peer took part, and bytes that do not fit each other are never exchanged. Nothing is done at once, so
+    /// the caller is asked whether to go on; what it does with the memory of the exchange then is its fault, and is noticed.
     unsafe fn exchange(
         &mut self,
         sends: &[Part<'_>],
@@ -166,9 +181,10 @@ impl Ranks for Rank {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), Error> {
         let (own, peer) = (self.own, 1 - self.own);
+        let of = |part: &Part<'_>| (part.buffer.address() + part.offset as u64, part.bytes);
         for part in sends {
             assert_eq!(part.peer as usize, peer);
-            let bytes = self.device.read(part.buffer.address() + part.offset as u64, part.bytes);
+            let bytes = self.device.begin(of(part));
             self.net.look(&self.id, go_on, |fault, meeting| {
                 let is_free = meeting.mail[own].is_none() && fault != Fault::Hangs;
                 is_free.then(|| meeting.mail[own] = Some(bytes.clone()))
@@ -176,19 +192,26 @@ impl Ranks for Rank {
         }
         for part in receives {
             assert_eq!(part.peer as usize, peer);
-            let mut bytes = self.net.look(&self.id, go_on, |fault, meeting| {
+            self.device.begin(of(part));
+        }
+        let is_left = !go_on();
+        for part in receives {
+            let mut bytes = self.net.look(&self.id, &mut || !is_left && go_on(), |fault, meeting| {
                 let fits = meeting.mail[peer].as_ref().is_some_and(|mail| mail.len() == part.bytes);
-                (fits && fault != Fault::Hangs).then(|| meeting.mail[peer].take()).flatten()
+                (fits && !is_left && fault != Fault::Hangs).then(|| meeting.mail[peer].take()).flatten()
             })?;
             if self.net.state().fault == Fault::Corrupts {
                 bytes[part.bytes / 2] ^= 0x10;
             }
-            self.device.write(part.buffer.address() + part.offset as u64, &bytes);
+            self.device.write(of(part).0, &bytes);
             self.net.exchanges.fetch_add(1, Ordering::SeqCst);
         }
         if !sends.is_empty() {
-            self.net.look(&self.id, go_on, |_, meeting| meeting.mail[own].is_none().then_some(()))?;
+            self.net.look(&self.id, &mut || !is_left && go_on(), |_, meeting| {
+                (!is_left && meeting.mail[own].is_none()).then_some(())
+            })?;
         }
+        sends.iter().chain(receives).for_each(|part| self.device.done(of(part)));
         Ok(())
     }
 
@@ -205,17 +228,53 @@ impl Drop for Rank {
 
 /// Memory of this process by addresses that are none.
 #[derive(Debug)]
-struct HostMemory(Mutex<(u64, BTreeMap<u64, Vec<u8>>)>);
+pub(crate) struct HostMemory {
+    /// The next address, and what there is.
+    all: Mutex<(u64, BTreeMap<u64, Vec<u8>>)>,
+    /// What is exchanged.
+    busy: Mutex<Vec<(u64, usize)>>,
+    steps: Mutex<Vec<Step>>,
+    /// Copies to it fail when so many more were made.
+    pub(crate) fails_after: AtomicUsize,
+}
 
 impl Default for HostMemory {
     fn default() -> Self {
-        Self(Mutex::new((256, BTreeMap::new())))
+        let fails_after = AtomicUsize::new(usize::MAX);
+        let all = Mutex::new((256, BTreeMap::new()));
+        Self { all, busy: Mutex::default(), steps: Mutex::default(), fails_after }
     }
 }
 
 impl HostMemory {
+    /// What was done since this was asked last.
+    pub(crate) fn take_steps(&self) -> Vec<Step> {
+        std::mem::take(&mut *self.steps.lock().unwrap())
+    }
+
+    /// Notes a copy or an exchange, of memory that nothing else is exchanged in.
+    fn note(&self, (address, bytes): (u64, usize), step: impl Fn(u64) -> Step) {
+        let overlaps =
+            |busy: &(u64, usize)| address < busy.0 + busy.1 as u64 && busy.0 < address + bytes as u64;
+        assert!(!self.busy.lock().unwrap().iter().any(overlaps), "used while it is exchanged");
+        let begin = *self.all.lock().unwrap().1.range(..=address).next_back().expect("an allocation").0;
+        self.steps.lock().unwrap().push(step(address - begin));
+    }
+
+    /// An exchange of this memory begins. What lies there now is what is sent.
+    fn begin(&self, (address, bytes): (u64, usize)) -> Vec<u8> {
+        self.note((address, bytes), Step::Begun);
+        self.busy.lock().unwrap().push((address, bytes));
+        self.read(address, bytes)
+    }
+
+    fn done(&self, (address, bytes): (u64, usize)) {
+        self.busy.lock().unwrap().retain(|busy| *busy != (address, bytes));
+        self.note((address, bytes), Step::Done);
+    }
+
     fn at<T>(&self, address: u64, bytes: usize, run: impl FnOnce(&mut [u8]) -> T) -> T {
-        let mut all = self.0.lock().unwrap();
+        let mut all = self.all.lock().unwrap();
         let (begin, memory) = all.1.range_mut(..=address).next_back().expect("an allocation");
         let offset = (address - begin) as usize;
         run(&mut memory[offset..offset + bytes])
@@ -248,7 +307,7 @@ impl Device for HostMemory {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
-        let mut all = self.0.lock().unwrap();
+        let mut all = self.all.lock().unwrap();
         let address = all.0;
         all.0 += bytes.next_multiple_of(256) as u64 + 256;
         // What was there before is nothing that anybody may take for a body.
@@ -258,11 +317,20 @@ impl Device for HostMemory {
     }
 
     fn free(&self, memory: Memory) {
-        self.0.lock().unwrap().1.remove(&memory.address()).expect("allocated");
+        let bytes = self.all.lock().unwrap().1.remove(&memory.address()).expect("allocated").len() as u64;
+        // An exchange that failed is over.
+        let freed = memory.address()..memory.address() + bytes;
+        self.busy.lock().unwrap().retain(|(address, _)| !freed.contains(address));
     }
 
     fn upload(&self, to: Span<'_>, from: &[u8]) -> Result<(), Error> {
         to.check(from.len())?;
+        let left = self.fails_after.load(Ordering::SeqCst);
+        if left == 0 {
+            return Err(Error::Invalid { field: "copy", problem: "fails, as the test wants".to_owned() });
+        }
+        self.fails_after.store(left.saturating_sub(usize::from(left != usize::MAX)), Ordering::SeqCst);
+        self.note((to.address(), from.len()), Step::Up);
         self.write(to.address(), from);
         Ok(())
     }
@@ -284,6 +352,7 @@ impl Device for HostMemory {
 
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
         from.check(to.len())?;
+        self.note((from.address(), to.len()), Step::Down);
         self.at(from.address(), to.len(), |part| to.copy_from_slice(part));
         Ok(())
     }

@@ -9,37 +9,41 @@ use std::{
 use futures::StreamExt;
 use longshore_blocks::BlockKey;
 use longshore_fabric::{
-    CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions, Lane as Seen, Shard, TcpPatience,
-    server::ServerOptions,
+    AttendLink, CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions, Lane as Seen, Shard,
+    TcpPatience, nccl::GpuEnd, server::ServerOptions,
 };
 use longshore_proto::types::*;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use super::{
-    fake::{ENDED, FakeRouter, LAYERS, STUCK, ended, identity, shape, tile},
-    gpu::{Fault, Net},
+    attention::{ask, query},
+    fake::{FakeRouter, LAYERS, identity, shape},
+    gpu::{Fault, Net, Step},
     house::{House, Lane, over_nccl},
+    nccl_attend::until_exchanged,
+    stories,
     tiles::{block, get, put},
 };
 
 const BYTES: usize = 100_000;
 const SHORT: Duration = Duration::from_millis(300);
 
-async fn house(net: &Arc<Net>, patience: TcpPatience) -> House {
+pub(crate) async fn house(net: &Arc<Net>, patience: TcpPatience) -> House {
     let options = ServerOptions { nccl: Some(net.gpu()), tcp_patience: patience, ..ServerOptions::default() };
     House::with(Lane::Grpc, FakeRouter::default(), options).await
 }
 
-fn impatient() -> TcpPatience {
+pub(crate) fn impatient() -> TcpPatience {
     TcpPatience { read: SHORT, write: SHORT, ..TcpPatience::default() }
 }
 
-fn seen(house: &House) -> Seen {
+pub(crate) fn seen(house: &House) -> Seen {
     house.shard.seen.lock().unwrap().as_ref().unwrap().lane
 }
 
 /// Calls until one goes over the lane: an epoch is joined on the side.
-async fn until_joined(house: &House, shard: &dyn Shard) {
+pub(crate) async fn until_joined(house: &House, shard: &dyn Shard) {
     for _ in 0..1500 {
         get(shard, &[250]).await;
         if seen(house) == Seen::Nccl {
@@ -209,7 +213,11 @@ async fn a_shard_that_was_started_anew_knows_no_epoch_of_before() {
     let forward = super::forward::Forward::new(0, address).await;
     let shard = GrpcConnector::new(over_nccl(&net)).shard(&format!("http://{}", forward.address)).unwrap();
     until_joined(&first, &*shard).await;
+    first.shard.views.lock().unwrap().insert(7, Vec::new());
+    let link = AttendLink::new(Arc::clone(&shard), &TaskTracker::new(), 8);
+    until_exchanged(&net, &link).await;
     let second = house(&net, TcpPatience::default()).await;
+    second.shard.views.lock().unwrap().insert(7, Vec::new());
     let (address, seen_at) = (second.address.trim_start_matches("http://").parse().unwrap(), forward.address);
     forward.cut();
     while tokio::net::TcpListener::bind(seen_at).await.is_err() {
@@ -221,59 +229,78 @@ async fn a_shard_that_was_started_anew_knows_no_epoch_of_before() {
     put_again(&*shard, 2).await;
     assert_eq!(seen(&second), Seen::Nccl);
     assert_eq!(get(&*shard, &[1, 2]).await.len(), 2 * LAYERS as usize);
+    // An attend stream breaks with its shard, as ever; the next one gets an epoch of the new shard.
+    while let Err(error) = ask(&link, query(7, 4_000)).await {
+        assert_eq!(error.code, Code::Unavailable, "{error}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    until_exchanged(&net, &link).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_calls_leave_no_epoch_that_another_could_take() {
     let house = House::new(Lane::Nccl).await;
-    let shard = house.client();
-    put(&*shard, block(1, BYTES)).await;
-    for round in 0..20 {
-        let context = CallContext::new("cancelled");
-        let (sender, received) = mpsc::channel(1);
-        let acks = shard.put_blocks(&context, identity(), shape(), received).await.unwrap();
-        sender.send(block(2, BYTES).remove(0)).await.unwrap();
-        if round % 2 == 0 {
-            context.cancel.cancel();
-        }
-        drop((acks, sender));
-        assert_eq!(get(&*shard, &[1]).await, block(1, BYTES).into_iter().map(Some).collect::<Vec<_>>());
-        assert_eq!(seen(&house), Seen::Nccl);
-    }
+    stories::cancelled_calls(&house, Seen::Nccl, 20).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_shard_says_is_told_as_it_is_and_does_not_end_the_lane() {
     let house = House::new(Lane::Nccl).await;
-    let shard = house.client();
-    for round in 1..=3 {
-        let (sender, received) = mpsc::channel(1);
-        let mut acks =
-            shard.put_blocks(&CallContext::new("ended"), identity(), shape(), received).await.unwrap();
-        let feeding = async move {
-            for number in 0..50 {
-                let key = if number == 3 { ENDED } else { BlockKey([7; 16]) };
-                if sender.send(tile(key, 0, 1 << 20)).await.is_err() {
-                    break;
-                }
-            }
-        };
-        let ending = async move {
-            loop {
-                match acks.next().await.expect("an error before the end") {
-                    Ok(_) => {}
-                    Err(error) => return error,
-                }
-            }
-        };
-        assert_eq!(tokio::join!(ending, feeding).0, ended(), "round {round}");
-        assert_eq!(seen(&house), Seen::Nccl, "round {round}");
-        house.shard.blocks.lock().unwrap().clear();
-    }
-    assert_eq!(put(&*shard, block(1, BYTES)).await, [(1, PutOutcome::Stored)]);
-    let stuck = GetBlocks::whole(identity(), vec![STUCK]);
-    let mut tiles = shard.get_blocks(&CallContext::new("stuck"), stuck).await.unwrap();
-    assert_eq!(tiles.next().await.unwrap().unwrap(), None);
-    drop(tiles);
-    house.expect_gone().await;
+    stories::what_a_shard_says(&house, &*house.client(), Seen::Nccl).await;
+}
+
+fn on() -> bool {
+    std::thread::yield_now();
+    true
+}
+
+/// While a piece is exchanged in one half of the staging memory, the next is copied to the other; and the one before from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_and_exchanges_overlap() {
+    use Step::{Begun, Done, Down, Up};
+    const PIECE: usize = 4 << 20;
+    let net = Arc::new(Net::default());
+    let (shard, shards_memory) = net.gpu_with_memory();
+    let (client, clients_memory) = net.gpu_with_memory();
+    let mut shard = shard.lane(GpuEnd::Shard { incarnation: 1 });
+    let mut client = client.lane(GpuEnd::Client);
+    let invitation = shard.invite(0).unwrap();
+    let body: bytes::Bytes = (0..3 * PIECE + 5).map(|at| (at / 7) as u8).collect::<Vec<u8>>().into();
+    let mut came = vec![0; body.len()];
+    std::thread::scope(|scope| {
+        let invited = invitation.clone();
+        let sender = scope.spawn(|| {
+            shard.accept(&invitation, 0, &mut on).unwrap();
+            // In two parts, the first of which is no whole number of pieces.
+            shard.send(1, &[body.slice(..9), body.slice(9..)], 0, &mut on).unwrap();
+        });
+        client.accept(&invited, 0, &mut on).unwrap();
+        client.receive(1, &mut came, 0, &mut on).unwrap();
+        sender.join().unwrap();
+    });
+    assert!(came == body, "the same bytes");
+    let (a, b) = (0, PIECE as u64);
+    let sent = [
+        vec![Up(a), Up(a + 9), Begun(a)],
+        vec![Up(b), Done(a), Begun(b)],
+        vec![Up(a), Done(b), Begun(a)],
+        vec![Up(b), Done(a), Begun(b), Done(b)],
+    ];
+    assert_eq!(shards_memory.take_steps(), sent.concat());
+    let received = [
+        vec![Begun(a), Done(a)],
+        vec![Begun(b), Down(a), Done(b)],
+        vec![Begun(a), Down(b), Done(a)],
+        vec![Begun(b), Down(a), Done(b), Down(b)],
+    ];
+    assert_eq!(clients_memory.take_steps(), received.concat());
+    // A copy that fails beside an exchange ends it at both sides, and says why.
+    shards_memory.fails_after.store(1, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| shard.send(1, std::slice::from_ref(&body), 0, &mut on).unwrap_err());
+        client.receive(1, &mut came, 0, &mut on).unwrap_err();
+        let error = sender.join().unwrap();
+        assert!(error.message.contains("fails, as the test wants"), "{error}");
+    });
+    assert_eq!(net.alive(), 0);
 }

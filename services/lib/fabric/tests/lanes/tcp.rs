@@ -11,9 +11,10 @@ use longshore_proto::types::*;
 use tokio::sync::mpsc;
 
 use super::{
-    fake::{ENDED, FakeRouter, HEADS, LAYERS, ended, identity, shape, tile},
+    fake::{FakeRouter, HEADS, LAYERS, identity, shape},
     forward::Forward,
     house::{House, Lane, plain},
+    stories,
     tiles::{block, get, put},
 };
 
@@ -126,39 +127,7 @@ async fn an_idle_connection_that_was_cut_is_noticed() {
 async fn what_a_shard_says_is_told_as_it_is_and_does_not_end_the_lane() {
     let (house, grpc, _tiles) = elsewhere().await;
     let shard = connector().shard(&format!("http://{}", grpc.address)).unwrap();
-    for round in 1..=3 {
-        let (sender, received) = mpsc::channel(1);
-        let mut acks =
-            shard.put_blocks(&CallContext::new("ended"), identity(), shape(), received).await.unwrap();
-        // Many are under way when the shard ends the call and its connection with it.
-        let feeding = async move {
-            for number in 0..200 {
-                let key = if number == 3 { ENDED } else { BlockKey([7; 16]) };
-                if sender.send(tile(key, 0, 1 << 20)).await.is_err() {
-                    break;
-                }
-            }
-        };
-        let ending = async move {
-            loop {
-                match acks.next().await.expect("an error before the end") {
-                    Ok(_) => {}
-                    Err(error) => return error,
-                }
-            }
-        };
-        assert_eq!(tokio::join!(ending, feeding).0, ended(), "round {round}");
-        assert_eq!(seen(&house), Seen::Tcp, "round {round}");
-        house.shard.blocks.lock().unwrap().clear();
-    }
-    // The same for calls that do not begin.
-    *house.shard.refusal.lock().unwrap() = Some(ended());
-    let (_sender, received) = mpsc::channel(1);
-    let refused = shard.put_blocks(&CallContext::new("refused"), identity(), shape(), received).await;
-    assert_eq!(refused.err(), Some(ended()));
-    *house.shard.refusal.lock().unwrap() = None;
-    assert_eq!(put(&*shard, block(1, 100_000)).await, [(1, PutOutcome::Stored)]);
-    assert_eq!(seen(&house), Seen::Tcp);
+    stories::what_a_shard_says(&house, &*shard, Seen::Tcp).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,23 +149,7 @@ async fn parts_of_tiles_are_read_over_grpc_beside_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_calls_free_their_connections_and_streams() {
     let house = House::new(Lane::Tcp).await;
-    let shard = house.client();
-    put(&*shard, block(1, 100_000)).await;
-    for round in 0..80 {
-        let context = CallContext::new("cancelled");
-        let (sender, received) = mpsc::channel(1);
-        let acks = shard.put_blocks(&context, identity(), shape(), received).await.unwrap();
-        sender.send(block(2, 100_000).remove(0)).await.unwrap();
-        let get_one = GetBlocks::whole(identity(), vec![BlockKey([1; 16])]);
-        let mut tiles = shard.get_blocks(&context, get_one).await.unwrap();
-        assert!(tiles.next().await.unwrap().unwrap().is_some());
-        match round % 2 {
-            0 => context.cancel.cancel(),
-            _ => drop((acks, tiles)),
-        }
-        tokio::time::timeout(Duration::from_secs(5), sender.closed()).await.expect("nobody reads any more");
-    }
-    assert_eq!(put(&*shard, block(3, 100_000)).await, [(3, PutOutcome::Stored)]);
+    stories::cancelled_calls(&house, Seen::Tcp, 80).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -102,6 +102,7 @@ async fn a_bad_query_fails_alone() {
         identity: Some(identity().into()),
         layer: 0,
         items: vec![super::fake::queries(7, 1).into()],
+        nccl: None,
     };
     let mut corrupt = good(1);
     corrupt.items[0].queries.as_mut().unwrap().crc32c ^= 1;

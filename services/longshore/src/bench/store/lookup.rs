@@ -47,7 +47,7 @@ pub(super) struct LookupPoint {
 
 /// Stores the prefix and looks it up.
 pub(super) async fn measure(args: &BenchStoreArgs, processes: u32) -> Result<LookupPoint> {
-    let args = BenchStoreArgs { layers: 1, ..args.clone() };
+    let args = BenchStoreArgs { layers: 1, lanes: Vec::new(), ..args.clone() };
     let plan = Plan { shards: SHARDS, ..Plan::new(&args, shape(), StoreEnd::Store) };
     let place = if processes == 1 { Place::here(&plan).await? } else { Place::child(&plan).await? };
     let shards = place.shards()?;

@@ -26,6 +26,7 @@ use tokio::{
 
 use super::{
     BLOCK_TOKENS, crosses,
+    gpu::{self, Lanes, Side},
     load::{Source, deployment},
     slab::SlabShard,
     usage,
@@ -102,7 +103,11 @@ impl Plan {
             ("--concurrency", self.shards.to_string()),
             ("--frame-bytes", self.args.frame_bytes.to_string()),
             ("--window-bytes", self.args.window_bytes.to_string()),
+            // All that a shard needs to know of lanes.
+            ("--lanes", if self.args.lanes.contains(&StoreLane::Nccl) { "nccl" } else { "grpc" }.to_owned()),
         ];
+        let folders = self.args.library_path.iter().map(|folder| folder.display().to_string());
+        all.extend(folders.flat_map(|folder| ["--library-path".to_owned(), folder]));
         all.extend(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
         all.extend(self.args.unverified.then(|| "--unverified".to_owned()));
         all
@@ -114,6 +119,8 @@ impl Plan {
 pub(super) struct Addresses {
     grpc: String,
     stock: String,
+    /// Why the shard has no lane `nccl`, where it has none.
+    no_nccl: Option<String>,
 }
 
 /// Shards of this process with what keeps them going.
@@ -130,9 +137,10 @@ impl Hosts {
         let tasks = Tasks::new();
         let (epoch, epochs) = watch::channel(0);
         let (mut shards, mut addresses) = (Vec::new(), Vec::new());
+        let lanes = gpu::lanes(&plan.args, Side::Shard).await;
         for index in 0..plan.shards {
             let shard = shard(plan, index, &epochs, &tasks)?;
-            addresses.push(listen(plan, &shard, &tasks).await?);
+            addresses.push(listen(plan, &shard, &lanes, &tasks).await?);
             shards.push(shard);
         }
         Ok(Self { tasks, shards, addresses, _epoch: epoch })
@@ -158,12 +166,17 @@ fn shard(plan: &Plan, index: usize, epochs: &watch::Receiver<u64>, tasks: &Tasks
     Ok(KvStore::new(config, identity, &ComputePool::serial(), tasks, &Metrics::new())?)
 }
 
-async fn listen(plan: &Plan, shard: &Arc<dyn Shard>, tasks: &Tasks) -> Result<Addresses> {
+async fn listen(plan: &Plan, shard: &Arc<dyn Shard>, lanes: &Lanes, tasks: &Tasks) -> Result<Addresses> {
     let bind = || TcpListener::bind("127.0.0.1:0");
     let (ours, stock) = (bind().await?, bind().await?);
     let url = |listener: &TcpListener| anyhow::Ok(format!("http://{}", listener.local_addr()?));
-    let addresses = Addresses { grpc: url(&ours)?, stock: url(&stock)? };
-    let services = Services::new(plan.server_options()).shard(Arc::clone(shard));
+    let no_nccl = lanes.as_ref().err().cloned();
+    let addresses = Addresses { grpc: url(&ours)?, stock: url(&stock)?, no_nccl };
+    // As many ends as streams, and as many again for those whose epoch broke.
+    let nccl_members_max = 2 * 2 * STREAMS_MAX;
+    let options =
+        ServerOptions { nccl: lanes.as_ref().ok().cloned(), nccl_members_max, ..plan.server_options() };
+    let services = Services::new(options).shard(Arc::clone(shard));
     tasks.spawn_critical("grpc", serve(ours, services, tasks.token()));
     tasks.spawn_critical("stock", baseline::serve(stock, Arc::clone(shard), tasks.token()));
     Ok(addresses)
@@ -183,6 +196,16 @@ pub(super) async fn serve_child(args: &BenchStoreArgs) -> Result<()> {
     Ok(())
 }
 
+/// What a lane leads to.
+#[derive(Debug)]
+pub(super) enum Reached {
+    Shard(Arc<dyn Shard>),
+    /// The lane does not cross processes.
+    Nowhere,
+    /// The lane cannot be had here, and why.
+    NotRun(String),
+}
+
 /// Shards and the ways to them.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -199,12 +222,17 @@ struct Ways {
     grpc: GrpcConnector,
     shm: GrpcConnector,
     tcp: GrpcConnector,
+    nccl: Result<GrpcConnector, String>,
 }
 
 impl Ways {
-    fn new(plan: &Plan) -> Self {
+    async fn new(plan: &Plan) -> Self {
         let over = |shm, tcp| GrpcConnector::new(plan.grpc_options(shm, tcp));
-        Self { grpc: over(false, 0), shm: over(true, 0), tcp: over(false, STREAMS_MAX) }
+        let nccl = gpu::lanes(&plan.args, Side::Client).await.map(|lanes| {
+            let (nccl, nccl_ends_max) = (Some(lanes), STREAMS_MAX);
+            GrpcConnector::new(GrpcOptions { nccl, nccl_ends_max, ..plan.grpc_options(false, 0) })
+        });
+        Self { grpc: over(false, 0), shm: over(true, 0), tcp: over(false, STREAMS_MAX), nccl }
     }
 }
 
@@ -217,7 +245,8 @@ impl Place {
             local.add_shard(index.to_string(), Arc::clone(shard));
         }
         let addresses = hosts.addresses.clone();
-        Ok(Self { hosts: Some(hosts), child: None, addresses, local, ways: Ways::new(plan) })
+        let ways = Ways::new(plan).await;
+        Ok(Self { hosts: Some(hosts), child: None, addresses, local, ways })
     }
 
     /// Shards in a child of this process.
@@ -234,22 +263,37 @@ impl Place {
             .context("the shard's process did not start")??;
         let addresses: Vec<Addresses> =
             serde_json::from_str(&line).with_context(|| format!("the shard's process said `{line}`"))?;
-        let (local, ways) = (LocalConnector::new(), Ways::new(plan));
+        let (local, ways) = (LocalConnector::new(), Ways::new(plan).await);
         Ok(Self { hosts: None, child: Some(child), addresses, local, ways })
     }
 
-    /// The first shard over a lane; `None` where the lane does not reach it.
-    pub(super) async fn shard(&self, lane: StoreLane) -> Result<Option<Arc<dyn Shard>>> {
+    /// The first shard over a lane.
+    pub(super) async fn shard(&self, lane: StoreLane) -> Result<Reached> {
         if self.child.is_some() && !crosses(lane) {
-            return Ok(None);
+            return Ok(Reached::Nowhere);
         }
         let addresses = self.addresses.first().context("there is a shard")?;
-        match lane {
-            StoreLane::Local => Ok(Some(self.local.shard("local:0")?)),
-            StoreLane::Grpc => Ok(Some(self.ways.grpc.shard(&addresses.grpc)?)),
-            StoreLane::Tcp => Ok(Some(self.ways.tcp.tcp_shard(&addresses.grpc)?)),
-            StoreLane::Stock => Ok(Some(baseline::shard(&addresses.stock)?)),
-            StoreLane::Shm => self.shm_shard(&addresses.grpc).await.map(Some),
+        Ok(Reached::Shard(match lane {
+            StoreLane::Local => self.local.shard("local:0")?,
+            StoreLane::Grpc => self.ways.grpc.shard(&addresses.grpc)?,
+            StoreLane::Tcp => self.ways.tcp.tcp_shard(&addresses.grpc)?,
+            StoreLane::Stock => baseline::shard(&addresses.stock)?,
+            StoreLane::Shm => self.shm_shard(&addresses.grpc).await?,
+            StoreLane::Nccl => return self.nccl_shard(addresses).await,
+        }))
+    }
+
+    async fn nccl_shard(&self, addresses: &Addresses) -> Result<Reached> {
+        let not_run = |side: &str, why: &dyn std::fmt::Display| Ok(Reached::NotRun(format!("{side}: {why}")));
+        let connector = match (&self.ways.nccl, &addresses.no_nccl) {
+            (Err(why), _) => return not_run("the clients have no such lane", why),
+            (_, Some(why)) => return not_run("the shard has no such lane", why),
+            (Ok(connector), None) => connector,
+        };
+        let shard = connector.nccl_shard(&addresses.grpc)?;
+        match gpu::works(&shard).await {
+            Ok(()) => Ok(Reached::Shard(shard)),
+            Err(error) => not_run("it does not work", &error),
         }
     }
 

@@ -67,6 +67,16 @@ impl Point {
     }
 }
 
+/// A lane that was asked for and cannot be had here.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct NotRun {
+    pub(super) lane: StoreLane,
+    pub(super) end: StoreEnd,
+    pub(super) processes: u32,
+    pub(super) tile_bytes: usize,
+    pub(super) why: String,
+}
+
 /// Everything measured.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -79,9 +89,14 @@ pub(super) struct Report {
     verified: bool,
     floors: Vec<Floor>,
     points: Vec<Point>,
+    not_run: Vec<NotRun>,
     lookups: Vec<LookupPoint>,
     #[serde(skip)]
     tables: bool,
+}
+
+fn lower(text: String) -> String {
+    text.to_lowercase()
 }
 
 impl Report {
@@ -97,6 +112,7 @@ impl Report {
             verified: !args.unverified,
             floors: Vec::new(),
             points: Vec::new(),
+            not_run: Vec::new(),
             lookups: Vec::new(),
             tables,
         }
@@ -131,6 +147,11 @@ impl Report {
         self.points.push(point);
     }
 
+    /// Adds what was asked for and cannot be had.
+    pub(super) fn not_run(&mut self, what: NotRun) {
+        self.not_run.push(what);
+    }
+
     /// Adds lookups.
     pub(super) fn lookup(&mut self, point: LookupPoint) {
         self.lookups.push(point);
@@ -142,6 +163,11 @@ impl Report {
                     | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
         let rows: Vec<String> = self.points.iter().map(|point| self.row(point)).collect();
         self.say(&format!("{head}\n{}\n", rows.join("\n")));
+        for NotRun { lane, end, processes, tile_bytes, why } in &self.not_run {
+            let (lane, end) = (lower(format!("{lane:?}")), lower(format!("{end:?}")));
+            let tile = console::bytes(*tile_bytes as u64);
+            self.say(&format!("NOT RUN: {lane}, {end}, {processes} processes, tiles of {tile}: {why}"));
+        }
         for lookup in &self.lookups {
             let (keys, ms) = (console::grouped(lookup.keys as u64), &lookup.milliseconds);
             self.say(&format!(
@@ -154,7 +180,6 @@ impl Report {
     fn row(&self, p: &Point) -> String {
         let floor = self.floors.iter().find(|floor| floor.tile_bytes == p.tile_bytes);
         let share = |of: Option<f64>| of.map_or_else(|| "-".to_owned(), |of| format!("{:.2}", p.gbps / of));
-        let lower = |text: String| text.to_lowercase();
         format!(
             "| {} | {} | {} | {} | {} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {} | {} |",
             lower(format!("{:?}", p.lane)),

@@ -45,8 +45,7 @@ pub use launch::check as check_launch;
 pub use library::{Library, locate, require_cublaslt};
 pub use mark::Mark;
 pub use model::{
-    Append, CublasLt, CudaBackend, CudaLinear, KeptRows, Likeliest, ModelOptions, Precision, Product,
-    Products,
+    Append, CublasLt, CudaBackend, CudaLinear, KeptRows, ModelOptions, Precision, Product, Products,
 };
 pub use nccl::{
     Communicator, Convener, Invitation, LaneState, Nccl, NcclConvener, NcclLane, Part, Ranks, TileLane,

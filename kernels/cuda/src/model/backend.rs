@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use longshore_model::{Activations, Backend, KeptQkv, LoadProgress, ModelConfig, Qkv, Weights};
+use longshore_model::{
+    Activations, Backend, KeptQkv, LoadProgress, ModelConfig, Qkv, RowLogits, WantedRow, Weights,
+};
 
 use super::activations::KeptRows;
-use super::choose::{Broken, CANDIDATES, Likeliest};
+use super::choose::CANDIDATES;
 use super::compute::At;
 use super::heads::{Append, To};
 use super::linear::{Linear, Then};
@@ -94,37 +96,6 @@ impl CudaBackend {
         let x = self.on_device(x)?;
         self.project(layer, &x, positions, q.at(), &to).map_err(failed)?;
         Ok(q.activations())
-    }
-
-    /// The `keep` likeliest tokens of the chosen rows and what makes their probabilities, computed on the device.
-    pub fn likeliest(&self, x: &Activations, rows: &[usize], keep: usize) -> Result<Vec<Likeliest>> {
-        let vocabulary = self.config.vocabulary;
-        if keep == 0 || keep > CANDIDATES.min(vocabulary) {
-            let most = CANDIDATES.min(vocabulary);
-            return Err(invalid("keep", format!("is {keep}, must be from 1 to {most}")));
-        }
-        let mut chosen = Vec::with_capacity(rows.len());
-        self.for_logits(x, rows, |rows, logits| {
-            let found = self.model.compute.choose(logits, rows.len(), vocabulary, keep).map_err(failed)?;
-            match found {
-                Ok(found) => chosen.extend(found),
-                Err(broken) => return Err(self.not_finite(logits, broken)),
-            }
-            Ok(())
-        })?;
-        Ok(chosen)
-    }
-
-    fn not_finite(&self, logits: &Buffer, Broken { row, token }: Broken) -> longshore_model::Error {
-        let mut value = [0.0f32];
-        let at = (row * self.config.vocabulary + token) * size_of::<f32>();
-        match logits.span(at, size_of::<f32>()).and_then(|span| span.read(&mut value)) {
-            Ok(()) => longshore_model::Error::NotFinite {
-                what: format!("logit of token `{token}`"),
-                value: value[0],
-            },
-            Err(error) => failed(error),
-        }
     }
 
     fn layer(&self, layer: usize) -> Result<&Layer> {
@@ -266,6 +237,32 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// Of each row its likeliest tokens where these are enough, all its logits elsewhere; in the order of `wanted`.
+    fn choose(&self, wanted: &[WantedRow], logits: &Buffer) -> Result<Vec<RowLogits>> {
+        let vocabulary = self.config.vocabulary;
+        let most = CANDIDATES.min(vocabulary);
+        let kept = |wanted: &WantedRow| wanted.candidates.filter(|count| *count <= most);
+        let chosen = match wanted.iter().filter_map(kept).max() {
+            // The launches go over all rows: they are few, and what is not wanted costs no copy.
+            Some(keep) => self
+                .model
+                .compute
+                .choose(logits.whole(), wanted.len(), vocabulary, keep.max(1))
+                .map_err(failed)?,
+            None => Vec::new(),
+        };
+        let row = |(place, row): (usize, &WantedRow)| match (kept(row), chosen.get(place)) {
+            (Some(_), Some(Ok(likeliest))) => Ok(RowLogits::Likeliest(likeliest.clone())),
+            _ => {
+                let mut all = vec![0.0; vocabulary];
+                let bytes = vocabulary * size_of::<f32>();
+                logits.span(place * bytes, bytes).and_then(|span| span.read(&mut all)).map_err(failed)?;
+                Ok(RowLogits::All(all))
+            }
+        };
+        wanted.iter().enumerate().map(row).collect()
+    }
+
     fn logits_of(&self, x: &KeptRows, rows: &[usize]) -> std::result::Result<Buffer, Error> {
         let (compute, config) = (&self.model.compute, &self.config);
         let chosen: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
@@ -362,6 +359,16 @@ impl Backend for CudaBackend {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(rows.len() * self.config.vocabulary);
             rest = after;
             logits.span(0, size_of_val(part)).and_then(|span| span.read(part)).map_err(failed)
+        })?;
+        Ok(all)
+    }
+
+    fn candidates(&self, x: &Activations, wanted: &[WantedRow]) -> Result<Vec<RowLogits>> {
+        let rows: Vec<usize> = wanted.iter().map(|wanted| wanted.row).collect();
+        let mut all = Vec::with_capacity(rows.len());
+        self.for_logits(x, &rows, |rows, logits| {
+            all.extend(self.choose(&wanted[all.len()..][..rows.len()], logits)?);
+            Ok(())
         })?;
         Ok(all)
     }

@@ -4,7 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use longshore_attention::{CpuExecutor, Executor, KvDtype};
 use longshore_compute::ComputePool;
-use longshore_model::{CpuBackend, CpuOptions, Error, Linear, LoadedModel};
+use longshore_model::{
+    Backend as _, CpuBackend, CpuOptions, Error, Linear, LoadedModel, Sampler, SamplerParams, WantedRow,
+};
 
 use super::Case;
 use super::walk::{Walk, likeliest};
@@ -91,9 +93,12 @@ impl Greedy {
             false => Box::new(cpu),
         };
         let mut walk = Walk::new(&backend, &*executor, (way.kv, 0));
+        let sampler = Sampler::new(SamplerParams::greedy())?;
+        let (vocabulary, candidates) = (info.config.vocabulary, sampler.candidates(info.config.vocabulary));
         self.generate(|tokens| {
             let x = walk.append(tokens)?;
-            Ok(backend.likeliest(&x, &[x.rows() - 1], 1)?[0].best[0].0)
+            let rows = backend.candidates(&x, &[WantedRow { row: x.rows() - 1, candidates }])?;
+            Ok(sampler.sample_row(&rows[0], vocabulary, 0)?.token)
         })
     }
 

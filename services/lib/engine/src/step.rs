@@ -6,7 +6,7 @@ use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, PlanInput, Spars
 use longshore_blocks::Geometry;
 use longshore_compute::ComputePool;
 use longshore_fabric::CallContext;
-use longshore_model::{Activations, Backend};
+use longshore_model::{Activations, Backend, RowLogits, WantedRow};
 use longshore_proto::types::{Dtype, WireTileShape};
 
 use crate::{
@@ -61,6 +61,8 @@ pub enum Logits {
     None,
     /// Those of the last new row.
     Last,
+    /// So many of the likeliest tokens of the last new row, where the backend chooses them; else as [`Self::Last`].
+    Candidates(usize),
     /// Those of all new rows.
     All,
 }
@@ -81,15 +83,23 @@ impl StepInput<'_> {
     fn wanted_rows(&self) -> usize {
         match self.logits {
             Logits::None => 0,
-            Logits::Last => 1,
+            Logits::Last | Logits::Candidates(_) => 1,
             Logits::All => self.tokens.len(),
+        }
+    }
+
+    /// How many candidates of each are enough; `None`: all logits are wanted.
+    fn candidates(&self) -> Option<usize> {
+        match self.logits {
+            Logits::Candidates(count) => Some(count),
+            Logits::None | Logits::Last | Logits::All => None,
         }
     }
 }
 
-/// What became of one sequence: the logits that were wanted (f32 `[vocabulary]`, or `[rows, vocabulary]`), or why it
-/// cannot go on.
-pub type StepOutput = Result<Option<Vec<f32>>, Error>;
+/// What became of one sequence: the logits that were wanted (f32 `[vocabulary]`, or `[rows, vocabulary]`, or the likeliest of them where
+/// candidates are enough), or why it cannot go on.
+pub type StepOutput = Result<Option<RowLogits>, Error>;
 
 /// Watches a step, so that tiles can leave while later layers compute.
 pub trait StepObserver {
@@ -265,14 +275,14 @@ impl Engine {
             }
             x = self.backend.finish(layer, x, &output)?;
         }
-        let mut logits = match rows.wanted.is_empty() {
+        let logits = match rows.wanted.is_empty() {
             true => Vec::new(),
             false => {
                 observer.finished(&x);
-                self.backend.logits(&x, &(0..rows.wanted.len()).collect::<Vec<_>>())?
+                self.backend.candidates(&x, &wanted_rows(batch))?
             }
         };
-        Ok(finish(batch, failed, &mut logits, config.vocabulary))
+        Ok(finish(batch, failed, logits))
     }
 }
 
@@ -349,29 +359,34 @@ impl Rows {
     }
 }
 
+/// The rows that are left after the last layer: all of them are wanted.
+fn wanted_rows(batch: &[StepInput<'_>]) -> Vec<WantedRow> {
+    let of = |input: &StepInput<'_>| std::iter::repeat_n(input.candidates(), input.wanted_rows());
+    let rows = batch.iter().flat_map(of).enumerate();
+    rows.map(|(row, candidates)| WantedRow { row, candidates }).collect()
+}
+
+/// Hands each sequence its own of the wanted rows, and ends its step.
 fn finish(
     batch: &mut [StepInput<'_>],
     failed: Vec<Option<Error>>,
-    logits: &mut Vec<f32>,
-    vocabulary: usize,
+    logits: Vec<RowLogits>,
 ) -> Vec<StepOutput> {
-    let mut outputs = Vec::with_capacity(batch.len());
-    // From the back, so that every sequence splits its own logits off the end.
-    for (input, failure) in batch.iter_mut().zip(failed).rev() {
+    let mut rows = logits.into_iter();
+    let outcome = |(input, failure): (&mut StepInput<'_>, Option<Error>)| {
+        let own = rows.by_ref().take(input.wanted_rows());
         let own = match input.logits {
             Logits::None => None,
-            Logits::Last | Logits::All => {
-                Some(logits.split_off(logits.len() - input.wanted_rows() * vocabulary))
-            }
+            Logits::Last | Logits::Candidates(_) => own.last(),
+            Logits::All => Some(RowLogits::All(own.flat_map(RowLogits::into_all).collect())),
         };
-        outputs.push(match failure {
+        match failure {
             Some(error) => Err(error),
             None => {
                 input.sequence.commit();
                 Ok(own)
             }
-        });
-    }
-    outputs.reverse();
-    outputs
+        }
+    };
+    batch.iter_mut().zip(failed).map(outcome).collect()
 }

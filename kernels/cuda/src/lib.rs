@@ -29,8 +29,8 @@ mod version;
 
 pub use architecture::{Architecture, CAPABILITY_MIN, capability_name};
 pub use attend::{
-    DecodeAttention, DecodeCall, DecodeItem, DenseKeys, KeyColumn, KeyLists, KeyVisit, MeanPages, MergeItem,
-    PartialMerger, PrefillAttention, PrefillCall, split_keys,
+    CountedLists, CountedTile, DecodeAttention, DecodeCall, DecodeItem, DenseKeys, KeyColumn, KeyLists,
+    KeyVisit, MeanPages, MergeItem, PartialMerger, PrefillAttention, PrefillCall, split_keys,
 };
 pub use buffer::{Buffer, Memory, Span};
 pub use compiler::{Compiler, CudaOptions, HEADERS};
@@ -57,7 +57,7 @@ pub use rates::{Rate, Rates};
 pub use registry::{BUDGETS, Budget, kernels, kernels_for};
 pub use select::{
     BlockScorer, BlockSelector, ListBuilder, ListCall, PageScoreCall, PageScoreItem, PageScorer, ScoreCall,
-    SelectCall, SelectGuards, Selector,
+    SelectCall, SelectGuards, Selector, StripeMeans, VisitBuilder, VisitCall, most_visits,
 };
 pub use tile::{
     Checksums, MeanBuilder, MeanOutputs, PageElement, PageQuantiser, PageShape, PageTranscoder, page_of,

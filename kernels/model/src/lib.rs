@@ -7,6 +7,7 @@ mod config;
 mod cpu;
 mod error;
 mod files;
+mod kept;
 mod logits;
 mod rope;
 mod sampler;
@@ -22,6 +23,7 @@ pub use error::{Error, Kind};
 pub use files::{
     LayerWeight, LoadProgress, LoadedModel, Matrix, ModelInfo, StoredMatrix, TensorType, WeightName, Weights,
 };
+pub use kept::{KeptAttention, KeptPart, KeptVisits};
 pub use logits::{Likeliest, RowLogits, WantedRow};
 pub use rope::{Rope, Rotation};
 pub use sampler::{Sampled, Sampler, SamplerParams};

@@ -52,6 +52,11 @@ impl TilePages {
         self.shape
     }
 
+    /// Pages that the budget has room for.
+    pub(super) fn limit(&self) -> usize {
+        self.cache.limit()
+    }
+
     /// What the cache did; `None` while somebody looks for pages.
     pub(super) fn stats(&self) -> Option<PageStats> {
         self.cache.try_stats()

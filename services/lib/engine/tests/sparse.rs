@@ -37,6 +37,10 @@ impl StepObserver for Watch {
         Ok(())
     }
 
+    fn probes(&self) -> bool {
+        true
+    }
+
     fn probe(&mut self, probe: &AttentionProbe<'_>) {
         let pairs = probe.work.visited_pairs(&probe.plan.queries);
         self.visited += pairs.keys;

@@ -62,9 +62,9 @@ fn attend(
     (watched.counted() - before, found)
 }
 
-/// Bytes of the partials of a prompt.
+/// Bytes of the partials of a prompt, as they are read.
 fn record_bytes(rows: usize) -> usize {
-    rows * HEADS.query_heads() * (2 + HEADS.head_dim) * size_of::<f32>()
+    (rows * HEADS.query_heads() * (2 + HEADS.head_dim) * size_of::<f32>()).next_multiple_of(256)
 }
 
 #[test]

@@ -75,8 +75,8 @@ impl KeptRows {
         &self.buffer
     }
 
-    pub(super) fn at(&self) -> At {
-        At::f32(self.buffer.address(), self.width)
+    pub(super) fn at(&self) -> At<'_> {
+        At::f32(self.buffer.whole(), self.width)
     }
 
     pub(crate) fn activations(self) -> Activations {
@@ -86,7 +86,7 @@ impl KeptRows {
     /// The rows that `chosen` names, u32 `[rows]`; all of them in order without it.
     pub(super) fn copied(&self, rows: usize, chosen: Option<&Buffer>) -> Result<Self, Error> {
         let copy = Self::new(&self.compute, rows, self.width)?;
-        let chosen = chosen.map_or(0, Buffer::address);
+        let chosen = chosen.map(Buffer::whole);
         self.compute.copy(RowsIn { x: self.at(), width: self.width, chosen }, rows, copy.at())?;
         Ok(copy)
     }

@@ -148,7 +148,7 @@ impl CudaBackend {
         layer: &Layer,
         x: &KeptRows,
         positions: &[u64],
-        q: At,
+        q: At<'_>,
         to: &dyn Fn(usize) -> To<'a>,
     ) -> std::result::Result<(), Error> {
         let (compute, config) = (&self.model.compute, &self.config);
@@ -161,14 +161,13 @@ impl CudaBackend {
             let input = scratch.input(compute, config.hidden);
             let from = RowsIn::all(x.at().skip(first), config.hidden);
             compute.norm(from, rows, &layer.attn_norm, config.norm_eps, input)?;
-            let product = At::f32(scratch.product.address(), width);
+            let product = At::f32(scratch.product.whole(), width);
             for part in &layer.qkv {
                 let out = product.column(part.first);
                 compute.multiply(&part.linear, input, rows, out, Then::Store, &scratch.expanded)?;
             }
-            let table = rotations.address() + (first * config.rope.dim * size_of::<f32>()) as u64;
-            let product = (product.address, rows);
-            compute.shape_heads(config, &layer.heads, product, table, q.skip(first), to(first))?;
+            let table = rotations.whole().after(first * config.rope.dim * size_of::<f32>());
+            compute.shape_heads(config, &layer.heads, (product, rows), table, q.skip(first), to(first))?;
         }
         Ok(())
     }
@@ -191,7 +190,7 @@ impl CudaBackend {
     fn finish_pass(
         &self,
         layer: &Layer,
-        (x, attention): (At, At),
+        (x, attention): (At<'_>, At<'_>),
         rows: usize,
         scratch: &Scratch,
     ) -> std::result::Result<(), Error> {
@@ -208,7 +207,7 @@ impl CudaBackend {
         if compute.gates_itself(&layer.gate_up, rows) {
             compute.multiply(&layer.gate_up, input, rows, gated, Then::Gate, expanded)?;
         } else {
-            let product = At::f32(scratch.product.address(), layer.gate_up.outputs);
+            let product = At::f32(scratch.product.whole(), layer.gate_up.outputs);
             compute.multiply(&layer.gate_up, input, rows, product, Then::Store, expanded)?;
             compute.swiglu(RowsIn::all(product, config.ffn), rows, gated)?;
         }
@@ -270,10 +269,10 @@ impl CudaBackend {
         let logits = Buffer::new(&compute.device, rows.len() * config.vocabulary * size_of::<f32>())?;
         let scratch = self.scratch.take(compute, rows.len())?;
         let input = scratch.input(compute, config.hidden);
-        let from = RowsIn { x: x.at(), width: config.hidden, chosen: chosen.address() };
+        let from = RowsIn { x: x.at(), width: config.hidden, chosen: Some(chosen.whole()) };
         compute.norm(from, rows.len(), &self.model.output_norm, config.norm_eps, input)?;
         let output = self.model.output.as_ref().unwrap_or(&self.model.embedding);
-        let out = At::f32(logits.address(), config.vocabulary);
+        let out = At::f32(logits.whole(), config.vocabulary);
         compute.multiply(output, input, rows.len(), out, Then::Store, &scratch.expanded)?;
         Ok(logits)
     }

@@ -129,6 +129,32 @@ pub trait Executor: Send + Sync + std::fmt::Debug {
 
     /// The lists of `policy` for all rows of `input`, see [`PrefillPolicy::plan`].
     fn plan(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<SparseWork, Error>;
+
+    /// Attention of all rows of `input` by `policy`, all of whose blocks are here, for who does not look at the lists: an executor on a device
+    /// may make them there.
+    fn attend_by(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<Partials, Error> {
+        attend_by_lists(self, policy, input)
+    }
+}
+
+/// [`Executor::plan`], then [`Executor::attend_sparse`] over its lists.
+pub fn attend_by_lists<E: Executor + ?Sized>(
+    executor: &E,
+    policy: &PrefillPolicy,
+    input: &PlanInput<'_>,
+) -> Result<Partials, Error> {
+    let work = executor.plan(policy, input)?;
+    let item = SparseItem {
+        queries: input.queries,
+        kv: input.kv,
+        summaries: input.summaries,
+        work: &work,
+        earlier: None,
+        stripe: None,
+        skip_below: policy.skip_below(),
+    };
+    let partials = executor.attend_sparse(&[item])?.pop();
+    Ok(partials.expect("an executor answers every item"))
 }
 
 /// The CPU executor. A call is one region of the pool, or a few when there is work for many milliseconds, or none when it

@@ -15,11 +15,11 @@ mod tiles;
 mod work;
 
 pub use error::{Error, Kind};
-pub use executor::{AttendItem, CpuExecutor, Executor, PagedKv};
+pub use executor::{AttendItem, CpuExecutor, Executor, PagedKv, attend_by_lists};
 pub use partial::Partials;
 pub use policy::{
     BlockChoice, BlockChooser, BlockSelection, BudgetLevel, Cosines, GatesCut, HeadBudgets, HeadPattern,
-    HeadPlan, PlanInput, PolicyReads, PrefillPolicy, Streaming,
+    HeadPlan, PlanInput, PolicyReads, PrefillPolicy, RuleCall, Streaming,
 };
 pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, LAYOUT_ROWS, TileShape};
 pub use sparse::{Pairs, QUERY_TILE, SparseItem, SparseWork, Visit};

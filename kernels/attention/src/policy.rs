@@ -31,7 +31,7 @@ use crate::{CpuExecutor, Error, PagedKv, Queries, SparseWork};
 
 use head_plan::Level;
 
-pub use chooser::{BlockChoice, BlockChooser, BlockSelection};
+pub use chooser::{BlockChoice, BlockChooser, BlockSelection, RuleCall};
 pub use head_plan::{BudgetLevel, GatesCut, HeadBudgets, HeadPattern, HeadPlan};
 pub use streaming::Streaming;
 
@@ -319,6 +319,18 @@ impl PrefillPolicy {
         chooser: &dyn BlockChooser,
     ) -> Result<SparseWork, Error> {
         plan::plan(self, executor, input, Some(chooser))
+    }
+
+    /// Has `take` do a call without lists where this policy is a rule that a [`BlockChooser`] knows and some rows are not exact; `None`: it is
+    /// not, or they are. The call has so many rows, whose queries are not looked at: their data may be elsewhere. Refuses what [`Self::plan`]
+    /// refuses.
+    pub fn with_rule<R>(
+        &self,
+        executor: &CpuExecutor,
+        (input, rows): (&PlanInput<'_>, usize),
+        take: impl FnOnce(&RuleCall<'_>) -> R,
+    ) -> Result<Option<R>, Error> {
+        plan::with_rule(self, executor, (input, rows), take)
     }
 
     /// Names that [`Self::parse`] knows, with a line about each.

@@ -120,6 +120,12 @@ impl<'a> Span<'a> {
         self.buffer.span(self.offset, bytes.min(self.bytes)).and_then(|span| span.check(bytes).map(|()| span))
     }
 
+    /// The rest from a byte on; none where it has no such byte.
+    pub fn after(&self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        Self { offset: self.offset + bytes, bytes: self.bytes - bytes, ..*self }
+    }
+
     /// Where they lie on the device.
     pub fn address(&self) -> u64 {
         self.buffer.address + self.offset as u64

@@ -4,9 +4,11 @@ mod arrivals;
 mod decode;
 mod fallback;
 mod jobs;
+mod kept;
 mod lists;
 mod pages;
 mod plan;
+mod rule;
 mod tally;
 mod uploads;
 mod wave;
@@ -17,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use longshore_attention::{
     AttendItem, Column, CpuExecutor, Error as AttentionError, ExactBlock, Executor, Partials, PlanInput,
-    PrefillPolicy, Queries, SparseItem, SparseWork, TileShape, WorkList,
+    PrefillPolicy, Queries, SparseItem, SparseWork, TileShape, WorkList, attend_by_lists,
 };
 
 use crate::{Buffer, Device, Error, Kind, PageElement, PageStats, Span};
@@ -319,6 +321,13 @@ impl Executor for CudaExecutor {
 
     fn plan(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<SparseWork, AttentionError> {
         policy.plan_with(&self.cpu, input, self)
+    }
+
+    fn attend_by(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<Partials, AttentionError> {
+        match self.attend_by_rule(policy, input)? {
+            Some(partials) => Ok(partials),
+            None => attend_by_lists(self, policy, input),
+        }
     }
 }
 

@@ -29,8 +29,8 @@ mod version;
 
 pub use architecture::{Architecture, CAPABILITY_MIN, capability_name};
 pub use attend::{
-    DecodeAttention, DecodeCall, DecodeItem, DenseKeys, KeyColumn, KeyLists, KeyVisit, MeanPages, MergeItem,
-    PartialMerger, PrefillAttention, PrefillCall, split_keys,
+    CountedLists, CountedTile, DecodeAttention, DecodeCall, DecodeItem, DenseKeys, KeyColumn, KeyLists,
+    KeyVisit, MeanPages, MergeItem, PartialMerger, PrefillAttention, PrefillCall, split_keys,
 };
 pub use buffer::{Buffer, Memory, Span};
 pub use compiler::{Compiler, CudaOptions, HEADERS};
@@ -45,8 +45,7 @@ pub use launch::check as check_launch;
 pub use library::{Library, locate, require_cublaslt};
 pub use mark::Mark;
 pub use model::{
-    Append, CublasLt, CudaBackend, CudaLinear, KeptRows, Likeliest, ModelOptions, Precision, Product,
-    Products,
+    Append, CublasLt, CudaBackend, CudaLinear, KeptRows, ModelOptions, Precision, Product, Products,
 };
 pub use nccl::{
     Communicator, Convener, Invitation, LaneState, Nccl, NcclConvener, NcclLane, Part, Ranks, TileLane,
@@ -58,7 +57,7 @@ pub use rates::{Rate, Rates};
 pub use registry::{BUDGETS, Budget, kernels, kernels_for};
 pub use select::{
     BlockScorer, BlockSelector, ListBuilder, ListCall, PageScoreCall, PageScoreItem, PageScorer, ScoreCall,
-    SelectCall, SelectGuards, Selector,
+    SelectCall, SelectGuards, Selector, StripeMeans, VisitBuilder, VisitCall, most_visits,
 };
 pub use tile::{
     Checksums, MeanBuilder, MeanOutputs, PageElement, PageQuantiser, PageShape, PageTranscoder, page_of,

@@ -26,7 +26,6 @@ mod upload;
 
 pub use activations::KeptRows;
 pub use backend::CudaBackend;
-pub use choose::Likeliest;
 pub use cublaslt::CublasLt;
 pub use heads::Append;
 pub use layer::CudaLinear;

@@ -15,6 +15,7 @@ mod select;
 mod select_cases;
 mod tile;
 mod tile_cases;
+mod visits;
 mod walk;
 
 use std::sync::Arc;

@@ -14,8 +14,12 @@ mod counted;
 mod counts;
 #[path = "emulator/device.rs"]
 mod device;
+#[path = "executor/kept.rs"]
+mod kept;
 #[path = "executor/plan.rs"]
 mod plan;
+#[path = "executor/policy.rs"]
+mod policy;
 #[path = "executor/shortage.rs"]
 mod shortage;
 

@@ -5,6 +5,8 @@
     reason = "a test's functions may fail and report like its body"
 )]
 
+#[path = "model/candidates.rs"]
+mod candidates;
 #[path = "emulator/compiler.rs"]
 mod compiler;
 #[path = "emulator/counted.rs"]

@@ -4,7 +4,8 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::{Error, ModelConfig};
+use crate::logits::whole_rows;
+use crate::{Error, ModelConfig, RowLogits, WantedRow};
 
 /// Rows of f32 that a device keeps. Nobody changes them while they are shared.
 pub trait DeviceRows: Any + Send + Sync + std::fmt::Debug {
@@ -152,6 +153,14 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     fn finish(&self, layer: usize, x: Activations, attention: &[f32]) -> Result<Activations, Error>;
     /// Final norm and output matrix for the chosen rows: f32 `[rows.len(), vocabulary]`.
     fn logits(&self, x: &Activations, rows: &[usize]) -> Result<Vec<f32>, Error>;
+
+    /// Final norm and output matrix for the wanted rows, one product for all of them. A backend that can choose where it computes gives of
+    /// a row no more than its likeliest tokens where these are enough, so that 128K logits need not travel for each token. A row may
+    /// always come whole, and one with a logit that is not finite does: who chooses then tells of it. Which token wins among equal logits
+    /// depends on neither: the one with the lowest id.
+    fn candidates(&self, x: &Activations, wanted: &[WantedRow]) -> Result<Vec<RowLogits>, Error> {
+        whole_rows(self, x, wanted)
+    }
 
     /// [`Self::qkv`], with rows that stay where the backend computes: with an executor that takes them there, no layer waits for the
     /// device.

@@ -7,6 +7,8 @@ mod config;
 mod cpu;
 mod error;
 mod files;
+mod kept;
+mod logits;
 mod rope;
 mod sampler;
 #[doc(hidden)]
@@ -21,6 +23,8 @@ pub use error::{Error, Kind};
 pub use files::{
     LayerWeight, LoadProgress, LoadedModel, Matrix, ModelInfo, StoredMatrix, TensorType, WeightName, Weights,
 };
+pub use kept::{KeptAttention, KeptPart, KeptVisits};
+pub use logits::{Likeliest, RowLogits, WantedRow};
 pub use rope::{Rope, Rotation};
 pub use sampler::{Sampled, Sampler, SamplerParams};
 pub use tokenizer::{SpecialTokens, TextStream, Tokenizer};

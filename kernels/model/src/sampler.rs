@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use params::SamplerParams;
 
-use crate::Error;
+use crate::{Error, RowLogits};
 
 /// Chooses tokens of one sequence.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +54,16 @@ impl Sampler {
     pub fn observe_generated(&mut self, token: u32) {
         if self.params.penalises() {
             *self.generated.entry(token).or_insert(0) += 1;
+        }
+    }
+
+    /// [`Self::sample`] or [`Self::sample_best`], by what there is of the row; its vocabulary has so many entries.
+    pub fn sample_row(&self, row: &RowLogits, vocabulary: usize, index: u64) -> Result<Sampled, Error> {
+        match row {
+            RowLogits::All(logits) => self.sample(logits, index),
+            RowLogits::Likeliest(likeliest) => {
+                self.sample_best(&likeliest.best, likeliest.log_sum_exp, vocabulary, index)
+            }
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use longshore_engine::{AnswerVisits, EventSender, SendOutcome, Sequence};
+use longshore_engine::{AnswerVisits, EventSender, Logits, SendOutcome, Sequence};
 use longshore_fabric::CallContext;
-use longshore_model::Sampler;
+use longshore_model::{RowLogits, Sampler};
 use longshore_proto::types::{DecodeEvent, TokenLogprob};
 use tokio_util::sync::CancellationToken;
 
@@ -65,11 +65,16 @@ impl Active {
         !self.paused
     }
 
-    /// Chooses the next token from `logits` (f32 `[vocabulary]`) and tells it.
-    pub(crate) fn advance(&mut self, logits: &[f32]) -> Result<Next, Error> {
+    /// What the next choice takes of the logits of a row.
+    pub(crate) fn wanted(&self, vocabulary: usize) -> Logits {
+        self.sampler.candidates(vocabulary).map_or(Logits::Last, Logits::Candidates)
+    }
+
+    /// Chooses the next token from the logits of a row, or the likeliest of them, and tells it.
+    pub(crate) fn advance(&mut self, row: &RowLogits, vocabulary: usize) -> Result<Next, Error> {
         let sampled = self
             .sampler
-            .sample(logits, self.generated)
+            .sample_row(row, vocabulary, self.generated)
             .map_err(|error| Error::Choice { problem: error.to_string() })?;
         if self.ending.stop_token_ids.contains(&sampled.token) {
             return Ok(Next::End(true));

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use longshore_engine::{Logits, StepInput, StepOutput, store_copies};
+use longshore_engine::{StepInput, StepOutput, store_copies};
 use longshore_fabric::CallContext;
 use longshore_proto::types::{DecodeEvent, PutOutcome};
 use tokio::{runtime::Handle, sync::mpsc};
@@ -155,13 +155,11 @@ impl Stepper {
     /// One step of every sequence that runs.
     fn step(&mut self) {
         let (mut running, mut batch) = (Vec::new(), Vec::new());
+        let vocabulary = self.vocabulary();
         for (index, active) in self.active.iter_mut().enumerate().filter(|(_, active)| active.runs()) {
             running.push(index);
-            batch.push(StepInput {
-                sequence: &mut active.sequence,
-                tokens: &active.next,
-                logits: Logits::Last,
-            });
+            let logits = active.wanted(vocabulary);
+            batch.push(StepInput { sequence: &mut active.sequence, tokens: &active.next, logits });
         }
         if batch.is_empty() {
             return;
@@ -180,7 +178,12 @@ impl Stepper {
         }
     }
 
+    fn vocabulary(&self) -> usize {
+        self.worker.parts.engine.backend().config().vocabulary
+    }
+
     fn advance(&mut self, index: usize, output: StepOutput) {
+        let vocabulary = self.vocabulary();
         let active = &mut self.active[index];
         let (counted, now) = (active.counted, active.sequence.answer_visits());
         self.worker.metrics.visited_blocks.inc_by(now.blocks - counted.blocks);
@@ -188,7 +191,7 @@ impl Stepper {
         active.counted = now;
         let next = output
             .map_err(Error::from)
-            .and_then(|logits| active.advance(&logits.expect("logits were asked for")));
+            .and_then(|row| active.advance(&row.expect("logits were asked for"), vocabulary));
         match next {
             Ok(Next::End(stopped)) => {
                 let finished = self.active[index].finished(stopped);

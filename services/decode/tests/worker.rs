@@ -135,6 +135,46 @@ async fn a_batch_gives_every_sequence_what_it_gets_alone() {
     }
 }
 
+/// Rows of logits that left the model whole, and rows that it chose of.
+fn rows(world: &World) -> [u64; 2] {
+    let model = &world.cluster.model;
+    [&model.whole_rows, &model.chosen_rows].map(|rows| rows.load(Ordering::SeqCst))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logits_leave_a_model_that_chooses_only_where_the_choice_takes_all() {
+    let world = World::new(2, Config { max_sequences: 8, ..Config::default() });
+    let drawn = Sampling { temperature: 0.9, top_k: 5, seed: Some(3), ..greedy(9) };
+    let free = Sampling { top_k: 0, ..drawn.clone() };
+    let kinds = [
+        (greedy(9), false),
+        (drawn, false),
+        (Sampling { logprobs: Some(4), ..greedy(9) }, false),
+        (free, true),
+        (seeded(9), true),
+    ];
+    let prompts: Vec<Vec<u32>> = (0..5).map(|index| tokens(40 + index, 21)).collect();
+    let expected: Vec<Vec<u32>> =
+        prompts.iter().zip(&kinds).map(|(prompt, (sampling, _))| world.reference(prompt, sampling)).collect();
+    world.cluster.model.chooses.store(true, Ordering::SeqCst);
+    for ((prompt, (sampling, whole)), expected) in prompts.iter().zip(&kinds).zip(&expected) {
+        world.prefill(prompt).await;
+        let before = rows(&world);
+        let stream = world.call(world.start(prompt, 0, sampling.clone()), prompt).await;
+        assert_eq!(finished(stream.expect("the call is good")).await, (expected.clone(), false));
+        let left = [0, 1].map(|kind| rows(&world)[kind] - before[kind]);
+        assert_eq!(left, if *whole { [9, 0] } else { [0, 9] }, "{sampling:?}");
+    }
+    // In company: each row as its own sequence needs it.
+    let mut streams = Vec::new();
+    for (prompt, (sampling, _)) in prompts.iter().zip(&kinds) {
+        let stream = world.call(world.start(prompt, 0, sampling.clone()), prompt).await;
+        streams.push(stream.expect("the call is good"));
+    }
+    let answers = futures::future::join_all(streams.into_iter().map(finished)).await;
+    assert!(answers.into_iter().map(|(tokens, _)| tokens).eq(expected));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_token_ends_the_answer_unless_it_is_ignored() {
     let world = World::new(1, Config::default());

@@ -10,7 +10,7 @@ use longshore_blocks::{Deployment, DeploymentParts, Geometry};
 use longshore_compute::ComputePool;
 use longshore_cuda::{CudaDevice, CudaExecutor};
 use longshore_engine::{Engine, EngineOptions, Limits, wire_tile_shape};
-use longshore_model::{LoadProgress, LoadedModel, ModelInfo};
+use longshore_model::{KeptAttention, LoadProgress, LoadedModel, ModelInfo};
 use longshore_proto::types::{ModelDescription, WireTileShape};
 use longshore_router::Policies;
 
@@ -101,7 +101,12 @@ impl Node {
             ..EngineOptions::default()
         };
         let engine = Engine::new(backend, executor, Arc::clone(pool), node.geometry, options);
-        Ok((Self { gpu, device, ..node }, Arc::new(engine.context("cannot set up the engine")?)))
+        let engine = engine.context("cannot set up the engine")?;
+        let engine = match &gpu {
+            Some(gpu) => engine.with_kept(Arc::clone(gpu) as Arc<dyn KeptAttention>),
+            None => engine,
+        };
+        Ok((Self { gpu, device, ..node }, Arc::new(engine)))
     }
 
     fn of(config: &Config, reference: &ModelRef, mut info: ModelInfo) -> Result<Self> {

@@ -1,5 +1,7 @@
 //! Who chooses blocks in the CPU's stead: a device on which queries and means may lie.
 
+use std::ops::Range;
+
 use crate::{Error, PagedKv, Queries};
 
 use super::blocks::BlockPlanner;
@@ -69,12 +71,63 @@ impl std::fmt::Debug for BlockChoice<'_> {
     }
 }
 
+/// A call by a rule that [`BlockChooser`]s know: what is to be chosen, and what else its lists have. For a device that makes them itself
+/// ([`super::PrefillPolicy::with_rule`]): of each KV head and tile the blocks that were chosen, and all from the end of those that it was
+/// chosen from to the tile's last row.
+#[derive(Debug)]
+pub struct RuleCall<'a> {
+    /// What is to be chosen for the tiles that are not exact; block 0 is tile 0 of the call.
+    pub choice: BlockChoice<'a>,
+    /// Rows of every query tile of the call, ascending.
+    pub tiles: Vec<Range<usize>>,
+    /// Which of them are not exact: those of the choice. The others visit everything up to themselves.
+    pub chosen: Range<usize>,
+    /// Whether means stand for the blocks before a tile that it does not visit.
+    pub correction: bool,
+}
+
 /// Chooses blocks by the rules of the policies `blocks:scorer=pooled` and `scorer=row-normalised`.
 pub trait BlockChooser: Sync {
     /// u32 `[kv_heads][tiles][words]`: block 32 w + b is visited when bit b of word w is set; those after the blocks before a tile do not
     /// count. `None`: this is better done on the CPU, or there is no room for it. Energies may differ from the CPU's by rounding, so
     /// that of blocks with energies so near each other another may be kept; of equal ones it is the same.
     fn choose(&self, choice: &BlockChoice<'_>) -> Result<Option<Vec<u32>>, Error>;
+}
+
+/// What is to be chosen for some tiles by the rule of all heads; `None`: nothing, or [`BlockChooser`]s do not know it. `own` checked what the
+/// rule reads.
+pub(super) fn choice<'a>(
+    own: &'a BlockPlanner<'_>,
+    rule: &Blocks,
+    tiles: &[&TileRows],
+) -> Option<BlockChoice<'a>> {
+    let grid = own.grid();
+    let scored = matches!(rule.scorer, Scorer::Pooled | Scorer::RowNormalised);
+    let (first, last) = (tiles.first()?, tiles.last()?);
+    let blocks = grid.before(last);
+    if !scored || rule.two_levels || blocks == 0 {
+        return None;
+    }
+    Some(BlockChoice {
+        queries: grid.input.queries,
+        first_row: first.rows.start,
+        tiles: tiles.len(),
+        block_tokens: grid.block as usize,
+        blocks,
+        summaries: grid.input.summaries,
+        stripe_blocks: grid.stripe as usize,
+        normalise: rule.scorer == Scorer::RowNormalised,
+        selection: match rule.selector {
+            Selector::Alpha(alpha) => BlockSelection::Alpha(alpha),
+            Selector::Mass(gamma) => BlockSelection::Mass(gamma),
+            Selector::TopK(k) => BlockSelection::TopK(k),
+        },
+        most: rule.most(),
+        sink: rule.sink,
+        local: rule.local,
+        peak: rule.peak,
+        always: own.escaped(),
+    })
 }
 
 /// Lists out of what somebody chose.
@@ -97,35 +150,8 @@ impl<'a> GivenPlanner<'a> {
         rule: &Blocks,
         tiles: &[&TileRows],
     ) -> Result<Option<Self>, Error> {
-        let grid = own.grid();
-        let scored = matches!(rule.scorer, Scorer::Pooled | Scorer::RowNormalised);
-        let known = scored && !rule.two_levels;
-        let (Some(first), Some(last), true) = (tiles.first(), tiles.last(), known) else { return Ok(None) };
-        let blocks = grid.before(last);
-        if blocks == 0 {
-            return Ok(None);
-        }
-        let queries = grid.input.queries;
-        let choice = BlockChoice {
-            queries,
-            first_row: first.rows.start,
-            tiles: tiles.len(),
-            block_tokens: grid.block as usize,
-            blocks,
-            summaries: grid.input.summaries,
-            stripe_blocks: grid.stripe as usize,
-            normalise: rule.scorer == Scorer::RowNormalised,
-            selection: match rule.selector {
-                Selector::Alpha(alpha) => BlockSelection::Alpha(alpha),
-                Selector::Mass(gamma) => BlockSelection::Mass(gamma),
-                Selector::TopK(k) => BlockSelection::TopK(k),
-            },
-            most: rule.most(),
-            sink: rule.sink,
-            local: rule.local,
-            peak: rule.peak,
-            always: own.escaped(),
-        };
+        let (Some(first), Some(choice)) = (tiles.first(), choice(own, rule, tiles)) else { return Ok(None) };
+        let (grid, queries) = (own.grid(), choice.queries);
         let Some(bits) = chooser.choose(&choice)? else { return Ok(None) };
         let wanted = queries.shape.kv_heads * tiles.len() * choice.words();
         if bits.len() != wanted {

@@ -38,6 +38,11 @@ pub(super) struct Grid<'a> {
 
 impl<'a> Grid<'a> {
     pub(super) fn new(input: &'a PlanInput<'a>) -> Result<Self, Error> {
+        Self::of_rows(input, input.queries.rows())
+    }
+
+    /// The same of so many rows, whose queries may be elsewhere.
+    pub(super) fn of_rows(input: &'a PlanInput<'a>, rows: usize) -> Result<Self, Error> {
         let (queries, kv) = (&input.queries, input.kv.shape());
         kv.validate()?;
         let shape = queries.shape;
@@ -56,7 +61,7 @@ impl<'a> Grid<'a> {
             let problem = format!("is {}, must be from 1 to {STRIPE_MAX}", input.stripe_blocks);
             return invalid("stripe_blocks", problem);
         }
-        let end = queries.first_position.checked_add(queries.rows() as u64);
+        let end = queries.first_position.checked_add(rows as u64);
         if end.is_none_or(|end| end > 1 << 40) {
             return invalid("first_position", format!("is {}, too large", queries.first_position));
         }
@@ -64,7 +69,7 @@ impl<'a> Grid<'a> {
             input,
             block: kv.block_tokens as u64,
             stripe: u64::from(input.stripe_blocks),
-            tiles: tiles(queries.first_position, queries.rows()),
+            tiles: tiles(queries.first_position, rows),
         };
         grid.check_blocks()?;
         Ok(grid)

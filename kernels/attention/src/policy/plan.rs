@@ -3,7 +3,7 @@
 use crate::{CpuExecutor, Error, SparseWork};
 
 use super::blocks::BlockPlanner;
-use super::chooser::{BlockChooser, GivenPlanner};
+use super::chooser::{self, BlockChooser, GivenPlanner, RuleCall};
 use super::flex::FlexPlanner;
 use super::grid::{Grid, TileRows};
 use super::heads::HeadPlanner;
@@ -69,6 +69,29 @@ pub(super) fn plan(
     }
     let row_ends = grid.tiles.iter().map(|tile| tile.rows.end as u32).collect();
     SparseWork::new(kv_heads, row_ends, lists)
+}
+
+/// See [`PrefillPolicy::with_rule`].
+pub(super) fn with_rule<R>(
+    policy: &PrefillPolicy,
+    executor: &CpuExecutor,
+    (input, rows): (&PlanInput<'_>, usize),
+    take: impl FnOnce(&RuleCall<'_>) -> R,
+) -> Result<Option<R>, Error> {
+    let Method::Blocks(rule) = &policy.method else { return Ok(None) };
+    let grid = Grid::of_rows(input, rows)?;
+    let is_sparse = |tile: &TileRows| !grid.is_exact(policy, tile);
+    // They follow each other: exact are the first ones, and the last ones.
+    let sparse: Vec<&TileRows> = grid.tiles.iter().filter(|tile| is_sparse(tile)).collect();
+    let (Some(first), Some(last)) = (grid.tiles.iter().position(is_sparse), sparse.last()) else {
+        return Ok(None);
+    };
+    let rules = vec![Some(*rule); input.queries.shape.kv_heads];
+    let own = BlockPlanner::new(&grid, rules, executor.instruction_set(), grid.before(last))?;
+    let Some(choice) = chooser::choice(&own, rule, &sparse) else { return Ok(None) };
+    let tiles = grid.tiles.iter().map(|tile| tile.rows.clone()).collect();
+    let chosen = first..first + sparse.len();
+    Ok(Some(take(&RuleCall { choice, tiles, chosen, correction: rule.correction })))
 }
 
 /// None when all tiles are exact.

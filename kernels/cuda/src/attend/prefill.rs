@@ -1,6 +1,7 @@
 //! Attention of many rows: dense and causal, or over lists.
 
 mod choice;
+mod counted;
 mod lists;
 mod plan;
 
@@ -14,6 +15,7 @@ use choice::{Choice, Limits};
 use plan::{Cut, Item, List, Plan};
 
 pub(crate) use choice::kernels;
+pub use counted::{CountedLists, CountedTile};
 pub use lists::{KeyColumn, KeyLists, KeyVisit};
 
 /// Merges of one launch, at most.
@@ -257,25 +259,43 @@ impl PrefillAttention {
         call: &PrefillCall<'_>,
         choice: &Choice,
         lists: &[List],
-        mut params: Params,
+        params: Params,
         flags: u32,
     ) -> Result<(), Error> {
+        let part_visits = self.part_visits(choice, lists);
+        self.queue(call, choice, &plan::plan(lists, choice.rows() as u32, part_visits, flags), params, None)
+    }
+
+    /// Visits of a part: about two waves of thread blocks where there is work for them.
+    fn part_visits(&self, choice: &Choice, lists: &[List]) -> u64 {
         let slots = (self.device.multiprocessors() * choice.blocks) as u64;
         let all: u64 = lists.iter().map(|list| u64::from(list.visits)).sum();
-        // About two waves of thread blocks where there is work for them.
-        let part_visits = self.part_visits.unwrap_or((all / (2 * slots)).max(PART_VISITS_MIN));
-        let Plan { items, cuts, part_rows } = plan::plan(lists, choice.rows() as u32, part_visits, flags);
+        self.part_visits.unwrap_or((all / (2 * slots)).max(PART_VISITS_MIN))
+    }
+
+    /// Queues the items of a plan and the merges of what it cut; `offsets`: items name lists that begin there ([`plan::counted`]).
+    fn queue(
+        &self,
+        call: &PrefillCall<'_>,
+        choice: &Choice,
+        Plan { items, cuts, part_rows }: &Plan,
+        mut params: Params,
+        offsets: Option<Span<'_>>,
+    ) -> Result<(), Error> {
         if items.is_empty() {
             return Ok(());
         }
         let record = (2 + self.heads.head_dim) * size_of::<f32>();
-        let parts = Buffer::new(&self.device, part_rows as usize * record)?;
-        let table = Buffer::from_slice::<Item>(&self.device, &items)?;
+        let parts = Buffer::new(&self.device, *part_rows as usize * record)?;
+        let table = Buffer::from_slice::<Item>(&self.device, items)?;
+        if let Some(offsets) = offsets {
+            counted::place(&self.device, table.whole(), items.len(), offsets)?;
+        }
         (params.items, params.parts) = (table.address(), parts.address());
         let kernel = choice.kernel(&self.shape);
         let launch = Launch::new(&kernel, [items.len() as u32, 1, 1], choice.threads(), &params);
         self.device.launch(&launch.shared(choice.shared as u32))?;
-        self.merge(call, &cuts, parts.address())
+        self.merge(call, cuts, parts.address())
     }
 
     /// Queues the merges of lists that were cut. The rows of a position lie side by side, those of the next do not follow.

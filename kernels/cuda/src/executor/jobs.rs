@@ -3,7 +3,7 @@
 use longshore_attention::{AttendItem, ExactBlock, TileShape, WorkList};
 
 /// Packed rows (positions × query heads of a KV head) up to which keys are split over the device instead of rows.
-const DECODE_ROWS_MAX: usize = 32;
+pub(super) const DECODE_ROWS_MAX: usize = 32;
 /// Items of one launch, at most: a grid has room for as many merges.
 const BATCH_ITEMS_MAX: usize = 16_384;
 

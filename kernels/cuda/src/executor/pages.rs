@@ -52,6 +52,11 @@ impl TilePages {
         self.shape
     }
 
+    /// Pages that the budget has room for.
+    pub(super) fn limit(&self) -> usize {
+        self.cache.limit()
+    }
+
     /// What the cache did; `None` while somebody looks for pages.
     pub(super) fn stats(&self) -> Option<PageStats> {
         self.cache.try_stats()
@@ -112,8 +117,8 @@ impl TilePages {
                 table.push(page.span()?.address());
             }
             let table = Buffer::from_slice(&self.device, &table)?;
-            let targets = table.address() + (fresh.len() * size_of::<u64>()) as u64;
-            self.transcoder.to_rows(table.address(), targets, fresh.len())
+            let targets = table.whole().after(fresh.len() * size_of::<u64>());
+            self.transcoder.to_rows(table.whole(), targets, fresh.len())
         };
         self.arrivals.bring(fresh.len() * apart, fill, read)
     }

@@ -13,7 +13,7 @@ use crate::{
 /// Pairs of query tile and block below which the CPU plans sooner than a device is asked.
 pub(super) const CHOICES_MIN: usize = 1 << 14;
 /// Bytes of energies of the tiles that are scored at once, and as many of peaks.
-const ENERGY_BYTES: usize = 64 << 20;
+pub(super) const ENERGY_BYTES: usize = 64 << 20;
 
 impl BlockChooser for CudaExecutor {
     fn choose(&self, choice: &BlockChoice<'_>) -> Result<Option<Vec<u32>>, AttentionError> {
@@ -77,7 +77,7 @@ impl CudaExecutor {
         let means = Buffer::from_slice(&self.device, pinned.addresses())?;
         let energies = Buffer::new(&self.device, room)?;
         let peaks = choice.peak.map(|_| Buffer::new(&self.device, room)).transpose()?;
-        let always = always(choice);
+        let always = always(choice, words);
         let always = if always.is_empty() { None } else { Some(Buffer::from_slice(&self.device, &always)?) };
         let lists = heads.kv_heads * choice.tiles;
         let bits = Buffer::new(&self.device, lists * words * size_of::<u32>())?;
@@ -123,7 +123,7 @@ impl CudaExecutor {
 }
 
 /// Words of 32 bits from one on.
-fn words_from(buffer: &Buffer, first: usize) -> Result<Span<'_>, Error> {
+pub(super) fn words_from(buffer: &Buffer, first: usize) -> Result<Span<'_>, Error> {
     let offset = first * size_of::<u32>();
     buffer.span(offset, buffer.bytes().saturating_sub(offset))
 }
@@ -164,13 +164,16 @@ fn ends(choice: &BlockChoice<'_>) -> Vec<u32> {
     (0..choice.tiles).flat_map(|tile| [scored(tile); 2]).collect()
 }
 
-/// A bit for each block that is always kept, `[kv_heads][words]`.
-fn always(choice: &BlockChoice<'_>) -> Vec<u32> {
+/// A bit for each block that is always kept, `[kv_heads][words]`, of which there are enough.
+pub(super) fn always(choice: &BlockChoice<'_>, words: usize) -> Vec<u32> {
     let word = |blocks: &[bool]| blocks.iter().rev().fold(0, |word, &kept| word << 1 | u32::from(kept));
-    choice.always.chunks(choice.blocks).flat_map(|head| head.chunks(32).map(word)).collect()
+    let of_head = |head: &[bool]| -> Vec<u32> {
+        head.chunks(32).map(word).chain(std::iter::repeat(0)).take(words).collect()
+    };
+    choice.always.chunks(choice.blocks).flat_map(of_head).collect()
 }
 
-fn selector(selection: BlockSelection) -> Selector {
+pub(super) fn selector(selection: BlockSelection) -> Selector {
     match selection {
         BlockSelection::Alpha(alpha) => Selector::Alpha(alpha),
         BlockSelection::Mass(share) => Selector::Mass(share),
@@ -178,7 +181,7 @@ fn selector(selection: BlockSelection) -> Selector {
     }
 }
 
-fn guards(choice: &BlockChoice<'_>) -> SelectGuards {
+pub(super) fn guards(choice: &BlockChoice<'_>) -> SelectGuards {
     let count = |blocks: u64| u32::try_from(blocks).unwrap_or(u32::MAX);
     SelectGuards { sink: count(choice.sink), local: count(choice.local), peak: choice.peak }
 }

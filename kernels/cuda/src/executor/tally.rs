@@ -40,6 +40,11 @@ impl Tally {
         Self { inner, launches, uploaded_bytes, downloaded_bytes, waits }
     }
 
+    /// Whether that is the device behind it.
+    pub(super) fn is_over(&self, device: &Arc<dyn Device>) -> bool {
+        Arc::ptr_eq(&self.inner, device)
+    }
+
     pub(super) fn stats(&self, pages: PageStats, fallbacks: FallbackStats) -> ExecutorStats {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         ExecutorStats {

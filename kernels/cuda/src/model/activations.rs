@@ -1,6 +1,7 @@
 //! Rows that stay on the device.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 
 use longshore_model::{Activations, DeviceRows};
@@ -8,7 +9,7 @@ use longshore_model::{Activations, DeviceRows};
 use super::compute::{At, Compute};
 use super::failed;
 use super::rows::RowsIn;
-use crate::{Buffer, Error};
+use crate::{Buffer, Device, Error, Span};
 
 /// f32 rows on the device, without gaps: what an executor of the same device reads and writes.
 #[derive(Debug)]
@@ -24,6 +25,22 @@ impl KeptRows {
     pub(super) fn new(compute: &Arc<Compute>, rows: usize, width: usize) -> Result<Self, Error> {
         let buffer = Buffer::new(&compute.device, rows * width * size_of::<f32>())?;
         Ok(Self { compute: Arc::clone(compute), buffer, rows, width })
+    }
+
+    /// As many rows of no defined content.
+    pub(crate) fn beside(&self) -> Result<Self, Error> {
+        Self::new(&self.compute, self.rows, self.width)
+    }
+
+    /// Some of them, in order.
+    pub(crate) fn span(&self, rows: &Range<usize>) -> Result<Span<'_>, Error> {
+        let row = self.width * size_of::<f32>();
+        self.buffer.span(rows.start * row, rows.len() * row)
+    }
+
+    /// Where they are.
+    pub(crate) fn device(&self) -> &Arc<dyn Device> {
+        &self.compute.device
     }
 
     /// Rows of the host.
@@ -58,18 +75,18 @@ impl KeptRows {
         &self.buffer
     }
 
-    pub(super) fn at(&self) -> At {
-        At::f32(self.buffer.address(), self.width)
+    pub(super) fn at(&self) -> At<'_> {
+        At::f32(self.buffer.whole(), self.width)
     }
 
-    pub(super) fn activations(self) -> Activations {
+    pub(crate) fn activations(self) -> Activations {
         Activations::from_device(self.rows, self.width, Arc::new(self))
     }
 
     /// The rows that `chosen` names, u32 `[rows]`; all of them in order without it.
     pub(super) fn copied(&self, rows: usize, chosen: Option<&Buffer>) -> Result<Self, Error> {
         let copy = Self::new(&self.compute, rows, self.width)?;
-        let chosen = chosen.map_or(0, Buffer::address);
+        let chosen = chosen.map(Buffer::whole);
         self.compute.copy(RowsIn { x: self.at(), width: self.width, chosen }, rows, copy.at())?;
         Ok(copy)
     }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use longshore_model::{Activations, Backend, KeptQkv, LoadProgress, ModelConfig, Qkv, Weights};
+use longshore_model::{
+    Activations, Backend, KeptQkv, LoadProgress, ModelConfig, Qkv, RowLogits, WantedRow, Weights,
+};
 
 use super::activations::KeptRows;
-use super::choose::{Broken, CANDIDATES, Likeliest};
+use super::choose::CANDIDATES;
 use super::compute::At;
 use super::heads::{Append, To};
 use super::linear::{Linear, Then};
@@ -96,37 +98,6 @@ impl CudaBackend {
         Ok(q.activations())
     }
 
-    /// The `keep` likeliest tokens of the chosen rows and what makes their probabilities, computed on the device.
-    pub fn likeliest(&self, x: &Activations, rows: &[usize], keep: usize) -> Result<Vec<Likeliest>> {
-        let vocabulary = self.config.vocabulary;
-        if keep == 0 || keep > CANDIDATES.min(vocabulary) {
-            let most = CANDIDATES.min(vocabulary);
-            return Err(invalid("keep", format!("is {keep}, must be from 1 to {most}")));
-        }
-        let mut chosen = Vec::with_capacity(rows.len());
-        self.for_logits(x, rows, |rows, logits| {
-            let found = self.model.compute.choose(logits, rows.len(), vocabulary, keep).map_err(failed)?;
-            match found {
-                Ok(found) => chosen.extend(found),
-                Err(broken) => return Err(self.not_finite(logits, broken)),
-            }
-            Ok(())
-        })?;
-        Ok(chosen)
-    }
-
-    fn not_finite(&self, logits: &Buffer, Broken { row, token }: Broken) -> longshore_model::Error {
-        let mut value = [0.0f32];
-        let at = (row * self.config.vocabulary + token) * size_of::<f32>();
-        match logits.span(at, size_of::<f32>()).and_then(|span| span.read(&mut value)) {
-            Ok(()) => longshore_model::Error::NotFinite {
-                what: format!("logit of token `{token}`"),
-                value: value[0],
-            },
-            Err(error) => failed(error),
-        }
-    }
-
     fn layer(&self, layer: usize) -> Result<&Layer> {
         let count = self.model.layers.len();
         self.model
@@ -177,7 +148,7 @@ impl CudaBackend {
         layer: &Layer,
         x: &KeptRows,
         positions: &[u64],
-        q: At,
+        q: At<'_>,
         to: &dyn Fn(usize) -> To<'a>,
     ) -> std::result::Result<(), Error> {
         let (compute, config) = (&self.model.compute, &self.config);
@@ -190,14 +161,13 @@ impl CudaBackend {
             let input = scratch.input(compute, config.hidden);
             let from = RowsIn::all(x.at().skip(first), config.hidden);
             compute.norm(from, rows, &layer.attn_norm, config.norm_eps, input)?;
-            let product = At::f32(scratch.product.address(), width);
+            let product = At::f32(scratch.product.whole(), width);
             for part in &layer.qkv {
                 let out = product.column(part.first);
                 compute.multiply(&part.linear, input, rows, out, Then::Store, &scratch.expanded)?;
             }
-            let table = rotations.address() + (first * config.rope.dim * size_of::<f32>()) as u64;
-            let product = (product.address, rows);
-            compute.shape_heads(config, &layer.heads, product, table, q.skip(first), to(first))?;
+            let table = rotations.whole().after(first * config.rope.dim * size_of::<f32>());
+            compute.shape_heads(config, &layer.heads, (product, rows), table, q.skip(first), to(first))?;
         }
         Ok(())
     }
@@ -220,7 +190,7 @@ impl CudaBackend {
     fn finish_pass(
         &self,
         layer: &Layer,
-        (x, attention): (At, At),
+        (x, attention): (At<'_>, At<'_>),
         rows: usize,
         scratch: &Scratch,
     ) -> std::result::Result<(), Error> {
@@ -237,7 +207,7 @@ impl CudaBackend {
         if compute.gates_itself(&layer.gate_up, rows) {
             compute.multiply(&layer.gate_up, input, rows, gated, Then::Gate, expanded)?;
         } else {
-            let product = At::f32(scratch.product.address(), layer.gate_up.outputs);
+            let product = At::f32(scratch.product.whole(), layer.gate_up.outputs);
             compute.multiply(&layer.gate_up, input, rows, product, Then::Store, expanded)?;
             compute.swiglu(RowsIn::all(product, config.ffn), rows, gated)?;
         }
@@ -266,6 +236,32 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// Of each row its likeliest tokens where these are enough, all its logits elsewhere; in the order of `wanted`.
+    fn choose(&self, wanted: &[WantedRow], logits: &Buffer) -> Result<Vec<RowLogits>> {
+        let vocabulary = self.config.vocabulary;
+        let most = CANDIDATES.min(vocabulary);
+        let kept = |wanted: &WantedRow| wanted.candidates.filter(|count| *count <= most);
+        let chosen = match wanted.iter().filter_map(kept).max() {
+            // The launches go over all rows: they are few, and what is not wanted costs no copy.
+            Some(keep) => self
+                .model
+                .compute
+                .choose(logits.whole(), wanted.len(), vocabulary, keep.max(1))
+                .map_err(failed)?,
+            None => Vec::new(),
+        };
+        let row = |(place, row): (usize, &WantedRow)| match (kept(row), chosen.get(place)) {
+            (Some(_), Some(Ok(likeliest))) => Ok(RowLogits::Likeliest(likeliest.clone())),
+            _ => {
+                let mut all = vec![0.0; vocabulary];
+                let bytes = vocabulary * size_of::<f32>();
+                logits.span(place * bytes, bytes).and_then(|span| span.read(&mut all)).map_err(failed)?;
+                Ok(RowLogits::All(all))
+            }
+        };
+        wanted.iter().enumerate().map(row).collect()
+    }
+
     fn logits_of(&self, x: &KeptRows, rows: &[usize]) -> std::result::Result<Buffer, Error> {
         let (compute, config) = (&self.model.compute, &self.config);
         let chosen: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
@@ -273,10 +269,10 @@ impl CudaBackend {
         let logits = Buffer::new(&compute.device, rows.len() * config.vocabulary * size_of::<f32>())?;
         let scratch = self.scratch.take(compute, rows.len())?;
         let input = scratch.input(compute, config.hidden);
-        let from = RowsIn { x: x.at(), width: config.hidden, chosen: chosen.address() };
+        let from = RowsIn { x: x.at(), width: config.hidden, chosen: Some(chosen.whole()) };
         compute.norm(from, rows.len(), &self.model.output_norm, config.norm_eps, input)?;
         let output = self.model.output.as_ref().unwrap_or(&self.model.embedding);
-        let out = At::f32(logits.address(), config.vocabulary);
+        let out = At::f32(logits.whole(), config.vocabulary);
         compute.multiply(output, input, rows.len(), out, Then::Store, &scratch.expanded)?;
         Ok(logits)
     }
@@ -362,6 +358,16 @@ impl Backend for CudaBackend {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(rows.len() * self.config.vocabulary);
             rest = after;
             logits.span(0, size_of_val(part)).and_then(|span| span.read(part)).map_err(failed)
+        })?;
+        Ok(all)
+    }
+
+    fn candidates(&self, x: &Activations, wanted: &[WantedRow]) -> Result<Vec<RowLogits>> {
+        let rows: Vec<usize> = wanted.iter().map(|wanted| wanted.row).collect();
+        let mut all = Vec::with_capacity(rows.len());
+        self.for_logits(x, &rows, |rows, logits| {
+            all.extend(self.choose(&wanted[all.len()..][..rows.len()], logits)?);
+            Ok(())
         })?;
         Ok(all)
     }

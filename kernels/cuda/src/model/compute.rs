@@ -6,7 +6,7 @@ use bytemuck::Pod;
 
 use super::linear::Products;
 use super::programs::{Precision, Programs};
-use crate::{Device, Error, Kernel, Launch};
+use crate::{Device, Error, Kernel, Launch, Span};
 
 /// What every part of a backend launches with.
 #[derive(Debug)]
@@ -18,30 +18,47 @@ pub(super) struct Compute {
     pub(super) products: Option<Arc<dyn Products>>,
 }
 
-/// Rows on the device.
+/// Rows in a part of a buffer, which ends behind them or later.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct At {
-    pub(super) address: u64,
+pub(super) struct At<'a> {
+    span: Span<'a>,
     /// Elements from one row to the next.
     pub(super) stride: usize,
     /// Bytes of an element.
     pub(super) element: usize,
 }
 
-impl At {
+impl<'a> At<'a> {
+    /// Rows from the beginning of `span` on.
+    pub(super) fn new(span: Span<'a>, stride: usize, element: usize) -> Self {
+        Self { span, stride, element }
+    }
+
     /// f32 rows.
-    pub(super) fn f32(address: u64, stride: usize) -> Self {
-        Self { address, stride, element: 4 }
+    pub(super) fn f32(span: Span<'a>, stride: usize) -> Self {
+        Self::new(span, stride, size_of::<f32>())
     }
 
     /// From row `rows` on.
     pub(super) fn skip(self, rows: usize) -> Self {
-        Self { address: self.address + (rows * self.stride * self.element) as u64, ..self }
+        Self { span: self.span.after(rows * self.stride * self.element), ..self }
     }
 
     /// From column `columns` on.
     pub(super) fn column(self, columns: usize) -> Self {
-        Self { address: self.address + (columns * self.element) as u64, ..self }
+        Self { span: self.span.after(columns * self.element), ..self }
+    }
+
+    /// Where they lie, for a launch that uses `width` elements of each of `rows` rows. Refuses fewer, as the argument `field`.
+    pub(super) fn rows(&self, field: &'static str, rows: usize, width: usize) -> Result<u64, Error> {
+        // Nothing needs to follow the last row.
+        let elements = if rows == 0 { 0 } else { (rows - 1) * self.stride + width };
+        self.span.for_kernel(field, &[elements], self.element)
+    }
+
+    /// The same for rows that a table on the device names.
+    pub(super) fn chosen(&self) -> u64 {
+        self.span.address()
     }
 }
 
@@ -68,4 +85,93 @@ impl Compute {
 pub(super) fn number(size: usize, field: &'static str) -> Result<u32, Error> {
     u32::try_from(size)
         .map_err(|_| Error::Invalid { field, problem: format!("is {size}, kernels count up to 2^32 - 1") })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Buffer, Memory, Queue};
+
+    /// A device that gives out addresses.
+    #[derive(Debug)]
+    struct Addresses;
+
+    impl Device for Addresses {
+        fn name(&self) -> String {
+            "addresses".to_owned()
+        }
+
+        fn multiprocessors(&self) -> usize {
+            1
+        }
+
+        fn capability(&self) -> u32 {
+            90
+        }
+
+        fn shared_bytes_limit(&self) -> usize {
+            0
+        }
+
+        fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
+            #[expect(unsafe_code, reason = "nobody looks at the memory")]
+            // SAFETY: nothing is ever read or written there.
+            Ok(unsafe { Memory::new(4096, bytes) })
+        }
+
+        fn free(&self, _: Memory) {}
+
+        fn upload(&self, _: Span<'_>, _: &[u8]) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn upload_apart(&self, _: Span<'_>, _: &[u8]) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn mark(&self, _: Queue) -> Result<u64, Error> {
+            Ok(0)
+        }
+
+        fn hold_up(&self, _: Queue, _: u64) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn forget(&self, _: u64) {}
+
+        fn download(&self, _: Span<'_>, _: &mut [u8]) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn launch(&self, _: &Launch<'_>) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn synchronize(&self) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn rows_that_end_behind_their_buffer_are_refused() {
+        let device: Arc<dyn Device> = Arc::new(Addresses);
+        // Three rows of 10 elements, 16 apart; nothing follows the last.
+        let buffer = Buffer::new(&device, (2 * 16 + 10) * 4).unwrap();
+        let at = At::f32(buffer.whole(), 16);
+        assert_eq!(at.rows("x", 3, 10).unwrap(), 4096);
+        assert_eq!(at.rows("x", 0, 10).unwrap(), 4096);
+        assert_eq!(at.skip(1).rows("x", 2, 10).unwrap(), 4096 + 64);
+        assert_eq!(at.column(6).rows("x", 3, 4).unwrap(), 4096 + 24);
+        for refused in [
+            at.rows("x", 3, 11),
+            at.rows("x", 4, 1),
+            at.skip(1).rows("x", 3, 10),
+            at.column(7).rows("x", 3, 4),
+            at.skip(9).rows("x", 1, 1),
+        ] {
+            assert!(refused.unwrap_err().to_string().starts_with("`x`"));
+        }
+    }
 }

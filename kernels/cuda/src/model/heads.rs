@@ -5,7 +5,7 @@ use longshore_attention::{KvDtype, TileShape};
 use longshore_model::{ModelConfig, RopeStyle};
 
 use super::compute::{At, Compute, number};
-use crate::{Buffer, Error};
+use crate::{Buffer, Error, Span};
 
 /// Heads of a block.
 const WARPS: usize = 4;
@@ -86,7 +86,7 @@ pub(super) struct HeadWeights {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum To<'a> {
     /// f32 rows of keys and values.
-    Rows { k: At, v: At },
+    Rows { k: At<'a>, v: At<'a> },
     /// Pages; `first` is the row of this pass.
     Pages { append: &'a Append<'a>, first: usize },
 }
@@ -102,26 +102,31 @@ fn dtype(dtype: KvDtype) -> usize {
 }
 
 impl Compute {
-    /// Shapes the heads of `rows` rows of products, f32 `[rows, query_heads + 2 kv_heads, head_dim]`; `rotations` has the angles of the
-    /// first of them.
+    /// Shapes the heads of `rows` rows of products, f32 `[rows, query_heads + 2 kv_heads, head_dim]`; `rotations` has the angles from the
+    /// first of them on.
     pub(super) fn shape_heads(
         &self,
         config: &ModelConfig,
         weights: &HeadWeights,
-        (x, rows): (u64, usize),
-        rotations: u64,
-        q: At,
+        (x, rows): (At<'_>, usize),
+        rotations: Span<'_>,
+        q: At<'_>,
         to: To<'_>,
     ) -> Result<(), Error> {
-        let heads = config.heads;
-        let norm = |index: usize| weights.norms.as_ref().map_or(0, |norms| norms[index].address());
+        let (heads, float) = (config.heads, size_of::<f32>());
+        let (q_width, kv_width) = (heads.query_heads() * heads.head_dim, heads.kv_heads * heads.head_dim);
+        let width = q_width + 2 * kv_width;
+        let weight = |buffer: Option<&Buffer>, field, count| {
+            buffer.map_or(Ok(0), |buffer| buffer.whole().for_kernel(field, &[count], float))
+        };
+        let [q_norm, k_norm] = [0, 1].map(|index| weights.norms.as_ref().map(|norms| &norms[index]));
         let mut argument = HeadsParams {
-            x,
-            bias: weights.bias.as_ref().map_or(0, Buffer::address),
-            q_norm: norm(0),
-            k_norm: norm(1),
-            rotations,
-            q: q.address,
+            x: x.rows("x", rows, width)?,
+            bias: weight(weights.bias.as_ref(), "bias", width)?,
+            q_norm: weight(q_norm, "q_norm", heads.head_dim)?,
+            k_norm: weight(k_norm, "k_norm", heads.head_dim)?,
+            rotations: rotations.for_kernel("rotations", &[rows, config.rope.dim], float)?,
+            q: q.rows("q", rows, q_width)?,
             rows: number(rows, "rows")?,
             query_heads: number(heads.query_heads(), "heads")?,
             kv_heads: number(heads.kv_heads, "heads")?,
@@ -134,11 +139,15 @@ impl Compute {
         };
         let mut kernel = self.programs.heads(0);
         match to {
-            To::Rows { k, v } => (argument.k, argument.v) = (k.address, v.address),
+            To::Rows { k, v } => {
+                (argument.k, argument.v) = (k.rows("k", rows, kv_width)?, v.rows("v", rows, kv_width)?);
+            }
             To::Pages { append, first } => {
                 kernel = self.programs.heads(dtype(append.shape.dtype));
+                // Which pages there are is read on the device.
                 argument.pages = append.pages.address();
-                argument.places = append.places.address() + (first * size_of::<u64>()) as u64;
+                let places = append.places.whole().after(first * size_of::<u64>());
+                argument.places = places.for_kernel("places", &[rows], size_of::<u64>())?;
                 argument.block_tokens = number(append.shape.block_tokens, "block_tokens")?;
             }
         }

@@ -70,21 +70,20 @@ impl CudaLinear {
         let rows = x.len() / inputs;
         let wide = Buffer::from_slice(&compute.device, x)?;
         let input = Buffer::new(&compute.device, rows * stride * compute.precision.bytes())?;
-        let from = RowsIn::all(At::f32(wide.address(), inputs), inputs);
+        let from = RowsIn::all(At::f32(wide.whole(), inputs), inputs);
         compute.narrow(from, rows, self.at(&input))?;
         Ok(input)
     }
 
-    fn at(&self, input: &Buffer) -> At {
-        let (stride, element) =
-            (self.compute.precision.stride(self.linear.inputs), self.compute.precision.bytes());
-        At { address: input.address(), stride, element }
+    fn at<'a>(&self, input: &'a Buffer) -> At<'a> {
+        let precision = self.compute.precision;
+        At::new(input.whole(), precision.stride(self.linear.inputs), precision.bytes())
     }
 
     /// Queues `out = input · weightsᵀ`, f32 `[rows, outputs]`, for what [`Self::input`] made of `rows` rows. `room` has
     /// [`Self::room_bytes`] of any content.
     pub fn launch(&self, input: &Buffer, rows: usize, out: &Buffer, room: &Buffer) -> Result<(), Error> {
-        let to = At::f32(out.address(), self.linear.outputs);
+        let to = At::f32(out.whole(), self.linear.outputs);
         self.compute.multiply(&self.linear, self.at(input), rows, to, Then::Store, room)
     }
 

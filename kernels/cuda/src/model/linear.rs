@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::compute::{At, Compute, number};
 use super::programs::{FEW_TILES, Form, GROUP, MANY_ROWS, Precision};
-use crate::{Buffer, Error};
+use crate::{Buffer, Error, Span};
 
 /// Parts that the inputs of a sum are cut into at most; warps of a block of `multiply_few`.
 const CHUNKS: usize = 8;
@@ -124,6 +124,11 @@ pub trait Products: Send + Sync + std::fmt::Debug {
     fn multiply(&self, product: &Product) -> Result<(), Error>;
 }
 
+/// Elements of a row that so many outputs fill.
+fn written(outputs: usize, then: Then) -> usize {
+    if then == Then::Gate { outputs.div_ceil(2) } else { outputs }
+}
+
 impl Linear {
     /// Groups of inputs.
     pub(super) fn groups(&self) -> usize {
@@ -175,9 +180,9 @@ impl Compute {
     pub(super) fn multiply(
         &self,
         linear: &Linear,
-        x: At,
+        x: At<'_>,
         rows: usize,
-        out: At,
+        out: At<'_>,
         then: Then,
         expanded: &Buffer,
     ) -> Result<(), Error> {
@@ -189,7 +194,7 @@ impl Compute {
         }
         if linear.form == Form::Plain {
             return self.multiply_many(
-                linear.weights.address(),
+                linear.weights.whole(),
                 linear,
                 linear.outputs,
                 (x, rows),
@@ -202,17 +207,28 @@ impl Compute {
             let outputs = panel.min(linear.outputs - first);
             self.expand(linear, first, outputs, expanded)?;
             let column = if then == Then::Gate { first / 2 } else { first };
-            self.multiply_many(expanded.address(), linear, outputs, (x, rows), (out.column(column), then))?;
+            self.multiply_many(expanded.whole(), linear, outputs, (x, rows), (out.column(column), then))?;
         }
         Ok(())
     }
 
-    fn multiply_f32(&self, linear: &Linear, x: At, rows: usize, out: At, then: Then) -> Result<(), Error> {
+    fn multiply_f32(
+        &self,
+        linear: &Linear,
+        x: At<'_>,
+        rows: usize,
+        out: At<'_>,
+        then: Then,
+    ) -> Result<(), Error> {
         assert!(then != Then::Gate && x.stride == linear.inputs, "f32 rows have no gaps, and no gates");
         let argument = FloatParams {
-            weights: linear.weights.address(),
-            x: x.address,
-            out: out.address,
+            weights: linear.weights.whole().for_kernel(
+                "weights",
+                &[linear.outputs, linear.inputs],
+                size_of::<f32>(),
+            )?,
+            x: x.rows("x", rows, linear.inputs)?,
+            out: out.rows("out", rows, linear.outputs)?,
             outputs: number(linear.outputs, "outputs")?,
             rows: number(rows, "rows")?,
             inputs: number(linear.inputs, "inputs")?,
@@ -229,14 +245,14 @@ impl Compute {
         weights: u64,
         linear: &Linear,
         outputs: usize,
-        (x, rows): (At, usize),
-        (out, then): (At, Then),
+        (x, rows): (At<'_>, usize),
+        (out, then): (At<'_>, Then),
     ) -> Result<LinearParams, Error> {
         Ok(LinearParams {
             weights,
             constants: linear.constants(),
-            x: x.address,
-            out: out.address,
+            x: x.rows("x", rows, linear.groups() * GROUP)?,
+            out: out.rows("out", rows, written(outputs, then))?,
             outputs: number(outputs, "outputs")?,
             rows: number(rows, "rows")?,
             groups: number(linear.groups(), "inputs")?,
@@ -248,7 +264,14 @@ impl Compute {
         })
     }
 
-    fn multiply_few(&self, linear: &Linear, x: At, rows: usize, out: At, then: Then) -> Result<(), Error> {
+    fn multiply_few(
+        &self,
+        linear: &Linear,
+        x: At<'_>,
+        rows: usize,
+        out: At<'_>,
+        then: Then,
+    ) -> Result<(), Error> {
         let argument =
             Self::params(linear.weights.address(), linear, linear.outputs, (x, rows), (out, then))?;
         let wide = usize::from(rows > 8 * FEW_TILES[0]);
@@ -261,19 +284,21 @@ impl Compute {
 
     fn multiply_many(
         &self,
-        weights: u64,
+        weights: Span<'_>,
         linear: &Linear,
         outputs: usize,
-        (x, rows): (At, usize),
-        (out, then): (At, Then),
+        (x, rows): (At<'_>, usize),
+        (out, then): (At<'_>, Then),
     ) -> Result<(), Error> {
+        // Of 16 bits each.
+        let weights = weights.for_kernel("weights", &[outputs, linear.groups() * GROUP], 2)?;
         if let Some(products) = &self.products {
             assert!(then != Then::Gate, "a library gates nothing");
             let product = Product {
                 precision: self.precision,
                 weights,
-                x: x.address,
-                out: out.address,
+                x: x.rows("x", rows, linear.groups() * GROUP)?,
+                out: out.rows("out", rows, outputs)?,
                 outputs,
                 inputs: linear.groups() * GROUP,
                 rows,
@@ -292,7 +317,8 @@ impl Compute {
 
     /// Makes `outputs` rows of quantised weights plain.
     fn expand(&self, linear: &Linear, first: usize, outputs: usize, to: &Buffer) -> Result<(), Error> {
-        let argument = Self::table(linear, 0, to.address(), outputs, first)?;
+        let to = to.whole().for_kernel("expanded", &[outputs, linear.groups() * GROUP], 2)?;
+        let argument = Self::table(linear, 0, to, outputs, first)?;
         self.launch(&self.programs.form(linear.form).expand, [outputs, 1, 1], 128, 0, &argument)
     }
 
@@ -302,17 +328,18 @@ impl Compute {
         linear: &Linear,
         tokens: &Buffer,
         rows: usize,
-        out: At,
+        out: At<'_>,
     ) -> Result<(), Error> {
         if linear.form == Form::F32 {
             let from = super::rows::RowsIn {
-                x: At::f32(linear.weights.address(), linear.inputs),
+                x: At::f32(linear.weights.whole(), linear.inputs),
                 width: linear.inputs,
-                chosen: tokens.address(),
+                chosen: Some(tokens.whole()),
             };
             return self.copy(from, rows, out);
         }
-        let argument = Self::table(linear, tokens.address(), out.address, rows, 0)?;
+        let tokens = tokens.whole().for_kernel("tokens", &[rows], size_of::<u32>())?;
+        let argument = Self::table(linear, tokens, out.rows("out", rows, linear.inputs)?, rows, 0)?;
         self.launch(&self.programs.form(linear.form).embed, [rows, 1, 1], 128, 0, &argument)
     }
 

@@ -93,15 +93,13 @@ const SMALL_ROWS: usize = 32;
 
 impl Scratch {
     /// Rows of `width` elements on their way into a linear layer.
-    pub(super) fn input(&self, compute: &Compute, width: usize) -> At {
-        let (stride, element) = (compute.precision.stride(width), compute.precision.bytes());
-        At { address: self.input.address(), stride, element }
+    pub(super) fn input(&self, compute: &Compute, width: usize) -> At<'_> {
+        At::new(self.input.whole(), compute.precision.stride(width), compute.precision.bytes())
     }
 
     /// Gated rows.
-    pub(super) fn gated(&self, compute: &Compute, width: usize) -> At {
-        let (stride, element) = (compute.precision.stride(width), compute.precision.bytes());
-        At { address: self.gated.address(), stride, element }
+    pub(super) fn gated(&self, compute: &Compute, width: usize) -> At<'_> {
+        At::new(self.gated.whole(), compute.precision.stride(width), compute.precision.bytes())
     }
 }
 

@@ -86,7 +86,7 @@ impl DecodeShape {
             let (from, to) =
                 (Pages::new(device, &pages_of(&tiles))?, Pages::empty(device, count, page.bytes())?);
             let quantiser = PageQuantiser::new(device, floats, PageElement::E4m3)?;
-            quantiser.launch(from.table.address(), to.table.address(), count)?;
+            quantiser.launch(from.table.whole(), to.table.whole(), count)?;
             let pages = to.bodies()?;
             let tiles: Vec<Tile> = pages.iter().map(|body| widened(&page, body)).collect();
             return Ok((Tiles { shape, tiles }, pages));

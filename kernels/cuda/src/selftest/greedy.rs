@@ -4,7 +4,10 @@ use std::sync::{Arc, OnceLock};
 
 use longshore_attention::{CpuExecutor, Executor, KvDtype};
 use longshore_compute::ComputePool;
-use longshore_model::{CpuBackend, CpuOptions, Error, Linear, LoadedModel};
+use longshore_model::{
+    Backend as _, CpuBackend, CpuOptions, Error, KeptAttention, Linear, LoadedModel, Sampler, SamplerParams,
+    WantedRow,
+};
 
 use super::Case;
 use super::walk::{Walk, likeliest};
@@ -86,14 +89,16 @@ impl Greedy {
         let heads = info.config.heads;
         // Heads that no kernel has are the CPU's: the forward pass is compared all the same.
         let kernels_have_it = heads.head_dim.is_multiple_of(16) && heads.head_dim <= PageShape::HEAD_DIM_MAX;
-        let executor: Box<dyn Executor> = match kernels_have_it {
-            true => Box::new(CudaExecutor::new(Arc::clone(device), cpu, PAGE_BYTES)),
-            false => Box::new(cpu),
-        };
-        let mut walk = Walk::new(&backend, &*executor, (way.kv, 0));
+        let gpu = kernels_have_it.then(|| CudaExecutor::new(Arc::clone(device), cpu.clone(), PAGE_BYTES));
+        let executor = gpu.as_ref().map_or(&cpu as &dyn Executor, |gpu| gpu);
+        let kept = gpu.as_ref().map(|gpu| gpu as &dyn KeptAttention);
+        let mut walk = Walk::new(&backend, executor, (way.kv, 0)).with_kept(kept);
+        let sampler = Sampler::new(SamplerParams::greedy())?;
+        let (vocabulary, candidates) = (info.config.vocabulary, sampler.candidates(info.config.vocabulary));
         self.generate(|tokens| {
             let x = walk.append(tokens)?;
-            Ok(backend.likeliest(&x, &[x.rows() - 1], 1)?[0].best[0].0)
+            let rows = backend.candidates(&x, &[WantedRow { row: x.rows() - 1, candidates }])?;
+            Ok(sampler.sample_row(&rows[0], vocabulary, 0)?.token)
         })
     }
 

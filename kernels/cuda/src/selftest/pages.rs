@@ -43,14 +43,14 @@ impl Rule {
         let (first, second) = (Buffer::new(device, bytes)?, Buffer::new(device, bytes)?);
         let outputs = match self.bounds {
             true => MeanOutputs {
-                key_least: first.address(),
-                key_most: second.address(),
+                key_least: Some(first.whole()),
+                key_most: Some(second.whole()),
                 ..MeanOutputs::default()
             },
-            false => MeanOutputs { key_rounded: first.address(), ..MeanOutputs::default() },
+            false => MeanOutputs { key_rounded: Some(first.whole()), ..MeanOutputs::default() },
         };
         let builder = MeanBuilder::new(device, PageShape::of(shape)?, self.element)?;
-        builder.launch(pages.table.address(), count, 0, count, &outputs)?;
+        builder.launch(pages.table.whole(), count, 0, count, &outputs)?;
         Ok(Sequence { pages, first, second, count })
     }
 

@@ -6,7 +6,8 @@ use super::Case;
 use super::pages::{Rule, choose};
 use super::plan::{Prompt, energies, plan};
 use super::select::{Rule as SelectRule, WITH_NAN, select};
-use crate::{PageElement, PageShape, SelectGuards, Selector};
+use super::visits::{Shape, visits};
+use crate::{PageElement, PageShape, SelectGuards, Selector, StripeMeans};
 
 fn heads(kv_heads: usize, group: usize, head_dim: usize) -> HeadShape {
     HeadShape { kv_heads, group, head_dim }
@@ -30,6 +31,7 @@ pub(super) fn cases() -> Vec<Case> {
             cases.extend([0, 5, WITH_NAN].map(|levels| selection((selector, most), levels)));
         }
     }
+    visits_of_bits(&mut cases);
     scores(&mut cases);
     plans(&mut cases);
     for (element, bounds, sum) in
@@ -53,6 +55,26 @@ fn selection(rule: SelectRule, levels: usize) -> Case {
     };
     let name = format!("select {:?}{bound} of {energies} energies", rule.0);
     Case::new(name, 0.0, move |device| select(device, rule, levels))
+}
+
+/// Blocks that are shorter than a visit, as long and longer; means of stripes that fill their pages and of others.
+fn visits_of_bits(cases: &mut Vec<Case>) {
+    let full = StripeMeans { stripe_blocks: 32, page_keys: 32 };
+    let odd = StripeMeans { stripe_blocks: 24, page_keys: 32 };
+    let large = StripeMeans { stripe_blocks: 256, page_keys: 256 };
+    for (block_tokens, keys, means) in [
+        (16, 64, None),
+        (16, 32, Some(odd)),
+        (32, 64, Some(full)),
+        (64, 64, Some(large)),
+        (128, 32, Some(StripeMeans { stripe_blocks: 3, page_keys: 16 })),
+        (256, 16, None),
+    ] {
+        let with = means.map_or("no means".to_owned(), |of| format!("means of {}", of.stripe_blocks));
+        let name = format!("visits of {keys} keys, blocks of {block_tokens}, {with}");
+        let shape = Shape { block_tokens, keys, means };
+        cases.push(Case::new(name, 0.0, move |device| visits(device, &shape)));
+    }
 }
 
 /// Energies: distances of logarithms.

@@ -18,8 +18,8 @@ pub(super) fn transcode(device: &Arc<dyn Device>, shape: TileShape) -> Result<f6
     let travelling = Pages::new(device, &bodies)?;
     let pages = Pages::empty(device, 3, shape.bytes())?;
     let back = Pages::empty(device, 3, shape.bytes())?;
-    transcoder.to_rows(travelling.table.address(), pages.table.address(), 3)?;
-    transcoder.to_panels(pages.table.address(), back.table.address(), 3)?;
+    transcoder.to_rows(travelling.table.whole(), pages.table.whole(), 3)?;
+    transcoder.to_panels(pages.table.whole(), back.table.whole(), 3)?;
     let wrong = differing(&pages.bodies()?.concat(), &pages_of(&tiles).concat());
     Ok(wrong + differing(&back.bodies()?.concat(), &bodies.concat()))
 }
@@ -63,7 +63,7 @@ pub(super) fn quantise_int8(device: &Arc<dyn Device>, shape: TileShape) -> Resul
     let quantiser = PageQuantiser::new(device, PageShape::of(shape)?, PageElement::Int8)?;
     let from = Pages::new(device, &pages_of(&tiles))?;
     let to = Pages::empty(device, tiles.len(), quantiser.shape().bytes())?;
-    quantiser.launch(from.table.address(), to.table.address(), tiles.len())?;
+    quantiser.launch(from.table.whole(), to.table.whole(), tiles.len())?;
     Ok(differing(&to.bodies()?.concat(), &pages_of(&wanted).concat()))
 }
 
@@ -73,7 +73,7 @@ pub(super) fn quantise_e4m3(device: &Arc<dyn Device>, shape: TileShape) -> Resul
     let quantiser = PageQuantiser::new(device, PageShape::of(shape)?, PageElement::E4m3)?;
     let (from, to) = (pages_of(&tiles), Pages::empty(device, 2, quantiser.shape().bytes())?);
     let sources = Pages::new(device, &from)?;
-    quantiser.launch(sources.table.address(), to.table.address(), 2)?;
+    quantiser.launch(sources.table.whole(), to.table.whole(), 2)?;
     let page = quantiser.shape();
     let mut wrong = 0.0;
     for (tile, body) in tiles.iter().zip(to.bodies()?) {
@@ -117,7 +117,7 @@ pub(super) fn checksum(device: &Arc<dyn Device>, bytes: usize) -> Result<f64, Er
     let bodies: Vec<Vec<u8>> = (0..4).map(|_| (0..bytes).map(|_| random.next() as u8).collect()).collect();
     let tiles = Pages::new(device, &bodies)?;
     let checksums = Buffer::from_slice(device, &[0_u32; 4])?;
-    Checksums::new(device, bytes)?.launch(tiles.table.address(), checksums.address(), 4)?;
+    Checksums::new(device, bytes)?.launch(tiles.table.whole(), checksums.whole(), 4)?;
     let wanted: Vec<u32> = bodies.iter().map(|body| crc32c(body)).collect();
     Ok(differing(&checksums.to_vec::<u32>()?, &wanted))
 }
@@ -140,15 +140,15 @@ pub(super) fn means(device: &Arc<dyn Device>, shape: TileShape) -> Result<f64, E
     let (key, value, spread, least, most) = (room()?, room()?, room()?, room()?, room()?);
     let cosines = Buffer::from_slice(device, &vec![7.0_f32; heads * CAPACITY])?;
     let outputs = MeanOutputs {
-        key: key.address(),
-        value: value.address(),
-        spread: spread.address(),
-        cosines: cosines.address(),
-        key_least: least.address(),
-        key_most: most.address(),
+        key: Some(key.whole()),
+        value: Some(value.whole()),
+        spread: Some(spread.whole()),
+        cosines: Some(cosines.whole()),
+        key_least: Some(least.whole()),
+        key_most: Some(most.whole()),
         ..MeanOutputs::default()
     };
-    builder.launch(pages.table.address(), tiles.len(), FIRST, CAPACITY, &outputs)?;
+    builder.launch(pages.table.whole(), tiles.len(), FIRST, CAPACITY, &outputs)?;
     let blank = || vec![7.0; heads * CAPACITY * dim];
     let mut wanted = [blank(), blank(), blank(), blank(), blank(), vec![7.0; heads * CAPACITY]];
     for (block, tile) in tiles.iter().enumerate() {
@@ -194,10 +194,13 @@ pub(super) fn rounded_means(
     let pages = Pages::new(device, &pages_of(&tiles))?;
     let elements = shape.kv_heads * tiles.len() * shape.head_dim;
     let (key, value) = (Buffer::new(device, 2 * elements)?, Buffer::new(device, 2 * elements)?);
-    let outputs =
-        MeanOutputs { key_rounded: key.address(), value_rounded: value.address(), ..MeanOutputs::default() };
+    let outputs = MeanOutputs {
+        key_rounded: Some(key.whole()),
+        value_rounded: Some(value.whole()),
+        ..MeanOutputs::default()
+    };
     let builder = MeanBuilder::new(device, PageShape::of(shape)?, element)?;
-    builder.launch(pages.table.address(), tiles.len(), 0, tiles.len(), &outputs)?;
+    builder.launch(pages.table.whole(), tiles.len(), 0, tiles.len(), &outputs)?;
     let widen = |buffer: &Buffer| -> Result<Vec<f32>, Error> {
         let narrow = buffer.to_vec::<u16>()?;
         Ok(narrow

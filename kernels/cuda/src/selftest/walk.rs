@@ -3,7 +3,7 @@
 use longshore_attention::{
     AttendItem, ExactBlock, Executor, KvDtype, Queries, Tile, TileShape, Tiles, WorkList,
 };
-use longshore_model::{Activations, Backend, Error};
+use longshore_model::{Activations, Backend, Error, KeptAttention, KeptPart, KeptQkv, KeptVisits};
 
 const BLOCK_TOKENS: usize = 16;
 
@@ -11,6 +11,7 @@ const BLOCK_TOKENS: usize = 16;
 pub(crate) struct Walk<'a> {
     backend: &'a dyn Backend,
     executor: &'a dyn Executor,
+    kept: Option<&'a dyn KeptAttention>,
     first_position: u64,
     tokens: usize,
     layers: Vec<Tiles>,
@@ -27,7 +28,12 @@ impl<'a> Walk<'a> {
         let (kv_heads, head_dim) = (config.heads.kv_heads, config.heads.head_dim);
         let shape = TileShape { block_tokens: BLOCK_TOKENS, kv_heads, head_dim, dtype };
         let layers = (0..config.layers).map(|_| Tiles { shape, tiles: Vec::new() }).collect();
-        Self { backend, executor, first_position, tokens: 0, layers }
+        Self { backend, executor, kept: None, first_position, tokens: 0, layers }
+    }
+
+    /// The same with queries and outputs that stay where the backend leaves them, where `kept` takes them.
+    pub(crate) fn with_kept(self, kept: Option<&'a dyn KeptAttention>) -> Self {
+        Self { kept, ..self }
     }
 
     /// Appends tokens; returns their rows of the residual stream after the last layer.
@@ -38,13 +44,16 @@ impl<'a> Walk<'a> {
             (first..self.tokens).map(|token| self.first_position + token as u64).collect();
         let mut x = self.backend.embed(tokens)?;
         for layer in 0..self.layers.len() {
-            let qkv = self.backend.qkv(layer, &x, &positions)?;
-            let width = qkv.k.len() / tokens.len();
-            for (row, (k, v)) in qkv.k.chunks_exact(width).zip(qkv.v.chunks_exact(width)).enumerate() {
+            let KeptQkv { q, k, v } = self.backend.qkv_kept(layer, &x, &positions)?;
+            let (width, k, v) = (k.width(), k.to_host()?, v.to_host()?);
+            for (row, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
                 self.write(layer, first + row, k, v);
             }
-            let attention = self.attend(layer, first, &qkv.q)?;
-            x = self.backend.finish(layer, x, &attention)?;
+            let attention = match self.attend_kept(layer, first, &q)? {
+                Some(attention) => attention,
+                None => Activations::from_host(q.width(), self.attend(layer, first, &q.to_host()?)?),
+            };
+            x = self.backend.finish_kept(layer, x, &attention)?;
         }
         Ok(x)
     }
@@ -63,6 +72,15 @@ impl<'a> Walk<'a> {
         kv.tiles[token / BLOCK_TOKENS].write(token % BLOCK_TOKENS, k, v).expect("a token of the tile");
     }
 
+    fn attend_kept(&self, layer: usize, first: usize, q: &Activations) -> Result<Option<Activations>, Error> {
+        let Some(kept) = self.kept else { return Ok(None) };
+        let config = self.backend.config();
+        let visits = KeptVisits::All { kv: &self.layers[layer], first_key: self.first_position };
+        let part = KeptPart { rows: 0..q.rows(), first_position: self.first_position + first as u64, visits };
+        let shape = (config.heads, config.attention_scale());
+        kept.attend_kept(shape, q, &[part]).map_err(failed)
+    }
+
     fn attend(&self, layer: usize, first: usize, q: &[f32]) -> Result<Vec<f32>, Error> {
         let config = self.backend.config();
         let kv = &self.layers[layer];
@@ -76,10 +94,13 @@ impl<'a> Walk<'a> {
         };
         let work = WorkList { exact: (0..kv.tiles.len()).map(block).collect(), ..WorkList::default() };
         let item = AttendItem { queries, kv, work: &work, initial: None };
-        let failed = |error| Error::Device { exhausted: false, source: Box::new(error) };
         let partials = self.executor.attend(&[item]).map_err(failed)?;
         Ok(partials.into_iter().next().expect("a partial for the item").finish())
     }
+}
+
+fn failed(error: longshore_attention::Error) -> Error {
+    Error::Device { exhausted: false, source: Box::new(error) }
 }
 
 /// The likeliest token; of equals the lowest.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Buffer, Device, Error, Kernel, Launch, Source};
+use crate::{Buffer, Device, Error, Kernel, Launch, Source, Span};
 
 const SOURCE: Source =
     Source { name: "tile_checksum.cu", text: include_str!("../../source/tile_checksum.cu") };
@@ -51,13 +51,17 @@ impl Checksums {
         Ok(Self { device: Arc::clone(device), kernel, tables, bytes: bytes as u64 })
     }
 
-    /// Queues the checksums of `count` tiles: `tiles` is the device address of a table of their u64 addresses, 16-byte aligned;
-    /// `checksums` that of as many u32.
-    pub fn launch(&self, tiles: u64, checksums: u64, count: usize) -> Result<(), Error> {
+    /// Queues the checksums of `count` tiles: `tiles` is a table of their u64 addresses, 16-byte aligned; `checksums` has room for as many u32.
+    pub fn launch(&self, tiles: Span<'_>, checksums: Span<'_>, count: usize) -> Result<(), Error> {
         if count == 0 {
             return Ok(());
         }
-        let params = Params { tiles, checksums, tables: self.tables.address(), bytes: self.bytes };
+        let params = Params {
+            tiles: tiles.for_kernel("tiles", &[count], size_of::<u64>())?,
+            checksums: checksums.for_kernel("checksums", &[count], size_of::<u32>())?,
+            tables: self.tables.address(),
+            bytes: self.bytes,
+        };
         let launch = Launch::new(&self.kernel, [count as u32, 1, 1], THREADS, &params);
         self.device.launch(&launch.shared((TABLES * size_of::<u32>()) as u32))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::PageShape;
-use crate::{Device, Error, Kernel, Launch, Source};
+use crate::{Device, Error, Kernel, Launch, Source, Span};
 
 const SOURCE: Source = Source { name: "tile_layout.cu", text: include_str!("../../source/tile_layout.cu") };
 const THREADS: u32 = 128;
@@ -54,25 +54,25 @@ impl PageTranscoder {
         Ok(Self { device: Arc::clone(device), shape, to_rows, to_panels })
     }
 
-    /// Queues the copy of `tiles` tiles to pages. `from` and `to` are the device addresses of tables of u64 addresses, each of
-    /// [`PageShape::bytes`], 16-byte aligned, none of which overlap.
-    pub fn to_rows(&self, from: u64, to: u64, tiles: usize) -> Result<(), Error> {
+    /// Queues the copy of `tiles` tiles to pages. `from` and `to` are tables of u64 addresses, each of [`PageShape::bytes`], 16-byte
+    /// aligned, none of which overlap.
+    pub fn to_rows(&self, from: Span<'_>, to: Span<'_>, tiles: usize) -> Result<(), Error> {
         self.launch(&self.to_rows, from, to, tiles)
     }
 
     /// Queues the copy of `tiles` pages to tiles; otherwise as [`Self::to_rows`].
-    pub fn to_panels(&self, from: u64, to: u64, tiles: usize) -> Result<(), Error> {
+    pub fn to_panels(&self, from: Span<'_>, to: Span<'_>, tiles: usize) -> Result<(), Error> {
         self.launch(&self.to_panels, from, to, tiles)
     }
 
-    fn launch(&self, kernel: &Kernel, from: u64, to: u64, tiles: usize) -> Result<(), Error> {
+    fn launch(&self, kernel: &Kernel, from: Span<'_>, to: Span<'_>, tiles: usize) -> Result<(), Error> {
         if tiles == 0 {
             return Ok(());
         }
         let PageShape { tokens, kv_heads, head_dim, element } = self.shape;
         let params = Params {
-            from,
-            to,
+            from: from.for_kernel("from", &[tiles], size_of::<u64>())?,
+            to: to.for_kernel("to", &[tiles], size_of::<u64>())?,
             kv_heads: kv_heads as u32,
             tokens: tokens as u32,
             head_dim: head_dim as u32,

@@ -5,30 +5,30 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::{PageElement, PageShape};
-use crate::{Device, Error, Kernel, Launch, Source};
+use crate::{Device, Error, Kernel, Launch, Source, Span};
 
 const SOURCE: Source = Source { name: "block_means.cu", text: include_str!("../../source/block_means.cu") };
 const THREADS: u32 = 256;
 
-/// Where summaries are written: device addresses, 0 where one is not wanted. `capacity` is the number of blocks that each has room for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct MeanOutputs {
+/// Where summaries are written, those that are wanted. Each has room for as many blocks as the call says (`capacity`).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MeanOutputs<'a> {
     /// Mean keys, f32 `[kv_heads][capacity][head_dim]`, with the bits of [`longshore_attention::Mean::key`].
-    pub key: u64,
+    pub key: Option<Span<'a>>,
     /// Mean values, likewise.
-    pub value: u64,
+    pub value: Option<Span<'a>>,
     /// Variances of the elements of keys, likewise.
-    pub spread: u64,
+    pub spread: Option<Span<'a>>,
     /// Mean cosines of the keys with their mean, f32 `[kv_heads][capacity]`, with the bits of the CPU's too.
-    pub cosines: u64,
+    pub cosines: Option<Span<'a>>,
     /// Mean keys, rounded, `[kv_heads][capacity][head_dim]`.
-    pub key_rounded: u64,
+    pub key_rounded: Option<Span<'a>>,
     /// Mean values, rounded.
-    pub value_rounded: u64,
+    pub value_rounded: Option<Span<'a>>,
     /// Least of each element of the keys, rounded.
-    pub key_least: u64,
+    pub key_least: Option<Span<'a>>,
     /// Largest of each element of the keys, rounded.
-    pub key_most: u64,
+    pub key_most: Option<Span<'a>>,
 }
 
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -65,6 +65,7 @@ pub(super) fn all_kernels() -> Vec<Kernel> {
 pub struct MeanBuilder {
     device: Arc<dyn Device>,
     shape: PageShape,
+    rounded: PageElement,
     kernel: Kernel,
 }
 
@@ -76,18 +77,19 @@ impl MeanBuilder {
             let problem = format!("of summaries is {rounded:?}, must be a float");
             return Err(Error::Invalid { field: "element", problem });
         }
-        Ok(Self { device: Arc::clone(device), shape, kernel: kernel(shape.element, shape.head_dim, rounded) })
+        let kernel = kernel(shape.element, shape.head_dim, rounded);
+        Ok(Self { device: Arc::clone(device), shape, rounded, kernel })
     }
 
-    /// Queues the summaries of `blocks` full blocks, whose page addresses are in a table at `pages`, to the places from `first` on.
+    /// Queues the summaries of `blocks` full blocks, whose page addresses are in the table `pages`, to the places from `first` on.
     /// Refuses what ends beyond `capacity`.
     pub fn launch(
         &self,
-        pages: u64,
+        pages: Span<'_>,
         blocks: usize,
         first: usize,
         capacity: usize,
-        outputs: &MeanOutputs,
+        outputs: &MeanOutputs<'_>,
     ) -> Result<(), Error> {
         if blocks == 0 {
             return Ok(());
@@ -96,25 +98,30 @@ impl MeanBuilder {
             let problem = format!("has room for {capacity} blocks, {blocks} come from {first} on");
             return Err(Error::Invalid { field: "capacity", problem });
         }
-        let &MeanOutputs { key, value, spread, cosines, key_rounded, value_rounded, key_least, key_most } =
-            outputs;
+        let PageShape { kv_heads, head_dim, tokens, .. } = self.shape;
+        let place = |output: Option<Span<'_>>, field, counts: &[usize], bytes| {
+            output.map_or(Ok(0), |output| output.for_kernel(field, counts, bytes))
+        };
+        let all = [kv_heads, capacity, head_dim];
+        let float = |output, field| place(output, field, &all, size_of::<f32>());
+        let rounded = |output, field| place(output, field, &all, self.rounded.bytes());
         let params = Params {
-            pages,
-            key,
-            value,
-            spread,
-            cosines,
-            key_rounded,
-            value_rounded,
-            key_least,
-            key_most,
+            pages: pages.for_kernel("pages", &[blocks], size_of::<u64>())?,
+            key: float(outputs.key, "key")?,
+            value: float(outputs.value, "value")?,
+            spread: float(outputs.spread, "spread")?,
+            cosines: place(outputs.cosines, "cosines", &all[..2], size_of::<f32>())?,
+            key_rounded: rounded(outputs.key_rounded, "key_rounded")?,
+            value_rounded: rounded(outputs.value_rounded, "value_rounded")?,
+            key_least: rounded(outputs.key_least, "key_least")?,
+            key_most: rounded(outputs.key_most, "key_most")?,
             first: first as u32,
             capacity: capacity as u32,
-            tokens: self.shape.tokens as u32,
+            tokens: tokens as u32,
             unused: 0,
         };
-        let shared = (self.shape.head_dim + self.shape.tokens + 1) * size_of::<f32>();
-        let grid = [blocks as u32, self.shape.kv_heads as u32, 1];
+        let shared = (head_dim + tokens + 1) * size_of::<f32>();
+        let grid = [blocks as u32, kv_heads as u32, 1];
         self.device.launch(&Launch::new(&self.kernel, grid, THREADS, &params).shared(shared as u32))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::{PageElement, PageShape};
-use crate::{Device, Error, Kernel, Launch, Source};
+use crate::{Device, Error, Kernel, Launch, Source, Span};
 
 const SOURCE: Source =
     Source { name: "tile_quantise.cu", text: include_str!("../../source/tile_quantise.cu") };
@@ -63,12 +63,14 @@ impl PageQuantiser {
         self.to
     }
 
-    /// Queues the work on `pages` pages; `from` and `to` are device addresses of tables of u64 addresses.
-    pub fn launch(&self, from: u64, to: u64, pages: usize) -> Result<(), Error> {
+    /// Queues the work on `pages` pages; `from` and `to` are tables of u64 addresses.
+    pub fn launch(&self, from: Span<'_>, to: Span<'_>, pages: usize) -> Result<(), Error> {
         if pages == 0 {
             return Ok(());
         }
         let kv_heads = self.from.kv_heads as u32;
+        let from = from.for_kernel("from", &[pages], size_of::<u64>())?;
+        let to = to.for_kernel("to", &[pages], size_of::<u64>())?;
         let params = Params { from, to, kv_heads, tokens: self.from.tokens as u32 };
         self.device.launch(&Launch::new(&self.kernel, [pages as u32, kv_heads, 1], THREADS, &params))
     }

@@ -20,6 +20,7 @@ pub(crate) struct Counts {
     /// Times that copies of much were told to wait for launches.
     pub(crate) arrivals_wait: usize,
     pub(crate) downloads: usize,
+    pub(crate) downloaded_bytes: usize,
     pub(crate) launches: usize,
     pub(crate) synchronizations: usize,
 }
@@ -40,6 +41,7 @@ impl Sub for Counts {
             uploads_apart: self.uploads_apart - before.uploads_apart,
             arrivals_wait: self.arrivals_wait - before.arrivals_wait,
             downloads: self.downloads - before.downloads,
+            downloaded_bytes: self.downloaded_bytes - before.downloaded_bytes,
             launches: self.launches - before.launches,
             synchronizations: self.synchronizations - before.synchronizations,
         }
@@ -168,6 +170,7 @@ impl Device for Watched {
 
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error> {
         self.count(|counts| &mut counts.downloads);
+        self.counts.lock().unwrap().downloaded_bytes += to.len();
         self.at(Moment::Download);
         self.inner.download(from, to)
     }

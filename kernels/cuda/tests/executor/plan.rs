@@ -12,12 +12,12 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::counted::Watched;
 
-const HEADS: HeadShape = HeadShape { kv_heads: 2, group: 3, head_dim: 64 };
+pub(crate) const HEADS: HeadShape = HeadShape { kv_heads: 2, group: 3, head_dim: 64 };
 const TOKENS: usize = 16;
 const STRIPE: u32 = 24;
 
 /// Keys lean one way block by block, so that some blocks matter more.
-struct Prompt {
+pub(crate) struct Prompt {
     first_position: usize,
     rows: Vec<f32>,
     tiles: Tiles,
@@ -25,17 +25,21 @@ struct Prompt {
 }
 
 impl Prompt {
-    /// `equal`: all keys are the same, and so are all energies.
     fn new(first_position: usize, rows: usize, equal: bool) -> Self {
-        let mut random = ChaCha8Rng::seed_from_u64(71);
         let shape = TileShape {
             block_tokens: TOKENS,
             kv_heads: HEADS.kv_heads,
             head_dim: HEADS.head_dim,
             dtype: KvDtype::F32,
         };
+        Self::of(shape, first_position, rows, equal)
+    }
+
+    /// `equal`: all keys are the same, and so are all energies.
+    pub(crate) fn of(shape: TileShape, first_position: usize, rows: usize, equal: bool) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(71);
         let width = HEADS.kv_heads * HEADS.head_dim;
-        let blocks = (first_position + rows).div_ceil(TOKENS);
+        let blocks = (first_position + rows).div_ceil(shape.block_tokens);
         let mut numbers = |count: usize, most: f32| -> Vec<f32> {
             (0..count).map(|_| random.random_range(-most..most)).collect()
         };
@@ -43,7 +47,7 @@ impl Prompt {
         let mut tiles = Vec::new();
         for _ in 0..blocks {
             let (lean, mut tile) = (numbers(width, 1.5), Tile::zeroed(shape));
-            for token in 0..TOKENS {
+            for token in 0..shape.block_tokens {
                 let key: Vec<f32> = numbers(width, 0.5).iter().zip(&lean).map(|(x, lean)| x + lean).collect();
                 let key = if equal { &same } else { &key };
                 tile.write(token, key, key).unwrap();
@@ -51,18 +55,26 @@ impl Prompt {
             tiles.push(tile);
         }
         let mut summaries = Summaries::new(shape, STRIPE, 0).unwrap();
-        for (block, tile) in tiles.iter().take((first_position + rows) / TOKENS).enumerate() {
+        for (block, tile) in tiles.iter().take((first_position + rows) / shape.block_tokens).enumerate() {
             summaries.push(block as u64, tile).unwrap();
         }
         let rows = numbers(rows * HEADS.query_heads() * HEADS.head_dim, 2.0);
         Self { first_position, rows, tiles: Tiles { shape, tiles }, summaries }
     }
 
-    /// Plans on the CPU and by an executor of a device; the launches of the latter.
-    fn compare(&self, policy: &str) -> usize {
-        let policy = PrefillPolicy::parse(policy, None).unwrap();
+    /// The same with other rows.
+    pub(crate) fn with_rows(self, rows: Vec<f32>) -> Self {
+        Self { rows, ..self }
+    }
+
+    pub(crate) fn tiles(&self) -> &Tiles {
+        &self.tiles
+    }
+
+    /// Calls `take` with what a plan of all rows is made from.
+    pub(crate) fn with_input<R>(&self, take: impl FnOnce(&PlanInput<'_>) -> R) -> R {
         let (spreads, cosines) = (self.summaries.spreads(), |block, head| self.summaries.cosine(block, head));
-        let input = PlanInput {
+        take(&PlanInput {
             queries: Queries {
                 shape: HEADS,
                 first_position: self.first_position as u64,
@@ -77,27 +89,36 @@ impl Prompt {
             dense_from: (self.first_position + self.rows.len() / HEADS.query_heads() / HEADS.head_dim) as u64,
             spreads: Some(&spreads),
             cosines: Some(&cosines),
-        };
-        let watched = Watched::with_room(usize::MAX);
-        let device: Arc<dyn Device> = watched.clone();
-        let executor = CudaExecutor::new(device, CpuExecutor::serial(), 1 << 20).with_choices_min(0);
-        let wanted = CpuExecutor::serial().plan(&policy, &input).unwrap();
-        assert!(executor.plan(&policy, &input).unwrap() == wanted, "{policy}");
-        let counts = watched.counted();
-        assert_eq!(counts.waits(), usize::from(counts.launches > 0), "{policy}: {counts:?}");
-        // The means stay: a second plan brings none.
-        assert!(executor.plan(&policy, &input).unwrap() == wanted, "{policy}");
-        let again = watched.counted() - counts;
-        assert_eq!((again.launches, again.uploads_apart), (counts.launches.saturating_sub(1), 0), "{policy}");
-        // What is small is planned on the CPU, and so is what the device has no room for.
-        let before = watched.counted();
-        let small = CudaExecutor::new(watched.clone(), CpuExecutor::serial(), 1 << 20);
-        assert!(small.plan(&policy, &input).unwrap() == wanted);
-        assert_eq!(watched.counted(), before);
-        let full = CudaExecutor::new(Watched::with_room(1 << 16), CpuExecutor::serial(), 1 << 20);
-        assert!(full.with_choices_min(0).plan(&policy, &input).unwrap() == wanted);
-        counts.launches
+        })
     }
+
+    /// Plans on the CPU and by an executor of a device; the launches of the latter.
+    fn compare(&self, policy: &str) -> usize {
+        let policy = PrefillPolicy::parse(policy, None).unwrap();
+        self.with_input(|input| compare(&policy, input))
+    }
+}
+
+fn compare(policy: &PrefillPolicy, input: &PlanInput<'_>) -> usize {
+    let watched = Watched::with_room(usize::MAX);
+    let device: Arc<dyn Device> = watched.clone();
+    let executor = CudaExecutor::new(device, CpuExecutor::serial(), 1 << 20).with_choices_min(0);
+    let wanted = CpuExecutor::serial().plan(policy, input).unwrap();
+    assert!(executor.plan(policy, input).unwrap() == wanted, "{policy}");
+    let counts = watched.counted();
+    assert_eq!(counts.waits(), usize::from(counts.launches > 0), "{policy}: {counts:?}");
+    // The means stay: a second plan brings none.
+    assert!(executor.plan(policy, input).unwrap() == wanted, "{policy}");
+    let again = watched.counted() - counts;
+    assert_eq!((again.launches, again.uploads_apart), (counts.launches.saturating_sub(1), 0), "{policy}");
+    // What is small is planned on the CPU, and so is what the device has no room for.
+    let before = watched.counted();
+    let small = CudaExecutor::new(watched.clone(), CpuExecutor::serial(), 1 << 20);
+    assert!(small.plan(policy, input).unwrap() == wanted);
+    assert_eq!(watched.counted(), before);
+    let full = CudaExecutor::new(Watched::with_room(1 << 16), CpuExecutor::serial(), 1 << 20);
+    assert!(full.with_choices_min(0).plan(policy, input).unwrap() == wanted);
+    counts.launches
 }
 
 fn blocks(rule: &str) -> String {

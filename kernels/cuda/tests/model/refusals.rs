@@ -8,6 +8,7 @@ use longshore_cuda::{Append, Buffer, CudaBackend, CudaLinear, ModelOptions, Prec
 use longshore_model::testing::{StoredType, TinyOptions, tiny_gguf};
 use longshore_model::{
     Activations, Backend, CpuBackend, CpuOptions, Kind, Linear, LoadedModel, RopeScaling, TensorType,
+    WantedRow,
 };
 
 use crate::device::Emulator;
@@ -44,9 +45,8 @@ fn hostile_calls_are_refused_in_the_cpus_words() {
     };
     assert_eq!(hostile(&cuda), hostile(&cpu));
     let x = cuda.embed(&[1, 2]).unwrap();
-    assert!(refused(cuda.likeliest(&x, &[2], 1)).starts_with("`rows[0]` is 2"));
-    assert!(refused(cuda.likeliest(&x, &[0], 0)).starts_with("`keep` is 0"));
-    assert!(refused(cuda.likeliest(&x, &[0], 268)).contains("from 1 to 267"));
+    let wanted = [WantedRow { row: 2, candidates: Some(1) }];
+    assert!(refused(cuda.candidates(&x, &wanted)).starts_with("`rows[0]` is 2"));
     let attention = Activations::from_host(32, vec![0.0; 128]);
     assert!(refused(cuda.finish_kept(0, x, &attention)).starts_with("`attention` has 4 rows of 32"));
 }
@@ -59,7 +59,7 @@ fn nothing_is_computed_of_no_rows() {
     assert!(qkv.q.is_empty() && qkv.k.is_empty() && qkv.v.is_empty());
     let x = cuda.finish(0, x, &[]).unwrap();
     assert_eq!((x.rows(), x.width()), (0, 64));
-    assert!(cuda.logits(&x, &[]).unwrap().is_empty() && cuda.likeliest(&x, &[], 1).unwrap().is_empty());
+    assert!(cuda.logits(&x, &[]).unwrap().is_empty() && cuda.candidates(&x, &[]).unwrap().is_empty());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::choice::{best, log_sum_exp, survivors, uniform};
 use super::*;
+use crate::Likeliest;
 
 fn sampler(params: SamplerParams) -> Sampler {
     Sampler::new(params).unwrap()
@@ -293,4 +294,23 @@ fn penalised_tokens_take_all_logits() {
     assert_eq!(chooser.candidates(100), None);
     let error = chooser.sample_best(&[(1, 2.0)], 3.0, 100, 0).unwrap_err();
     assert!(error.to_string().contains("all logits"), "{error}");
+}
+
+#[test]
+fn of_equal_logits_the_lowest_token_wins_however_the_row_comes() {
+    let logits = vec![-1.0, 0.0, 3.0, -0.0, 3.0, 3.0, 0.0];
+    let all = RowLogits::All(logits.clone());
+    let best = vec![(2, 3.0), (4, 3.0), (5, 3.0)];
+    let chosen = RowLogits::Likeliest(Likeliest { best, log_sum_exp: log_sum_exp(&logits) });
+    for logprobs in [None, Some(3)] {
+        let chooser = sampler(SamplerParams { logprobs, ..SamplerParams::greedy() });
+        let found = [&all, &chosen].map(|row| chooser.sample_row(row, logits.len(), 0).unwrap());
+        assert_eq!(found[0], found[1]);
+        assert_eq!(found[0].token, 2);
+    }
+    // Zeros of both signs are equal.
+    let zeros = RowLogits::All(vec![-1.0, -0.0, 0.0]);
+    assert_eq!(sampler(SamplerParams::greedy()).sample_row(&zeros, 3, 0).unwrap().token, 1);
+    let too_few = RowLogits::Likeliest(Likeliest { best: Vec::new(), log_sum_exp: 0.0 });
+    assert!(sampler(SamplerParams::greedy()).sample_row(&too_few, 7, 0).is_err());
 }

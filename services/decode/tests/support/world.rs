@@ -112,7 +112,7 @@ impl World {
             let input = StepInput { sequence: &mut sequence, tokens: &next, logits: Logits::Last };
             let outputs = engine.step(&CallContext::new("reference"), &mut [input], &mut ());
             let logits = outputs.expect("the step runs").remove(0).expect("nothing is remote");
-            let logits = logits.expect("they were wanted");
+            let logits = logits.expect("they were wanted").into_all();
             let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
             next = vec![best.expect("there is a vocabulary") as u32];
             answer.extend(&next);
@@ -127,6 +127,7 @@ impl World {
             repetition_penalty: sampling.repetition_penalty,
             presence_penalty: sampling.presence_penalty,
             seed: sampling.seed.unwrap_or(0),
+            top_k: sampling.top_k,
             ..SamplerParams::default()
         };
         let mut sampler = Sampler::new(params).expect("the parameters are in range");

@@ -3,6 +3,7 @@
 
 mod answer;
 mod elsewhere;
+mod kept;
 mod late;
 mod remote;
 mod sparse;

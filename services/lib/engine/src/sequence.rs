@@ -21,7 +21,7 @@ use crate::{Engine, Error, ShardLinks};
 
 use answer::Answer;
 pub use answer::AnswerVisits;
-use prefill::SparsePrefill;
+pub(crate) use prefill::SparsePrefill;
 pub(crate) use views::{View, ViewPart};
 
 /// Lease of views until a caller names another one.

@@ -6,12 +6,12 @@ use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, PlanInput, Spars
 use longshore_blocks::Geometry;
 use longshore_compute::ComputePool;
 use longshore_fabric::CallContext;
-use longshore_model::{Activations, Backend};
+use longshore_model::{Activations, Backend, KeptAttention, KeptQkv, RowLogits, WantedRow};
 use longshore_proto::types::{Dtype, WireTileShape};
 
 use crate::{
     Error, Sequence,
-    attend::{AttendTimes, LayerAttention, Part, RemoteVisits},
+    attend::{AttendTimes, Part, RemoteVisits},
     error::check,
 };
 
@@ -48,6 +48,8 @@ const HOLD_ROWS: usize = 16;
 pub struct Engine {
     backend: Arc<dyn Backend>,
     executor: Arc<dyn Executor>,
+    /// On the device of the backend.
+    pub(crate) kept: Option<Arc<dyn KeptAttention>>,
     pub(crate) pool: Arc<ComputePool>,
     geometry: Geometry,
     tile_shape: TileShape,
@@ -61,6 +63,8 @@ pub enum Logits {
     None,
     /// Those of the last new row.
     Last,
+    /// So many of the likeliest tokens of the last new row, where the backend chooses them; else as [`Self::Last`].
+    Candidates(usize),
     /// Those of all new rows.
     All,
 }
@@ -81,15 +85,23 @@ impl StepInput<'_> {
     fn wanted_rows(&self) -> usize {
         match self.logits {
             Logits::None => 0,
-            Logits::Last => 1,
+            Logits::Last | Logits::Candidates(_) => 1,
             Logits::All => self.tokens.len(),
+        }
+    }
+
+    /// How many candidates of each are enough; `None`: all logits are wanted.
+    fn candidates(&self) -> Option<usize> {
+        match self.logits {
+            Logits::Candidates(count) => Some(count),
+            Logits::None | Logits::Last | Logits::All => None,
         }
     }
 }
 
-/// What became of one sequence: the logits that were wanted (f32 `[vocabulary]`, or `[rows, vocabulary]`), or why it
-/// cannot go on.
-pub type StepOutput = Result<Option<Vec<f32>>, Error>;
+/// What became of one sequence: the logits that were wanted (f32 `[vocabulary]`, or `[rows, vocabulary]`, or the likeliest of them where
+/// candidates are enough), or why it cannot go on.
+pub type StepOutput = Result<Option<RowLogits>, Error>;
 
 /// Watches a step, so that tiles can leave while later layers compute.
 pub trait StepObserver {
@@ -101,6 +113,11 @@ pub trait StepObserver {
 
     /// Shards visited blocks for one sequence in one layer, by a policy that is not exact.
     fn visited_remotely(&mut self, _visits: &RemoteVisits) {}
+
+    /// Whether it looks at [`Self::probe`]; where it does not, lists may stay on a device, and time to make them counts as attention.
+    fn probes(&self) -> bool {
+        false
+    }
 
     /// Attention of one sequence in one layer was computed by a policy that is not exact.
     fn probe(&mut self, _probe: &AttentionProbe<'_>) {}
@@ -168,7 +185,14 @@ impl Engine {
             dtype: options.kv_dtype,
         };
         tile_shape.validate()?;
-        Ok(Self { backend, executor, pool, geometry, tile_shape, options })
+        Ok(Self { backend, executor, kept: None, pool, geometry, tile_shape, options })
+    }
+
+    /// The same with an executor on the device of the backend, which takes rows where they are: where all that they visit is here, and nobody
+    /// looks at lists.
+    #[must_use]
+    pub fn with_kept(self, kept: Arc<dyn KeptAttention>) -> Self {
+        Self { kept: Some(kept), ..self }
     }
 
     /// The model.
@@ -232,15 +256,17 @@ impl Engine {
         let mut x = self.backend.embed(&rows.tokens)?;
         for layer in 0..config.layers {
             check(ctx)?;
-            let qkv = self.backend.qkv(layer, &x, &rows.positions)?;
+            let KeptQkv { mut q, k, v } = self.backend.qkv_kept(layer, &x, &rows.positions)?;
+            // Tiles are in memory of the host, wherever they are computed.
+            let (keys, values) = (k.to_host()?, v.to_host()?);
             let kv_width = config.heads.kv_heads * config.heads.head_dim;
             for (input, &first) in batch.iter_mut().zip(&rows.first) {
                 let elements = first * kv_width..(first + input.tokens.len()) * kv_width;
-                input.sequence.write(&self.pool, layer, &qkv.k[elements.clone()], &qkv.v[elements])?;
+                input.sequence.write(&self.pool, layer, &keys[elements.clone()], &values[elements])?;
                 input.sequence.summarise(&self.pool, layer)?;
             }
             observer.layer_done(layer, batch)?;
-            let (mut q, mut parts) = (qkv.q, rows.parts(batch));
+            let mut parts = rows.parts(batch);
             if layer + 1 == config.layers {
                 // Nobody reads what the last layer makes of rows without logits.
                 if rows.wanted.is_empty() {
@@ -248,31 +274,20 @@ impl Engine {
                 }
                 (x, q, parts) = rows.only_wanted(batch, x, q)?;
             }
-            let mut attention = LayerAttention::new(self, ctx, layer, &*batch, &mut failed);
-            let mut output = attention.run(&q, parts.clone(), observer)?;
-            observer.attended(layer, &attention.times);
-            let lost = std::mem::take(&mut attention.lost);
-            self.attend_elsewhere(
-                (ctx, layer),
-                batch,
-                (&q, &parts),
-                (lost, &mut failed),
-                &mut output,
-                observer,
-            )?;
+            let output = self.attend_layer((ctx, layer), batch, (&q, parts), &mut failed, observer)?;
             if failed.iter().all(Option::is_some) {
                 return Ok(failed.into_iter().flatten().map(Err).collect());
             }
-            x = self.backend.finish(layer, x, &output)?;
+            x = self.backend.finish_kept(layer, x, &output)?;
         }
-        let mut logits = match rows.wanted.is_empty() {
+        let logits = match rows.wanted.is_empty() {
             true => Vec::new(),
             false => {
                 observer.finished(&x);
-                self.backend.logits(&x, &(0..rows.wanted.len()).collect::<Vec<_>>())?
+                self.backend.candidates(&x, &wanted_rows(batch))?
             }
         };
-        Ok(finish(batch, failed, &mut logits, config.vocabulary))
+        Ok(finish(batch, failed, logits))
     }
 }
 
@@ -330,9 +345,8 @@ impl Rows {
         &self,
         batch: &[StepInput<'_>],
         x: Activations,
-        q: Vec<f32>,
-    ) -> Result<(Activations, Vec<f32>, Vec<Part>), Error> {
-        let width = q.len() / self.tokens.len();
+        q: Activations,
+    ) -> Result<(Activations, Activations, Vec<Part>), Error> {
         let mut parts = Vec::new();
         let mut first = 0;
         for (input, step) in batch.iter().enumerate().filter(|(_, step)| step.logits != Logits::None) {
@@ -344,34 +358,38 @@ impl Rows {
         if self.wanted.len() == self.tokens.len() {
             return Ok((x, q, parts));
         }
-        let q = self.wanted.iter().flat_map(|row| &q[row * width..][..width]).copied().collect();
-        Ok((x.select(&self.wanted)?, q, parts))
+        Ok((x.select(&self.wanted)?, q.select(&self.wanted)?, parts))
     }
 }
 
+/// The rows that are left after the last layer: all of them are wanted.
+fn wanted_rows(batch: &[StepInput<'_>]) -> Vec<WantedRow> {
+    let of = |input: &StepInput<'_>| std::iter::repeat_n(input.candidates(), input.wanted_rows());
+    let rows = batch.iter().flat_map(of).enumerate();
+    rows.map(|(row, candidates)| WantedRow { row, candidates }).collect()
+}
+
+/// Hands each sequence its own of the wanted rows, and ends its step.
 fn finish(
     batch: &mut [StepInput<'_>],
     failed: Vec<Option<Error>>,
-    logits: &mut Vec<f32>,
-    vocabulary: usize,
+    logits: Vec<RowLogits>,
 ) -> Vec<StepOutput> {
-    let mut outputs = Vec::with_capacity(batch.len());
-    // From the back, so that every sequence splits its own logits off the end.
-    for (input, failure) in batch.iter_mut().zip(failed).rev() {
+    let mut rows = logits.into_iter();
+    let outcome = |(input, failure): (&mut StepInput<'_>, Option<Error>)| {
+        let own = rows.by_ref().take(input.wanted_rows());
         let own = match input.logits {
             Logits::None => None,
-            Logits::Last | Logits::All => {
-                Some(logits.split_off(logits.len() - input.wanted_rows() * vocabulary))
-            }
+            Logits::Last | Logits::Candidates(_) => own.last(),
+            Logits::All => Some(RowLogits::All(own.flat_map(RowLogits::into_all).collect())),
         };
-        outputs.push(match failure {
+        match failure {
             Some(error) => Err(error),
             None => {
                 input.sequence.commit();
                 Ok(own)
             }
-        });
-    }
-    outputs.reverse();
-    outputs
+        }
+    };
+    batch.iter_mut().zip(failed).map(outcome).collect()
 }

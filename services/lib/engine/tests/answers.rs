@@ -49,9 +49,8 @@ fn compute(
         let (now, later) = tokens.split_at(size);
         let input = StepInput { sequence: &mut *sequence, tokens: now, logits: Logits::All };
         let outputs = world.cluster.engine.step(&CallContext::new("test"), &mut [input], &mut ());
-        all.extend(
-            outputs.expect("the step runs").remove(0).expect("shards answer").expect("they were wanted"),
-        );
+        let logits = outputs.expect("the step runs").remove(0).expect("shards answer");
+        all.extend(logits.expect("they were wanted").into_all());
         tokens = later;
     }
     let visits = sequence.answer_visits();
@@ -219,7 +218,7 @@ fn a_batch_of_answers_and_others_gives_each_what_it_gets_alone() {
         inputs.map(|sequence| StepInput { sequence, tokens: &[7, 8, 9], logits: Logits::All }).collect();
     let outputs = world.cluster.engine.step(&CallContext::new("test"), &mut batch, &mut ());
     for (index, output) in outputs.expect("the step runs").into_iter().enumerate() {
-        let logits = output.expect("shards answer").expect("they were wanted");
+        let logits = output.expect("shards answer").expect("they were wanted").into_all();
         assert!(bits(&logits) == alone[index], "sequence {index}");
     }
 }

@@ -83,7 +83,8 @@ fn compute_in(
     for part in tokens.chunks(chunk) {
         let input = StepInput { sequence, tokens: part, logits: Logits::All };
         let outputs = world.cluster.engine.step(ctx, &mut [input], &mut watch);
-        logits = outputs.expect("the step runs").remove(0).expect("shards answer").expect("they were wanted");
+        let all = outputs.expect("the step runs").remove(0).expect("shards answer");
+        logits = all.expect("they were wanted").into_all();
     }
     (bits(&logits), watch.visits)
 }

@@ -37,6 +37,10 @@ impl StepObserver for Watch {
         Ok(())
     }
 
+    fn probes(&self) -> bool {
+        true
+    }
+
     fn probe(&mut self, probe: &AttentionProbe<'_>) {
         let pairs = probe.work.visited_pairs(&probe.plan.queries);
         self.visited += pairs.keys;
@@ -52,7 +56,7 @@ fn compute(world: &World, sequence: &mut Sequence, tokens: &[u32], chunk: usize)
         let input = StepInput { sequence, tokens: part, logits: Logits::All };
         let outputs = world.cluster.engine.step(&CallContext::new("test"), &mut [input], &mut watch);
         let logits = outputs.expect("the step runs").remove(0).expect("nothing is remote").expect("wanted");
-        assert_eq!(logits.len() % part.len(), 0, "logits of every row");
+        assert_eq!(logits.into_all().len() % part.len(), 0, "logits of every row");
     }
     watch
 }

@@ -3,12 +3,15 @@
 #[path = "support/world.rs"]
 mod support;
 
+use std::sync::atomic::Ordering;
+
 use longshore_attention::KvDtype;
 use longshore_engine::{
     EngineOptions, Logits, Sequence, StepInput, StepObserver,
     testing::{TestCluster, reference_tiles, tokens},
 };
 use longshore_fabric::CallContext;
+use longshore_model::RowLogits;
 
 use support::{BLOCK, World, bits};
 
@@ -106,7 +109,7 @@ fn a_batch_gives_every_sequence_what_it_gets_alone() {
     let outputs =
         world.cluster.engine.step(&CallContext::new("test"), &mut batch, &mut ()).expect("the step runs");
     for (output, expected) in outputs.into_iter().zip(&expected) {
-        let logits = output.expect("no shard fails").expect("logits were asked for");
+        let logits = output.expect("no shard fails").expect("logits were asked for").into_all();
         assert_eq!(bits(&logits), bits(expected));
     }
     // At most one query per shard, tenant and layer.
@@ -233,4 +236,42 @@ fn a_sequence_knows_its_size() {
     assert_eq!(sequence.local_bytes(), 4 * sequence.block_bytes());
     world.append(&mut sequence, 3).expect("the blocks are there");
     assert_eq!((sequence.remote_blocks(), sequence.local_bytes()), (5, sequence.block_bytes()));
+}
+
+#[test]
+fn each_sequence_of_a_step_gets_the_logits_that_it_wants() {
+    let world = World::new(1, KvDtype::F32);
+    let wants = [Logits::Candidates(3), Logits::None, Logits::All, Logits::Last, Logits::Candidates(1)];
+    let step = |chooses: bool, wants: [Logits; 5]| {
+        world.cluster.model.chooses.store(chooses, Ordering::SeqCst);
+        let mut sequences: Vec<Sequence> = wants.iter().map(|_| world.empty()).collect();
+        let inputs = sequences.iter_mut().zip(wants);
+        let mut batch: Vec<StepInput<'_>> =
+            inputs.map(|(sequence, logits)| StepInput { sequence, tokens: &[5, 9, 2], logits }).collect();
+        let outputs = world.cluster.engine.step(&CallContext::new("test"), &mut batch, &mut ());
+        outputs
+            .expect("the step runs")
+            .into_iter()
+            .map(|output| output.expect("all is here"))
+            .collect::<Vec<_>>()
+    };
+    let all = step(false, [Logits::All; 5])[0].clone().expect("they were wanted").into_all();
+    let last = &all[all.len() - 97..];
+    let whole = step(false, wants);
+    let lengths = whole.iter().map(|output| output.clone().map(|row| row.into_all().len()));
+    assert!(lengths.eq([Some(97), None, Some(3 * 97), Some(97), Some(97)]));
+    let chosen = step(true, wants);
+    for (output, wants) in chosen.iter().zip(wants) {
+        match (output, wants) {
+            (None, Logits::None) => {}
+            (Some(RowLogits::All(found)), Logits::All) => assert_eq!(bits(found), bits(&all)),
+            (Some(RowLogits::All(found)), Logits::Last) => assert_eq!(bits(found), bits(last)),
+            (Some(RowLogits::Likeliest(found)), Logits::Candidates(count)) => {
+                let largest = last.iter().copied().fold(f32::MIN, f32::max);
+                assert!(found.best.len() == count && found.best[0].1 == largest, "{found:?}");
+                assert_eq!(last[found.best[0].0 as usize], largest);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }

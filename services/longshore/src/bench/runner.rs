@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use longshore_blocks::{EXACT_PREFILL, ShardEntry, ShardId, ShardMap};
 use longshore_engine::{Engine, Logits, Sequence, ShardLinks, StepInput, StepObserver};
 use longshore_fabric::{CallContext, Shard};
+use longshore_model::RowLogits;
 use longshore_proto::types::Identity;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
@@ -143,7 +144,7 @@ impl Runner {
     ) -> Result<Option<Vec<f32>>> {
         let mut batch = [StepInput { sequence, tokens, logits }];
         let mut outputs = self.engine.step(&self.ctx, &mut batch, observer)?;
-        Ok(outputs.pop().context("a step has no output")??)
+        Ok(outputs.pop().context("a step has no output")??.map(RowLogits::into_all))
     }
 
     /// Entries of the vocabulary.

@@ -7,6 +7,7 @@ use longshore_blocks::{EXACT_PREFILL, ShardMap};
 use longshore_compute::ComputePool;
 use longshore_engine::{Engine, Logits, Sequence, ShardLinks, StepInput};
 use longshore_fabric::CallContext;
+use longshore_model::RowLogits;
 use longshore_proto::types::Identity;
 use tokio_util::task::TaskTracker;
 
@@ -112,7 +113,7 @@ impl Subject {
             let logits = wanted(first..end);
             let mut batch = [StepInput { sequence: &mut sequence, tokens: chunk, logits }];
             let mut outputs = self.engine.step(&self.ctx, &mut batch, watch)?;
-            if let Some(found) = outputs.pop().context("a step has no output")?? {
+            if let Some(found) = outputs.pop().context("a step has no output")??.map(RowLogits::into_all) {
                 let count = (found.len() / self.vocabulary()) as u64;
                 rows(end - count, &found)?;
             }
@@ -146,7 +147,8 @@ impl Subject {
             }
             let mut batch = [StepInput { sequence: &mut sequence, tokens: &[next], logits: Logits::Last }];
             let logits = self.engine.step(&self.ctx, &mut batch, &mut ())?.pop();
-            next = likeliest(&logits.context("a step has no output")??.context("a step has no logits")?);
+            let logits = logits.context("a step has no output")??.context("a step has no logits")?;
+            next = likeliest(&logits.into_all());
         }
         Ok(answer)
     }

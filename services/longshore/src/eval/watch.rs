@@ -80,6 +80,10 @@ impl StepObserver for Watch<'_> {
         }
     }
 
+    fn probes(&self) -> bool {
+        true
+    }
+
     fn probe(&mut self, probe: &AttentionProbe<'_>) {
         let kv_heads = probe.work.kv_heads();
         if self.heads.len() <= probe.layer {

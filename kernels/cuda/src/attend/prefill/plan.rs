@@ -67,16 +67,49 @@ pub(super) fn plan(lists: &[List], tile_rows: u32, part_visits: u64, flags: u32)
     plan
 }
 
+/// The same for lists whose visits the device counts: `first_visit` of a list is its number, `visits` the most that it may have. So it is cut as
+/// one of that length would be; `place_items` makes of an item's list, part and number of parts what they are of the visits that there
+/// are. The lists that may have the most come first.
+pub(super) fn counted(lists: &[List], tile_rows: u32, part_visits: u64) -> Plan {
+    let mut plan = Plan { items: Vec::new(), cuts: Vec::new(), part_rows: 0 };
+    let mut longest: Vec<&List> = lists.iter().collect();
+    longest.sort_by_key(|list| std::cmp::Reverse(list.visits));
+    for list in longest {
+        for first in (0..list.rows).step_by(tile_rows as usize) {
+            let rows = (list.rows - first).min(tile_rows);
+            let list = List { first_row: list.first_row + first, rows, ..*list };
+            let parts = parts(&list, part_visits).min(PARTS_MAX);
+            plan.add_parts(&list, parts, 0, |part| (list.first_visit, part << 16 | parts));
+        }
+    }
+    plan
+}
+
+/// Parts that half a word tells.
+const PARTS_MAX: u32 = u16::MAX as u32;
+
+fn parts(list: &List, part_visits: u64) -> u32 {
+    u64::from(list.visits).div_ceil(part_visits).max(1) as u32
+}
+
 impl Plan {
     fn add(&mut self, list: &List, part_visits: u64, flags: u32) {
-        let &List { kv_head, first_row, rows, first_visit, visits } = list;
-        let parts = u64::from(visits).div_ceil(part_visits).max(1) as u32;
+        let parts = parts(list, part_visits);
+        let at = |part: u32| u64::from(list.visits) * u64::from(part) / u64::from(parts);
+        self.add_parts(list, parts, flags, |part| {
+            (list.first_visit + at(part), (at(part + 1) - at(part)) as u32)
+        });
+    }
+
+    /// `visits` says where those of a part begin, and how many they are.
+    fn add_parts(&mut self, list: &List, parts: u32, flags: u32, visits: impl Fn(u32) -> (u64, u32)) {
+        let &List { kv_head, first_row, rows, .. } = list;
         for part in 0..parts {
-            let at = |part: u32| u64::from(visits) * u64::from(part) / u64::from(parts);
             let begins = if part == 0 { BEGINS } else { 0 };
+            let (first_visit, visits) = visits(part);
             self.items.push(Item {
-                first_visit: first_visit + at(part),
-                visits: (at(part + 1) - at(part)) as u32,
+                first_visit,
+                visits,
                 first_row,
                 rows,
                 kv_head,
@@ -119,6 +152,19 @@ mod tests {
         }
         taken.sort_unstable();
         assert_eq!(taken, wanted);
+    }
+
+    #[test]
+    fn counted_lists_are_cut_as_if_they_had_all_that_they_may_have() {
+        let numbered: Vec<List> =
+            LISTS.iter().zip(0..).map(|(list, number)| List { first_visit: number, ..*list }).collect();
+        let counted = counted(&numbered, 128, 5);
+        let plain = plan(&LISTS, 128, 5, 0);
+        assert_eq!((counted.part_rows, counted.cuts.len()), (plain.part_rows, plain.cuts.len()));
+        let places = counted.items.iter().map(|item| (item.first_visit, item.visits, item.flags));
+        let part = |part: u32| (1, part << 16 | 5, if part == 0 { BEGINS } else { 0 });
+        let longest = (0..5).map(part);
+        assert!(places.eq(longest.chain([(0, 1, BEGINS), (0, 1, BEGINS), (2, 1, BEGINS)])), "{counted:?}");
     }
 
     #[test]

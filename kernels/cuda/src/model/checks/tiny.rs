@@ -8,7 +8,8 @@ use longshore_attention::{CpuExecutor, KvDtype};
 use longshore_compute::ComputePool;
 use longshore_model::testing::{StoredType, TinyArchitecture, TinyOptions, tiny_gguf};
 use longshore_model::{
-    Activations, Backend, CpuBackend, CpuOptions, Error, Linear, LoadedModel, RopeScaling,
+    Activations, Backend, CpuBackend, CpuOptions, Error, Linear, LoadedModel, RopeScaling, RowLogits,
+    WantedRow,
 };
 
 use super::{case, distance, wide};
@@ -161,6 +162,8 @@ fn pass(
 
 /// Whether the device chooses another token than its logits say: 0, or infinity.
 fn likeliest_differ(cuda: &CudaBackend, x: &Activations, token: u32) -> Result<f64, Error> {
-    let chosen = cuda.likeliest(x, &[x.rows() - 1], 4)?;
-    Ok(if chosen[0].best[0].0 == token { 0.0 } else { f64::INFINITY })
+    let wanted = WantedRow { row: x.rows() - 1, candidates: Some(4) };
+    let chosen = cuda.candidates(x, &[wanted])?;
+    let same = matches!(&chosen[..], [RowLogits::Likeliest(chosen)] if chosen.best[0].0 == token);
+    Ok(if same { 0.0 } else { f64::INFINITY })
 }

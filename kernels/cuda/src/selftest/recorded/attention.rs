@@ -89,24 +89,20 @@ impl Attention {
         let (shape, bytes) = (PageShape::of(self.shape())?, self.shape().bytes());
         let bodies: Vec<Vec<u8>> = tiles.iter().map(|tile| tile.as_bytes().to_vec()).collect();
         let (travelling, pages) = (Pages::new(device, &bodies)?, Pages::empty(device, BLOCKS, bytes)?);
-        PageTranscoder::new(device, shape)?.to_rows(
-            travelling.table.address(),
-            pages.table.address(),
-            BLOCKS,
-        )?;
+        PageTranscoder::new(device, shape)?.to_rows(travelling.table.whole(), pages.table.whole(), BLOCKS)?;
         let wanted = pages_of(&tiles).concat();
         let mut wrong = differing(&pages.bodies()?.concat(), &wanted);
         for (pages, name) in [(&travelling, "tile_checksums"), (&pages, "page_checksums")] {
             let sums = Buffer::from_slice(device, &[0_u32; BLOCKS])?;
-            Checksums::new(device, bytes)?.launch(pages.table.address(), sums.address(), BLOCKS)?;
+            Checksums::new(device, bytes)?.launch(pages.table.whole(), sums.whole(), BLOCKS)?;
             wrong += differing(&sums.to_vec::<u32>()?, &results.get(name)?);
         }
         if self.0 == KvDtype::Int8 {
             let floats = Pages::new(device, &pages_of(&tiles_of(inputs, shape_of(KvDtype::F32))?))?;
             let narrow = Pages::empty(device, BLOCKS, bytes)?;
             PageQuantiser::new(device, PageShape::of(shape_of(KvDtype::F32))?, PageElement::Int8)?.launch(
-                floats.table.address(),
-                narrow.table.address(),
+                floats.table.whole(),
+                narrow.table.whole(),
                 BLOCKS,
             )?;
             wrong += differing(&narrow.bodies()?.concat(), &wanted);
@@ -131,10 +127,10 @@ fn wrong_means(
     let room = |elements: usize| Buffer::from_slice(device, &vec![7.0_f32; elements]);
     let elements = BLOCKS * WIDTH;
     let found = [room(elements)?, room(elements)?, room(elements)?, room(BLOCKS * HEADS.kv_heads)?];
-    let [key, value, spread, cosines] = found.each_ref().map(Buffer::address);
+    let [key, value, spread, cosines] = found.each_ref().map(|buffer| Some(buffer.whole()));
     let outputs = MeanOutputs { key, value, spread, cosines, ..MeanOutputs::default() };
     let builder = MeanBuilder::new(device, shape, PageElement::F32)?;
-    builder.launch(pages.table.address(), BLOCKS, 0, BLOCKS, &outputs)?;
+    builder.launch(pages.table.whole(), BLOCKS, 0, BLOCKS, &outputs)?;
     let mut wrong = 0.0;
     for (found, name) in found.iter().zip(MEANS) {
         // Compared as words: bits.

@@ -6,10 +6,16 @@ mod shards;
 
 use std::time::Instant;
 
-use longshore_attention::{Cosines, PagedKv, Partials, PlanInput, SparseItem, SparseWork, Tile, TileShape};
+use longshore_attention::{
+    Cosines, PagedKv, Partials, PlanInput, Queries, SparseItem, SparseWork, Tile, TileShape,
+};
 
 use super::{LayerAttention, Part};
-use crate::{Error, StepObserver, sequence::LayerTiles, step::AttentionProbe};
+use crate::{
+    Error, Sequence, StepObserver,
+    sequence::{LayerTiles, SparsePrefill},
+    step::AttentionProbe,
+};
 
 /// What shards did for one sequence in one layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,31 +45,35 @@ impl LayerAttention<'_, '_> {
         }
         let sequence = &*self.batch[part.input].sequence;
         let prefill = sequence.prefill().expect("the sequence has a sparse policy");
+        with_plan(sequence, prefill, self.layer, self.queries(part, q), |plan| {
+            self.run_by((sequence, prefill), part, plan, output, observer)
+        })
+    }
+
+    /// [`Self::run_sparse`], given what the policy reads.
+    fn run_by(
+        &mut self,
+        (sequence, prefill): (&Sequence, &SparsePrefill),
+        part: &Part,
+        plan: &PlanInput<'_>,
+        output: &mut [f32],
+        observer: &mut dyn StepObserver,
+    ) -> Result<(), Error> {
         let executor = self.engine.executor();
-        let tiles =
-            AllBlocks { local: sequence.layer(self.layer), remote: sequence.remote_blocks() as usize };
-        let summaries = &prefill.summaries[self.layer];
-        let spreads = summaries.spreads();
-        let cosines = |block, kv_head| summaries.cosine(block, kv_head);
-        let plan = PlanInput {
-            queries: self.queries(part, q),
-            layer: self.layer,
-            kv: &tiles,
-            first_block: 0,
-            summaries,
-            stripe_blocks: self.engine.geometry().stripe_blocks(),
-            dense_from: prefill.dense_from,
-            spreads: prefill.reads.spreads.then_some(&spreads as &dyn PagedKv),
-            cosines: prefill.reads.cosines.then_some(&cosines as Cosines<'_>),
-        };
+        let is_here = sequence.remote_blocks() == 0;
         let started = Instant::now();
-        let work = executor.plan(&prefill.policy, &plan)?;
+        if is_here && !observer.probes() {
+            output.copy_from_slice(&executor.attend_by(&prefill.policy, plan)?.finish());
+            self.times.local += started.elapsed();
+            return Ok(());
+        }
+        let work = executor.plan(&prefill.policy, plan)?;
         let plan_time = started.elapsed();
         self.times.plan += plan_time;
         let started = Instant::now();
-        let partials = match tiles.remote {
-            0 => self.run_here(&plan, &work, prefill.policy.skip_below()),
-            _ => self.run_on_shards(part, &plan, &work, observer),
+        let partials = match is_here {
+            true => self.run_here(plan, &work, prefill.policy.skip_below()),
+            false => self.run_on_shards(part, plan, &work, observer),
         };
         let partials = match partials {
             Ok(partials) => partials,
@@ -78,7 +88,7 @@ impl LayerAttention<'_, '_> {
         let attend_time = started.elapsed();
         observer.probe(&AttentionProbe {
             layer: self.layer,
-            plan,
+            plan: *plan,
             work: &work,
             output,
             plan_time,
@@ -108,6 +118,31 @@ impl LayerAttention<'_, '_> {
         self.times.local += started.elapsed();
         Ok(partials.expect("an executor answers every item"))
     }
+}
+
+/// Calls `take` with what the policy of a sequence is followed by in a layer.
+pub(super) fn with_plan<R>(
+    sequence: &Sequence,
+    prefill: &SparsePrefill,
+    layer: usize,
+    queries: Queries<'_>,
+    take: impl FnOnce(&PlanInput<'_>) -> R,
+) -> R {
+    let tiles = AllBlocks { local: sequence.layer(layer), remote: sequence.remote_blocks() as usize };
+    let summaries = &prefill.summaries[layer];
+    let spreads = summaries.spreads();
+    let cosines = |block, kv_head| summaries.cosine(block, kv_head);
+    take(&PlanInput {
+        queries,
+        layer,
+        kv: &tiles,
+        first_block: 0,
+        summaries,
+        stripe_blocks: sequence.geometry().stripe_blocks(),
+        dense_from: prefill.dense_from,
+        spreads: prefill.reads.spreads.then_some(&spreads as &dyn PagedKv),
+        cosines: prefill.reads.cosines.then_some(&cosines as Cosines<'_>),
+    })
 }
 
 /// All blocks of a sequence in one layer, for who plans. Only those after the remote ones have tiles here.

@@ -10,7 +10,7 @@ use longshore_fabric::{
     AnyConnector, CallContext, GrpcConnector, GrpcOptions, LocalConnector, Shard,
     server::{ServerOptions, Services, serve},
 };
-use longshore_model::Backend;
+use longshore_model::{Backend, RowLogits};
 use longshore_proto::types::Identity;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -158,7 +158,7 @@ impl TestCluster {
 fn step(engine: &Engine, sequence: &mut Sequence, tokens: &[u32], logits: Logits) -> Option<Vec<f32>> {
     let ctx = CallContext::new("reference");
     let outputs = engine.step(&ctx, &mut [StepInput { sequence, tokens, logits }], &mut ());
-    outputs.expect("the step runs").remove(0).expect("nothing remote fails")
+    outputs.expect("the step runs").remove(0).expect("nothing remote fails").map(RowLogits::into_all)
 }
 
 /// Tiles of the full blocks of `tokens`, computed in one go without shards, by block and layer, and the logits of the

@@ -1,9 +1,12 @@
 //! A model of random matrices, in the plainest arithmetic.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use longshore_attention::HeadShape;
-use longshore_model::{Activations, Backend, Error, ModelConfig, Qkv, RopeConfig, RopeScaling, RopeStyle};
+use longshore_model::{
+    Activations, Backend, Error, Likeliest, ModelConfig, Qkv, RopeConfig, RopeScaling, RopeStyle, RowLogits,
+    WantedRow,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -17,6 +20,12 @@ pub struct TinyModel {
     pub layers_computed: AtomicU64,
     /// Milliseconds that every layer takes in addition.
     pub layer_delay_ms: AtomicU64,
+    /// It chooses where candidates are enough, as a device does.
+    pub chooses: AtomicBool,
+    /// Rows of logits that it gave whole, and rows that it chose of.
+    pub whole_rows: AtomicU64,
+    /// See `whole_rows`.
+    pub chosen_rows: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -82,6 +91,9 @@ impl TinyModel {
             layers,
             layers_computed: AtomicU64::new(0),
             layer_delay_ms: AtomicU64::new(0),
+            chooses: AtomicBool::new(false),
+            whole_rows: AtomicU64::new(0),
+            chosen_rows: AtomicU64::new(0),
         }
     }
 
@@ -136,6 +148,31 @@ impl Backend for TinyModel {
         let all: Vec<&[f32]> = self.rows(x).collect();
         Ok(rows.iter().flat_map(|&row| product(&self.embedding, &normalised(all[row]))).collect())
     }
+
+    fn candidates(&self, x: &Activations, wanted: &[WantedRow]) -> Result<Vec<RowLogits>, Error> {
+        let logits = self.logits(x, &wanted.iter().map(|wanted| wanted.row).collect::<Vec<_>>())?;
+        let rows = wanted.iter().zip(logits.chunks_exact(self.config.vocabulary));
+        let row = |(wanted, logits): (&WantedRow, &[f32])| match wanted.candidates {
+            Some(count) if self.chooses.load(Ordering::SeqCst) => {
+                self.chosen_rows.fetch_add(1, Ordering::SeqCst);
+                RowLogits::Likeliest(likeliest(logits, count))
+            }
+            _ => {
+                self.whole_rows.fetch_add(1, Ordering::SeqCst);
+                RowLogits::All(logits.to_vec())
+            }
+        };
+        Ok(rows.map(row).collect())
+    }
+}
+
+/// The likeliest tokens, of equals the one with the lowest id first.
+fn likeliest(logits: &[f32], count: usize) -> Likeliest {
+    let mut best: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+    best.sort_by(|a, b| b.1.partial_cmp(&a.1).expect("weights are finite"));
+    best.truncate(count);
+    let sum: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+    Likeliest { best, log_sum_exp: sum.ln() }
 }
 
 fn product(matrix: &[f32], row: &[f32]) -> Vec<f32> {

@@ -10,6 +10,7 @@ use longshore_engine::{
     testing::{Bodies, TestCluster, reference_tiles},
 };
 use longshore_fabric::{CallContext, PendingAttend};
+use longshore_model::RowLogits;
 use longshore_proto::types::{AttendItem, AttendQuery, Tensor};
 use tokio::runtime::Runtime;
 
@@ -140,7 +141,8 @@ impl World {
         tokens: &[u32],
     ) -> Result<Option<Vec<f32>>, Error> {
         let input = StepInput { sequence, tokens, logits: Logits::Last };
-        self.cluster.engine.step(&CallContext::new("test"), &mut [input], &mut ())?.remove(0)
+        let mut outputs = self.cluster.engine.step(&CallContext::new("test"), &mut [input], &mut ())?;
+        Ok(outputs.remove(0)?.map(RowLogits::into_all))
     }
 
     /// Tiles of the full local blocks of a sequence without remote ones.

@@ -93,6 +93,10 @@ impl StepObserver for Meter {
         self.layers[layer].attend += (times.local + times.merge).as_secs_f64();
     }
 
+    fn probes(&self) -> bool {
+        true
+    }
+
     fn probe(&mut self, probe: &AttentionProbe<'_>) {
         let pairs = probe.work.visited_pairs(&probe.plan.queries);
         let visited = &mut self.layers[probe.layer].visited;

@@ -1,0 +1,64 @@
+//! Attention over rows that a device keeps: what an executor on the device of a backend offers beside [`longshore_attention::Executor`], so
+//! that queries and outputs need not visit the host between the forward pass and attention.
+
+use std::ops::Range;
+
+use longshore_attention::{Error, HeadShape, PagedKv, PlanInput, PrefillPolicy};
+
+use crate::Activations;
+
+/// What the rows of a part visit.
+#[derive(Clone, Copy)]
+pub enum KeptVisits<'a> {
+    /// All keys up to their own position. Tile 0 of `kv` begins at `first_key`; those of the rows are written.
+    All {
+        /// Tiles of the sequence in this layer.
+        kv: &'a dyn PagedKv,
+        /// Position of its first key.
+        first_key: u64,
+    },
+    /// What a policy says; the queries of the input have no data.
+    By {
+        /// The policy.
+        policy: &'a PrefillPolicy,
+        /// Everything else that it is made from.
+        input: &'a PlanInput<'a>,
+    },
+}
+
+impl std::fmt::Debug for KeptVisits<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All { kv, first_key } => {
+                f.debug_struct("All").field("tiles", &kv.len()).field("first_key", first_key).finish()
+            }
+            Self::By { policy, input } => {
+                f.debug_struct("By").field("policy", policy).field("input", input).finish()
+            }
+        }
+    }
+}
+
+/// Consecutive rows of one sequence.
+#[derive(Debug, Clone)]
+pub struct KeptPart<'a> {
+    /// Rows of the queries.
+    pub rows: Range<usize>,
+    /// Position of the first.
+    pub first_position: u64,
+    /// Where their keys are, and which they visit.
+    pub visits: KeptVisits<'a>,
+}
+
+/// An executor that takes rows where a backend of its device leaves them.
+pub trait KeptAttention: Send + Sync + std::fmt::Debug {
+    /// Attention of the rows of `q`, f32 `[rows, query_heads * head_dim]`, rotated; each is in one of `parts`. What comes out has the same shape,
+    /// for [`crate::Backend::finish_kept`]; nobody waits for it. `None`: the rows are not on this device, or another way is better or needs
+    /// less room: by [`longshore_attention::Executor`], with queries of the host.
+    fn attend_kept(
+        &self,
+        shape: (HeadShape, f32),
+        q: &Activations,
+        parts: &[KeptPart<'_>],
+    ) -> Result<Option<Activations>, Error>;
+}

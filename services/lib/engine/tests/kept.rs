@@ -1,0 +1,305 @@
+//! A backend that keeps its rows, and an executor beside it that takes them: queries come to the host only where a shard is asked or lists
+//! are looked at, and the answers are the same.
+
+#[path = "support/world.rs"]
+mod support;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use longshore_attention::{
+    AttendItem, CpuExecutor, Error as AttentionError, ExactBlock, Executor as _, HeadShape, KvDtype,
+    PrefillPolicy, Queries, WorkList, attend_by_lists,
+};
+use longshore_compute::ComputePool;
+use longshore_engine::{
+    AttentionProbe, Engine, Logits, Sequence, StepInput, StepObserver,
+    testing::{TinyModel, tokens},
+};
+use longshore_fabric::CallContext;
+use longshore_model::{
+    Activations, Backend, DeviceRows, Error, KeptAttention, KeptPart, KeptQkv, KeptVisits, ModelConfig, Qkv,
+    RowLogits,
+};
+
+use support::{BLOCK, World};
+
+/// Rows that a device keeps; whoever reads them on the host is counted.
+#[derive(Debug)]
+struct Rows {
+    data: Vec<f32>,
+    width: usize,
+    reads: Arc<AtomicUsize>,
+}
+
+impl DeviceRows for Rows {
+    fn select(&self, rows: &[usize]) -> Result<Arc<dyn DeviceRows>, Error> {
+        let data = rows.iter().flat_map(|row| &self.data[row * self.width..][..self.width]).copied();
+        Ok(Arc::new(Self { data: data.collect(), width: self.width, reads: Arc::clone(&self.reads) }))
+    }
+
+    fn read(&self) -> Result<Vec<f32>, Error> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        Ok(self.data.clone())
+    }
+}
+
+fn keep(width: usize, data: Vec<f32>, reads: &Arc<AtomicUsize>) -> Activations {
+    let rows = data.len() / width;
+    Activations::from_device(rows, width, Arc::new(Rows { data, width, reads: Arc::clone(reads) }))
+}
+
+fn kept(rows: &Activations) -> Option<&Rows> {
+    let rows: &dyn Any = &**rows.on_device()?;
+    rows.downcast_ref()
+}
+
+/// Keeps queries, keys and values.
+#[derive(Debug)]
+struct Keeping {
+    model: Arc<TinyModel>,
+    reads_of_queries: Arc<AtomicUsize>,
+    reads_of_keys: Arc<AtomicUsize>,
+}
+
+impl Backend for Keeping {
+    fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.model.memory_bytes()
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<Activations, Error> {
+        self.model.embed(tokens)
+    }
+
+    fn qkv(&self, layer: usize, x: &Activations, positions: &[u64]) -> Result<Qkv, Error> {
+        self.model.qkv(layer, x, positions)
+    }
+
+    fn finish(&self, layer: usize, x: Activations, attention: &[f32]) -> Result<Activations, Error> {
+        self.model.finish(layer, x, attention)
+    }
+
+    fn logits(&self, x: &Activations, rows: &[usize]) -> Result<Vec<f32>, Error> {
+        self.model.logits(x, rows)
+    }
+
+    fn qkv_kept(&self, layer: usize, x: &Activations, positions: &[u64]) -> Result<KeptQkv, Error> {
+        let (Qkv { q, k, v }, heads) = (self.model.qkv(layer, x, positions)?, self.config().heads);
+        let (q_width, kv_width) = (heads.query_heads() * heads.head_dim, heads.kv_heads * heads.head_dim);
+        Ok(KeptQkv {
+            q: keep(q_width, q, &self.reads_of_queries),
+            k: keep(kv_width, k, &self.reads_of_keys),
+            v: keep(kv_width, v, &self.reads_of_keys),
+        })
+    }
+
+    fn finish_kept(
+        &self,
+        layer: usize,
+        x: Activations,
+        attention: &Activations,
+    ) -> Result<Activations, Error> {
+        match kept(attention) {
+            Some(rows) => self.model.finish(layer, x, &rows.data),
+            None => self.model.finish(layer, x, attention.host()),
+        }
+    }
+}
+
+/// Takes rows of [`Keeping`], and counts them.
+#[derive(Debug)]
+struct Beside {
+    cpu: CpuExecutor,
+    rows: AtomicUsize,
+}
+
+impl Beside {
+    fn attend(
+        &self,
+        (shape, scale): (HeadShape, f32),
+        part: &KeptPart<'_>,
+        data: &[f32],
+    ) -> Result<Vec<f32>, AttentionError> {
+        let queries = Queries { shape, first_position: part.first_position, scale, data };
+        self.rows.fetch_add(queries.rows(), Ordering::SeqCst);
+        match part.visits {
+            KeptVisits::All { kv, first_key } => {
+                let end = part.first_position + queries.rows() as u64;
+                let block = |(tile, first_position): (usize, u64)| ExactBlock {
+                    tile: tile as u32,
+                    first_position,
+                    len: (end - first_position).min(BLOCK as u64) as u32,
+                };
+                let exact = (first_key..end).step_by(BLOCK).enumerate().map(block).collect();
+                let work = WorkList { exact, ..WorkList::default() };
+                let items = [AttendItem { queries, kv, work: &work, initial: None }];
+                Ok(self.cpu.attend(&items)?.remove(0).finish())
+            }
+            KeptVisits::By { policy, input } => {
+                assert!(input.queries.data.is_empty(), "the queries are where they were left");
+                let mut input = *input;
+                input.queries = queries;
+                Ok(attend_by_lists(&self.cpu, policy, &input)?.finish())
+            }
+        }
+    }
+}
+
+impl KeptAttention for Beside {
+    fn attend_kept(
+        &self,
+        shape: (HeadShape, f32),
+        q: &Activations,
+        parts: &[KeptPart<'_>],
+    ) -> Result<Option<Activations>, AttentionError> {
+        let Some(rows) = kept(q) else { return Ok(None) };
+        let mut output = Vec::new();
+        for part in parts {
+            let data = &rows.data[part.rows.start * rows.width..part.rows.end * rows.width];
+            output.extend(self.attend(shape, part, data)?);
+        }
+        Ok(Some(keep(rows.width, output, &rows.reads)))
+    }
+}
+
+/// An engine whose backend keeps its rows, and what is counted of it.
+struct Device {
+    engine: Engine,
+    beside: Arc<Beside>,
+    reads_of_queries: Arc<AtomicUsize>,
+    reads_of_keys: Arc<AtomicUsize>,
+}
+
+impl Device {
+    fn new(world: &World) -> Self {
+        let reads = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let [reads_of_queries, reads_of_keys] = reads.clone();
+        let backend = Keeping { model: Arc::clone(&world.cluster.model), reads_of_queries, reads_of_keys };
+        let beside = Arc::new(Beside { cpu: CpuExecutor::serial(), rows: AtomicUsize::new(0) });
+        let like = &world.cluster.engine;
+        let executor = Arc::new(CpuExecutor::serial());
+        let pool = ComputePool::serial();
+        let engine = Engine::new(Arc::new(backend), executor, pool, like.geometry(), *like.options());
+        let engine =
+            engine.expect("the model is the same").with_kept(Arc::clone(&beside) as Arc<dyn KeptAttention>);
+        let [reads_of_queries, reads_of_keys] = reads;
+        Self { engine, beside, reads_of_queries, reads_of_keys }
+    }
+
+    /// Rows that the executor took, and reads of queries and of keys or values since.
+    fn counts(&self) -> [usize; 3] {
+        [&self.beside.rows, &*self.reads_of_queries, &*self.reads_of_keys]
+            .map(|count| count.swap(0, Ordering::SeqCst))
+    }
+}
+
+fn step(
+    engine: &Engine,
+    sequences: &mut [(Sequence, &[u32])],
+    observer: &mut dyn StepObserver,
+) -> Vec<Vec<f32>> {
+    let inputs = sequences.iter_mut();
+    let mut batch: Vec<StepInput<'_>> =
+        inputs.map(|(sequence, tokens)| StepInput { sequence, tokens, logits: Logits::Last }).collect();
+    let outputs = engine.step(&CallContext::new("test"), &mut batch, observer).expect("the step runs");
+    let logits =
+        |output: Result<Option<RowLogits>, _>| output.expect("nothing fails").expect("wanted").into_all();
+    outputs.into_iter().map(logits).collect()
+}
+
+#[track_caller]
+fn assert_near(found: &[f32], wanted: &[f32]) {
+    let near = |(f, w): (&f32, &f32)| (f - w).abs() <= 1e-4 * (1.0 + w.abs());
+    assert!(found.len() == wanted.len() && found.iter().zip(wanted).all(near), "{found:?} {wanted:?}");
+}
+
+/// Layers of the model.
+const LAYERS: usize = 3;
+
+#[test]
+fn queries_of_exact_rows_never_come_to_the_host() {
+    let world = World::new(0, KvDtype::F32);
+    let device = Device::new(&world);
+    let prompts = [tokens(3, 70), tokens(4, 41)];
+    let wanted = prompts.each_ref().map(|prompt| world.reference(prompt).1);
+    // One sequence in chunks, then two together; of the last layer only the rows whose logits are wanted.
+    let mut sequence = world.empty();
+    for part in prompts[0].chunks(30) {
+        let mut one = [(sequence, part)];
+        let logits = step(&device.engine, &mut one, &mut ());
+        [(sequence, _)] = one;
+        assert_eq!(device.counts(), [2 * part.len() + 1, 0, 2 * LAYERS]);
+        if sequence.position() == 70 {
+            assert_near(&logits[0], &wanted[0]);
+        }
+    }
+    let mut both = prompts.each_ref().map(|prompt| (world.empty(), &prompt[..]));
+    for (found, wanted) in step(&device.engine, &mut both, &mut ()).iter().zip(&wanted) {
+        assert_near(found, wanted);
+    }
+    assert_eq!(device.counts(), [2 * (70 + 41) + 2, 0, 2 * LAYERS]);
+}
+
+/// Looks at lists.
+struct Looks(usize);
+
+impl StepObserver for Looks {
+    fn layer_done(&mut self, _: usize, _: &[StepInput<'_>]) -> Result<(), longshore_engine::Error> {
+        Ok(())
+    }
+
+    fn probes(&self) -> bool {
+        true
+    }
+
+    fn probe(&mut self, _: &AttentionProbe<'_>) {
+        self.0 += 1;
+    }
+}
+
+#[test]
+fn rows_by_a_policy_stay_unless_somebody_looks_at_lists() {
+    let text =
+        "blocks:scorer=row-normalised,selector=top-k,k=1,sink=0,local=0,dense_layers=1,min_positions=64";
+    let policy = Arc::new(PrefillPolicy::parse(text, None).expect("a policy"));
+    let world = World::new(0, KvDtype::F32);
+    let device = Device::new(&world);
+    let prompt = tokens(5, 160);
+    let sparse = || {
+        let mut sequence = world.empty();
+        sequence.set_prefill(Arc::clone(&policy), 160).expect("stripes are small");
+        sequence
+    };
+    let wanted = step(&world.cluster.engine, &mut [(sparse(), &prompt[..])], &mut ());
+    let found = step(&device.engine, &mut [(sparse(), &prompt[..])], &mut ());
+    assert_near(&found[0], &wanted[0]);
+    assert_eq!(device.counts(), [2 * 160 + 1, 0, 2 * LAYERS]);
+    let mut looks = Looks(0);
+    let found = step(&device.engine, &mut [(sparse(), &prompt[..])], &mut looks);
+    assert_near(&found[0], &wanted[0]);
+    assert_eq!((looks.0, device.counts()), (LAYERS, [0, LAYERS, 2 * LAYERS]));
+}
+
+#[test]
+fn queries_to_shards_travel() {
+    let world = World::new(2, KvDtype::F32);
+    let device = Device::new(&world);
+    let prompt = tokens(6, 9 * BLOCK + 5);
+    world.store(&prompt);
+    let (_, wanted) = world.reference(&prompt);
+    let opened = world.open(&prompt[..4 * BLOCK]);
+    let found = step(&device.engine, &mut [(opened, &prompt[4 * BLOCK..])], &mut ());
+    assert_near(&found[0], &wanted);
+    assert_eq!(device.counts(), [0, LAYERS, 2 * LAYERS]);
+    // Beside a sequence with blocks on shards all go the way of the host.
+    let mut both = [(world.open(&prompt[..4 * BLOCK]), &prompt[4 * BLOCK..]), (world.empty(), &prompt[..])];
+    for found in step(&device.engine, &mut both, &mut ()) {
+        assert_near(&found, &wanted);
+    }
+    assert_eq!(device.counts(), [0, LAYERS, 2 * LAYERS]);
+}

@@ -73,15 +73,16 @@ impl Results {
         let (best, rest) = bytes.split_at(self.best()?.bytes());
         let (sums, broken) = rest.split_at(self.sums()?.bytes());
         let (best, sums, broken) = (numbers::<u64>(best), numbers::<[f32; 2]>(sums), numbers::<u32>(broken));
-        let rows = best.chunks_exact(self.keep).zip(sums.chunks_exact(self.spans));
-        let row = |((best, sums), broken): ((&[u64], &[[f32; 2]]), &[u32])| {
-            if let Some(token) = broken.iter().find(|token| **token != u32::MAX) {
+        let row = |row: usize| {
+            let spans = row * self.spans..(row + 1) * self.spans;
+            if let Some(token) = broken[spans.clone()].iter().find(|token| **token != u32::MAX) {
                 return Err(Broken { token: *token as usize });
             }
-            let best = best.iter().map(|candidate| decoded(*candidate)).collect();
-            Ok(Likeliest { best, log_sum_exp: log_sum_exp(sums) })
+            let best = best[row * self.keep..(row + 1) * self.keep].iter();
+            let best = best.map(|candidate| decoded(*candidate)).collect();
+            Ok(Likeliest { best, log_sum_exp: log_sum_exp(&sums[spans]) })
         };
-        Ok(rows.zip(broken.chunks_exact(self.spans)).map(row).collect())
+        Ok((0..self.rows).map(row).collect())
     }
 }
 

@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, fs};
 
-use longshore_tests::{server::Server, tree};
+use longshore_tests::{
+    server::{Server, complete},
+    tree,
+};
+use serde_json::json;
 
 /// Set, the page is written instead of compared.
 const WRITE: &str = "WRITE_PAGES";
@@ -72,9 +76,50 @@ fn page(metrics: &BTreeMap<String, Metric>) -> String {
     page
 }
 
+/// Names of metrics in other documents that are none. Those of GPUs are served where there is one; `…` stands for what is left out.
+fn named_elsewhere(metrics: &BTreeMap<String, Metric>) -> Vec<String> {
+    let is_known = |name: &str| {
+        let known = |(metric, kind): (&String, &Metric)| match kind.kind.as_str() {
+            "counter" => name == format!("{metric}_total"),
+            "info" => name == format!("{metric}_info"),
+            "histogram" => {
+                name == metric
+                    || name
+                        .strip_prefix(metric.as_str())
+                        .is_some_and(|end| ["_sum", "_count", "_bucket"].contains(&end))
+            }
+            _ => name == metric,
+        };
+        metrics.iter().any(known)
+    };
+    let mut unknown = Vec::new();
+    for entry in
+        fs::read_dir(tree::root().join("docs")).unwrap().flatten().filter(|entry| entry.path().is_file())
+    {
+        let text = fs::read_to_string(entry.path()).unwrap();
+        for (at, _) in text.match_indices("`longshore_") {
+            let rest = &text[at + 1..];
+            let end = rest
+                .find(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
+                .unwrap_or(rest.len());
+            let (name, after) = rest.split_at(end);
+            let is_other = name.starts_with("longshore_cuda")
+                || ["…", "::", "*"].iter().any(|sign| after.starts_with(sign));
+            if !is_other && !is_known(name) {
+                unknown.push(format!("{name} in {}", entry.file_name().to_string_lossy()));
+            }
+        }
+    }
+    unknown
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_have_a_page() {
-    let server = Server::up(&["--processes", "--admin", "127.0.0.1:0"]);
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().to_str().unwrap();
+    let server = Server::up(&["--processes", "--admin", "127.0.0.1:0", "--disk", disk]);
+    // Some metrics are there from the first request on.
+    complete(&server, &json!("The capital of France is"), 2).await;
     let mut metrics = BTreeMap::new();
     for (id, role) in ROLES {
         let answer = reqwest::get(format!("{}/metrics", server.admin(id))).await.expect("it answers");
@@ -85,6 +130,8 @@ async fn metrics_have_a_page() {
         assert!(name.starts_with("longshore_"), "{name} is named as if it were somebody else's");
         assert!(!metric.kind.is_empty() && metric.help.len() > 8, "{name} says too little: {metric:?}");
     }
+    let unknown = named_elsewhere(&metrics);
+    assert!(unknown.is_empty(), "documents name metrics that nobody serves: {unknown:?}");
     let (made, path) = (page(&metrics), tree::root().join("docs/metrics.md"));
     if std::env::var_os(WRITE).is_some() {
         fs::write(&path, &made).expect("the page can be written");

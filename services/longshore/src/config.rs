@@ -136,10 +136,10 @@ impl ListenConfig {
         let listeners = [("grpc", &self.grpc), ("admin", &self.admin), ("http", &self.http)];
         let listeners = &listeners[..if http { 3 } else { 2 }];
         for (index, (field, address)) in listeners.iter().enumerate() {
-            let same = listeners[..index].iter().find(|(_, other)| other == address);
-            if let Some((other, _)) = same.filter(|_| !address.is_empty() && !address.ends_with(":0")) {
+            let same = listeners[..index].iter().find(|(_, other)| listen::collide(other, address));
+            if let Some((other, taken)) = same {
                 anyhow::bail!(
-                    "`listen.{field}` is `{address}`, which is `listen.{other}` too; hint: give each a port of its own"
+                    "`listen.{field}` is `{address}`, which is taken by `listen.{other}`, `{taken}`; hint: give each a port of its own"
                 );
             }
         }

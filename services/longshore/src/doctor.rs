@@ -57,10 +57,11 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<()> {
     let sources = process::sources(&args.up.serve, args.up.settings());
     let mut problems = Vec::new();
     // What is wrong with the configuration is one more finding; the rest is looked at with the defaults then.
-    let config = longshore_chassis::load::<Config>(&sources).unwrap_or_else(|error| {
+    let loaded = longshore_chassis::load::<Config>(&sources);
+    if let Err(error) = &loaded {
         problems.push(Problem::new(error.to_string(), "mend the values that are named"));
-        Config::default()
-    });
+    }
+    let (is_sound, config) = (loaded.is_ok(), loaded.unwrap_or_default());
     let machine = Machine::read();
     let pool = process::compute_pool(&config)?;
     let array_bytes = (machine.last_cache_bytes() * CACHES_READ).clamp(64 << 20, 512 << 20);
@@ -84,7 +85,9 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<()> {
     };
     findings::look(&examination, &config, &mut problems);
     findings::look_at_copies(&config, args.up.shards.into(), &mut problems);
-    places::look(&config, &mut problems);
+    if is_sound {
+        places::look(&config, &mut problems);
+    }
     let examination = Examination { problems, ..examination };
     tell(&examination, args.json)?;
     let found = examination.problems.len();

@@ -160,6 +160,22 @@ pub(crate) async fn until_drained(
     }
 }
 
+/// Waits for a part of the start that may take minutes. `None`: a signal came first, which ends the process at once, since it has nothing to
+/// drain.
+pub(crate) async fn unless_signalled<T>(
+    signals: &mut Signals,
+    supervised: bool,
+    work: impl Future<Output = Result<T>>,
+) -> Result<Option<T>> {
+    tokio::select! {
+        done = work => done.map(Some),
+        signal = signals.next() => {
+            told(format_args!("{signal}: ended before it served"), supervised);
+            Ok(None)
+        }
+    }
+}
+
 /// Says it to a person at a terminal; a supervised process has its supervisor say it once for all.
 fn told(what: std::fmt::Arguments<'_>, supervised: bool) {
     if supervised {

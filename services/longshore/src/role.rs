@@ -51,15 +51,16 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
     let readiness = process::admin(&config, &metrics, &root, &outer).await?;
     let (for_node, for_engine) = (config.clone(), Arc::clone(&pool));
     // Routers and shards need the model's shape and digest only.
-    let (node, engine, executor) = blocking(move || match role {
+    let loading = blocking(move || match role {
         Role::Prefill | Role::Decode => {
             Node::load(&for_node, &for_engine).map(|(node, engine)| (node, Some(engine), None))
         }
         Role::KvStore => Node::open_shard(&for_node, attends_on, &for_engine)
             .map(|(node, executor)| (node, None, Some(executor))),
         Role::Router => Node::open(&for_node).map(|node| (node, None, None)),
-    })
-    .await?;
+    });
+    let loaded = process::unless_signalled(&mut signals, args.supervised, loading).await?;
+    let Some((node, engine, executor)) = loaded else { return Ok(()) };
     if let Some(engine) = &engine {
         process::report_weights(&metrics, engine);
     }

@@ -19,6 +19,9 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     config.store.check_started(args.shards.into())?;
     config.drain.check_save(&config.kvstore.disk)?;
     config.listen.check_distinct(true)?;
+    if args.processes {
+        processes::check(&config)?;
+    }
     if process::only_checked(&args.serve) {
         return Ok(());
     }
@@ -35,7 +38,10 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     let (root, outer) = (Tasks::new(), Tasks::new());
     let readiness = process::admin(&config, &metrics, &root, &outer).await?;
     let (for_node, for_engine) = (config.clone(), Arc::clone(&pool));
-    let (node, engine) = blocking(move || Node::load(&for_node, &for_engine)).await?;
+    let loading = blocking(move || Node::load(&for_node, &for_engine));
+    let Some((node, engine)) = process::unless_signalled(&mut signals, false, loading).await? else {
+        return Ok(());
+    };
     process::report_weights(&metrics, &engine);
     cuda::report(&metrics, &node);
     let membership = MemoryMembership::new();

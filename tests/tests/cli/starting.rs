@@ -3,12 +3,13 @@
 use std::{
     fs,
     net::TcpListener,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use longshore_tests::{
     client::await_start,
-    server::{long_prompt, model, post},
+    server::{long_prompt, model, post, program, send_signal},
 };
 use serde_json::{Value, json};
 
@@ -36,7 +37,10 @@ fn taken_and_repeated_ports_are_refused_before_anything_starts() {
         }
     }
     let said = refused(&["up", "--http", "127.0.0.1:8123", "--grpc", "127.0.0.1:8123"]);
-    assert!(said.contains("`listen.http` is `127.0.0.1:8123`, which is `listen.grpc` too"), "{said}");
+    assert!(
+        said.contains("`listen.http` is `127.0.0.1:8123`, which is taken by `listen.grpc`, `127.0.0.1:8123`"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -92,4 +96,41 @@ async fn roles_started_by_hand_answer_together() {
     assert!(answer.pointer("/usage/completion_tokens").and_then(Value::as_u64) > Some(0), "{answer}");
     assert!(answer["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()), "{answer}");
     hands.end();
+}
+
+/// Whether a process has a handler for SIGTERM yet.
+fn handles_sigterm(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
+    u64::from_str_radix(caught.trim(), 16).is_ok_and(|caught| caught & (1 << 14) != 0)
+}
+
+#[test]
+fn a_signal_ends_what_still_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    // Nobody ever writes into it, so opening it takes for ever.
+    let model = folder.path().join("endless.gguf");
+    assert!(Command::new("mkfifo").arg(&model).status().unwrap().success());
+    let member = "kvstore=kv-0@http://127.0.0.1:0";
+    for arguments in [
+        &["up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"][..],
+        &["up", "--processes", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"],
+        &["kvstore", "--id", "kv-0", "--member", member],
+    ] {
+        let mut command = Command::new(program());
+        command.args(arguments).arg("--model").arg(&model);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let began = Instant::now();
+        while !handles_sigterm(child.id()) {
+            assert!(began.elapsed() < Duration::from_secs(60), "{arguments:?} does not begin");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // Children of `--processes` are under way too then.
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(send_signal(child.id(), "-TERM"));
+        let output = child.wait_with_output().unwrap();
+        let said = stderr(&output);
+        assert!(output.status.success(), "{arguments:?}: {}: {said}", output.status);
+        assert!(!said.contains("killing it") && !said.contains("panicked"), "{arguments:?}: {said}");
+    }
 }

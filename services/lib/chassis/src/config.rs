@@ -10,7 +10,7 @@
 //! * `--set section.key=value`, and flags that stand for one. As in the environment, the value is read as TOML, and as a string when it
 //!   is no TOML.
 //!
-//! Numbers of bytes, whose keys end with `bytes`, may have a unit in every layer: `"32GiB"`.
+//! Numbers of bytes, whose keys have the word `bytes`, may have a unit in every layer: `"32GiB"`.
 //!
 //! This module and the binary are the only places that read the environment.
 

@@ -1,6 +1,9 @@
 //! Opens listeners, with errors that say what to do.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
@@ -29,6 +32,18 @@ pub fn check(address: &str) -> Result<(), String> {
         return Err(problem("whose host is no name or address"));
     }
     Ok(())
+}
+
+/// Whether nobody can listen on both addresses, as far as their text says; port 0 collides with nothing.
+pub fn collide(one: &str, other: &str) -> bool {
+    let parts = |address: &str| {
+        let (host, port) = address.rsplit_once(':')?;
+        let host = if host == "localhost" { "127.0.0.1" } else { host.trim_matches(['[', ']']) };
+        Some((host.to_owned(), port.parse::<u16>().ok().filter(|port| *port != 0)?))
+    };
+    let (Some((one, one_port)), Some((other, other_port))) = (parts(one), parts(other)) else { return false };
+    let all = |host: &str| host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    one_port == other_port && (one == other || all(&one) || all(&other))
 }
 
 /// Listens on `host:port`; port 0 takes any free one. Returns the listener and the address that it got.
@@ -152,6 +167,28 @@ mod tests {
             text.contains(&bound.to_string()) && text.contains("hint: another process has the port"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn addresses_collide_where_one_listener_takes_the_others_place() {
+        for (one, other) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("0.0.0.0:80", "127.0.0.1:80"),
+            ("localhost:80", "127.0.0.1:80"),
+            ("[::]:80", "10.0.0.1:80"),
+            ("a:80", "a:80"),
+        ] {
+            assert!(collide(one, other) && collide(other, one), "{one} {other}");
+        }
+        for (one, other) in [
+            ("127.0.0.1:80", "127.0.0.1:81"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("127.0.0.1:80", "127.0.0.2:80"),
+            ("", ""),
+            ("a", "a"),
+        ] {
+            assert!(!collide(one, other), "{one} {other}");
+        }
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ const WRITE: &str = "WRITE_PAGES";
 const HEAD: &str = "# Configuration
 
 Every setting, its default, and what it does. Where values come from and which wins is told in [operations](operations.md#configuration). In a file a \
-section is a TOML table (`[kvstore.disk]`), in the environment `kvstore.disk.path` is `LONGSHORE_KVSTORE__DISK__PATH`. Keys that end with `bytes` take units, \
+section is a TOML table (`[kvstore.disk]`), in the environment `kvstore.disk.path` is `LONGSHORE_KVSTORE__DISK__PATH`. Keys with the word `bytes` take units, \
 as `\"32GiB\"`.
 
 This page is made from the source: `WRITE_PAGES=1 cargo test -p longshore settings_have_a_page` writes it anew, and the same test without the variable \

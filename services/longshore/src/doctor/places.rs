@@ -78,7 +78,7 @@ mod tests {
         let [grpc, admin, both, disk] = &ill[..] else { panic!("four problems: {ill:?}") };
         assert!(grpc.starts_with("`listen.grpc` (--grpc): ") && grpc.contains(&taken), "{grpc}");
         assert!(admin.starts_with("`listen.admin` (--admin): "), "{admin}");
-        assert!(both.contains("`listen.admin`") && both.contains("`listen.grpc` too"), "{both}");
+        assert!(both.contains("`listen.admin`") && both.contains("taken by `listen.grpc`"), "{both}");
         assert!(disk.starts_with("`kvstore.disk.path` (--disk): "), "{disk}");
     }
 }

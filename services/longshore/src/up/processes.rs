@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use futures::future::try_join_all;
+use futures::{StreamExt, future::try_join_all, stream::FuturesUnordered};
 use longshore_chassis::{Reserved, Signals, render, reserve};
 use longshore_fabric::{CallContext, Connector, GrpcConnector, GrpcOptions};
 use tokio::time::{sleep, timeout};
@@ -18,7 +18,8 @@ use crate::{
 struct Planned {
     role: &'static str,
     id: String,
-    /// Kept from its choice to the end, so that nobody has the port when the process is started again.
+    /// Kept from its choice to the end, so that nobody who asks for any port, and no outgoing connection, has it when the process is started
+    /// again.
     reserved: Reserved,
     /// Where it tells health and metrics, if the router does.
     admin: Option<Reserved>,
@@ -47,15 +48,6 @@ struct Doors {
 impl Doors {
     async fn open(config: &Config) -> Result<Self> {
         let listen = &config.listen;
-        ensure!(
-            listen.tiles_port == 0,
-            "`listen.tiles_port` is {}, which cannot be that of several shards of a host; hint: leave it out, each takes a free one",
-            listen.tiles_port
-        );
-        ensure!(
-            !listen.grpc.is_empty(),
-            "`listen.grpc` is empty; hint: processes need it, pass `--grpc 127.0.0.1:9000`"
-        );
         let grpc = reserve(&listen.grpc).await.context("`listen.grpc`")?;
         let http = process::reserved("listen.http", &listen.http).await?;
         let admin = process::reserved("listen.admin", &listen.admin).await?;
@@ -70,21 +62,40 @@ impl Doors {
 /// Workers and shards are for this machine.
 const ANY_PORT: &str = "127.0.0.1:0";
 
+/// Refuses what processes of one host cannot have.
+pub(super) fn check(config: &Config) -> Result<()> {
+    let listen = &config.listen;
+    ensure!(
+        listen.tiles_port == 0,
+        "`listen.tiles_port` is {}, which cannot be that of several shards of a host; hint: leave it out, each takes a free one",
+        listen.tiles_port
+    );
+    ensure!(
+        !listen.grpc.is_empty(),
+        "`listen.grpc` is empty; hint: processes need it, pass `--grpc 127.0.0.1:9000`"
+    );
+    Ok(())
+}
+
 /// How long a process may take from its start to its first answer; loading a large model takes minutes.
 const READY_WITHIN: Duration = Duration::from_secs(600);
 
 /// Runs until Ctrl-C or SIGTERM.
 pub(super) async fn run(args: &UpArgs, config: Config) -> Result<()> {
     let mut signals = Signals::install().context("cannot watch for signals")?;
-    let reference = ModelRef::parse(&config.model.reference)?;
-    // Pulled once here, not by every child at the same time.
-    model::ensure(&reference).context("cannot get the model")?;
-    if !config.model.head_plan.is_empty() {
-        // Told once here, not by every child until it is given up.
-        let config = config.clone();
-        blocking(move || Node::open(&config)).await?;
-    }
     let (doors, planned) = (Doors::open(&config).await?, plan(args, &config).await?);
+    // Pulled once here, not by every child at the same time; and what is wrong with a head plan is told once, not by every child.
+    let model = config.clone();
+    let fetching = blocking(move || match model.model.head_plan.is_empty() {
+        true => {
+            let reference = ModelRef::parse(&model.model.reference)?;
+            model::ensure(&reference).context("cannot get the model").map(drop)
+        }
+        false => Node::open(&model).map(drop),
+    });
+    if process::unless_signalled(&mut signals, false, fetching).await?.is_none() {
+        return Ok(());
+    }
     let folder = tempfile::tempdir().context("cannot create a folder for the configuration")?;
     let file = folder.path().join("longshore.toml");
     std::fs::write(&file, render(&without_addresses(&config))).context("cannot write the configuration")?;
@@ -107,7 +118,10 @@ pub(super) async fn run(args: &UpArgs, config: Config) -> Result<()> {
         signal = signals.next() => Ok(Some(signal)),
     };
     let outcome = match outcome {
-        Ok(None) => Ok(signals.next().await),
+        Ok(None) => tokio::select! {
+            signal = signals.next() => Ok(signal),
+            lost = lost(&children) => Err(lost),
+        },
         Ok(Some(signal)) => Ok(signal),
         Err(error) => Err(error),
     };
@@ -209,7 +223,25 @@ async fn serves(child: &Supervised, url: String) -> Result<()> {
         () = child.ended() => bail!("{name} ended before it served; hint: what it said of it is above"),
     }
     child.served();
+    if let Some(failure) = child.failure() {
+        bail!("{failure}; hint: what it said of it is above");
+    }
     Ok(())
+}
+
+/// Waits until a child is watched no more, which none should be before its end.
+async fn lost(children: &[Supervised]) -> anyhow::Error {
+    let mut watched: FuturesUnordered<_> = children
+        .iter()
+        .map(|child| async move {
+            child.ended().await;
+            child.failure().unwrap_or_else(|| format!("{} is watched no more", child.name()))
+        })
+        .collect();
+    match watched.next().await {
+        Some(failure) => anyhow::anyhow!("{failure}"),
+        None => std::future::pending().await,
+    }
 }
 
 async fn first_answer(url: &str) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    path::Path,
     process::Stdio,
     sync::{
         Arc,
@@ -45,6 +46,8 @@ pub(super) struct Supervised {
 const RESTART_FIRST: Duration = Duration::from_millis(500);
 const RESTART_LAST: Duration = Duration::from_secs(15);
 const GOOD_RUN: Duration = Duration::from_secs(60);
+/// On Linux: the file of whoever opens it.
+const OWN_FILE: &str = "/proc/self/exe";
 /// How often a shard is asked whether it was drained, and how long it may take to answer.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -70,7 +73,12 @@ impl Supervised {
         self.served.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until it is not watched any more: it ended before it served, or could not be started again.
+    /// Why it is not watched any more.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.tasks.failure()
+    }
+
+    /// Waits until it is not watched any more: it ended before it served.
     pub(super) async fn ended(&self) {
         self.tasks.cancelled().await;
     }
@@ -86,9 +94,10 @@ impl Supervised {
 }
 
 fn spawn(recipe: &Recipe) -> Result<Child> {
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let mut command = Command::new(program);
-    command.args(&recipe.arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let name = std::env::current_exe().context("cannot find this program's own file")?;
+    // The file that runs, even when another has its name by now.
+    let mut command = Command::new(if cfg!(target_os = "linux") { Path::new(OWN_FILE) } else { &name });
+    command.arg0(&name).args(&recipe.arguments).stdin(Stdio::null()).kill_on_drop(true);
     // A group of its own: Ctrl-C reaches the supervisor only, which then ends the children in order.
     command.process_group(0);
     command.spawn().with_context(|| format!("cannot start {}", recipe.name))
@@ -135,7 +144,24 @@ async fn watch(
             () = stop.cancelled() => return Ok(()),
         }
         pause = (pause * 2).min(RESTART_LAST);
-        child = spawn(&recipe)?;
+        child = match again(&recipe, &stop).await {
+            Some(child) => child,
+            None => return Ok(()),
+        };
+    }
+}
+
+/// Starts the child once more, however often the system refuses. `None`: it is not wanted any more.
+async fn again(recipe: &Recipe, stop: &CancellationToken) -> Option<Child> {
+    loop {
+        match spawn(recipe) {
+            Ok(child) => return Some(child),
+            Err(error) => console::note(format!("{}; trying again", console::text(&error))),
+        }
+        tokio::select! {
+            () = sleep(RESTART_LAST) => {}
+            () = stop.cancelled() => return None,
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) enum Place<'a> {
 impl<'a> Place<'a> {
     pub(super) fn of(name: &str, value: &'a Value) -> Self {
         match value {
-            Value::Number(_) if name.ends_with("bytes") => Self::Bytes,
+            Value::Number(_) if name.split('_').any(|word| word == "bytes") => Self::Bytes,
             Value::Null => Self::Open,
             Value::Object(table) if table.is_empty() => Self::Open,
             Value::Object(table) => Self::Table(table),

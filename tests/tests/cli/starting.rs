@@ -111,7 +111,8 @@ fn a_signal_ends_what_still_loads() {
     // Nobody ever writes into it, so opening it takes for ever.
     let model = folder.path().join("endless.gguf");
     assert!(Command::new("mkfifo").arg(&model).status().unwrap().success());
-    let member = "kvstore=kv-0@http://127.0.0.1:0";
+    let [port] = free_ports();
+    let member = &format!("kvstore=kv-0@http://{}", port.address())[..];
     for arguments in [
         &["up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"][..],
         &["up", "--processes", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"],

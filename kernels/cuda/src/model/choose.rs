@@ -73,15 +73,16 @@ impl Results {
         let (best, rest) = bytes.split_at(self.best()?.bytes());
         let (sums, broken) = rest.split_at(self.sums()?.bytes());
         let (best, sums, broken) = (numbers::<u64>(best), numbers::<[f32; 2]>(sums), numbers::<u32>(broken));
-        let rows = best.chunks_exact(self.keep).zip(sums.chunks_exact(self.spans));
-        let row = |((best, sums), broken): ((&[u64], &[[f32; 2]]), &[u32])| {
-            if let Some(token) = broken.iter().find(|token| **token != u32::MAX) {
-                return Err(Broken { token: *token as usize });
+        let (keep, spans) = (self.keep, self.spans);
+        let row = |row: usize| {
+            let broken = broken[row * spans..][..spans].iter().find(|token| **token != u32::MAX);
+            if let Some(&token) = broken {
+                return Err(Broken { token: token as usize });
             }
-            let best = best.iter().map(|candidate| decoded(*candidate)).collect();
-            Ok(Likeliest { best, log_sum_exp: log_sum_exp(sums) })
+            let best = best[row * keep..][..keep].iter().map(|candidate| decoded(*candidate)).collect();
+            Ok(Likeliest { best, log_sum_exp: log_sum_exp(&sums[row * spans..][..spans]) })
         };
-        Ok(rows.zip(broken.chunks_exact(self.spans)).map(row).collect())
+        Ok((0..self.rows).map(row).collect())
     }
 }
 

@@ -40,7 +40,11 @@ impl CudaExecutor {
         policy: &PrefillPolicy,
         input: &PlanInput<'_>,
     ) -> Result<Option<Partials>, AttentionError> {
-        self.with_call(policy, (input, input.queries.rows()), |call| {
+        let heads = input.queries.shape;
+        // Heads that cannot be are refused before anything is counted by them.
+        let width = heads.query_heads() * heads.head_dim;
+        let rows = input.queries.data.len().checked_div(width).unwrap_or(0);
+        self.with_call(policy, (input, rows), |call| {
             let wave = Wave::new(&self.device, &[record_shape(&input.queries)])?;
             let queries = Buffer::from_slice(&self.device, input.queries.data)?;
             let at = RowsAt { queries: queries.whole(), output: wave.results()?[0], divide: false };

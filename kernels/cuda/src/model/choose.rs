@@ -73,14 +73,14 @@ impl Results {
         let (best, rest) = bytes.split_at(self.best()?.bytes());
         let (sums, broken) = rest.split_at(self.sums()?.bytes());
         let (best, sums, broken) = (numbers::<u64>(best), numbers::<[f32; 2]>(sums), numbers::<u32>(broken));
+        let (keep, spans) = (self.keep, self.spans);
         let row = |row: usize| {
-            let spans = row * self.spans..(row + 1) * self.spans;
-            if let Some(token) = broken[spans.clone()].iter().find(|token| **token != u32::MAX) {
-                return Err(Broken { token: *token as usize });
+            let broken = broken[row * spans..][..spans].iter().find(|token| **token != u32::MAX);
+            if let Some(&token) = broken {
+                return Err(Broken { token: token as usize });
             }
-            let best = best[row * self.keep..(row + 1) * self.keep].iter();
-            let best = best.map(|candidate| decoded(*candidate)).collect();
-            Ok(Likeliest { best, log_sum_exp: log_sum_exp(&sums[spans]) })
+            let best = best[row * keep..][..keep].iter().map(|candidate| decoded(*candidate)).collect();
+            Ok(Likeliest { best, log_sum_exp: log_sum_exp(&sums[row * spans..][..spans]) })
         };
         Ok((0..self.rows).map(row).collect())
     }

@@ -13,13 +13,14 @@ use longshore_cuda::{CudaExecutor, Device, Shortage};
 use crate::counted::{Counts, Moment, Watched};
 use crate::plan::{HEADS, Prompt};
 
-const RULES: [&str; 6] = [
+const RULES: [&str; 7] = [
     "scorer=row-normalised,selector=mass,gamma=0.6",
     "scorer=pooled,selector=mass,gamma=0.8,correction=off",
     "scorer=row-normalised,selector=top-k,k=5,escape=0.7",
     "scorer=row-normalised,selector=top-k,k=5,sink=1,local=2",
-    "scorer=pooled,selector=alpha,alpha=0.1,max_blocks=3,peak=0.25",
-    "scorer=row-normalised,selector=top-k,k=0,sink=0,local=0",
+    "scorer=pooled,selector=alpha,alpha=0.1,max_blocks=3",
+    "scorer=row-normalised,selector=mass,gamma=1,max_blocks=5,peak=0.25",
+    "scorer=row-normalised,selector=alpha,alpha=0.3,sink=0,local=0",
 ];
 
 fn policy(rule: &str) -> PrefillPolicy {
@@ -178,8 +179,10 @@ fn what_the_cpu_refuses_is_refused() {
     let first = refused(&|input| input.first_block = 1, RULES[0]);
     let cosines = refused(&|input| input.cosines = None, RULES[2]);
     let heads = refused(&|input| input.queries.shape = HeadShape { kv_heads: 1, ..HEADS }, RULES[0]);
-    for (error, field) in [(scale, "scale"), (first, "first_block"), (cosines, "cosines"), (heads, "queries")]
-    {
+    let none = refused(&|input| input.queries.shape = HeadShape { group: 0, ..HEADS }, RULES[0]);
+    let heads = [(heads, "queries"), (none, "queries")];
+    let others = [(scale, "scale"), (first, "first_block"), (cosines, "cosines")];
+    for (error, field) in others.into_iter().chain(heads) {
         assert!(error.kind() == Kind::InvalidInput && error.to_string().contains(field), "{error}");
     }
 }

@@ -15,7 +15,7 @@ const WRITE: &str = "WRITE_PAGES";
 const HEAD: &str = "# Metrics
 
 What each process serves at `/metrics` of its admin listener (`--admin`, [operations](operations.md)), in the text format of OpenMetrics. A process has the metrics of \
-its role and those of all roles; `longshore up` has them all. Metrics of GPUs (`longshore_cuda_…`) are served where one is used and are described in [GPUs](cuda.md).
+its role and those of all roles; `longshore up` in one process has those of all roles but what listeners of shards count (`…_tile_…`, `…_lane_…`, streams and connections that nobody reads). Metrics of the disk tier are there with `kvstore.disk.path`, others from their first use on. Metrics of GPUs (`longshore_cuda_…`) are served where one is used and are described in [GPUs](cuda.md).
 
 This page is made from running processes: `WRITE_PAGES=1 cargo nextest run --workspace -E 'binary(metrics)'` writes it anew, and the same test without the \
 variable fails when it is not as it should be.

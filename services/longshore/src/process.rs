@@ -126,11 +126,11 @@ impl Drained {
 }
 
 /// Waits for a signal or a failed critical task, then drains the scopes in order: the front door before what it needs.
-/// `before` is told the index of each scope just before its turn.
+/// `before` is told the index of each scope just before its turn. Probes are told first.
 pub(crate) async fn until_drained(
     scopes: &[Tasks],
     before: impl Fn(usize),
-    root: &Tasks,
+    (root, readiness): (&Tasks, &Readiness),
     signals: &mut Signals,
     deadline: Duration,
     supervised: bool,
@@ -139,6 +139,7 @@ pub(crate) async fn until_drained(
         signal = signals.next() => told(format_args!("{signal}: draining; once more ends at once"), supervised),
         () = root.cancelled() => {}
     }
+    readiness.wait_for("process", "ends");
     let drain = async {
         for (index, scope) in scopes.iter().enumerate() {
             before(index);

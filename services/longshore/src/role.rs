@@ -76,7 +76,8 @@ pub(crate) async fn run(role: Role, args: RoleArgs) -> Result<()> {
         announce(role, &this, &parts, &http);
     }
     readiness.ready("model");
-    process::until_drained(&[scope], |_| (), &root, &mut signals, deadline, args.supervised).await?;
+    process::until_drained(&[scope], |_| (), (&root, &readiness), &mut signals, deadline, args.supervised)
+        .await?;
     outer.drain(Duration::from_secs(1)).await;
     if args.supervised && is_drained(store.as_deref()).await {
         bail!(process::Drained);

@@ -5,7 +5,7 @@ mod supervisor;
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use longshore_chassis::{Signals, Tasks, bind};
 use longshore_cluster::{Labels, Member, Membership, MemoryMembership, Registration, Role};
 use longshore_engine::Engine;
@@ -19,6 +19,10 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
     config.store.check_started(args.shards.into())?;
     config.drain.check_save(&config.kvstore.disk)?;
     config.listen.check_distinct(true)?;
+    ensure!(
+        args.disk_bytes.is_none() || !config.kvstore.disk.path.is_empty(),
+        "`--disk-bytes` is given and no folder; hint: pass `--disk DIR`, or set `kvstore.disk.path`"
+    );
     if args.processes {
         processes::check(&config)?;
     }
@@ -73,7 +77,7 @@ pub(crate) async fn up(args: UpArgs) -> Result<()> {
         let workers = registrations.iter().filter(|r| stage > 0 && r.member().role != Role::KvStore);
         workers.for_each(|worker| house.local.remove(&worker.member().id));
     };
-    process::until_drained(&scopes, before, &root, &mut signals, deadline, false).await?;
+    process::until_drained(&scopes, before, (&root, &readiness), &mut signals, deadline, false).await?;
     outer.drain(Duration::from_secs(1)).await;
     Ok(())
 }

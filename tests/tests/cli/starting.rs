@@ -7,11 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use longshore_proto::types::GenerateEvent;
 use longshore_tests::{
-    client::await_start,
-    server::{long_prompt, model, post, program, send_signal},
+    client::{await_start, generate},
+    server::{Server, long_prompt, model, post, program, send_signal},
 };
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::{
     hands::{Hands, free_ports},
@@ -134,4 +136,36 @@ fn a_signal_ends_what_still_loads() {
         assert!(output.status.success(), "{arguments:?}: {}: {said}", output.status);
         assert!(!said.contains("killing it") && !said.contains("panicked"), "{arguments:?}: {said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_see_the_drain() {
+    let [admin] = free_ports();
+    let address = admin.address().to_string();
+    let server = Server::up(&["--admin", &address]);
+    let probe = format!("http://{address}/readyz");
+    assert_eq!(reqwest::get(&probe).await.unwrap().status(), 200);
+    let (url, pid) = (server.grpc.clone(), server.id());
+    let mut told = false;
+    // The answer goes on for as long as the drain takes.
+    let mut answers = JoinSet::new();
+    answers.spawn(async move {
+        generate(&url, "Once upon a time", 400, |event| {
+            if matches!(event, GenerateEvent::Tokens(_)) && !std::mem::replace(&mut told, true) {
+                assert!(send_signal(pid, "-TERM"));
+            }
+        })
+        .await
+    });
+    loop {
+        let answer = reqwest::get(&probe).await.expect("probes are answered until the drain is over");
+        if answer.status() == 503 {
+            assert!(answer.text().await.unwrap().contains("process"), "the reason is told");
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let answer = answers.join_next().await.expect("one answer").unwrap();
+    let (tokens, _) = answer.expect("a drain lets answers finish");
+    assert_eq!(tokens.len(), 400);
 }

@@ -28,7 +28,9 @@ impl CopyRule {
         if !(1..=copies).contains(&write_acks) {
             return Err(Error::Invalid {
                 field: "write_acks",
-                problem: format!("is {write_acks}, must be from 1 to the {copies} of `copies`"),
+                problem: format!(
+                    "is {write_acks}, must be from 1 to the {copies} of `copies`, hint: raise `copies` too, or lower it"
+                ),
             });
         }
         Ok(Self { copies, write_acks })

@@ -29,6 +29,7 @@ use std::{fmt::Display, ops::RangeInclusive, path::PathBuf};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use crate::words::plain_numbers;
 pub use describe::Descriptions;
 pub use error::{ConfigError, ConfigFault, Origin};
 use layer::Override;
@@ -204,7 +205,9 @@ fn fit<'a, C: DeserializeOwned>(schema: &Schema, o: &'a Override) -> Result<&'a 
     for value in &o.candidates {
         match apply::<C>(schema, &[(o, value)]) {
             Ok(_) => return Ok(value),
-            Err(error) if problem.is_empty() => problem = format!("cannot be read: {error}"),
+            Err(error) if problem.is_empty() => {
+                problem = format!("cannot be read: {}", plain_numbers(&error.to_string()))
+            }
             Err(_) => {}
         }
     }

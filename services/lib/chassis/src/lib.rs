@@ -9,6 +9,7 @@ mod metrics;
 pub mod signals;
 mod tasks;
 mod telemetry;
+pub mod words;
 
 pub use admin::{Admin, Readiness};
 pub use config::{ConfigError, ConfigFault, Fault, Origin, Secret, Sources, Validate, load, render};

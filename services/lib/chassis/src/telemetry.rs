@@ -17,6 +17,9 @@ use tracing_subscriber::{
 
 use crate::{Error, Fault, Metrics, Validate};
 
+/// Levels as people write them.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -50,6 +53,15 @@ impl TelemetryConfig {
             "hint: write a level (error, warn, info, debug, trace) or `target=level`, separated by commas";
         if self.filter.trim().is_empty() {
             return Err(format!("is empty, {hint}"));
+        }
+        // A word alone would be a target, and with a misspelt level nothing else would be logged.
+        let is_level = |word: &&str| {
+            LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word))
+                || word.is_empty()
+                || word.contains(['=', '['])
+        };
+        if let Some(word) = self.filter.split(',').map(str::trim).find(|word| !is_level(word)) {
+            return Err(format!("has `{word}`, which is no level, {hint}"));
         }
         EnvFilter::builder()
             .parse(&self.filter)

@@ -117,7 +117,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) disk: Option<String>,
     /// Bytes that each shard may keep there, as `34359738368` or `32GiB` [default: 32 GiB].
-    #[arg(long, value_name = "BYTES", requires = "disk", value_parser = longshore_chassis::config::bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = longshore_chassis::config::bytes)]
     pub(crate) disk_bytes: Option<u64>,
     /// Address of the OpenAI HTTP API [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS")]

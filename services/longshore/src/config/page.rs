@@ -14,8 +14,8 @@ const WRITE: &str = "WRITE_PAGES";
 const HEAD: &str = "# Configuration
 
 Every setting, its default, and what it does. Where values come from and which wins is told in [operations](operations.md#configuration). In a file a \
-section is a TOML table (`[kvstore.disk]`), in the environment `kvstore.disk.path` is `LONGSHORE_KVSTORE__DISK__PATH`. Keys with the word `bytes` take units, \
-as `\"32GiB\"`.
+section is a TOML table (`[kvstore.disk]`), in the environment `kvstore.disk.path` is `LONGSHORE_KVSTORE__DISK__PATH`. Keys with the word `bytes` take units of 1,024, \
+as `\"32GiB\"`, `\"32Gi\"` or `\"32g\"`.
 
 This page is made from the source: `WRITE_PAGES=1 cargo test -p longshore settings_have_a_page` writes it anew, and the same test without the variable \
 fails when it is not as it should be. `longshore up --print-config` prints the same as TOML, with the values that hold.

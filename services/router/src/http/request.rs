@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use longshore_chassis::words::plain_numbers;
 use longshore_proto::types::{ChatMessage, GenerateStart, PromptChunk, Sampling};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
@@ -215,28 +216,13 @@ fn read(bytes: &[u8]) -> Result<Body, ApiError> {
     let body = Walk { at: &mut at }.deserialize(&mut json).and_then(|body| json.end().map(|()| body));
     body.map_err(|error| match (error.classify(), at) {
         (serde_json::error::Category::Data, Some(field)) => {
-            ApiError::invalid(field, format_args!("is wrong: {}", plain(&error)))
+            ApiError::invalid(field, format_args!("is wrong: {}", plain_numbers(&error.to_string())))
         }
         (serde_json::error::Category::Data, None) => {
             ApiError::syntax(format!("the request body is wrong: {error}; hint: send a JSON object"))
         }
         _ => ApiError::syntax(format!("the request body is not valid JSON: {error}")),
     })
-}
-
-/// What the parser says, without the names that Rust has for numbers.
-fn plain(error: &serde_json::Error) -> String {
-    let told = error.to_string();
-    [
-        ("expected u32", "expected a whole number from 0 to 4294967295"),
-        ("expected u64", "expected a whole number from 0 to 18446744073709551615"),
-        ("expected i64", "expected a whole number"),
-        ("expected usize", "expected a whole number, not negative"),
-        ("expected f32", "expected a number"),
-        ("expected f64", "expected a number"),
-    ]
-    .into_iter()
-    .fold(told, |told, (rust, words)| told.replace(rust, words))
 }
 
 fn refuse_unsupported(body: &Body) -> Result<(), ApiError> {

@@ -64,8 +64,10 @@ pub(super) fn insert(tree: &mut Value, path: &[String], value: Value) {
 }
 
 /// Kubernetes injects `LONGSHORE_ROUTER_SERVICE_HOST`, `LONGSHORE_ROUTER_PORT_9000_TCP_ADDR` and the like into every pod
-/// beside a service called `longshore-router`. They have no double underscore, and no key of ours looks like them.
+/// beside a service called `longshore-router`, and `LONGSHORE_PORT` beside one called `longshore`. They have no double underscore, and no key of ours looks like them.
 fn is_service_link(key: &str, text: &str) -> bool {
+    // Of a service called `longshore` alone there is nothing before `SERVICE` or `PORT`.
+    let key = &format!("_{key}");
     let linked = text.starts_with("tcp://") || text.starts_with("udp://") || text.starts_with("sctp://");
     let named = key.ends_with("_SERVICE_HOST") || key.contains("_SERVICE_PORT");
     let port = key.split_once("_PORT_").is_some_and(|(_, rest)| {

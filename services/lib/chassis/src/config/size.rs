@@ -1,16 +1,20 @@
 //! Numbers of bytes as people write them.
 
 /// Units and the powers of two that they stand for. Those without an `i` mean the same: nobody sizes memory in powers of ten.
-const UNITS: [(&str, u32); 10] = [
+const UNITS: [(&str, u32); 14] = [
     ("", 0),
     ("b", 0),
     ("k", 10),
+    ("ki", 10),
     ("kib", 10),
     ("m", 20),
+    ("mi", 20),
     ("mib", 20),
     ("g", 30),
+    ("gi", 30),
     ("gib", 30),
     ("t", 40),
+    ("ti", 40),
     ("tib", 40),
 ];
 
@@ -44,6 +48,7 @@ mod tests {
             ("32GiB", 32 << 30),
             ("32 gib", 32 << 30),
             ("32g", 32 << 30),
+            ("32Gi", 32 << 30),
             ("1.5MiB", 3 << 19),
             ("2TiB", 2 << 40),
             ("7kib", 7 << 10),

@@ -263,6 +263,11 @@ fn other_variables_are_passed_over() {
         ("LONGSHORE_ROUTER_SERVICE_PORT_HTTP", "80"),
         ("LONGSHORE_ROUTER_PORT", "tcp://10.0.0.1:80"),
         ("LONGSHORE_ROUTER_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("LONGSHORE_SERVICE_HOST", "10.0.0.1"),
+        ("LONGSHORE_SERVICE_PORT", "9000"),
+        ("LONGSHORE_PORT", "tcp://10.0.0.1:9000"),
+        ("LONGSHORE_PORT_9000_TCP", "tcp://10.0.0.1:9000"),
+        ("LONGSHORE_PORT_9000_TCP_PROTO", "tcp"),
     ];
     assert_eq!(check(None, &env, &[]).unwrap(), Config::default());
     let sources = Sources::new(None, [("LONGSHORE_OTHER".to_owned(), "1".to_owned())], vec![]);
@@ -274,7 +279,9 @@ fn other_variables_are_passed_over() {
 fn flags_are_named_as_they_were_typed() {
     let typed = Setting { text: "server.port=x".to_owned(), flag: Some("--port") };
     let error = load::<Config>(&Sources::new(None, [], vec![typed])).unwrap_err();
-    assert!(error.to_string().contains("`server.port` (--port) cannot be read"), "{error}");
+    let told = error.to_string();
+    assert!(told.contains("`server.port` (--port) cannot be read"), "{told}");
+    assert!(told.contains("expected a whole number from 0 to 65535"), "{told}");
 }
 
 #[test]

@@ -13,7 +13,9 @@ fn filters_are_checked() {
         ("off", true),
         ("", false),
         ("  ", false),
-        ("loud", true), // a target of this name
+        ("DEBUG", true),
+        ("loud", false),
+        ("info,longshore", false),
         ("a=loud", false),
         ("info,[", false),
     ] {

@@ -194,8 +194,10 @@ fn parts_that_do_not_make_the_rows_are_refused() {
     let prompt = Prompt::of(shape(KvDtype::F16, 16), FIRST, ROWS, false);
     let gpu = gpu(1 << 26);
     let q = gpu.queries(ROWS);
-    for rows in [vec![0..1, 1..69], vec![1..2, 2..70], vec![0..40, 41..70], vec![0..70, 70..70], vec![]] {
-        let parts: Vec<KeptPart<'_>> = rows.iter().map(|rows| all(&prompt, rows.clone())).collect();
+    let wrong: [&[(usize, usize)]; 5] =
+        [&[(0, 69)], &[(1, 70)], &[(0, 40), (41, 70)], &[(0, 70), (70, 70)], &[]];
+    for rows in wrong {
+        let parts: Vec<KeptPart<'_>> = rows.iter().map(|&(first, end)| all(&prompt, first..end)).collect();
         let error = gpu.executor.attend_kept((HEADS, SCALE), &q, &parts).unwrap_err();
         assert!(error.kind() == Kind::InvalidInput && error.to_string().contains("parts"), "{error}");
     }

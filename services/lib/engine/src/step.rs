@@ -124,7 +124,9 @@ pub trait StepObserver {
 
     /// The hidden state after the last layer, before the final norm, of the rows whose logits are wanted, in the order of the
     /// batch.
-    fn finished(&mut self, _hidden: &Activations) {}
+    fn finished(&mut self, _hidden: &Activations) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// What a sparse policy made of one sequence in one layer, and the result.
@@ -283,7 +285,7 @@ impl Engine {
         let logits = match rows.wanted.is_empty() {
             true => Vec::new(),
             false => {
-                observer.finished(&x);
+                observer.finished(&x)?;
                 self.backend.candidates(&x, &wanted_rows(batch))?
             }
         };

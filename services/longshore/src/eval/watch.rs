@@ -71,13 +71,15 @@ impl StepObserver for Watch<'_> {
         self.planning += times.plan;
     }
 
-    fn finished(&mut self, hidden: &Activations) {
-        for row in hidden.host().chunks_exact(hidden.width()) {
+    fn finished(&mut self, hidden: &Activations) -> Result<(), Error> {
+        // On a GPU the rows are there; a device is waited for once a step here.
+        for row in hidden.to_host()?.chunks_exact(hidden.width()) {
             if self.kept.binary_search(&self.finished).is_ok() {
                 self.hidden.push(row.to_vec());
             }
             self.finished += 1;
         }
+        Ok(())
     }
 
     fn probes(&self) -> bool {

@@ -6,9 +6,12 @@
 #include "warpgroup.cuh"
 
 static_assert(HEAD_DIM % 64 == 0 && KEYS == 64 && ROW_TILES == 1 && WARPS == 8 && FIRST_WARP == 4, "as the layouts below need it");
-// Registers of a thread of the group that copies, and of the others: 128 × 40 + 256 × 232 = 64,512 of a multiprocessor, as at the beginning.
+// Registers of a thread at the beginning, of one of the group that copies, and of the others. The host refuses code with another number at the
+// beginning: of fewer in all, those who want more would wait for ever.
+#define LAUNCH_REGISTERS 168
 #define COPY_REGISTERS 40
 #define REGISTERS 232
+static_assert(32 * FIRST_WARP * COPY_REGISTERS + 32 * WARPS * REGISTERS <= THREADS * LAUNCH_REGISTERS, "registers that all groups have together");
 // Visits whose copies are under way. Two stages more: the one that is read, and the one before it, whose values still are.
 #define AHEAD (STAGES - 2)
 

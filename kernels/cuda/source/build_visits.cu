@@ -8,7 +8,8 @@ struct Params {
     u64 row_ends;  // u32 [tiles]: position behind the last row
     u64 counts;    // u32 [lists]
     u64 offsets;   // u64 [lists + 1]
-    u64 output;    // Visit
+    u64 output;    // Visit [room]
+    u64 room;
     u32 lists;
     u32 words;
     u32 tiles;          // list l is of tile l % tiles
@@ -103,8 +104,11 @@ KERNEL(count_visits, 128, 8, Params) {
 KERNEL(expand_visits, 128, 8, Params) {
     u32 list = block_index_x() * 4 + warp();
     if (list >= p.lists) return;
-    Visit* output = reinterpret_cast<Visit*>(p.output) + reinterpret_cast<const u64*>(p.offsets)[list];
-    for_each_visit(p, list, [&](u32 place, const Visit& visit) { output[place] = visit; });
+    u64 first = reinterpret_cast<const u64*>(p.offsets)[list];
+    for_each_visit(p, list, [&](u32 place, const Visit& visit) {
+        if (first + place >= p.room) stop("visits have no room");
+        reinterpret_cast<Visit*>(p.output)[first + place] = visit;
+    });
 }
 
 struct Items {

@@ -19,7 +19,7 @@ use cudarc::driver::{
 use self::staging::{Downloads, Uploads};
 use crate::{
     Architecture, Compiler, CudaOptions, Device, DeviceInfo, Driver, Error, Kernel, Launch, Memory, Queue,
-    Span, cubin, driver::describe, launch,
+    Span, cubin, driver::describe, launch, registry,
 };
 
 /// A CUDA device. Calls are queued on one stream, in the order in which they are made; copies of much on another, and copies to the host
@@ -218,6 +218,19 @@ impl CudaDevice {
         Arc::clone(functions.entry(kernel.clone()).or_default())
     }
 
+    /// Refuses code whose thread blocks would wait for registers for ever: another compiler may deal out others than those that the tests saw.
+    fn check_registers(&self, handle: sys::CUfunction, entry: &str) -> Result<(), Error> {
+        let Some(budget) = registry::exact_budget(entry) else { return Ok(()) };
+        let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_NUM_REGS;
+        // SAFETY: the function was found in a loaded module.
+        let told = unsafe { result::function::get_function_attribute(handle, attribute) };
+        let registers = self.check("cuFuncGetAttribute", told)?.unsigned_abs();
+        let Some(problem) = budget.refuses(registers) else { return Ok(()) };
+        let nvrtc = self.compiler.nvrtc().version();
+        let problem = format!("{problem} (NVRTC {nvrtc} made it); hint: set `cuda.wgmma` to false");
+        Err(Error::Kernel { kernel: entry.to_owned(), problem })
+    }
+
     fn load(&self, code: &[u8], entry: &str, argument_bytes: usize) -> Result<Function, Error> {
         let name = CString::new(entry)
             .map_err(|_| Error::Invalid { field: "entry", problem: "has a zero byte".to_owned() })?;
@@ -228,6 +241,7 @@ impl CudaDevice {
         })?;
         // SAFETY: the module was loaded above; functions live as long as it.
         let found = self.check("cuModuleGetFunction", unsafe { result::module::get_function(module, name) });
+        let found = found.and_then(|handle| self.check_registers(handle, entry).map(|()| handle));
         let limit = i32::try_from(self.info.shared_bytes_limit).unwrap_or(i32::MAX);
         let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let allowed = found.and_then(|handle| {

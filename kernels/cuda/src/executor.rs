@@ -22,17 +22,18 @@ use longshore_attention::{
     PrefillPolicy, Queries, SparseItem, SparseWork, TileShape, WorkList, attend_by_lists,
 };
 
-use crate::{Buffer, Device, Error, Kind, PageElement, PageStats, Span};
+use crate::{Buffer, Device, Error, Kind, PageElement, PageShape, PageStats, PrefillAttention, Span};
 pub use fallback::{FallbackStats, Shortage};
 pub use tally::ExecutorStats;
 
 use arrivals::Arrivals;
 use decode::DecodeBatch;
-use fallback::Fallbacks;
+use fallback::{Fallbacks, RuleCallOf};
 use jobs::{BatchKey, Job};
 use lists::{ListCall, Visited};
 use pages::TilePages;
 use plan::CHOICES_MIN;
+use rule::Layers;
 use tally::Tally;
 use uploads::QueryRows;
 use wave::{RecordShape, WAVE_BYTES, Wave, first_wave, record_shape};
@@ -64,6 +65,7 @@ pub struct CudaExecutor {
     /// What was told of the pages last.
     told: Mutex<PageStats>,
     fallbacks: Fallbacks,
+    layers: Layers,
 }
 
 type Shapes = HashMap<(TileShape, PageElement), Arc<TilePages>>;
@@ -87,6 +89,7 @@ impl CudaExecutor {
             shapes: Mutex::default(),
             told: Mutex::default(),
             fallbacks: Fallbacks::default(),
+            layers: Layers::default(),
         }
     }
 
@@ -102,7 +105,7 @@ impl CudaExecutor {
         Self { choices_min, ..self }
     }
 
-    /// Runs lists by warp groups where the device has them: [`PrefillAttention::with_wgmma`](crate::PrefillAttention::with_wgmma).
+    /// Runs all attention of many rows by warp groups where the device has them: [`PrefillAttention::with_wgmma`].
     #[must_use]
     pub fn with_wgmma(self, wgmma: bool) -> Self {
         Self { wgmma, ..self }
@@ -110,7 +113,7 @@ impl CudaExecutor {
 
     /// What was done so far.
     pub fn stats(&self) -> ExecutorStats {
-        self.tally.stats(self.page_stats(), self.fallbacks.stats())
+        self.tally.stats(self.page_stats(), (self.fallbacks.stats(), self.fallbacks.to_lists()))
     }
 
     /// What the caches of pages did, all together; as it was told last where somebody looks for pages: who asks (a scrape of metrics)
@@ -254,7 +257,15 @@ impl CudaExecutor {
         queries: Queries<'a>,
         rows: Rc<Buffer>,
     ) -> Result<ListCall<'a>, Error> {
-        Ok(ListCall::new(&self.device, pages, queries, rows)?.with_wgmma(self.wgmma))
+        let shape = PageShape { kv_heads: queries.shape.kv_heads, ..pages.shape() };
+        let kernel = self.prefill(&shape, queries.shape.group)?;
+        Ok(ListCall::new(&self.device, pages, (shape, kernel), queries, rows))
+    }
+
+    /// What all attention of many rows is queued by: that of lists of the host, of a rule, and of rows that stay. So its bits do not depend
+    /// on which of these ways a call takes.
+    fn prefill(&self, shape: &PageShape, group: usize) -> Result<PrefillAttention, Error> {
+        Ok(PrefillAttention::new(&self.device, shape, group)?.with_wgmma(self.wgmma))
     }
 
     fn fold_summaries(&self, item: &AttendItem<'_>, partial: Partials) -> Result<Partials, Error> {
@@ -324,10 +335,10 @@ impl Executor for CudaExecutor {
     }
 
     fn attend_by(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<Partials, AttentionError> {
-        match self.attend_by_rule(policy, input)? {
-            Some(partials) => Ok(partials),
-            None => attend_by_lists(self, policy, input),
-        }
+        // Rows that could not stay come here next: what was lacking then would be again, after the same work.
+        let refused = self.fallbacks.take_refused(&RuleCallOf::of(input, input.queries.rows()));
+        let by_rule = if refused { None } else { self.attend_by_rule(policy, input)? };
+        by_rule.map_or_else(|| attend_by_lists(self, policy, input), Ok)
     }
 }
 

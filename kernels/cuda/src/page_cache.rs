@@ -177,6 +177,12 @@ impl PageCache {
         }
     }
 
+    /// How many of the tiles of `versions` have no page, nor one on its way.
+    pub fn missing(&self, versions: &[u64]) -> usize {
+        let state = self.lock();
+        versions.iter().filter(|version| !state.pages.contains_key(version)).count()
+    }
+
     /// Gives memory back to the device, which needs it for something else: as much as holds no pinned page, what was not used for longest
     /// first, until there are `bytes`. Tells how many bytes; their tiles are brought again when they are wanted.
     pub fn give_back(&self, bytes: usize) -> usize {

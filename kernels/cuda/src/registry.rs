@@ -12,10 +12,38 @@ pub struct Budget {
     pub entry: &'static str,
     /// Registers of a thread.
     pub registers: u32,
+    /// Whether it must have just so many: its thread blocks share out what they have by `setmaxnreg`, and with fewer they would wait for
+    /// ever.
+    pub exactly: bool,
+}
+
+impl Budget {
+    /// What is wrong with so many registers of a thread; `None`: nothing.
+    pub fn refuses(&self, registers: u32) -> Option<String> {
+        let Self { registers: budget, exactly, .. } = *self;
+        match exactly {
+            true if registers != budget => Some(format!(
+                "has {registers} registers a thread, must have {budget}: with others it would hang the device"
+            )),
+            false if registers > budget => {
+                Some(format!("takes {registers} registers, its budget is {budget}"))
+            }
+            _ => None,
+        }
+    }
 }
 
 const fn budget(entry: &'static str, registers: u32) -> Budget {
-    Budget { entry, registers }
+    Budget { entry, registers, exactly: false }
+}
+
+const fn exactly(entry: &'static str, registers: u32) -> Budget {
+    Budget { entry, registers, exactly: true }
+}
+
+/// The registers that code for `entry` must have; `None`: it may have any number.
+pub(crate) fn exact_budget(entry: &str) -> Option<&'static Budget> {
+    BUDGETS.iter().find(|budget| budget.exactly && budget.entry == entry)
 }
 
 /// Budgets by entry. No kernel may spill a register or keep an array in local memory, and none has static shared memory: that
@@ -23,7 +51,7 @@ const fn budget(entry: &'static str, registers: u32) -> Budget {
 pub const BUDGETS: &[Budget] = &[
     budget("attend_decode", 255),
     budget("attend_prefill", 255),
-    budget("attend_prefill_wgmma", 168),
+    exactly("attend_prefill_wgmma", 168),
     budget("attend_scalar", 160),
     budget("block_means", 64),
     budget("checksum_tiles", 64),

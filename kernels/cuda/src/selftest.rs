@@ -76,9 +76,9 @@ pub fn executor_cases() -> Vec<Case> {
     executor::cases()
 }
 
-/// Comparisons of prefill attention by warp groups, which only devices of compute capability 9.0 have.
+/// Comparisons of prefill attention by warp groups, also by an executor, which only devices of compute capability 9.0 have.
 pub fn wgmma_cases() -> Vec<Case> {
-    prefill_cases::wgmma_cases()
+    prefill_cases::wgmma_cases().into_iter().chain(executor::wgmma_cases()).collect()
 }
 
 /// Comparisons that only a GPU has time for: sequences and lists as long as those of real prompts.

@@ -105,16 +105,14 @@ fn overdrawn(unit: &str, r: &Resources) -> Vec<String> {
         return vec![format!("{unit}: `{}` has no budget; it takes {} registers", r.entry, r.registers)];
     };
     let what = [
-        ("registers", r.registers, budget.registers),
         ("bytes of local memory", r.stack_bytes, 0),
         ("bytes of spilled registers", r.spill_store_bytes + r.spill_load_bytes, 0),
         ("bytes of static shared memory", r.static_shared_bytes, 0),
     ];
     let over = what.into_iter().filter(|(_, taken, most)| taken > most);
-    over.map(|(what, taken, most)| {
-        format!("{unit}: `{}` takes {taken} {what}, its budget is {most}", r.entry)
-    })
-    .collect()
+    let over = over.map(|(what, taken, most)| format!("takes {taken} {what}, its budget is {most}"));
+    let all = budget.refuses(r.registers).into_iter().chain(over);
+    all.map(|problem| format!("{unit}: `{}` {problem}", r.entry)).collect()
 }
 
 #[test]
@@ -163,6 +161,14 @@ fn kernels_beyond_their_budget_are_found() {
     };
     assert_eq!(overdrawn("u", &within), Vec::<String>::new());
     let Budget { registers, .. } = BUDGETS[0];
+    let exact = BUDGETS.iter().find(|budget| budget.exactly).unwrap();
+    assert_eq!((exact.entry, exact.registers), ("attend_prefill_wgmma", 168));
+    let shared_out = |registers| Resources { entry: exact.entry.to_owned(), registers, ..within.clone() };
+    assert_eq!(overdrawn("u", &shared_out(168)), Vec::<String>::new());
+    for registers in [160, 176] {
+        let told = overdrawn("u", &shared_out(registers));
+        assert!(told.len() == 1 && told[0].contains("must have 168"), "{told:?}");
+    }
     let beyond = [
         Resources { registers: registers + 1, ..within.clone() },
         Resources { stack_bytes: 8, ..within.clone() },

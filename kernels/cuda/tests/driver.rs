@@ -292,6 +292,31 @@ fn kernels_are_compiled_loaded_once_and_launched_with_their_argument() {
     assert_eq!(stand_in.live(), 0, "everything is given back");
 }
 
+#[test]
+fn code_that_would_wait_for_registers_for_ever_is_not_launched() {
+    let stand_in = StandIn::new();
+    let device = stand_in.device();
+    let source = Source {
+        name: "w.cu",
+        text: "struct P { u64 a, b, c; }; KERNEL(attend_prefill_wgmma, 384, 1, P) {}",
+    };
+    let kernel = Kernel { source, entry: "attend_prefill_wgmma", constants: Vec::new() };
+    let memory = Buffer::from_slice(&device, &[0_u64; 4]).unwrap();
+    let argument = [memory.address(), memory.address() + 16, 1];
+    let launch = Launch::new(&kernel, [1, 1, 1], 384, &argument);
+    for registers in [160, 176] {
+        stand_in.set("registers", registers);
+        let text = told(device.launch(&launch), Kind::Internal);
+        assert!(text.contains(&format!("{registers} registers")) && text.contains("`cuda.wgmma`"), "{text}");
+        assert_eq!(stand_in.calls("cuLaunchKernel"), 0);
+    }
+    stand_in.set("registers", 168);
+    device.launch(&launch).unwrap();
+    assert_eq!(stand_in.calls("cuLaunchKernel"), 1);
+    drop((memory, device));
+    assert_eq!(stand_in.live(), 0, "refused code is unloaded");
+}
+
 /// Waits until a call is held up.
 fn wait_for_held(stand_in: &StandIn) {
     while stand_in.calls("held") == 0 {

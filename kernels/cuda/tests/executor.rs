@@ -36,7 +36,8 @@ use device::Emulator;
 #[test]
 fn attention_is_that_of_the_cpu() {
     let device = Emulator::device();
-    for case in selftest::executor_cases() {
+    let by_groups = selftest::wgmma_cases().into_iter().filter(|case| case.name.starts_with("executor, "));
+    for case in selftest::executor_cases().into_iter().chain(by_groups) {
         let error = case.run(&device).unwrap_or_else(|error| panic!("{}: {error}", case.name));
         println!("{}: {error:.2e}", case.name);
         assert!(error <= case.limit, "{}: {error:e} above {:e}", case.name, case.limit);

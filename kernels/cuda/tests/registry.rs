@@ -125,7 +125,8 @@ impl Device for Recorder {
 fn record(capability: u32, shared_bytes_limit: usize) -> Arc<Recorder> {
     let recorder = Recorder::new(capability, shared_bytes_limit);
     let device: Arc<dyn Device> = recorder.clone();
-    for case in selftest::cases().into_iter().chain(selftest::wgmma_cases()) {
+    let cases = [selftest::cases(), selftest::executor_cases(), selftest::wgmma_cases()];
+    for case in cases.into_iter().flatten() {
         let _ = catch_unwind(AssertUnwindSafe(|| case.run(&device)));
     }
     assert!(recorder.forms.lock().unwrap().len() > 10, "{recorder:?}");

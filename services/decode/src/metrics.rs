@@ -99,7 +99,11 @@ impl DecodeMetrics {
                 "Seconds of a layer that only waited for shards",
                 &own.attend_wait_seconds,
             ),
-            ("attend_local_seconds", "Seconds over a layer's local blocks", &own.attend_local_seconds),
+            (
+                "attend_local_seconds",
+                "Seconds over a layer's local blocks; of rows that stay on a GPU, seconds to queue them",
+                &own.attend_local_seconds,
+            ),
             (
                 "attend_merge_seconds",
                 "Seconds that folding a layer's partials took",

@@ -22,6 +22,11 @@ pub use lists::{KeyColumn, KeyLists, KeyVisit};
 const MERGES_MAX: usize = u16::MAX as usize;
 /// Visits of a part of a list, at least: fewer are not worth a merge.
 const PART_VISITS_MIN: u64 = 8;
+/// And at most: matrix units are said not to round to nearest where they add, and errors of one sign grow with the visits that are added up
+/// one after the other. Merges of parts do round to nearest. Of 64 keys these are 131,072 keys, and 8,192 additions to an output.
+const PART_VISITS_MAX: u64 = 2048;
+/// Rows that a warp group takes.
+const GROUP_ROWS: usize = 64;
 
 /// Means that lists may visit.
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +106,8 @@ pub struct PrefillAttention {
     shape: PageShape,
     heads: HeadShape,
     scalar: bool,
-    wgmma: bool,
+    /// Packed rows of a list from which on warp groups take it; `None`: they take none.
+    wgmma_rows: Option<usize>,
     part_visits: Option<u64>,
     merger: PartialMerger,
 }
@@ -125,7 +131,7 @@ impl PrefillAttention {
             shape: *shape,
             heads,
             scalar,
-            wgmma: false,
+            wgmma_rows: None,
             part_visits: None,
             merger,
         })
@@ -138,10 +144,17 @@ impl PrefillAttention {
     }
 
     /// By warp groups (`wgmma`) where the device has them (compute capability 9.0) and the heads have 64 or 128 elements of 16 bits; else as
-    /// without. Never run on a GPU, so nothing asks for it that was not told to.
+    /// without. Lists of up to 64 packed rows too stay as without: one of the two groups that compute would have none. Never run on a GPU, so
+    /// nothing asks for it that was not told to.
     #[must_use]
     pub fn with_wgmma(self, wgmma: bool) -> Self {
-        Self { wgmma, ..self }
+        Self { wgmma_rows: wgmma.then_some(GROUP_ROWS + 1), ..self }
+    }
+
+    /// The same whatever the rows: for comparisons.
+    #[must_use]
+    pub(crate) fn with_wgmma_always(self) -> Self {
+        Self { wgmma_rows: Some(0), ..self }
     }
 
     /// Cuts lists of more than `visits` visits, whatever the device.
@@ -204,7 +217,8 @@ impl PrefillAttention {
             return Ok(Choice::scalar(&self.shape));
         }
         let limits = Limits::of(&*self.device);
-        match Choice::wgmma(&self.shape, limits).filter(|_| self.wgmma) {
+        let by_groups = self.wgmma_rows.is_some_and(|least| packed_rows >= least);
+        match Choice::wgmma(&self.shape, limits).filter(|_| by_groups) {
             Some(choice) => Ok(choice),
             None => Choice::new(&self.shape, packed_rows, limits),
         }
@@ -266,11 +280,11 @@ impl PrefillAttention {
         self.queue(call, choice, &plan::plan(lists, choice.rows() as u32, part_visits, flags), params, None)
     }
 
-    /// Visits of a part: about two waves of thread blocks where there is work for them.
+    /// Visits of a part: about two waves of thread blocks where there is work for them and sums do not become too long.
     fn part_visits(&self, choice: &Choice, lists: &[List]) -> u64 {
         let slots = (self.device.multiprocessors() * choice.blocks) as u64;
         let all: u64 = lists.iter().map(|list| u64::from(list.visits)).sum();
-        self.part_visits.unwrap_or((all / (2 * slots)).max(PART_VISITS_MIN))
+        self.part_visits.unwrap_or_else(|| usual_part_visits(all, slots))
     }
 
     /// Queues the items of a plan and the merges of what it cut; `offsets`: items name lists that begin there ([`plan::counted`]).
@@ -342,6 +356,25 @@ impl PrefillAttention {
     }
 }
 
+/// Visits of a part of lists of `all` visits together, where so many thread blocks are on the device at once.
+fn usual_part_visits(all: u64, slots: u64) -> u64 {
+    (all / (2 * slots)).clamp(PART_VISITS_MIN, PART_VISITS_MAX)
+}
+
 fn invalid(field: &'static str, problem: String) -> Error {
     Error::Invalid { field, problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_worth_a_merge_and_no_longer_than_sums_are_exact() {
+        let slots = 2 * 132;
+        assert_eq!(usual_part_visits(0, slots), 8);
+        assert_eq!(usual_part_visits(1000 * 2 * slots, slots), 1000);
+        // A million keys before each of 8 heads' 8,192 packed rows.
+        assert_eq!(usual_part_visits(8 * 64 * (1 << 20) / 64, slots), 2048);
+    }
 }

@@ -1,10 +1,11 @@
 //! Calls that a device has no room for are computed on the CPU, which has the tiles.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use longshore_attention::{Error as AttentionError, Partials};
+use longshore_attention::{Error as AttentionError, Partials, PlanInput};
 
 use super::{CudaExecutor, failed};
 use crate::Error;
@@ -51,6 +52,25 @@ impl FallbackStats {
     }
 }
 
+/// Calls that are remembered until their rows come by way of the host, at most: more than there are at once.
+const REFUSED_MAX: usize = 16;
+
+/// Which call by a policy: by its layer, its rows, and the version of the first tile that they see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RuleCallOf {
+    layer: usize,
+    first_position: u64,
+    rows: usize,
+    tile: u64,
+}
+
+impl RuleCallOf {
+    pub(super) fn of(input: &PlanInput<'_>, rows: usize) -> Self {
+        let tile = if input.kv.is_empty() { 0 } else { input.kv.tile(0).version() };
+        Self { layer: input.layer, first_position: input.queries.first_position, rows, tile }
+    }
+}
+
 /// Told of a call that the CPU does: what was lacking, and what the device said.
 type Listener = Box<dyn Fn(Shortage, &Error) + Send + Sync>;
 
@@ -58,12 +78,45 @@ type Listener = Box<dyn Fn(Shortage, &Error) + Send + Sync>;
 #[derive(Default)]
 pub(super) struct Fallbacks {
     counts: [AtomicU64; Shortage::ALL.len()],
+    to_lists: AtomicU64,
+    refused: Mutex<VecDeque<RuleCallOf>>,
     listener: Option<Listener>,
 }
 
 impl Fallbacks {
     pub(super) fn stats(&self) -> FallbackStats {
         FallbackStats(Shortage::ALL.map(|shortage| self.counts[shortage as usize].load(Ordering::Relaxed)))
+    }
+
+    /// Calls that went by lists of the host for want of room.
+    pub(super) fn to_lists(&self) -> u64 {
+        self.to_lists.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of a call that goes by lists of the host, for want of memory or pages.
+    pub(super) fn note_lists(&self) {
+        self.to_lists.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Remembers a call whose rows could not stay.
+    pub(super) fn remember(&self, call: RuleCallOf) {
+        let mut refused = self.refused();
+        if refused.len() == REFUSED_MAX {
+            refused.pop_front();
+        }
+        refused.push_back(call);
+    }
+
+    /// Whether that was the same call; then it is forgotten.
+    pub(super) fn take_refused(&self, call: &RuleCallOf) -> bool {
+        let mut refused = self.refused();
+        let place = refused.iter().position(|other| other == call);
+        place.and_then(|place| refused.remove(place)).is_some()
+    }
+
+    fn refused(&self) -> MutexGuard<'_, VecDeque<RuleCallOf>> {
+        // Entries are added and removed whole.
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes note of an error that the CPU makes good; false: it cannot.

@@ -7,7 +7,7 @@ use super::fallback::Shortage;
 use super::jobs::DECODE_ROWS_MAX;
 use super::rule::RowsAt;
 use super::{CudaExecutor, eighths, failed, list_element};
-use crate::{Buffer, DenseKeys, Error, KeptRows, PrefillAttention, PrefillCall};
+use crate::{Buffer, DenseKeys, Error, KeptRows, PrefillCall};
 
 impl KeptAttention for CudaExecutor {
     /// Few rows, which the decode kernel is for, go the way of the host, and so does what has no page for every block.
@@ -55,12 +55,15 @@ impl CudaExecutor {
         call: impl Fn() -> Result<Option<T>, Error>,
     ) -> Result<Option<T>, AttentionError> {
         match self.with_room(call) {
-            Err(error) if Shortage::of(&error).is_some() => Ok(None),
+            Err(error) if Shortage::of(&error).is_some() => {
+                self.fallbacks.note_lists();
+                Ok(None)
+            }
             outcome => outcome.map_err(failed),
         }
     }
 
-    /// Queues rows over all keys up to their own; `None`: there is no kernel for them, or no page for each block.
+    /// Queues rows over all keys up to their own; `None`: there is no kernel for them. Refuses what has no page for each block.
     fn queue_all(
         &self,
         (heads, scale): (HeadShape, f32),
@@ -79,17 +82,19 @@ impl CudaExecutor {
             && (0..blocks).all(|block| kv.tile(block).shape() == tile);
         let element = list_element(tile);
         let pages = match self.pages(tile, element, eighths(tile, element)) {
-            Ok(pages) if fits && blocks <= pages.limit() => pages,
+            Ok(pages) if fits => pages,
             Ok(_) | Err(Error::Invalid { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let Ok(kernel) = PrefillAttention::new(&self.device, &pages.shape(), heads.group) else {
+        let Ok(kernel) = self.prefill(&pages.shape(), heads.group) else {
             return Ok(None);
         };
+        pages.check_room(blocks)?;
         let tiles: Vec<&Tile> = (0..blocks).map(|block| kv.tile(block)).collect();
         let pinned = pages.pin(&tiles)?;
         if pinned.len() < blocks {
-            return Ok(None);
+            let problem = format!("others have pinned all but {} of {blocks}", pinned.len());
+            return Err(Error::OutOfPages { problem });
         }
         let table = Buffer::from_slice(&self.device, pinned.addresses())?;
         let call = PrefillCall {

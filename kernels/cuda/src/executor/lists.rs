@@ -128,21 +128,15 @@ pub(super) struct Chain<'r> {
 }
 
 impl<'a> ListCall<'a> {
-    /// `rows` holds the queries.
+    /// `rows` holds the queries; `kernel` is for pages as the rows see them.
     pub(super) fn new(
         device: &'a Arc<dyn Device>,
         pages: &'a TilePages,
+        (shape, kernel): (PageShape, PrefillAttention),
         queries: Queries<'a>,
         rows: Rc<Buffer>,
-    ) -> Result<Self, Error> {
-        let shape = PageShape { kv_heads: queries.shape.kv_heads, ..pages.shape() };
-        let kernel = PrefillAttention::new(device, &shape, queries.shape.group)?;
-        Ok(Self { device, pages, shape, queries, rows, kernel })
-    }
-
-    /// See [`PrefillAttention::with_wgmma`].
-    pub(super) fn with_wgmma(self, wgmma: bool) -> Self {
-        Self { kernel: self.kernel.with_wgmma(wgmma), ..self }
+    ) -> Self {
+        Self { device, pages, shape, queries, rows, kernel }
     }
 
     /// Begins with `earlier`; the whole goes to `result`.

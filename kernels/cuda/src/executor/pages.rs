@@ -57,6 +57,20 @@ impl TilePages {
         self.cache.limit()
     }
 
+    /// Refuses more pages at once than the budget has room for.
+    pub(super) fn check_room(&self, count: usize) -> Result<(), Error> {
+        if count <= self.limit() {
+            return Ok(());
+        }
+        let problem = format!("{count} are wanted at once, there is room for {}", self.limit());
+        Err(Error::OutOfPages { problem })
+    }
+
+    /// How many of `tiles` have no page.
+    pub(super) fn missing(&self, tiles: &[&Tile]) -> usize {
+        self.cache.missing(&versions(tiles))
+    }
+
     /// What the cache did; `None` while somebody looks for pages.
     pub(super) fn stats(&self) -> Option<PageStats> {
         self.cache.try_stats()

@@ -18,7 +18,7 @@ pub(super) const ENERGY_BYTES: usize = 64 << 20;
 impl BlockChooser for CudaExecutor {
     fn choose(&self, choice: &BlockChoice<'_>) -> Result<Option<Vec<u32>>, AttentionError> {
         let lists = choice.queries.shape.kv_heads * choice.tiles;
-        if lists * choice.blocks < self.choices_min {
+        if lists * choice.blocks < self.choices_min.max(1) {
             return Ok(None);
         }
         let parts = match self.chooser_parts(choice) {

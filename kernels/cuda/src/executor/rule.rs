@@ -3,13 +3,14 @@
 
 mod cut;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use longshore_attention::{
     Error as AttentionError, Partials, PlanInput, PrefillPolicy, QUERY_TILE, RuleCall, Tile,
 };
 
-use super::fallback::Shortage;
+use super::fallback::{RuleCallOf, Shortage};
 use super::pages::TilePages;
 use super::plan::{always, guards, selector, words_from};
 use super::wave::{Wave, record_shape};
@@ -20,6 +21,27 @@ use crate::{
     VisitCall,
 };
 use cut::{Cut, Run};
+
+/// Of the blocks of a prefix that does not stay, one of so many may be missing.
+const MISSING_SHARE: usize = 4;
+/// Layers that are told apart, at most.
+const LAYERS_MAX: usize = 4096;
+
+/// Layers that were asked for: as many prefixes want pages at once.
+#[derive(Debug, Default)]
+pub(super) struct Layers(Mutex<HashSet<usize>>);
+
+impl Layers {
+    /// How many there are, with this one.
+    fn count(&self, layer: usize) -> usize {
+        // Layers are added whole.
+        let mut layers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if layers.len() < LAYERS_MAX {
+            layers.insert(layer);
+        }
+        layers.len()
+    }
+}
 
 /// Rows of a call on the device.
 #[derive(Debug, Clone, Copy)]
@@ -59,8 +81,11 @@ impl CudaExecutor {
         of: (&PlanInput<'_>, usize),
         at: RowsAt<'_>,
     ) -> Result<bool, AttentionError> {
-        let queued = self.with_call(policy, of, |call| Ok(call.queue(at)?.then_some(())))?;
-        Ok(queued.is_some())
+        let queued = self.with_call(policy, of, |call| Ok(call.queue(at)?.then_some(())))?.is_some();
+        if !queued {
+            self.fallbacks.remember(RuleCallOf::of(of.0, of.1));
+        }
+        Ok(queued)
     }
 
     fn with_call<R>(
@@ -74,7 +99,8 @@ impl CudaExecutor {
         }
         let done = policy.with_rule(&self.cpu, (input, rows), |rule| {
             let lists = input.queries.shape.kv_heads * rule.choice.tiles;
-            if lists * rule.choice.blocks < self.choices_min {
+            // Where there is nothing to choose nothing is scored.
+            if lists * rule.choice.blocks < self.choices_min.max(1) {
                 return Ok(None);
             }
             let attended = match self.rule_parts(input, rule) {
@@ -89,14 +115,42 @@ impl CudaExecutor {
             };
             match attended {
                 // Lists need less, or are the CPU's.
-                Err(error) if Shortage::of(&error).is_some() => Ok(None),
+                Ok(None) => {
+                    self.fallbacks.note_lists();
+                    Ok(None)
+                }
+                Err(error) if Shortage::of(&error).is_some() => {
+                    self.fallbacks.note_lists();
+                    Ok(None)
+                }
                 attended => attended.map_err(failed),
             }
         })?;
         done.unwrap_or(Ok(None))
     }
 
-    /// What a call takes of the device; `None`: it cannot have a page for each block.
+    /// Refuses a prefix of so many blocks where there is no page for each of them, and where most of them are not on the device and would not
+    /// stay until the next chunk: with more layers than there is room for, what is not used for longest makes way, which is what is wanted
+    /// next, and every layer would bring its whole prefix each time. Lists bring no more than is visited.
+    fn check_room(&self, pages: &TilePages, blocks: usize, input: &PlanInput<'_>) -> Result<(), Error> {
+        pages.check_room(blocks)?;
+        let all = blocks.saturating_mul(self.layers.count(input.layer));
+        if all <= pages.limit() {
+            return Ok(());
+        }
+        let tiles: Vec<&Tile> = (0..blocks).map(|block| input.kv.tile(block)).collect();
+        let missing = pages.missing(&tiles);
+        if missing * MISSING_SHARE <= blocks {
+            return Ok(());
+        }
+        let problem = format!(
+            "{missing} of {blocks} blocks have none, those of all layers take {all}, there is room for {}",
+            pages.limit()
+        );
+        Err(Error::OutOfPages { problem })
+    }
+
+    /// What a call takes of the device; `None`: visits cannot name its keys, or its tiles differ.
     fn rule_parts(&self, input: &PlanInput<'_>, rule: &RuleCall<'_>) -> Result<Option<RuleParts>, Error> {
         let (tile, heads) = (input.kv.shape(), input.queries.shape);
         let (element, means) = (list_element(tile), input.summaries.shape());
@@ -107,14 +161,13 @@ impl CudaExecutor {
             true => Some(self.pages(means, element, MEAN_EIGHTHS)?),
             false => None,
         };
-        let attention = PrefillAttention::new(&self.device, &pages.shape(), heads.group)?;
+        let attention = self.prefill(&pages.shape(), heads.group)?;
         let keys = attention.visit_keys(QUERY_TILE)?;
         let Some(cut) = Cut::new(rule, input, keys) else { return Ok(None) };
-        let fits = |pages: &TilePages, count: usize| count <= pages.limit();
-        let all = fits(&pages, cut.blocks)
-            && fits(&scores, cut.stripes)
-            && means.as_deref().is_none_or(|means| fits(means, cut.stripes));
-        Ok(all.then_some(RuleParts { scorer, attention, pages, scores, means, cut }))
+        self.check_room(&pages, cut.blocks, input)?;
+        scores.check_room(cut.stripes)?;
+        means.as_deref().map_or(Ok(()), |means| means.check_room(cut.stripes))?;
+        Ok(Some(RuleParts { scorer, attention, pages, scores, means, cut }))
     }
 }
 

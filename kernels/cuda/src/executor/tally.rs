@@ -21,6 +21,9 @@ pub struct ExecutorStats {
     pub waits: u64,
     /// Calls that the CPU did because the device had no room for them.
     pub fallbacks: FallbackStats,
+    /// Calls whose lists or rows would have stayed on the device, had there been memory, and a page for each block: they went by lists of the
+    /// host.
+    pub to_lists: u64,
 }
 
 /// Counts the calls of the device behind it.
@@ -45,7 +48,11 @@ impl Tally {
         Arc::ptr_eq(&self.inner, device)
     }
 
-    pub(super) fn stats(&self, pages: PageStats, fallbacks: FallbackStats) -> ExecutorStats {
+    pub(super) fn stats(
+        &self,
+        pages: PageStats,
+        (fallbacks, to_lists): (FallbackStats, u64),
+    ) -> ExecutorStats {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         ExecutorStats {
             pages,
@@ -54,6 +61,7 @@ impl Tally {
             downloaded_bytes: read(&self.downloaded_bytes),
             waits: read(&self.waits),
             fallbacks,
+            to_lists,
         }
     }
 }

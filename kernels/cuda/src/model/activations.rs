@@ -8,6 +8,7 @@ use longshore_model::{Activations, DeviceRows};
 
 use super::compute::{At, Compute};
 use super::failed;
+use super::programs::{Precision, Programs};
 use super::rows::RowsIn;
 use crate::{Buffer, Device, Error, Span};
 
@@ -47,6 +48,14 @@ impl KeptRows {
     pub(super) fn from_slice(compute: &Arc<Compute>, width: usize, data: &[f32]) -> Result<Self, Error> {
         let buffer = Buffer::from_slice(&compute.device, data)?;
         Ok(Self { compute: Arc::clone(compute), buffer, rows: data.len() / width, width })
+    }
+
+    /// Rows of the host on a device that has no model: for comparisons.
+    pub(crate) fn on(device: &Arc<dyn Device>, width: usize, data: &[f32]) -> Result<Self, Error> {
+        let (precision, products) = (Precision::F32, None);
+        let programs = Programs::new(precision);
+        let compute = Compute { device: Arc::clone(device), precision, programs, products };
+        Self::from_slice(&Arc::new(compute), width, data)
     }
 
     /// What a device keeps of `activations`; `None` where they are in host memory, or of another kind of backend.

@@ -65,6 +65,7 @@ struct Params {
     counts: u64,
     offsets: u64,
     output: u64,
+    room: u64,
     lists: u32,
     words: u32,
     tiles: u32,
@@ -101,7 +102,8 @@ impl VisitBuilder {
     }
 
     /// Queues how many visits each list has, u32 `[lists]` at `counts`, where each begins, u64 `[lists + 1]` at `offsets`, and the visits,
-    /// whose number the device alone knows: `visits` must have room for [`most_visits`] of each list.
+    /// whose number the device alone knows: `visits` must have room for [`most_visits`] of each list. Where there are more all the same, the
+    /// kernel ends with a fault, and writes nothing beyond.
     pub fn launch(
         &self,
         call: &VisitCall<'_>,
@@ -116,6 +118,7 @@ impl VisitBuilder {
             counts: counts.for_kernel("counts", &[call.lists], size_of::<u32>())?,
             offsets: offsets.for_kernel("offsets", &[call.lists + 1], size_of::<u64>())?,
             output: visits.for_kernel("visits", &[1], size_of::<KeyVisit>())?,
+            room: (visits.bytes() / size_of::<KeyVisit>()) as u64,
             ..params(call)?
         };
         let grid = [call.lists.div_ceil(WARPS) as u32, 1, 1];

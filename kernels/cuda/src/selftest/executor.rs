@@ -5,12 +5,13 @@ use std::sync::Arc;
 use longshore_attention::{
     AttendItem, CpuExecutor, ExactBlock, Executor, HeadShape, KvDtype, PagedKv, Partials, PlanInput,
     PrefillPolicy, Queries, SparseItem, SparseWork, Summaries, SummaryKey, Tile, TileShape, Tiles, Visit,
-    WorkList,
+    WorkList, attend_by_lists,
 };
+use longshore_model::{Activations, KeptAttention as _, KeptPart, KeptVisits};
 
 use super::Case;
 use super::material::{Random, random_tiles, relative, rounded};
-use crate::{CudaExecutor, Device, Error, PageElement};
+use crate::{CudaExecutor, Device, Error, KeptRows, PageElement};
 
 /// Blocks of a stripe.
 const STRIPE: u32 = 4;
@@ -126,9 +127,14 @@ impl Sequence {
     }
 
     fn planned(&self, policy: &str) -> SparseWork {
-        let policy = PrefillPolicy::parse(policy, None).expect("a policy of ours");
+        let plan = |input: &PlanInput<'_>| CpuExecutor::serial().plan(&parsed(policy), input);
+        self.with_input(plan).expect("all that a policy reads is there")
+    }
+
+    /// Calls `take` with what a policy reads.
+    fn with_input<R>(&self, take: impl FnOnce(&PlanInput<'_>) -> R) -> R {
         let (spreads, cosines) = (self.summaries.spreads(), |block, head| self.summaries.cosine(block, head));
-        let input = PlanInput {
+        take(&PlanInput {
             queries: self.queries(),
             layer: 5,
             kv: &self.tiles,
@@ -138,8 +144,7 @@ impl Sequence {
             dense_from: u64::MAX,
             spreads: Some(&spreads),
             cosines: Some(&cosines),
-        };
-        CpuExecutor::serial().plan(&policy, &input).expect("all that a policy reads is there")
+        })
     }
 
     fn sparse<'a>(&'a self, work: &'a SparseWork) -> SparseItem<'a> {
@@ -175,6 +180,10 @@ pub(super) fn distance(found: &[Partials], wanted: &[Partials]) -> f64 {
 
 pub(super) fn refused(error: longshore_attention::Error) -> Error {
     Error::Device { call: "the executor", problem: error.to_string() }
+}
+
+fn parsed(policy: &str) -> PrefillPolicy {
+    PrefillPolicy::parse(policy, None).expect("a policy of ours")
 }
 
 /// Some sequences of different lengths, each with few rows; asked twice, so that pages are found again.
@@ -281,6 +290,83 @@ fn sparse(plan: Plan, policy: &str, device: &Arc<dyn Device>) -> Result<f64, Err
     Ok(all.max(distance(&executor.attend_sparse(&items).map_err(refused)?, &wanted)))
 }
 
+/// Attention by a rule, all of it on the device: infinite where it went by lists of the host.
+fn by_rule(plan: Plan, (rule, wgmma): (&str, bool), device: &Arc<dyn Device>) -> Result<f64, Error> {
+    let (sequence, policy) = (plan.sequence(&mut Random(plan.seed), plan.prefix), parsed(rule));
+    let executor = plan.executor(device).with_choices_min(0).with_wgmma(wgmma);
+    let wanted = sequence.with_input(|input| attend_by_lists(&CpuExecutor::serial(), &policy, input));
+    let found = sequence.with_input(|input| executor.attend_by(&policy, input)).map_err(refused)?;
+    // Lists of the host would be waited for too.
+    if executor.stats().waits != 1 {
+        return Ok(f64::INFINITY);
+    }
+    Ok(distance(&[found], &[wanted.map_err(refused)?]))
+}
+
+/// The same of rows that are on the device, and all keys of the same rows; infinite where the host is asked.
+fn kept(plan: Plan, (rule, wgmma): (&str, bool), device: &Arc<dyn Device>) -> Result<f64, Error> {
+    let (sequence, policy) = (plan.sequence(&mut Random(plan.seed), plan.prefix), parsed(rule));
+    let executor = plan.executor(device).with_choices_min(0).with_wgmma(wgmma);
+    let (queries, cpu) = (sequence.queries(), CpuExecutor::serial());
+    let q = KeptRows::on(device, plan.heads.query_heads() * plan.heads.head_dim, queries.data)?.activations();
+    let attend = |visits: KeptVisits<'_>| -> Result<Option<Vec<f32>>, Error> {
+        let part = KeptPart { rows: 0..plan.rows, first_position: queries.first_position, visits };
+        let found = executor.attend_kept((plan.heads, queries.scale), &q, &[part]).map_err(refused)?;
+        let read = |rows: Activations| rows.to_host().map(std::borrow::Cow::into_owned);
+        let told = |error: longshore_model::Error| Error::Device {
+            call: "reading rows",
+            problem: error.to_string(),
+        };
+        found.map(read).transpose().map_err(told)
+    };
+    let of_rule = sequence.with_input(|input| {
+        let input = PlanInput { queries: Queries { data: &[], ..queries }, ..*input };
+        attend(KeptVisits::By { policy: &policy, input: &input })
+    })?;
+    let of_all = attend(KeptVisits::All { kv: &sequence.tiles, first_key: 0 })?;
+    let (Some(of_rule), Some(of_all)) = (of_rule, of_all) else { return Ok(f64::INFINITY) };
+    let by_rule = sequence.with_input(|input| attend_by_lists(&cpu, &policy, input)).map_err(refused)?;
+    let work = WorkList { exact: sequence.blocks(), ..WorkList::default() };
+    let item = AttendItem { queries, kv: &sequence.tiles, work: &work, initial: None };
+    let all = cpu.attend(&[item]).map_err(refused)?.remove(0);
+    Ok(relative(&of_rule, &by_rule.finish()).max(relative(&of_all, &all.finish())))
+}
+
+/// Rules of which the device makes the lists: with means for what is not visited, and without; each with a guard of its own.
+const RULES: [&str; 2] = [
+    "blocks:scorer=row-normalised,selector=mass,gamma=0.6,peak=0.25,dense_layers=0,min_positions=0,last_tiles=0",
+    "blocks:scorer=pooled,selector=top-k,k=3,correction=off,escape=0.7,dense_layers=0,min_positions=0,last_tiles=0",
+];
+
+fn rule_cases(plan: Plan, wgmma: bool) -> Vec<Case> {
+    let kernel = if wgmma { ", by wgmma" } else { "" };
+    let named = |what: &str, number: usize| {
+        let (kv, seed) = (plan.dtype.name(), plan.seed);
+        format!("executor, {what} by rule {number}{kernel}, {kv} KV (seed {seed})")
+    };
+    let mut cases = Vec::new();
+    for (number, rule) in RULES.into_iter().enumerate() {
+        let way = (rule, wgmma);
+        let run = move |device: &Arc<dyn Device>| by_rule(plan, way, device);
+        cases.push(Case::new(named("blocks", number), plan.limit(), run));
+        let run = move |device: &Arc<dyn Device>| kept(plan, way, device);
+        cases.push(Case::new(named("rows that stay", number), plan.limit(), run));
+    }
+    cases
+}
+
+/// A prompt of which the device chooses blocks.
+fn long(dtype: KvDtype) -> Plan {
+    let heads = HeadShape { kv_heads: 2, group: 3, head_dim: 64 };
+    Plan { seed: 26, dtype, heads, tokens: 16, prefix: 330, rows: 70, pages: 64 }
+}
+
+/// By warp groups, which only devices of compute capability 9.0 have.
+pub(super) fn wgmma_cases() -> Vec<Case> {
+    let cases = [KvDtype::F16, KvDtype::Bf16, KvDtype::Int8].map(|dtype| rule_cases(long(dtype), true));
+    cases.into_iter().flatten().map(|case| case.only_on(90)).collect()
+}
+
 /// All comparisons of the executor.
 pub(super) fn cases() -> Vec<Case> {
     let heads = HeadShape { kv_heads: 2, group: 3, head_dim: 64 };
@@ -307,6 +393,7 @@ pub(super) fn cases() -> Vec<Case> {
             let name = named(policy.split(':').next().expect("a name"), &long);
             cases.push(Case::new(name, long.limit(), move |device| sparse(long, policy, device)));
         }
+        cases.extend(rule_cases(self::long(dtype), false));
     }
     let tight = Plan { pages: 3, rows: 2, seed: 25, ..base };
     cases.push(Case::new(named("decode with three pages", &tight), tight.limit(), move |device| {

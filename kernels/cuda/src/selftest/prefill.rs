@@ -23,6 +23,8 @@ pub(super) enum Numbers {
     Extreme,
     /// All logits are equal.
     Equal,
+    /// All logits are equal, and so are all values: an output is a value, and errors of sums that lean one way are seen.
+    Same,
 }
 
 /// Which keys rows visit.
@@ -150,6 +152,7 @@ impl Prefill {
                 let size = if query { 120.0 } else { 8.0 };
                 random.numbers(count, size).into_iter().map(f32::round).collect()
             }
+            Numbers::Same => vec![if query { 0.0 } else { 0.7 }; count],
             Numbers::Equal => random.numbers(count, if query { 0.0 } else { 1.0 }),
         };
         rounded(self.element, &mut numbers);
@@ -171,8 +174,11 @@ impl Prefill {
         let width = self.heads.kv_heads * self.heads.head_dim;
         let of_keys = |random: &mut Random, count: usize| {
             let keys = self.numbers(random, count * width, false);
-            // Values are ordinary whatever the keys are.
-            let mut values = random.numbers(count * width, 1.0);
+            // Values are ordinary whatever the keys are, but for one kind.
+            let mut values = match self.numbers {
+                Numbers::Same => vec![0.7; count * width],
+                _ => random.numbers(count * width, 1.0),
+            };
             rounded(self.element, &mut values);
             (keys, values)
         };
@@ -307,8 +313,10 @@ impl Prefill {
 
     /// What the device gives, as records, or divided.
     fn found(&self, device: &Arc<dyn Device>, sequence: &Sequence, divide: bool) -> Result<Vec<f32>, Error> {
-        let mut attention =
-            PrefillAttention::new(device, &self.page(), self.heads.group)?.with_wgmma(self.way.wgmma);
+        let mut attention = PrefillAttention::new(device, &self.page(), self.heads.group)?;
+        if self.way.wgmma {
+            attention = attention.with_wgmma_always();
+        }
         if self.way.scalar {
             attention = attention.scalar();
         }

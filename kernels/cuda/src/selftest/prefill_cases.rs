@@ -147,6 +147,10 @@ fn odd_cases(base: Prefill) -> Vec<Case> {
         case("extreme logits, lists", extreme_lists),
         case("extreme logits, blocks left out", Prefill { way: skipping, ..extreme_lists }),
         case("equal logits", Prefill { numbers: Numbers::Equal, heads: heads(1, 4), seed: 10, ..base }),
+        case(
+            "equal keys and values",
+            Prefill { numbers: Numbers::Same, heads: heads(1, 4), seed: 12, ..base },
+        ),
     ]
 }
 
@@ -161,6 +165,12 @@ pub(super) fn large_cases() -> Vec<Case> {
             cases.push(case("dense", base));
             cases.push(case("lists", Prefill { keys: Keys::Lists, ..base }));
         }
+        // As many visits as are ever added up one after the other.
+        let heads = HeadShape { kv_heads: 1, group: 1, head_dim: 64 };
+        let way = Way { part_visits: Some(2048), ..PLAIN };
+        let base =
+            Prefill { heads, prefix: 200_000, rows: 33, numbers: Numbers::Same, way, ..base(element, 64) };
+        cases.push(case("sums as long as they get", base));
     }
     cases
 }

@@ -373,8 +373,15 @@ int cuModuleUnload(void* module) {
 }
 int cuModuleGetFunction(void** function, void*, const char* name) {
     CALL(cuModuleGetFunction)
-    if (strcmp(name, "copy_words") != 0) return 500;
+    if (strcmp(name, "copy_words") != 0 && strcmp(name, "attend_prefill_wgmma") != 0) return 500;
     *function = &state;
+    return 0;
+}
+int cuFuncGetAttribute(int* value, int attribute, void*) {
+    CALL(cuFuncGetAttribute)
+    // CU_FUNC_ATTRIBUTE_NUM_REGS
+    if (attribute != 4) return 1;
+    *value = static_cast<int>(setting("registers", 168));
     return 0;
 }
 int cuFuncSetAttribute(void*, int attribute, int value) {

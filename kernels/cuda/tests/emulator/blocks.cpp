@@ -27,6 +27,7 @@ void prepare(Worker& w, u64 block) {
         thread.groups.clear();
         thread.unseen.clear();
         thread.settled.clear();
+        thread.named.clear();
         begin(thread.context, w.stacks + index * (STACK + PAGE) + PAGE, enter);
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Sub;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -69,6 +70,7 @@ pub(crate) struct Watched {
     refused: AtomicUsize,
     pub(crate) used: AtomicUsize,
     counts: Mutex<Counts>,
+    entries: Mutex<BTreeSet<&'static str>>,
     /// Done by the next such call, before it is passed on.
     before: Mutex<Option<(Moment, Action)>>,
 }
@@ -77,8 +79,8 @@ impl Watched {
     pub(crate) fn with_room(room: usize) -> Arc<Self> {
         let (used, counts, before) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
         let (until_refusal, refused) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
-        let inner = Emulator::new();
-        Arc::new(Self { inner, room, until_refusal, refused, used, counts, before })
+        let (inner, entries) = (Emulator::new(), Mutex::default());
+        Arc::new(Self { inner, room, until_refusal, refused, used, counts, entries, before })
     }
 
     /// Refuses one allocation: the next but so many.
@@ -87,11 +89,21 @@ impl Watched {
     }
 
     pub(crate) fn has_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed) > 0
+        self.refusals() > 0
+    }
+
+    /// Allocations that were refused.
+    pub(crate) fn refusals(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
     }
 
     pub(crate) fn counted(&self) -> Counts {
         *self.counts.lock().unwrap()
+    }
+
+    /// Entries that were launched since this was asked last.
+    pub(crate) fn take_launched(&self) -> BTreeSet<&'static str> {
+        std::mem::take(&mut *self.entries.lock().unwrap())
     }
 
     pub(crate) fn before(&self, moment: Moment, action: impl FnOnce() + Send + 'static) {
@@ -177,6 +189,7 @@ impl Device for Watched {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
         self.count(|counts| &mut counts.launches);
+        self.entries.lock().unwrap().insert(launch.kernel.entry);
         self.at(Moment::Launch(launch.kernel.entry));
         self.inner.launch(launch)
     }

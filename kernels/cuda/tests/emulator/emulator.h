@@ -118,6 +118,8 @@ DEVICE u32 grid_blocks_y() { return emulator::here().grid[1]; }
 DEVICE u32 grid_blocks_z() { return emulator::here().grid[2]; }
 DEVICE u8* shared_memory() { return emulator::here().shared; }
 
+DEVICE void stop(const char* problem, LINE) { emulator::fail(problem, line); }
+
 DEVICE void sync_block(LINE) { emulator::meet(emulator::Meeting::SyncBlock, line, nullptr); }
 DEVICE void sync_warp(LINE) { emulator::meet(emulator::Meeting::SyncWarp, line, nullptr); }
 DEVICE void fence_device() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

@@ -20,6 +20,8 @@ void wait_barrier(Barrier& barrier, u32 parity, int line);
 void fence_async_proxy();
 // These registers are as they are now at the fence that follows.
 void settle(const void* registers, u64 bytes);
+// The wait that follows names these registers.
+void name_registers(const void* registers, u64 bytes);
 
 }  // namespace emulator
 
@@ -42,7 +44,8 @@ DEVICE void give_registers(LINE) {
 }
 template <u32 N>
 DEVICE void take_registers(LINE) {
-    give_registers<N>(line);
+    static_assert(N % 8 == 0 && N >= 24 && N <= 256, "registers of a thread");
+    emulator::exchange(emulator::Meeting::ChangeRegisters, N, 1, line);
 }
 
 // No function can have both a list of any length and the line of its caller.
@@ -53,17 +56,21 @@ struct Products {
         (emulator::settle(&registers, sizeof registers), ...);
         emulator::meet(emulator::Meeting::FenceProducts, line, nullptr);
     }
-    void wait(u32 groups) const { emulator::meet(emulator::Meeting::WaitProducts, line, &groups); }
+    template <typename... Registers>
+    void wait(u32 groups, Registers&... registers) const {
+        (emulator::name_registers(&registers, sizeof registers), ...);
+        emulator::meet(emulator::Meeting::WaitProducts, line, &groups);
+    }
 };
 #define fence_products(...) Products{__LINE__}.fence(__VA_ARGS__)
 DEVICE void commit_products(LINE) { emulator::meet(emulator::Meeting::CommitProducts, line, nullptr); }
 template <u32 N, typename A>
-DEVICE void wait_products(A&, LINE) {
-    Products{line}.wait(N);
+DEVICE void wait_products(A& a, LINE) {
+    Products{line}.wait(N, a);
 }
 template <u32 N, typename A, typename B>
-DEVICE void wait_products(A&, B&, LINE) {
-    Products{line}.wait(N);
+DEVICE void wait_products(A& a, B& b, LINE) {
+    Products{line}.wait(N, a, b);
 }
 
 DEVICE u64 matrix_descriptor(const void* shared, u32 leading, u32 stride) {

@@ -64,8 +64,13 @@ struct Begun {
     Accumulator* to;
 };
 
+// Registers of a multiprocessor.
+constexpr u64 REGISTERS = 64 << 10;
+
 struct WarpTrack {
     Clock clock;
+    // Of a thread.
+    u32 registers;
     std::list<Accumulator> accumulators;
     std::vector<Begun> begun;
     // Ends of the groups of `begun` that were committed and not waited for.
@@ -90,13 +95,19 @@ Tracks* tracks_of(Worker& w) {
     return w.own_tracks;
 }
 
+// Registers of a thread of a block that has a multiprocessor for itself: as many as there are, in steps of 8. The tests see that code has so many.
+u32 registers_at_launch(const Worker& w) { return static_cast<u32>(std::min<u64>(REGISTERS / w.launch->threads / 8 * 8, 248)); }
+
 void begin_tracks(Worker& w) {
     Tracks& tracks = *w.tracks;
     u64 pieces = round_up(w.launch->shared_bytes, 16) / 16, warps = w.launch->threads / 32;
     tracks.pieces.assign(pieces, Piece{});
     tracks.reads.assign(pieces * warps, 0);
     tracks.warps.assign(warps, WarpTrack{});
-    for (u32 warp = 0; warp < warps; warp++) tracks.warps[warp].clock.of[warp] = 1;
+    for (u32 warp = 0; warp < warps; warp++) {
+        tracks.warps[warp].clock.of[warp] = 1;
+        tracks.warps[warp].registers = registers_at_launch(w);
+    }
     tracks.barriers.clear();
 }
 
@@ -202,8 +213,25 @@ void told(Worker& w, Thread* threads, u64 what) {
     }
 }
 
+void change_registers(Worker& w, Thread* threads, u32 count, bool takes) {
+    WarpTrack& track = w.tracks->warps[warp_of(threads[0].here.thread)];
+    told(w, threads, count);
+    if (takes ? count < track.registers : count > track.registers) {
+        give_up(w, place(w) + text(", line %d: a thread has %u registers and %s until it has %u", threads[0].line, track.registers,
+                                   takes ? "takes some" : "gives some back", count));
+    }
+    track.registers = count;
+}
+
 // When all threads have left.
 void check_tracks(Worker& w) {
+    u64 wanted = 0, all = static_cast<u64>(registers_at_launch(w)) * w.launch->threads;
+    for (const WarpTrack& track : w.tracks->warps) wanted += track.registers * 32;
+    if (wanted > all) {
+        w.current = &w.threads[0];
+        w.problem = place(w) + text(": deadlock in setmaxnreg: warps want %llu registers, the block has %llu",
+                                    static_cast<unsigned long long>(wanted), static_cast<unsigned long long>(all));
+    }
     for (u32 warp = 0; warp < w.tracks->warps.size(); warp++) {
         w.current = &w.threads[warp * 32];
         const WarpTrack& track = w.tracks->warps[warp];
@@ -284,6 +312,11 @@ void fence_async_proxy() {
 void settle(const void* registers, u64 bytes) {
     const u8* at = static_cast<const u8*>(registers);
     worker->current->settled.push_back({registers, {at, at + bytes}});
+}
+
+void name_registers(const void* registers, u64 bytes) {
+    const u8* at = static_cast<const u8*>(registers);
+    worker->current->named.emplace_back(at, at + bytes);
 }
 
 }  // namespace emulator

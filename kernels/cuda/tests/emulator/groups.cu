@@ -105,7 +105,11 @@ DEVICE void multiply_visits(const Params& p) {
         if (p.fault == 19) arrive_warp(pipe().empty[visit % STAGES]);
         if (p.fault == 20 && visit == 0) stage_of(0)[8] = 1;
         if (p.fault == 21 && warp() == 5 && visit + 1 == VISITS) return;
-        wait_products<0>(a, d);
+        if (p.fault == 30) {
+            wait_products<0>(a);
+        } else {
+            wait_products<0>(a, d);
+        }
         if (p.fault == 16) d[0][0] = read;
         if (p.fault != 19) arrive_warp(pipe().empty[visit % STAGES]);
     }
@@ -123,10 +127,22 @@ KERNEL(pass, 256, 1, Params) {
     }
     if (p.fault != 24) sync_block();
     if (warp() < 4) {
-        give_registers<40>();
+        if (p.fault == 27) {
+            give_registers<248>();
+        } else if (p.fault == 28) {
+            take_registers<40>();
+        } else {
+            give_registers<40>();
+        }
         copy_visits(p);
     } else {
-        take_registers<232>();
+        if (p.fault == 27) {
+            take_registers<256>();
+        } else if (p.fault == 29) {
+            give_registers<256>();
+        } else {
+            take_registers<248>();
+        }
         multiply_visits(p);
     }
 }

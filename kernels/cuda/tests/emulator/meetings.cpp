@@ -114,7 +114,7 @@ void perform(Worker& w, Meeting meeting, Thread* threads) {
         case Meeting::FenceProducts: return fence_registers(w, threads);
         case Meeting::CommitProducts: return commit_group(w, threads);
         case Meeting::WaitProducts: return wait_group(w, threads);
-        case Meeting::ChangeRegisters: return told(w, threads, exchanged(threads, 0).value);
+        case Meeting::ChangeRegisters: return change_registers(w, threads, exchanged(threads, 0).value, exchanged(threads, 0).operand != 0);
         case Meeting::WaitBarrier:
         case Meeting::None:
         case Meeting::SyncBlock:

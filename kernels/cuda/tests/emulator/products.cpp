@@ -65,6 +65,16 @@ void check_settled(Worker& w, const Thread& thread, const void* registers, u64 b
     give_up(w, place(w) + text(", line %d: %s of multiply_group were not named in fence_products, or touched after it", thread.line, what));
 }
 
+// Whether the wait that ends a product names its accumulators: the compiler may move what reads others before it.
+void check_named(Worker& w, const Thread& thread, const void* registers, u64 bytes) {
+    const u8* at = static_cast<const u8*>(registers);
+    for (const auto& [from, end] : thread.named) {
+        if (at >= from && at + bytes <= end) return;
+    }
+    w.current = &w.threads[thread.here.thread];
+    give_up(w, place(w) + text(", line %d: accumulators of multiply_group are not named in wait_products", thread.line));
+}
+
 void fence_registers(Worker& w, Thread* threads) { told(w, threads, 0); }
 
 Accumulator& accumulator_of(Worker& w, WarpTrack& track, Thread* threads) {
@@ -141,6 +151,7 @@ void end_product(Worker& w, Thread* threads, WarpTrack& track, const Begun& begu
     if (--to.products > 0) return;
     for (u32 lane = 0; lane < 32; lane++) {
         f32* d = to.registers[lane];
+        check_named(w, threads[lane], d, to.columns * 2);
         for (u32 i = 0; i < to.columns / 2; i++) {
             if (bits_of(d[i]) != 0xffffffffu) {
                 w.current = &threads[lane];
@@ -163,13 +174,17 @@ void wait_group(Worker& w, Thread* threads) {
     u32 most = *static_cast<const u32*>(threads[0].brought);
     told(w, threads, most);
     for (u32 lane = 0; lane < 32; lane++) threads[lane].settled.clear();
-    if (track.groups.size() <= most) return;
+    if (track.groups.size() <= most) {
+        for (u32 lane = 0; lane < 32; lane++) threads[lane].named.clear();
+        return;
+    }
     u64 done = track.groups.size() - most;
     u32 end = track.groups[done - 1];
     for (u32 index = 0; index < end; index++) end_product(w, threads, track, track.begun[index]);
     track.begun.erase(track.begun.begin(), track.begun.begin() + end);
     track.groups.erase(track.groups.begin(), track.groups.begin() + static_cast<i64>(done));
     for (u32& group : track.groups) group -= end;
+    for (u32 lane = 0; lane < 32; lane++) threads[lane].named.clear();
 }
 
 }  // namespace

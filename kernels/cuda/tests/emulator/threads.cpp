@@ -135,6 +135,8 @@ struct Thread {
     // Pieces of shared memory that it wrote and that products do not see yet.
     std::vector<u32> unseen;
     std::vector<Settled> settled;
+    // Registers that the wait for products it is in names: from, end.
+    std::vector<std::pair<const u8*, const u8*>> named;
 };
 
 struct Warp {

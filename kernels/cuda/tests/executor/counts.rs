@@ -261,3 +261,17 @@ fn lists_go_by_warp_groups_where_that_is_asked_for() {
         assert!(found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 2e-3));
     }
 }
+
+#[test]
+fn warp_groups_take_no_lists_of_which_one_of_them_would_have_no_row() {
+    for (rows, entry) in [(32, "attend_prefill"), (33, "attend_prefill_wgmma")] {
+        let sequence = sequence(8, rows);
+        let work = sequence.stripes(8);
+        let (watched, executor) = executor(8);
+        let executor = executor.with_wgmma(true);
+        attend(&watched, &executor, &sequence.items(&work));
+        let launched = watched.take_launched();
+        let attends: Vec<_> = launched.into_iter().filter(|entry| entry.starts_with("attend_")).collect();
+        assert_eq!(attends, [entry], "{} packed rows", rows * HEADS.group);
+    }
+}

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, ExactBlock, Executor as _, Kind, KvDtype, PrefillPolicy, Queries, TileShape,
-    WorkList, attend_by_lists,
+    AttendItem, CpuExecutor, ExactBlock, Executor as _, Kind, KvDtype, PlanInput, PrefillPolicy, Queries,
+    TileShape, WorkList, attend_by_lists,
 };
 use longshore_compute::ComputePool;
 use longshore_cuda::{CudaBackend, CudaExecutor, Device, ModelOptions};
@@ -123,6 +123,40 @@ fn rows_that_stay_get_what_the_cpu_says_and_nobody_waits() {
 }
 
 #[test]
+fn warp_groups_take_rows_that_stay_where_they_are_asked_for() {
+    let prompt = Prompt::of(shape(KvDtype::F16, 32), FIRST, ROWS, false);
+    let rule =
+        "blocks:scorer=row-normalised,selector=mass,gamma=0.6,dense_layers=0,min_positions=0,last_tiles=0";
+    let policy = PrefillPolicy::parse(rule, None).unwrap();
+    for (wgmma, entry) in [(false, "attend_prefill"), (true, "attend_prefill_wgmma")] {
+        let gpu = gpu(1 << 26);
+        let gpu = Gpu { executor: gpu.executor.with_wgmma(wgmma), ..gpu };
+        let q = gpu.queries(ROWS);
+        let rows = q.to_host().unwrap().into_owned();
+        let launched = || -> Vec<_> {
+            let all = gpu.watched.take_launched();
+            all.into_iter().filter(|entry| entry.starts_with("attend_")).collect()
+        };
+        launched();
+        let (_, found) = gpu.attend(&q, &[all(&prompt, 0..ROWS)]);
+        assert_eq!(launched(), [entry], "all keys");
+        assert_near(&found.unwrap().to_host().unwrap(), &exactly(&prompt, &rows), 2e-3, entry);
+        let prompt = Prompt::of(shape(KvDtype::F16, 32), FIRST, ROWS, false).with_rows(rows);
+        let found = prompt.with_input(|input| {
+            let part = KeptPart {
+                rows: 0..ROWS,
+                first_position: FIRST as u64,
+                visits: KeptVisits::By { policy: &policy, input },
+            };
+            gpu.attend(&q, &[part]).1
+        });
+        assert_eq!(launched(), [entry], "by a policy");
+        let wanted = prompt.with_input(|input| attend_by_lists(&CpuExecutor::serial(), &policy, input));
+        assert_near(&found.unwrap().to_host().unwrap(), &wanted.unwrap().finish(), 2e-3, entry);
+    }
+}
+
+#[test]
 fn rows_by_a_policy_stay_too() {
     let prompt = Prompt::of(shape(KvDtype::F16, 16), FIRST, ROWS, false);
     let gpu = gpu(1 << 26);
@@ -190,6 +224,33 @@ fn what_is_not_for_it_goes_the_way_of_the_host() {
 }
 
 #[test]
+fn rows_that_could_not_stay_are_tried_once_and_counted() {
+    let gpu = gpu(20 * shape(KvDtype::F16, 16).bytes());
+    let q = gpu.queries(ROWS);
+    let prompt = Prompt::of(shape(KvDtype::F16, 16), FIRST, ROWS, false);
+    let (_, found) = gpu.attend(&q, &[all(&prompt, 0..ROWS)]);
+    assert!(found.is_none());
+    assert_eq!(gpu.executor.stats().to_lists, 1, "all keys");
+    let rule = "blocks:scorer=pooled,selector=top-k,k=3,dense_layers=0,min_positions=0,last_tiles=0";
+    let policy = PrefillPolicy::parse(rule, None).unwrap();
+    let prompt = prompt.with_rows(q.to_host().unwrap().into_owned());
+    prompt.with_input(|input| {
+        let kept = PlanInput { queries: Queries { data: &[], ..input.queries }, ..*input };
+        let visits = KeptVisits::By { policy: &policy, input: &kept };
+        let part = KeptPart { rows: 0..ROWS, first_position: FIRST as u64, visits };
+        assert!(gpu.attend(&q, &[part]).1.is_none());
+        assert_eq!(gpu.executor.stats().to_lists, 2, "by a policy");
+        let wanted = attend_by_lists(&CpuExecutor::serial(), &policy, input).unwrap().finish();
+        // The same rows by way of the host, and another time.
+        for attempts in [2, 3] {
+            let found = gpu.executor.attend_by(&policy, input).unwrap();
+            assert_near(&found.finish(), &wanted, 2e-3, "by lists");
+            assert_eq!(gpu.executor.stats().to_lists, attempts);
+        }
+    });
+}
+
+#[test]
 fn parts_that_do_not_make_the_rows_are_refused() {
     let prompt = Prompt::of(shape(KvDtype::F16, 16), FIRST, ROWS, false);
     let gpu = gpu(1 << 26);
@@ -205,27 +266,40 @@ fn parts_that_do_not_make_the_rows_are_refused() {
 
 #[test]
 fn without_memory_the_host_is_asked_and_nothing_leaks() {
-    let prompt = Prompt::of(shape(KvDtype::F16, 16), FIRST, ROWS, false);
-    let mut number = 0;
-    loop {
-        let gpu = gpu(1 << 24);
-        let q = gpu.queries(ROWS);
-        let rows = q.to_host().unwrap().into_owned();
-        gpu.watched.refuse_allocation(number);
-        let (_, found) = gpu.attend(&q, &[all(&prompt, 0..ROWS)]);
-        let reached = gpu.watched.has_refused();
-        gpu.watched.refuse_allocation(usize::MAX);
-        if let Some(found) = &found {
-            assert_near(&found.to_host().unwrap(), &exactly(&prompt, &rows), 2e-3, "without an allocation");
-        }
-        assert!(reached || found.is_some());
-        let watched = Arc::clone(&gpu.watched);
-        drop((found, q, gpu));
-        assert_eq!(watched.used.load(Ordering::Relaxed), 0, "allocation {number} leaks");
-        if !reached {
-            break;
-        }
-        number += 1;
+    let rule = "blocks:scorer=pooled,selector=top-k,k=3,dense_layers=0,min_positions=0,last_tiles=0";
+    let policy = PrefillPolicy::parse(rule, None).unwrap();
+    for by_rule in [false, true] {
+        let reached = (0..).take_while(|&number| refuses(&policy, by_rule, number)).count();
+        assert!(reached > if by_rule { 10 } else { 4 }, "{reached}");
     }
-    assert!(number > 4, "{number}");
+}
+
+/// Attends without one allocation; whether there were so many.
+fn refuses(policy: &PrefillPolicy, by_rule: bool, number: usize) -> bool {
+    let gpu = gpu(1 << 24);
+    let q = gpu.queries(ROWS);
+    let rows = q.to_host().unwrap().into_owned();
+    let prompt = Prompt::of(shape(KvDtype::F16, 16), FIRST, ROWS, false).with_rows(rows.clone());
+    gpu.watched.refuse_allocation(number);
+    let (found, wanted) = prompt.with_input(|input| {
+        if !by_rule {
+            return (gpu.attend(&q, &[all(&prompt, 0..ROWS)]).1, exactly(&prompt, &rows));
+        }
+        let kept = PlanInput { queries: Queries { data: &[], ..input.queries }, ..*input };
+        let visits = KeptVisits::By { policy, input: &kept };
+        let part = KeptPart { rows: 0..ROWS, first_position: FIRST as u64, visits };
+        let wanted = attend_by_lists(&CpuExecutor::serial(), policy, input).unwrap();
+        (gpu.attend(&q, &[part]).1, wanted.finish())
+    });
+    let reached = gpu.watched.has_refused();
+    gpu.watched.refuse_allocation(usize::MAX);
+    if let Some(found) = &found {
+        assert_near(&found.to_host().unwrap(), &wanted, 2e-3, "without an allocation");
+    }
+    assert!(reached || found.is_some());
+    assert_eq!(gpu.executor.stats().to_lists, u64::from(found.is_none()));
+    let watched = Arc::clone(&gpu.watched);
+    drop((found, q, gpu));
+    assert_eq!(watched.used.load(Ordering::Relaxed), 0, "allocation {number} leaks");
+    reached
 }

@@ -8,7 +8,7 @@ use longshore_attention::{
     CpuExecutor, Error, Executor as _, HeadShape, Kind, KvDtype, Partials, PlanInput, PrefillPolicy,
     TileShape, attend_by_lists,
 };
-use longshore_cuda::{CudaExecutor, Device, Shortage};
+use longshore_cuda::{Buffer, CudaExecutor, Device, Shortage, VisitBuilder, VisitCall};
 
 use crate::counted::{Counts, Moment, Watched};
 use crate::plan::{HEADS, Prompt};
@@ -93,6 +93,77 @@ fn answers_are_those_of_lists_of_the_cpu() {
     }
 }
 
+/// Kernels of attention among what was launched.
+fn attends(watched: &Watched) -> Vec<&'static str> {
+    watched.take_launched().into_iter().filter(|entry| entry.starts_with("attend_")).collect()
+}
+
+#[test]
+fn one_kernel_attends_by_lists_of_the_device_and_of_the_host() {
+    for (dtype, tokens, limit) in
+        [(KvDtype::F16, 16, 2e-3), (KvDtype::Bf16, 64, 8e-3), (KvDtype::Int8, 32, 8e-3)]
+    {
+        let prompt = Prompt::of(shape(dtype, tokens), 37 * 16 + 7, 150, false);
+        for (wgmma, entry) in [(false, "attend_prefill"), (true, "attend_prefill_wgmma")] {
+            let (watched, executor) = executor(usize::MAX, 1 << 26);
+            let own = (watched, executor.with_wgmma(wgmma));
+            for rule in [RULES[0], RULES[1], RULES[4]] {
+                let (policy, what) = (policy(rule), format!("{dtype:?} by `{entry}`, {rule}"));
+                let (counts, found) = attend(&own, &prompt, &policy);
+                assert_eq!((counts.waits(), attends(&own.0)), (1, vec![entry]), "{what}");
+                assert_near(&found, &wanted(&prompt, &policy), limit, &what);
+                let lists = prompt.with_input(|input| attend_by_lists(&own.1, &policy, input)).unwrap();
+                assert_eq!(attends(&own.0), [entry], "{what}, lists of the host");
+                assert_near(&lists, &wanted(&prompt, &policy), limit, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn where_no_block_can_be_chosen_the_host_plans() {
+    // All rows lie in the first block.
+    let prompt = Prompt::of(shape(KvDtype::F16, 64), 0, 40, false);
+    for rule in RULES {
+        let (policy, own) = (policy(rule), executor(usize::MAX, 1 << 24));
+        let (_, found) = attend(&own, &prompt, &policy);
+        assert_near(&found, &wanted(&prompt, &policy), 2e-3, rule);
+    }
+}
+
+#[test]
+fn visits_without_room_are_a_fault_and_not_written() {
+    let device: Arc<dyn Device> = Watched::with_room(usize::MAX);
+    // Four blocks of 16 keys, of which all are visited: four visits.
+    let bits = Buffer::from_slice(&device, &[0b1111_u32]).unwrap();
+    let ends = Buffer::from_slice(&device, &[0_u32, 4]).unwrap();
+    let row_ends = Buffer::from_slice(&device, &[64_u32]).unwrap();
+    let counts = Buffer::new(&device, 4).unwrap();
+    let offsets = Buffer::new(&device, 16).unwrap();
+    let call = VisitCall {
+        bits: bits.whole(),
+        ends: ends.whole(),
+        row_ends: row_ends.whole(),
+        lists: 1,
+        tiles: 1,
+        words: 1,
+        block_tokens: 16,
+        keys: 16,
+        means: None,
+    };
+    let visits = Buffer::from_slice(&device, &[[7_u64; 2]; 5]).unwrap();
+    let launch = |room: usize| {
+        let room = visits.span(0, room * 16).unwrap();
+        VisitBuilder::new(&device).launch(&call, counts.whole(), offsets.whole(), room)
+    };
+    let problem = launch(3).and_then(|()| device.synchronize()).unwrap_err().to_string();
+    assert!(problem.contains("expand_visits") && problem.contains("room"), "{problem}");
+    assert_eq!(visits.to_vec::<[u64; 2]>().unwrap()[3..], [[7; 2]; 2]);
+    launch(4).unwrap();
+    let written = visits.to_vec::<[u64; 2]>().unwrap();
+    assert!(written[..4].iter().all(|visit| *visit != [7; 2]) && written[4] == [7; 2], "{written:?}");
+}
+
 #[test]
 fn lists_cost_neither_a_wait_nor_a_copy() {
     let prompt = Prompt::of(shape(KvDtype::F16, 16), 40 * 16, 96, false);
@@ -137,6 +208,26 @@ fn what_has_no_page_for_every_block_goes_by_lists() {
     let antidiagonal = self::policy("scorer=antidiagonal,stride=8,selector=mass,gamma=0.9");
     let (_, found) = attend(&few, &prompt, &antidiagonal);
     assert_near(&found, &self::wanted(&prompt, &antidiagonal), 2e-3, "antidiagonal");
+}
+
+#[test]
+fn a_prefix_that_would_not_stay_is_not_brought_whole() {
+    let [one, other] = [(); 2].map(|()| Prompt::of(shape(KvDtype::F16, 16), 40 * 16, 96, false));
+    let (policy, page) = (policy(RULES[2]), shape(KvDtype::F16, 16).bytes());
+    // Room for the 46 blocks of one layer, and not of two.
+    let own = executor(usize::MAX, (60 * page).div_ceil(6) * 8);
+    let wanted = wanted(&one, &policy);
+    let attend = |prompt: &Prompt, layer: usize| {
+        own.0.take_launched();
+        let found = prompt.with_input(|input| own.1.attend_by(&policy, &PlanInput { layer, ..*input }));
+        assert_near(&found.unwrap(), &wanted, 2e-3, &format!("layer {layer}"));
+        own.0.take_launched().contains("place_items")
+    };
+    assert!(attend(&one, 0), "there is room");
+    assert!(attend(&one, 1), "no block is missing");
+    assert_eq!(own.1.stats().to_lists, 0);
+    assert!(!attend(&other, 1), "all blocks are, and two layers have no room");
+    assert_eq!(own.1.stats().to_lists, 1);
 }
 
 #[test]

@@ -98,6 +98,43 @@ fn rows_come_whole_where_their_choice_takes_all_logits() {
 }
 
 #[test]
+fn without_memory_to_choose_rows_come_whole() {
+    let own = backend();
+    let x = rows(&own.1, &[5, 6, 7]);
+    // Allocations that logits take: without those there is nothing to bring.
+    let outcome = |number: usize, wanted: &[WantedRow]| {
+        own.0.refuse_allocation(number);
+        let before = own.0.refusals();
+        let outcome = own.1.candidates(&x, wanted);
+        let refused = own.0.refusals() > before;
+        own.0.refuse_allocation(usize::MAX);
+        (refused, outcome)
+    };
+    let logits = (0..).find(|&number| !outcome(number, &wanted(&[None; 3])).0).unwrap();
+    assert!(logits > 0);
+    let (mut number, expected) = (0, outcome(usize::MAX, &wanted(&[Some(2), None, Some(5)])).1.unwrap());
+    let sampler = Sampler::new(SamplerParams::greedy()).unwrap();
+    let tokens = |rows: &[RowLogits]| -> Vec<u32> {
+        rows.iter().map(|row| sampler.sample_row(row, VOCABULARY, 0).unwrap().token).collect()
+    };
+    loop {
+        let (refused, found) = outcome(number, &wanted(&[Some(2), None, Some(5)]));
+        if !refused {
+            break;
+        }
+        match found {
+            Err(error) => assert!(number < logits && error.retryable(), "allocation {number}: {error}"),
+            Ok(found) => {
+                assert!(found.iter().all(|row| matches!(row, RowLogits::All(_))), "allocation {number}");
+                assert_eq!(tokens(&found), tokens(&expected));
+            }
+        }
+        number += 1;
+    }
+    assert!(number > logits, "{number} allocations, {logits} of them for logits");
+}
+
+#[test]
 fn of_equal_logits_the_lowest_token_wins_and_what_is_no_number_comes_whole() {
     let own = backend();
     // Rows of zeros have logits of zero; rows of NaN of NaN.

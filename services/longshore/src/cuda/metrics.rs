@@ -59,7 +59,7 @@ fn gauges(stats: &ExecutorStats) -> [Figure; 2] {
     ]
 }
 
-fn counters(stats: &ExecutorStats) -> [Figure; 9] {
+fn counters(stats: &ExecutorStats) -> [Figure; 10] {
     [
         ("page_hits", "Tiles that were attended to and had a copy", stats.pages.hits),
         ("page_misses", "Tiles that were copied to the GPU", stats.pages.misses),
@@ -74,6 +74,11 @@ fn counters(stats: &ExecutorStats) -> [Figure; 9] {
         ("uploaded_bytes", "Bytes that attention brought to the GPU", stats.uploaded_bytes),
         ("downloaded_bytes", "Bytes of results of attention", stats.downloaded_bytes),
         ("waits", "Times that attention waited for the GPU", stats.waits),
+        (
+            "to_lists",
+            "Calls by lists of the host that would have stayed on the GPU, had it had memory and pages",
+            stats.to_lists,
+        ),
     ]
 }
 
@@ -88,6 +93,7 @@ mod tests {
             uploaded_bytes: 9,
             downloaded_bytes: 10,
             waits: 11,
+            to_lists: 12,
             ..Default::default()
         };
         (stats.pages.pages, stats.pages.reserved_bytes) = (1, 2);
@@ -95,7 +101,7 @@ mod tests {
         (stats.pages.evictions, stats.pages.shortages, stats.pages.returned) = (5, 6, 7);
         let all: Vec<_> = gauges(&stats).into_iter().chain(counters(&stats)).collect();
         let values: Vec<u64> = all.iter().map(|(_, _, value)| *value).collect();
-        assert_eq!(values, (1..=11).collect::<Vec<_>>());
+        assert_eq!(values, (1..=12).collect::<Vec<_>>());
         let mut names: Vec<_> = all.iter().map(|(name, _, _)| *name).collect();
         names.sort_unstable();
         names.dedup();

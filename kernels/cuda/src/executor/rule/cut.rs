@@ -85,7 +85,7 @@ impl Cut {
     }
 
     fn add_runs(&mut self, tiles: Range<usize>, chosen: bool, blocks: usize) {
-        let energies = (ENERGY_BYTES / (self.kv_heads * blocks * size_of::<f32>())).max(1);
+        let energies = (ENERGY_BYTES / (self.kv_heads * blocks.max(1) * size_of::<f32>())).max(1);
         let room = VISIT_BYTES / size_of::<KeyVisit>() / self.kv_heads;
         let (mut begun, mut visits) = (tiles.start, 0);
         for tile in tiles.clone() {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     BoxStream, Error,
-    nccl::{Bodies, Convener, Held, PARTIALS_BYTES_MIN},
+    nccl::{Bodies, Convener, Held, Left, PARTIALS_BYTES_MIN},
     shm::{Connection, Lender, Link},
     status::code_number,
 };
@@ -135,7 +135,13 @@ impl Sending {
     }
 
     async fn next(&mut self) -> Result<Option<v1::AttendResponse>, Error> {
-        let Some(answer) = self.answers.next().await.transpose()? else {
+        let answer = loop {
+            tokio::select! {
+                answer = self.answers.next() => break answer.transpose()?,
+                () = self.exchange.left() => self.exchange.leave(),
+            }
+        };
+        let Some(answer) = answer else {
             self.exchange.all_sent().await;
             return Ok(None);
         };
@@ -152,13 +158,24 @@ impl Sending {
 struct Exchange {
     convener: Option<Arc<Convener>>,
     named: Arc<Named>,
-    /// The epoch that the call has, which ends with it.
+    /// The epoch that the call has, until that is over, or the call is.
     held: Option<(NcclLease, Held, Bodies)>,
     /// The last one that was refused, or broke.
     over: Option<NcclLease>,
 }
 
 impl Exchange {
+    /// Waits until the epoch of the call is over; for ever where it has none.
+    fn left(&self) -> Left {
+        let held = self.held.as_ref();
+        held.map_or_else(|| -> Left { Box::pin(std::future::pending()) }, |(_, held, _)| held.left())
+    }
+
+    /// Gives back the end of an epoch that is over: others may want one.
+    fn leave(&mut self) {
+        self.over = self.held.take().map(|(lease, ..)| lease).or(self.over);
+    }
+
     /// Leaves large partials out of a message and sends them in the epoch that the query named, where there is one; otherwise they stay, and
     /// the message says if the epoch is to blame.
     async fn name(&mut self, message: &mut v1::AttendResponse) {
@@ -201,7 +218,7 @@ impl Exchange {
             let convener = self.convener.as_ref();
             let convener =
                 convener.ok_or_else(|| Error::invalid("nccl", "is set, there is no such lane here"))?;
-            let held = convener.lease(lease).await?;
+            let held = convener.lease_for_stream(lease).await?;
             let bodies = held.bodies();
             self.held = Some((lease, held, bodies));
         }
@@ -218,3 +235,6 @@ impl Exchange {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -307,5 +307,4 @@ impl Drop for Held {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 mod tests;

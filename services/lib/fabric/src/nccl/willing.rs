@@ -1,5 +1,4 @@
 //! Ends of the lane that do at once what they are told, for tests of what hands them out.
-#![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
 use std::sync::Arc;
 

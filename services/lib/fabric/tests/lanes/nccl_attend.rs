@@ -77,15 +77,17 @@ pub(crate) async fn until_gone(net: &Net) {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_partials_are_exchanged_and_small_ones_are_not() {
     let net = Arc::new(Net::default());
-    let (_house, shard) = attended(&net, TcpPatience::default()).await;
+    let (house, shard) = attended(&net, TcpPatience::default()).await;
     let link = AttendLink::new(shard, &TaskTracker::new(), 8);
     // The first query waits for nothing.
     let plain = ask(&link, query(7, ROWS)).await.unwrap();
     assert_eq!(exchanges(&net), 0);
     until_exchanged(&net, &link).await;
     let before = exchanges(&net);
+    let counted = house.traffic.exchanged_partials_bytes_total();
     assert_eq!(ask(&link, query(7, ROWS)).await.unwrap(), plain);
     assert_eq!(exchanges(&net), before + 1);
+    assert_eq!(house.traffic.exchanged_partials_bytes_total() - counted, 12 * 4 * ROWS);
     // 64 KiB are 1,365 rows and a third here.
     ask(&link, query(7, 1_365)).await.unwrap();
     assert_eq!(exchanges(&net), before + 1);
@@ -254,6 +256,7 @@ async fn a_shard_that_notices_nothing_is_told_that_an_epoch_was_left() {
     assert_eq!(stripes.expect("long before the shard's patience is at its end"), [all.clone(), all]);
     until_gone(&net).await;
     assert!(connector.nccl_attend_rest(&house.address).unwrap() > Duration::ZERO);
+    assert_eq!(house.traffic.attend_epochs_lost_total(), 1);
 }
 
 /// Bytes that come are no success where they come damaged: the pause grows from one epoch to the next.

@@ -1,5 +1,4 @@
 //! What a stream keeps of an epoch.
-#![allow(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
 use std::time::Duration;
 
@@ -22,7 +21,9 @@ async fn an_idle_stream_keeps_no_end_whose_epoch_is_over() {
     let partial = Tensor::from_f32(&[4_000, 1, 6], &[1.0; 24_000]);
     let partials = vec![AttendPartial { item: 0, stripe: 0, partial }];
     let answer = AttendAnswer::Partials { query_id: 1, partials, last: true };
-    let exchange = Exchange { convener: Some(Arc::clone(&convener)), named, held: None, over: None };
+    let traffic = TileTraffic::default();
+    let of = (Some(Arc::clone(&convener)), traffic.clone());
+    let exchange = Exchange { convener: of.0, traffic: of.1, named, held: None, over: None };
     let answers = stream::iter([Ok(answer)]).chain(stream::pending());
     let mut sending = Sending { answers: Box::pin(answers), lender: None, exchange };
     assert!(sending.next().await.unwrap().unwrap().nccl.is_some(), "it is exchanged");
@@ -32,4 +33,6 @@ async fn an_idle_stream_keeps_no_end_whose_epoch_is_over() {
         _ = sending.next() => panic!("there are no more answers"),
         other = invited_soon(&convener, 2, later) => assert_eq!(other.epoch.member, [2; 16]),
     }
+    let counted = (traffic.exchanged_partials_bytes_total(), traffic.attend_epochs_lost_total());
+    assert_eq!(counted, (96_000, 0), "the body went before");
 }

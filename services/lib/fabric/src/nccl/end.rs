@@ -401,7 +401,8 @@ impl Worker {
             self.lane.end(ended, self.now_ms());
         }
         self.shared.state.send_if_modified(|state| {
-            let is_it = matches!(*state, State::Joining(of) | State::Joined(of) if of <= ended);
+            // A lower one is of a later incarnation, which is to be joined next.
+            let is_it = matches!(*state, State::Joining(of) | State::Joined(of) if of == ended);
             if is_it {
                 *state = State::Over(ended);
             }

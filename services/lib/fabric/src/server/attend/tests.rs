@@ -27,6 +27,7 @@ async fn an_idle_stream_keeps_no_end_whose_epoch_is_over() {
     let answers = stream::iter([Ok(answer)]).chain(stream::pending());
     let mut sending = Sending { answers: Box::pin(answers), lender: None, exchange };
     assert!(sending.next().await.unwrap().unwrap().nccl.is_some(), "it is exchanged");
+    sending.exchange.all_sent().await;
     assert!(convener.end(v1::EndNcclEpochRequest { epoch: Some(lease.epoch.into()) }).unwrap());
     let later = Instant::now() + Duration::from_secs(3_600);
     tokio::select! {

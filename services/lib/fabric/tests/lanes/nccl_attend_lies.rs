@@ -99,7 +99,7 @@ impl LyingShard {
 impl Attends for LyingShard {
     fn invite(&self) -> v1::JoinNcclEpochResponse {
         let invitation = self.end.lock().unwrap().invite(0).unwrap();
-        let GpuInvitation { incarnation, epoch, unique_id } = invitation.clone();
+        let GpuInvitation { incarnation, epoch, unique_id } = invitation;
         self.run(move |end| {
             let _joined = end.accept(&invitation, 0, &mut for_a_moment());
         });

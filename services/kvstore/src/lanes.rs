@@ -99,6 +99,10 @@ pub(crate) struct UnderWay {
     pub(crate) refused_total: u64,
     /// gRPC connections that they closed because an answer was not read, ever.
     pub(crate) ended_unread_total: u64,
+    /// Bytes of partials that they had exchanged over the lane `nccl`, ever.
+    pub(crate) exchanged_partials_bytes_total: u64,
+    /// Epochs of that lane that attend streams lost, ever.
+    pub(crate) attend_epochs_lost_total: u64,
 }
 
 impl Listeners {
@@ -109,6 +113,8 @@ impl Listeners {
         for over in serving.extract_if(.., |one| one.is_over()) {
             before.refused_total += over.refused_total();
             before.ended_unread_total += over.ended_unread_total();
+            before.exchanged_partials_bytes_total += over.exchanged_partials_bytes_total();
+            before.attend_epochs_lost_total += over.attend_epochs_lost_total();
         }
         serving.push(traffic);
     }
@@ -122,6 +128,9 @@ impl Listeners {
             budget_taken_bytes: sum.budget_taken_bytes + one.budget_taken_bytes(),
             refused_total: sum.refused_total + one.refused_total(),
             ended_unread_total: sum.ended_unread_total + one.ended_unread_total(),
+            exchanged_partials_bytes_total: sum.exchanged_partials_bytes_total
+                + one.exchanged_partials_bytes_total(),
+            attend_epochs_lost_total: sum.attend_epochs_lost_total + one.attend_epochs_lost_total(),
         };
         (!state.serving.is_empty()).then(|| state.serving.iter().fold(state.before, add))
     }

@@ -275,13 +275,23 @@ fn tile_gauges(tiles: UnderWay) -> [Figure; 3] {
     ]
 }
 
-fn tile_counters(tiles: UnderWay) -> [Figure; 2] {
+fn tile_counters(tiles: UnderWay) -> [Figure; 4] {
     [
         ("tile_streams_refused", "Tile streams that there was no room for on the way", tiles.refused_total),
         (
             "unread_connections",
             "gRPC connections closed because an answer was not read",
             tiles.ended_unread_total,
+        ),
+        (
+            "exchanged_partials_bytes",
+            "Bytes of partials that answers named to be exchanged over the lane nccl",
+            tiles.exchanged_partials_bytes_total,
+        ),
+        (
+            "attend_epochs_lost",
+            "Epochs of the lane nccl that were over before all partials named in them went",
+            tiles.attend_epochs_lost_total,
         ),
     ]
 }

@@ -339,7 +339,9 @@ async fn tiles_on_all_listeners_of_a_shard_are_added_up() {
     // Only one that begins later makes it forgotten; what it refused is not.
     listen(&served.fixture, &served.fixture.tasks).await;
     assert!(served.scraped("longshore_kvstore_tile_connections 1"));
-    for counter in ["tile_streams_refused", "unread_connections"] {
+    for counter in
+        ["tile_streams_refused", "unread_connections", "exchanged_partials_bytes", "attend_epochs_lost"]
+    {
         let line = format!("longshore_kvstore_{counter}_total 0");
         assert!(served.scraped(&line), "{}", served.fixture.metrics.encode());
     }

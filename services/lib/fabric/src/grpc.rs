@@ -116,6 +116,12 @@ impl GrpcConnector {
         Ok(Arc::new(self.shard_over_grpc(address, Alone::Nccl)?))
     }
 
+    /// How long the partials of attend streams to a peer leave the lane `nccl` alone after its last failure there: 5 s after the first one,
+    /// twice as long after every further one, up to 5 minutes; zero where it works, and where there is no such lane.
+    pub fn nccl_attend_rest(&self, address: &str) -> Result<Duration, Error> {
+        Ok(self.pool.attending(address)?.map_or(Duration::ZERO, |epochs| epochs.rest()))
+    }
+
     fn shard_over_grpc(&self, address: &str, alone: Alone) -> Result<shard::ShardClient, Error> {
         let calls = self.pool.channel(address, Use::Calls)?;
         let channels =

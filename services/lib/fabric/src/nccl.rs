@@ -9,10 +9,12 @@
 mod bodies;
 mod convener;
 mod end;
+#[cfg(test)]
+pub(crate) mod willing;
 
 pub(crate) use bodies::{Arrivals, Bodies, PARTIALS_BYTES_MIN};
 pub(crate) use convener::{Convener, Held, not_offered};
-pub(crate) use end::{End, State};
+pub(crate) use end::{End, Left, State};
 
 use std::{fmt, time::Duration};
 

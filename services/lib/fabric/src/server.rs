@@ -80,6 +80,7 @@ impl Services {
             door: self.door.clone(),
             convener: convener(&self.options),
             buffers: Buffers::default(),
+            traffic: self.traffic.clone(),
         };
         let budget = budget::Budget::new(&self.options, self.traffic.clone());
         self.add(tiles::TileService::new(service, budget, &self.options));
@@ -163,8 +164,8 @@ impl Readiness {
 
 /// The adapter that the generated server wants, apart from any listener of ours.
 pub(crate) fn stock(shard: Arc<dyn Shard>) -> impl KvStoreService {
-    let (desk, buffers) = (call::Desk::default(), Buffers::default());
-    shard::ShardService { shard, desk, door: None, convener: None, buffers }
+    let (desk, buffers, traffic) = (call::Desk::default(), Buffers::default(), TileTraffic::default());
+    shard::ShardService { shard, desk, door: None, convener: None, buffers, traffic }
 }
 
 /// Who hands out epochs of the lane `nccl`, where there is such a lane.

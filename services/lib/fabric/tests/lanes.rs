@@ -25,6 +25,8 @@ mod liar;
 mod nccl;
 #[path = "lanes/nccl_attend.rs"]
 mod nccl_attend;
+#[path = "lanes/nccl_attend_lies.rs"]
+mod nccl_attend_lies;
 #[path = "lanes/nccl_hostile.rs"]
 mod nccl_hostile;
 #[path = "lanes/prompts.rs"]

@@ -1,9 +1,9 @@
 //! The client's side of `Attend` where large partials may go from GPU to GPU (lane `nccl`).
 //!
 //! A stream lasts, so it does not wait for an epoch: where an answer was large one is joined on the side, and queries name it from then
-//! on. A stream keeps its epoch, which is one of its own. A body that does not come, or comes damaged, is no failure of the shard: its query is asked again, under another
-//! number and without the epoch, and what was handed on of its answer before is left out. Queries are pure, so whoever asked sees nothing
-//! of it but the time that it takes.
+//! on. A stream keeps its epoch, which is one of its own. A body that does not come, or comes damaged, is no failure of the shard: its
+//! epoch is left, which the shard is told, and its query is asked again, under another number and without one; what was handed on of its
+//! answer before is left out. Queries are pure, so whoever asked sees nothing of it but the time that it takes.
 
 mod asking;
 
@@ -15,7 +15,7 @@ use longshore_proto::{
     types::{AttendAnswer, AttendQuery},
     v1::{self, kv_store_service_client::KvStoreServiceClient},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tonic::{Streaming, transport::Channel};
 
 use self::asking::{Asking, Epoch};
@@ -32,6 +32,8 @@ use crate::{
 
 /// How often a stream without an epoch looks for one, at most.
 const RETRY: Duration = Duration::from_secs(1);
+/// Whole bodies after which an epoch works: one that breaks before is one more failure of the lane.
+const WORKS_FROM: u32 = 4;
 
 /// An attend stream, whose epochs are those of `epochs`. With `alone` it begins in one, or not at all.
 pub(super) async fn attend(
@@ -79,7 +81,7 @@ impl Reading {
             self.exchange.look();
             let message = tokio::select! {
                 message = self.messages.next() => message,
-                () = self.exchange.joined() => continue,
+                () = self.exchange.changed() => continue,
             };
             let Some(message) = message else { return Ok(None) };
             let message = message.map_err(|status| fault(&self.context, &status))?;
@@ -114,7 +116,10 @@ impl Reading {
             }
         };
         match answer {
-            Ok(answer) => Ok(Some(answer)),
+            Ok(answer) => {
+                self.exchange.had_use(epoch);
+                Ok(Some(answer))
+            }
             Err(fault @ WireError::Checksum { .. }) => {
                 self.exchange.broke(&Error::bad_answer(&fault));
                 self.asking.ask_again(number);
@@ -144,6 +149,10 @@ struct Exchange {
     later: Option<Instant>,
     /// Those that the stream had.
     count: u64,
+    /// Whose epoch was refused before a body came in it.
+    refused_by: Option<u64>,
+    /// Who tells the shard of those that were left. Ends with the call, which tells it too.
+    telling: JoinSet<()>,
 }
 
 type Joining = Pin<Box<dyn Future<Output = Result<Lease, Error>> + Send>>;
@@ -153,13 +162,32 @@ struct Held {
     number: u64,
     lease: Lease,
     arrivals: Arrivals,
-    /// A body came in it.
-    was_used: bool,
+    /// Bodies that came in it, whole.
+    came: u32,
 }
 
 impl Exchange {
     fn new(epochs: Arc<Epochs>, context: CallContext, asking: Arc<Asking>) -> Self {
-        Self { epochs, context, asking, held: None, joining: None, is_wanted: false, later: None, count: 0 }
+        Self {
+            epochs,
+            context,
+            asking,
+            held: None,
+            joining: None,
+            is_wanted: false,
+            later: None,
+            count: 0,
+            refused_by: None,
+            telling: JoinSet::new(),
+        }
+    }
+
+    /// Waits until the epoch that there is is over, or the one that there will be is joined, or not. Dropping the future loses nothing.
+    async fn changed(&mut self) {
+        match self.held.as_ref().map(|held| held.lease.pulse().left()) {
+            Some(left) => left.await,
+            None => self.joined().await,
+        }
     }
 
     /// Leaves an epoch that was left idle; begins to join one where there is none, one is wanted and it is time.
@@ -198,13 +226,27 @@ impl Exchange {
         self.is_wanted = false;
         let (number, arrivals) = (self.count, lease.arrivals());
         self.asking.name(Some(Epoch { number, wire: lease.wire(), pulse: lease.pulse() }));
-        self.held = Some(Held { number, lease, arrivals, was_used: false });
+        self.held = Some(Held { number, lease, arrivals, came: 0 });
     }
 
-    /// Queries name none; the one that there was is over.
+    /// Queries name none; the one that there was is over, and the shard is told: it may be waiting for a body to be taken in it, and answers
+    /// nothing until then.
     fn leave(&mut self) {
         self.asking.name(None);
-        self.held = None;
+        while self.telling.try_join_next().is_some() {}
+        if let Some(held) = self.held.take() {
+            self.telling.spawn(held.lease.leave(&self.context));
+        }
+    }
+
+    /// A body came in it whole.
+    fn had_use(&mut self, epoch: u64) {
+        let Some(held) = self.held.as_mut().filter(|held| held.number == epoch) else { return };
+        held.came = held.came.saturating_add(1);
+        self.refused_by = None;
+        if held.came == WORKS_FROM {
+            held.lease.way().succeeded();
+        }
     }
 
     /// It failed: the lane is left alone for a while.
@@ -215,12 +257,15 @@ impl Exchange {
         self.leave();
     }
 
-    /// The shard knows an epoch no more. One that it never knew may be of before its restart, as all others then are.
+    /// The shard knows an epoch no more. One that it never knew may be of before its restart, as all others then are; but not if the same
+    /// shard invited to it since.
     fn refused(&mut self, epoch: Option<u64>) {
         let Some(held) = self.held.as_ref().filter(|held| Some(held.number) == epoch) else { return };
-        if held.was_used {
+        let incarnation = held.lease.incarnation();
+        if held.came > 0 || self.refused_by == Some(incarnation) {
             return self.broke(&Error::new(Code::Unavailable, "the shard left it"));
         }
+        self.refused_by = Some(incarnation);
         held.lease.way().forget();
         self.leave();
         self.later = Some(Instant::now() + RETRY);
@@ -240,9 +285,6 @@ impl Exchange {
         let named = held.arrivals.announced(named).map_err(|error| no_sense(&error))?;
         match held.arrivals.receive_bytes(named).await {
             Ok(body) => {
-                if !std::mem::replace(&mut held.was_used, true) {
-                    held.lease.way().succeeded();
-                }
                 message.put_body(body).map_err(|fault| Error::bad_answer(&fault))?;
                 Ok(Body::Came)
             }

@@ -93,6 +93,11 @@ impl Pause {
         *self = Self::default();
     }
 
+    /// How long the last one was, or is; zero after a success.
+    pub(super) fn last(&self) -> Duration {
+        self.last
+    }
+
     pub(super) fn holds(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }

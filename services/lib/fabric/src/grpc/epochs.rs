@@ -23,12 +23,15 @@ use super::{
 };
 use crate::{
     CallContext, Code, Error, TcpPatience,
-    nccl::{Arrivals, Bodies, End, GpuEnd, GpuInvitation, GpuLanes, JOIN_PATIENCE, State, is_of_epoch},
+    nccl::{Arrivals, Bodies, End, GpuEnd, GpuInvitation, GpuLanes, JOIN_PATIENCE, Left, State, is_of_epoch},
     tcp::{Buffers, Token},
 };
 
 /// How long an end without a call keeps its epoch: less than a shard does, so that a call finds it there too.
 const IDLE: Duration = Duration::from_secs(150);
+
+/// How often a peer is told that an epoch is over which a call left, at most.
+const TELLS_MAX: usize = 5;
 
 /// How long an end is left alone, at least, which the peer does not invite.
 const REST: Duration = Duration::from_millis(100);
@@ -112,6 +115,27 @@ impl Lease {
         Arrivals::new(of, epochs.body_bytes_max, epochs.patience, epochs.buffers.clone())
     }
 
+    /// Of the shard that convened it.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.end().incarnation
+    }
+
+    /// Leaves the epoch while the call goes on, and gives what tells the peer of it: no end of the call does. A peer that hears nothing
+    /// waits for its next bodies to be taken, as long as its own deadlines say.
+    pub(super) fn leave(self, ctx: &CallContext) -> impl Future<Output = ()> + Send + 'static {
+        let (name, epochs, ctx) = (self.end().name(), Arc::clone(&self.epochs), ctx.clone());
+        drop(self);
+        async move {
+            for _ in 0..TELLS_MAX {
+                // Only what took too long is said again.
+                if epochs.tell_end(&ctx, name).await {
+                    return;
+                }
+            }
+            tracing::debug!(address = epochs.address, "a shard was not told that an epoch is over");
+        }
+    }
+
     /// Tells whether it is joined still.
     pub(super) fn pulse(&self) -> Pulse {
         let end = self.end();
@@ -129,6 +153,11 @@ pub(super) struct Pulse {
 impl Pulse {
     pub(super) fn is_joined(&self) -> bool {
         self.end.state() == State::Joined(self.epoch)
+    }
+
+    /// Waits until it is over.
+    pub(super) fn left(&self) -> Left {
+        self.end.left(self.epoch)
     }
 }
 
@@ -152,7 +181,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(end) = self.end.take() {
             end.end.end(end.epoch);
-            // The peer finds out by the end of the call.
+            // The peer finds out by the end of the call; of one that goes on `leave` tells it.
             self.epochs.pool().ends.push(ClientEnd { told: true, ..end });
         }
     }
@@ -238,13 +267,18 @@ impl Epochs {
                     "no nccl lane: an epoch was not joined; tiles go another way"
                 );
             }
-            let mut calls = self.calls.clone();
-            let Ok(told) = request(ctx, v1::EndNcclEpochRequest { epoch: Some(epoch.into()) }) else {
-                return;
-            };
             // A peer that cannot be told finds out by its own deadlines.
-            let _told = timeout(self.patience.hello, unary(ctx, calls.end_nccl_epoch(told))).await;
+            let _told = self.tell_end(ctx, epoch).await;
         }
+    }
+
+    /// Tells the peer that an epoch is over; whether it answered, or cannot, in time.
+    async fn tell_end(&self, ctx: &CallContext, epoch: NcclEpoch) -> bool {
+        let mut calls = self.calls.clone();
+        let Ok(told) = request(ctx, v1::EndNcclEpochRequest { epoch: Some(epoch.into()) }) else {
+            return true;
+        };
+        timeout(self.patience.hello, unary(ctx, calls.end_nccl_epoch(told))).await.is_ok()
     }
 
     /// An end that begins to join the next epoch.
@@ -281,6 +315,11 @@ impl Epochs {
     /// A call that keeps its epoch had use of it.
     pub(super) fn succeeded(&self) {
         self.pool().pause.succeeded();
+    }
+
+    /// How long the lane is left alone after the last failure, from then on; zero where it worked since.
+    pub(super) fn rest(&self) -> Duration {
+        self.pool().pause.last()
     }
 
     /// An end that is in no epoch.

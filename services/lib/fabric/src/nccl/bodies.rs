@@ -9,8 +9,9 @@ use longshore_proto::{
 };
 
 use super::{
-    EPOCH, End,
-    end::{Landed, Waiting},
+    EPOCH, End, State,
+    end::{Landed, SENDS_MAX, Waiting},
+    over,
 };
 use crate::{Error, TcpPatience, tcp::Buffers};
 
@@ -19,8 +20,6 @@ const EXCHANGED_BYTES_MIN: usize = 16 << 10;
 /// The same of the partials of a message. More than for tiles, of which many are under way at a time: a layer of a decode step waits for
 /// these. One row of 32 heads of 128 elements has 16.25 KiB for each stripe. Chosen, not measured.
 pub(crate) const PARTIALS_BYTES_MIN: usize = 64 << 10;
-/// Bodies that a call may have named and not sent yet.
-const UNDER_WAY_MAX: usize = 4;
 
 /// The bodies that a call sends.
 #[derive(Debug)]
@@ -64,6 +63,10 @@ impl Bodies {
     /// Begins to send a body as soon as few enough are under way.
     async fn begin(&mut self, pieces: Vec<Bytes>, bytes: u32) -> Result<NcclBytes, Error> {
         self.room().await?;
+        // What is named now would never come.
+        if self.end.state() != State::Joined(self.epoch) {
+            return Err(over(format!("of number {} is over", self.epoch)));
+        }
         let patience = self.patience.of_message(bytes as usize);
         self.under_way.push_back(self.end.send(self.epoch, pieces, patience)?);
         let number = self.named;
@@ -73,7 +76,7 @@ impl Bodies {
 
     /// Waits until few enough are under way for one more.
     async fn room(&mut self) -> Result<(), Error> {
-        while self.under_way.len() >= UNDER_WAY_MAX {
+        while self.under_way.len() >= SENDS_MAX {
             self.sent().await?;
         }
         Ok(())

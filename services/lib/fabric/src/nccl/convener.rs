@@ -12,9 +12,12 @@ use longshore_proto::{
     types::{NcclEpoch, NcclInvitation, NcclLease},
     v1,
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
-use super::{Arrivals, Bodies, End, GpuEnd, GpuLanes, JOIN_PATIENCE, State, over};
+use super::{Arrivals, Bodies, End, GpuEnd, GpuLanes, JOIN_PATIENCE, Left, State, over};
 use crate::{
     Code, Error, TcpPatience,
     tcp::{Buffers, Token},
@@ -35,6 +38,8 @@ pub(crate) struct Convener {
     patience: TcpPatience,
     /// Of the threads.
     places: Arc<Semaphore>,
+    /// Of attend streams, which keep their epochs: half of all, so that calls with tiles find some.
+    streams: Arc<Semaphore>,
     members: Mutex<Vec<Member>>,
 }
 
@@ -50,6 +55,13 @@ struct Member {
     leased: bool,
     since: Instant,
     _counted: Counted,
+}
+
+impl Member {
+    /// A call has its epoch, which is not over.
+    fn is_in_use(&self) -> bool {
+        self.leased && !matches!(self.end.state(), State::Over(_))
+    }
 }
 
 /// One member of its peer's.
@@ -77,7 +89,8 @@ impl Convener {
         let [a, b, c, d, e, f, g, h, ..] = *Token::fresh()?.as_bytes();
         let incarnation = u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1);
         let places = Arc::new(Semaphore::new(members_max));
-        Ok(Self { lanes, incarnation, members_max, patience, places, members: Mutex::default() })
+        let streams = Arc::new(Semaphore::new((members_max / 2).max(1)));
+        Ok(Self { lanes, incarnation, members_max, patience, places, streams, members: Mutex::default() })
     }
 
     fn members(&self) -> MutexGuard<'_, Vec<Member>> {
@@ -125,7 +138,7 @@ impl Convener {
             known.since = now;
             return Ok(Arc::clone(&known.end));
         }
-        members.retain(|member| member.leased || now.duration_since(member.since) <= IDLE);
+        members.retain(|member| member.is_in_use() || now.duration_since(member.since) <= IDLE);
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return Err(full("the listener", self.members_max));
         };
@@ -160,6 +173,28 @@ impl Convener {
         Ok(held)
     }
 
+    /// The same for an attend stream, which keeps it until it is over. Where too many have one, the end of this one makes room for others.
+    pub(crate) async fn lease_for_stream(self: &Arc<Self>, lease: NcclLease) -> Result<Held, Error> {
+        let Ok(place) = Arc::clone(&self.streams).try_acquire_owned() else {
+            self.forget(lease.epoch);
+            return Err(over("is of an attend stream, of which there are as many as may have one"));
+        };
+        let mut held = self.lease(lease).await?;
+        held.of_stream = Some(place);
+        Ok(held)
+    }
+
+    /// Drops the end of a member whose epoch no call has.
+    fn forget(&self, epoch: NcclEpoch) {
+        let secret = Token::from_slice(&epoch.member).expect("as long as one");
+        let is_it = |member: &Member| {
+            member.secret.matches(&secret) && member.epoch == epoch.number && !member.leased
+        };
+        if self.check_incarnation(epoch).is_ok() {
+            self.members().retain(|member| !is_it(member));
+        }
+    }
+
     fn taken(self: &Arc<Self>, epoch: NcclEpoch, lease: u64) -> Result<Held, Error> {
         // Before anything else: numbers and members of another start mean nothing.
         self.check_incarnation(epoch)?;
@@ -188,6 +223,7 @@ impl Convener {
             lease,
             finished: false,
             kept: Arc::default(),
+            of_stream: None,
         })
     }
 
@@ -225,6 +261,7 @@ pub(crate) struct Held {
     lease: u64,
     finished: bool,
     kept: Arc<AtomicBool>,
+    of_stream: Option<OwnedSemaphorePermit>,
 }
 
 impl Held {
@@ -236,6 +273,11 @@ impl Held {
     /// For what the call receives.
     pub(crate) fn arrivals(&self, bytes_max: usize, buffers: Buffers) -> Arrivals {
         Arrivals::new((Arc::clone(&self.end), self.epoch), bytes_max, self.convener.patience, buffers)
+    }
+
+    /// Waits until it is over.
+    pub(crate) fn left(&self) -> Left {
+        self.end.left(self.epoch)
     }
 
     /// All bodies of the call went.
@@ -263,3 +305,6 @@ impl Drop for Held {
         self.kept.store(self.end.state() == State::Joined(self.epoch), Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,8 +24,10 @@ use tokio::{
 use super::{GpuInvitation, GpuLane, over};
 use crate::{Code, Error};
 
-/// Work that may wait: one call has an end at a time, with a few bodies under way.
+/// Work that may wait: one call has an end at a time, with a few bodies under way. What was left of calls before takes no time.
 const JOBS_MAX: usize = 16;
+/// Bodies that a call may send at a time; it receives one at a time.
+pub(super) const SENDS_MAX: usize = 4;
 /// Looks at what is under way that give the processor to others only, and the pause between later ones.
 const SPIN_LOOKS: u32 = 64;
 const LOOK_EVERY: Duration = Duration::from_micros(50);
@@ -117,7 +119,8 @@ impl End {
         self.end_now();
         let (answer, told) = oneshot::channel();
         self.give(Job::Convene { patience, answer })?;
-        Waiting::new(told, patience).await
+        // Which epoch it will be is not known before it is told.
+        Waiting::new(told, Box::pin(std::future::pending()), patience).await
     }
 
     /// Begins to join an epoch.
@@ -150,7 +153,7 @@ impl End {
     ) -> Result<Waiting<()>, Error> {
         let (answer, told) = oneshot::channel();
         self.give(Job::Send { epoch, body, patience, answer })?;
-        Ok(Waiting::new(told, patience))
+        Ok(Waiting::new(told, self.left(epoch), patience * SENDS_MAX as u32))
     }
 
     /// Receives a body into all of `room`.
@@ -162,7 +165,16 @@ impl End {
     ) -> Result<Waiting<Landed>, Error> {
         let (answer, told) = oneshot::channel();
         self.give(Job::Receive { epoch, room, patience, answer })?;
-        Ok(Waiting::new(told, patience))
+        Ok(Waiting::new(told, self.left(epoch), patience))
+    }
+
+    /// Waits until `epoch` is not joined, or not any more.
+    pub(crate) fn left(&self, epoch: u64) -> Left {
+        let mut state = self.shared.state.subscribe();
+        Box::pin(async move {
+            // Where nobody can tell any more, it is over too.
+            let _over = state.wait_for(|state| *state != State::Joined(epoch)).await;
+        })
     }
 
     /// Ends an epoch, whatever is under way in it.
@@ -207,17 +219,21 @@ impl Drop for End {
     }
 }
 
-/// Work of the thread that somebody waits for. What is dropped goes on: its epoch is to be ended.
+/// The end of an epoch.
+pub(crate) type Left = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Work of the thread that somebody waits for, as long as its epoch is joined: a thread that hangs in a driver learns of the end of an
+/// epoch too late. What is dropped goes on: its epoch is to be ended.
 pub(super) struct Waiting<T> {
     told: oneshot::Receiver<Result<T, Error>>,
+    left: Left,
     hangs: Pin<Box<Sleep>>,
 }
 
 impl<T> Waiting<T> {
-    fn new(told: oneshot::Receiver<Result<T, Error>>, patience: Duration) -> Self {
-        // Others may be before it.
-        let longest = patience * JOBS_MAX as u32 + HANG_PATIENCE;
-        Self { told, hangs: Box::pin(tokio::time::sleep(longest)) }
+    /// `longest` is what it may take, with all that may be before it.
+    fn new(told: oneshot::Receiver<Result<T, Error>>, left: Left, longest: Duration) -> Self {
+        Self { told, left, hangs: Box::pin(tokio::time::sleep(longest + HANG_PATIENCE)) }
     }
 }
 
@@ -233,6 +249,9 @@ impl<T> Future for Waiting<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Poll::Ready(told) = Pin::new(&mut self.told).poll(cx) {
             return Poll::Ready(told.unwrap_or_else(|_| Err(over("has no thread any more"))));
+        }
+        if self.left.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(over("was left")));
         }
         match self.hangs.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(over("hangs in a driver"))),
@@ -382,7 +401,8 @@ impl Worker {
             self.lane.end(ended, self.now_ms());
         }
         self.shared.state.send_if_modified(|state| {
-            let is_it = matches!(*state, State::Joining(of) | State::Joined(of) if of <= ended);
+            // A lower one is of a later incarnation, which is to be joined next.
+            let is_it = matches!(*state, State::Joining(of) | State::Joined(of) if of == ended);
             if is_it {
                 *state = State::Over(ended);
             }

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures::{Stream, StreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, stream};
 use longshore_proto::{
     types::{AttendAnswer, AttendQuery, NcclLease},
     v1,
@@ -20,8 +20,8 @@ use super::{
     shard::ShardService,
 };
 use crate::{
-    BoxStream, Error,
-    nccl::{Bodies, Convener, Held, PARTIALS_BYTES_MIN},
+    BoxStream, Error, TileTraffic,
+    nccl::{Bodies, Convener, Held, Left, PARTIALS_BYTES_MIN},
     shm::{Connection, Lender, Link},
     status::code_number,
 };
@@ -45,7 +45,8 @@ pub(super) async fn attend(
     let pump = pump::pump(request.into_inner(), sender, draining, step);
     let context = hop.context.clone();
     let answers = pump::conversation(&hop, pump, service.shard.attend(&context, queries)).await?;
-    let exchange = Exchange { convener: service.convener.clone(), named, held: None, over: None };
+    let (convener, traffic) = (service.convener.clone(), service.traffic.clone());
+    let exchange = Exchange { convener, traffic, named, held: None, over: None };
     let sending = Sending { answers, lender, exchange };
     // The call lasts until the last body is out, which is later than the last answer.
     let answers = hop.bound(Box::pin(sending.messages()));
@@ -135,7 +136,13 @@ impl Sending {
     }
 
     async fn next(&mut self) -> Result<Option<v1::AttendResponse>, Error> {
-        let Some(answer) = self.answers.next().await.transpose()? else {
+        let answer = loop {
+            tokio::select! {
+                answer = self.answers.next() => break answer.transpose()?,
+                () = self.exchange.left() => self.exchange.leave(),
+            }
+        };
+        let Some(answer) = answer else {
             self.exchange.all_sent().await;
             return Ok(None);
         };
@@ -151,14 +158,31 @@ impl Sending {
 /// What a call sends from GPU to GPU.
 struct Exchange {
     convener: Option<Arc<Convener>>,
+    traffic: TileTraffic,
     named: Arc<Named>,
-    /// The epoch that the call has, which ends with it.
+    /// The epoch that the call has, until that is over, or the call is.
     held: Option<(NcclLease, Held, Bodies)>,
     /// The last one that was refused, or broke.
     over: Option<NcclLease>,
 }
 
 impl Exchange {
+    /// Waits until the epoch of the call is over; for ever where it has none.
+    fn left(&self) -> Left {
+        let held = self.held.as_ref();
+        held.map_or_else(|| -> Left { Box::pin(std::future::pending()) }, |(_, held, _)| held.left())
+    }
+
+    /// Gives back the end of an epoch that is over: others may want one.
+    fn leave(&mut self) {
+        let Some((lease, _held, mut bodies)) = self.held.take() else { return };
+        self.over = Some(lease);
+        // What did not go by now never will.
+        if bodies.all_sent().now_or_never().is_none_or(|sent| sent.is_err()) {
+            self.traffic.lost_attend_epoch();
+        }
+    }
+
     /// Leaves large partials out of a message and sends them in the epoch that the query named, where there is one; otherwise they stay, and
     /// the message says if the epoch is to blame.
     async fn name(&mut self, message: &mut v1::AttendResponse) {
@@ -186,8 +210,15 @@ impl Exchange {
             bodies.name_partials(message).await
         };
         match sent.await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                let bytes = message.nccl.as_ref().map_or(0, |body| body.bytes);
+                self.traffic.exchanges_partials(bytes.into());
+                Ok(())
+            }
             Err(error) => {
+                if self.held.is_some() {
+                    self.traffic.lost_attend_epoch();
+                }
                 (self.held, self.over) = (None, Some(lease));
                 Err(error)
             }
@@ -201,7 +232,7 @@ impl Exchange {
             let convener = self.convener.as_ref();
             let convener =
                 convener.ok_or_else(|| Error::invalid("nccl", "is set, there is no such lane here"))?;
-            let held = convener.lease(lease).await?;
+            let held = convener.lease_for_stream(lease).await?;
             let bodies = held.bodies();
             self.held = Some((lease, held, bodies));
         }
@@ -218,3 +249,6 @@ impl Exchange {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ use super::{
     tiles,
 };
 use crate::{
-    Error, Shard,
+    Error, Shard, TileTraffic,
     nccl::{self, Convener},
     shm::Connection,
     tcp::{self, Buffers, Door},
@@ -36,6 +36,8 @@ pub(super) struct ShardService {
     pub(super) convener: Option<Arc<Convener>>,
     /// Memory for bodies that come there, where the shard gives none.
     pub(super) buffers: Buffers,
+    /// Where partials that are exchanged are counted.
+    pub(super) traffic: TileTraffic,
 }
 
 #[tonic::async_trait]

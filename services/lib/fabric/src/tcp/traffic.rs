@@ -21,6 +21,8 @@ struct Now {
     budget: OnceLock<(usize, Weak<Semaphore>)>,
     refused: AtomicU64,
     ended_unread: AtomicU64,
+    exchanged_partials_bytes: AtomicU64,
+    attend_epochs_lost: AtomicU64,
 }
 
 impl TileTraffic {
@@ -44,6 +46,26 @@ impl TileTraffic {
     /// gRPC connections that were closed because an answer on them was not read.
     pub fn ended_unread_total(&self) -> u64 {
         self.now.ended_unread.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of partials that attend streams named to be exchanged over the lane `nccl`.
+    pub fn exchanged_partials_bytes_total(&self) -> u64 {
+        self.now.exchanged_partials_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Epochs of that lane that were over before all partials named in them went.
+    pub fn attend_epochs_lost_total(&self) -> u64 {
+        self.now.attend_epochs_lost.load(Ordering::Relaxed)
+    }
+
+    /// Partials are named to be exchanged.
+    pub(crate) fn exchanges_partials(&self, bytes: u64) {
+        self.now.exchanged_partials_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// An epoch is over, and with it partials that were named.
+    pub(crate) fn lost_attend_epoch(&self) {
+        self.now.attend_epochs_lost.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Tells where the budget is.

@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     NobodyComes,
     /// Exchanges go on for ever.
     Hangs,
+    /// The same, and who aborts is not noticed by the other one.
+    HangsUnnoticed,
     /// One bit of each body is another when it comes.
     Corrupts,
     /// Exchanges fail at once at both sides.
@@ -62,7 +64,8 @@ struct State {
 #[derive(Debug, Default)]
 struct Meeting {
     joined: [bool; 2],
-    aborted: bool,
+    /// As each rank knows.
+    aborted: [bool; 2],
     /// What each rank sends and the other did not take yet.
     mail: [Option<Vec<u8>>; 2],
 }
@@ -84,9 +87,9 @@ impl Net {
         self.state().fault = fault;
     }
 
-    /// Communicators that nobody aborted.
+    /// Communicators that some rank did not abort, or did not notice the end of.
     pub(crate) fn alive(&self) -> usize {
-        self.state().meetings.values().filter(|meeting| !meeting.aborted).count()
+        self.state().meetings.values().filter(|meeting| meeting.aborted != [true; 2]).count()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -96,7 +99,7 @@ impl Net {
     /// Looks until `ready` gives something, the communicator is aborted, or there is no time left.
     fn look<T>(
         &self,
-        id: &UniqueId,
+        (id, own): (&UniqueId, usize),
         go_on: &mut dyn FnMut() -> bool,
         mut ready: impl FnMut(Fault, &mut Meeting) -> Option<T>,
     ) -> Result<T, Error> {
@@ -106,8 +109,8 @@ impl Net {
                 let mut state = self.state();
                 let fault = state.fault;
                 let meeting = state.meetings.entry(*id.as_bytes()).or_default();
-                if meeting.aborted || fault == Fault::Dies {
-                    meeting.aborted = true;
+                if meeting.aborted[own] || fault == Fault::Dies {
+                    meeting.aborted = [true; 2];
                     return Err(failed("the peer is gone"));
                 }
                 if let Some(done) = ready(fault, meeting) {
@@ -115,14 +118,18 @@ impl Net {
                 }
             }
             if !go_on() {
-                self.abort(id);
+                self.abort(id, own);
                 return Err(failed("there is no time left"));
             }
         }
     }
 
-    fn abort(&self, id: &UniqueId) {
-        self.state().meetings.entry(*id.as_bytes()).or_default().aborted = true;
+    fn abort(&self, id: &UniqueId, own: usize) {
+        let mut state = self.state();
+        let is_noticed = state.fault != Fault::HangsUnnoticed;
+        let aborted = &mut state.meetings.entry(*id.as_bytes()).or_default().aborted;
+        aborted[own] = true;
+        aborted[1 - own] |= is_noticed;
     }
 }
 
@@ -152,7 +159,7 @@ impl Convener for StandIn {
             let problem = "this one refuses".to_owned();
             return Err(Error::Communicator { call: "joining", problem });
         }
-        self.net.look(id, go_on, |fault, meeting| {
+        self.net.look((id, rank as usize), go_on, |fault, meeting| {
             meeting.joined[rank as usize] = true;
             (meeting.joined == [true; 2] && fault != Fault::NobodyComes).then_some(())
         })?;
@@ -185,8 +192,8 @@ impl Ranks for Rank {
         for part in sends {
             assert_eq!(part.peer as usize, peer);
             let bytes = self.device.begin(of(part));
-            self.net.look(&self.id, go_on, |fault, meeting| {
-                let is_free = meeting.mail[own].is_none() && fault != Fault::Hangs;
+            self.net.look((&self.id, own), go_on, |fault, meeting| {
+                let is_free = meeting.mail[own].is_none() && !hangs(fault);
                 is_free.then(|| meeting.mail[own] = Some(bytes.clone()))
             })?;
         }
@@ -196,10 +203,11 @@ impl Ranks for Rank {
         }
         let is_left = !go_on();
         for part in receives {
-            let mut bytes = self.net.look(&self.id, &mut || !is_left && go_on(), |fault, meeting| {
-                let fits = meeting.mail[peer].as_ref().is_some_and(|mail| mail.len() == part.bytes);
-                (fits && !is_left && fault != Fault::Hangs).then(|| meeting.mail[peer].take()).flatten()
-            })?;
+            let mut bytes =
+                self.net.look((&self.id, own), &mut || !is_left && go_on(), |fault, meeting| {
+                    let fits = meeting.mail[peer].as_ref().is_some_and(|mail| mail.len() == part.bytes);
+                    (fits && !is_left && !hangs(fault)).then(|| meeting.mail[peer].take()).flatten()
+                })?;
             if self.net.state().fault == Fault::Corrupts {
                 bytes[part.bytes / 2] ^= 0x10;
             }
@@ -207,7 +215,7 @@ impl Ranks for Rank {
             self.net.exchanges.fetch_add(1, Ordering::SeqCst);
         }
         if !sends.is_empty() {
-            self.net.look(&self.id, &mut || !is_left && go_on(), |_, meeting| {
+            self.net.look((&self.id, own), &mut || !is_left && go_on(), |_, meeting| {
                 (!is_left && meeting.mail[own].is_none()).then_some(())
             })?;
         }
@@ -216,14 +224,18 @@ impl Ranks for Rank {
     }
 
     fn abort(&mut self) {
-        self.net.abort(&self.id);
+        self.net.abort(&self.id, self.own);
     }
 }
 
 impl Drop for Rank {
     fn drop(&mut self) {
-        self.net.abort(&self.id);
+        self.net.abort(&self.id, self.own);
     }
+}
+
+fn hangs(fault: Fault) -> bool {
+    matches!(fault, Fault::Hangs | Fault::HangsUnnoticed)
 }
 
 /// Memory of this process by addresses that are none.

@@ -70,11 +70,21 @@ pub(crate) struct Offer {
     pub(crate) confirms: Vec<u8>,
     /// What whoever wants to join an epoch of the lane `nccl` is told.
     pub(crate) invites: Option<v1::JoinNcclEpochResponse>,
+    /// Who convenes epochs instead, and lies in attend streams.
+    pub(crate) attends: Option<Arc<dyn Attends>>,
+}
+
+/// Lies in attend streams.
+pub(crate) trait Attends: Send + Sync + std::fmt::Debug {
+    /// To the next epoch, which it joins.
+    fn invite(&self) -> v1::JoinNcclEpochResponse;
+    /// What a query gets.
+    fn answer(&self, query: v1::AttendRequest) -> v1::AttendResponse;
 }
 
 impl Default for Offer {
     fn default() -> Self {
-        Self { port: None, token: vec![7; 16], confirms: MAGIC.to_vec(), invites: None }
+        Self { port: None, token: vec![7; 16], confirms: MAGIC.to_vec(), invites: None, attends: None }
     }
 }
 
@@ -102,8 +112,8 @@ impl Liar {
         let offers = Arc::<AtomicUsize>::default();
         let sockets = Arc::new(tokio::sync::Mutex::new(sockets));
         let token = offer.token.clone();
-        let (kept, invites) = (Arc::default(), offer.invites.clone());
-        let told = Told { lie, port, token, offers: Arc::clone(&offers), sockets, kept, invites };
+        let (kept, invites, attends) = (Arc::default(), offer.invites.clone(), offer.attends.clone());
+        let told = Told { lie, port, token, offers: Arc::clone(&offers), sockets, kept, invites, attends };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let server = Server::builder().add_service(KvStoreServiceServer::new(told));
@@ -130,6 +140,7 @@ struct Told {
     sockets: Arc<tokio::sync::Mutex<mpsc::Receiver<TcpStream>>>,
     kept: Arc<Mutex<Vec<TcpStream>>>,
     invites: Option<v1::JoinNcclEpochResponse>,
+    attends: Option<Arc<dyn Attends>>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -209,6 +220,9 @@ impl KvStoreService for Told {
         _: Request<v1::JoinNcclEpochRequest>,
     ) -> Result<Response<v1::JoinNcclEpochResponse>, Status> {
         self.offers.fetch_add(1, Ordering::SeqCst);
+        if let Some(attends) = &self.attends {
+            return Ok(Response::new(attends.invite()));
+        }
         self.invites.clone().map_or_else(none, |invites| Ok(Response::new(invites)))
     }
 
@@ -266,9 +280,11 @@ impl KvStoreService for Told {
 
     async fn attend(
         &self,
-        _: Request<Streaming<v1::AttendRequest>>,
+        request: Request<Streaming<v1::AttendRequest>>,
     ) -> Result<Response<Self::AttendStream>, Status> {
-        none()
+        let Some(attends) = self.attends.clone() else { return none() };
+        let answers = request.into_inner().map(move |query| Ok(attends.answer(query?)));
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn close_view(

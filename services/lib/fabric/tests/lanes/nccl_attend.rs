@@ -8,8 +8,8 @@ use std::{
 
 use futures::StreamExt;
 use longshore_fabric::{
-    AttendLink, BoxStream, CallContext, Code, Connector, GrpcConnector, GrpcOptions, Lane as Seen, Shard,
-    TcpPatience, status::code_from_number,
+    AttendLink, BoxStream, CallContext, Code, Connector, Error, GrpcConnector, GrpcOptions, Lane as Seen,
+    Shard, TcpPatience, status::code_from_number,
 };
 use longshore_proto::{
     types::{AttendAnswer, AttendQuery, PutOutcome},
@@ -30,7 +30,7 @@ use super::{
 };
 
 /// Rows whose partials are worth an exchange: 2 heads of 6 numbers each.
-const ROWS: u64 = 4_000;
+pub(crate) const ROWS: u64 = 4_000;
 
 fn exchanges(net: &Net) -> usize {
     net.exchanges.load(Ordering::SeqCst)
@@ -38,11 +38,17 @@ fn exchanges(net: &Net) -> usize {
 
 /// A house with a view that is answered, and a client of it that has the lane.
 async fn attended(net: &Arc<Net>, patience: TcpPatience) -> (House, Arc<dyn Shard>) {
-    let house = house(net, patience).await;
-    house.shard.views.lock().unwrap().insert(7, Vec::new());
-    let options = GrpcOptions { tcp_patience: patience, nccl_ends_max: 1, ..over_nccl(net) };
-    let shard = GrpcConnector::new(options).shard(&house.address).unwrap();
+    let (house, connector) = connected(net, patience, patience).await;
+    let shard = connector.shard(&house.address).unwrap();
     (house, shard)
+}
+
+/// The same with what a shard is patient for, and a client.
+async fn connected(net: &Arc<Net>, shards: TcpPatience, clients: TcpPatience) -> (House, GrpcConnector) {
+    let house = house(net, shards).await;
+    house.shard.views.lock().unwrap().insert(7, Vec::new());
+    let options = GrpcOptions { tcp_patience: clients, nccl_ends_max: 1, ..over_nccl(net) };
+    (house, GrpcConnector::new(options))
 }
 
 /// Asks until an answer is exchanged: an epoch is joined on the side.
@@ -58,7 +64,7 @@ pub(crate) async fn until_exchanged(net: &Net, link: &AttendLink) {
     panic!("no epoch was joined");
 }
 
-async fn until_gone(net: &Net) {
+pub(crate) async fn until_gone(net: &Net) {
     for _ in 0..1000 {
         if net.alive() == 0 {
             return;
@@ -71,15 +77,17 @@ async fn until_gone(net: &Net) {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_partials_are_exchanged_and_small_ones_are_not() {
     let net = Arc::new(Net::default());
-    let (_house, shard) = attended(&net, TcpPatience::default()).await;
+    let (house, shard) = attended(&net, TcpPatience::default()).await;
     let link = AttendLink::new(shard, &TaskTracker::new(), 8);
     // The first query waits for nothing.
     let plain = ask(&link, query(7, ROWS)).await.unwrap();
     assert_eq!(exchanges(&net), 0);
     until_exchanged(&net, &link).await;
     let before = exchanges(&net);
+    let counted = house.traffic.exchanged_partials_bytes_total();
     assert_eq!(ask(&link, query(7, ROWS)).await.unwrap(), plain);
     assert_eq!(exchanges(&net), before + 1);
+    assert_eq!(house.traffic.exchanged_partials_bytes_total() - counted, 12 * 4 * ROWS);
     // 64 KiB are 1,365 rows and a third here.
     ask(&link, query(7, 1_365)).await.unwrap();
     assert_eq!(exchanges(&net), before + 1);
@@ -116,38 +124,59 @@ async fn streams_that_last_leave_the_lane_to_tiles() {
 }
 
 /// Queries and answers as they are, without a link.
-struct Attending {
-    queries: mpsc::Sender<AttendQuery>,
-    answers: BoxStream<AttendAnswer>,
+pub(crate) struct Attending {
+    pub(crate) queries: mpsc::Sender<AttendQuery>,
+    pub(crate) answers: BoxStream<AttendAnswer>,
 }
 
 impl Attending {
-    async fn new(shard: &dyn Shard, context: CallContext) -> Self {
+    pub(crate) async fn new(shard: &dyn Shard, context: CallContext) -> Self {
         let (queries, received) = mpsc::channel(8);
         let answers = shard.attend(&context, received).await.unwrap();
         Self { queries, answers }
     }
 
-    async fn ask(&self, query_id: u64, view_id: u64) {
+    pub(crate) async fn ask(&self, query_id: u64, view_id: u64) {
         let query = AttendQuery { query_id, ..query(view_id, ROWS) };
         self.queries.send(query).await.unwrap();
     }
 
-    async fn next(&mut self) -> AttendAnswer {
+    pub(crate) async fn next(&mut self) -> AttendAnswer {
         self.answers.next().await.unwrap().unwrap()
     }
 
     /// Asks until an answer is exchanged.
     async fn until_exchanged(&mut self, net: &Net) {
+        self.exchanged(net).await.unwrap();
+    }
+
+    /// The same, or an error of the stream.
+    async fn exchanged(&mut self, net: &Net) -> Result<(), Error> {
         let before = exchanges(net);
         for query_id in 1_000_000.. {
             self.ask(query_id, 7).await;
-            self.next().await;
+            self.answers.next().await.expect("it is not at its end")?;
             if exchanges(net) > before {
-                return;
+                break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        Ok(())
+    }
+
+    /// A stream with an answer that was exchanged before its deadline.
+    async fn late(shard: &dyn Shard, net: &Net) -> Self {
+        // A slow machine takes more time to get there.
+        for seconds in [2, 8, 32] {
+            let context = CallContext::new("late").with_timeout(Duration::from_secs(seconds));
+            let mut attending = Self::new(shard, context).await;
+            if attending.exchanged(net).await.is_ok() {
+                return attending;
+            }
+            drop(attending);
+            until_gone(net).await;
+        }
+        panic!("no epoch was joined");
     }
 
     /// Stripes of the answers to these queries, whose numbers are right, up to the end of all.
@@ -208,6 +237,43 @@ async fn an_epoch_that_breaks_in_the_midst_of_an_answer_costs_nobody_anything() 
     }
 }
 
+/// A shard that does not notice that its client left an epoch is told: otherwise it waits for its bodies to be taken, for an hour here, and
+/// answers nothing until then, neither this query nor others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_notices_nothing_is_told_that_an_epoch_was_left() {
+    let net = Arc::new(Net::default());
+    let patient = TcpPatience { write: Duration::from_secs(3_600), ..TcpPatience::default() };
+    let (house, connector) = connected(&net, patient, impatient()).await;
+    let shard = connector.shard(&house.address).unwrap();
+    let mut attending = Attending::new(&*shard, CallContext::new("unnoticed")).await;
+    attending.until_exchanged(&net).await;
+    net.set(Fault::HangsUnnoticed);
+    // More bodies than may be under way at a time.
+    attending.ask(5, PIECES_VIEW).await;
+    attending.ask(6, PIECES_VIEW).await;
+    let all: Vec<u64> = (0..PIECES).collect();
+    let stripes = tokio::time::timeout(Duration::from_secs(60), attending.stripes([5, 6])).await;
+    assert_eq!(stripes.expect("long before the shard's patience is at its end"), [all.clone(), all]);
+    until_gone(&net).await;
+    assert!(connector.nccl_attend_rest(&house.address).unwrap() > Duration::ZERO);
+    assert_eq!(house.traffic.attend_epochs_lost_total(), 1);
+}
+
+/// Bytes that come are no success where they come damaged: the pause grows from one epoch to the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lane_is_left_alone_for_longer_where_bodies_come_damaged_again() {
+    let net = Arc::new(Net::default());
+    let (house, connector) = connected(&net, impatient(), impatient()).await;
+    let link = AttendLink::new(connector.shard(&house.address).unwrap(), &TaskTracker::new(), 8);
+    net.set(Fault::Corrupts);
+    for seconds in [5, 10] {
+        until_exchanged(&net, &link).await;
+        until_gone(&net).await;
+        let rest = connector.nccl_attend_rest(&house.address).unwrap();
+        assert_eq!(rest, Duration::from_secs(seconds));
+    }
+}
+
 /// After the pause the same stream has another epoch.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_lost_its_epoch_gets_another() {
@@ -253,13 +319,16 @@ async fn where_nobody_can_join_answers_come_in_messages() {
 async fn the_epoch_of_a_stream_ends_with_it() {
     for way in ["cancelled", "dropped", "ended", "late"] {
         let net = Arc::new(Net::default());
-        let (_house, shard) = attended(&net, TcpPatience::default()).await;
-        let context = match way {
-            "late" => CallContext::new(way).with_timeout(Duration::from_secs(3)),
-            _ => CallContext::new(way),
+        let (house, connector) = connected(&net, TcpPatience::default(), TcpPatience::default()).await;
+        let shard = connector.shard(&house.address).unwrap();
+        let context = CallContext::new(way);
+        let mut attending = match way {
+            "late" => Attending::late(&*shard, &net).await,
+            _ => Attending::new(&*shard, context.clone()).await,
         };
-        let mut attending = Attending::new(&*shard, context.clone()).await;
-        attending.until_exchanged(&net).await;
+        if way != "late" {
+            attending.until_exchanged(&net).await;
+        }
         assert_eq!(net.alive(), 1);
         if way != "ended" {
             net.set(Fault::Hangs);
@@ -294,8 +363,9 @@ async fn the_epoch_of_a_stream_ends_with_it() {
         if way != "ended" {
             continue;
         }
+        assert_eq!(connector.nccl_attend_rest(&house.address).unwrap(), Duration::ZERO);
         let mut again = Attending::new(&*shard, CallContext::new("again")).await;
-        tokio::time::timeout(Duration::from_secs(4), again.until_exchanged(&net)).await.expect("at once");
+        again.until_exchanged(&net).await;
     }
 }
 

@@ -191,9 +191,27 @@ async fn an_invitation_that_nobody_hears_of_is_not_joined() {
     let unheard = tokio::time::timeout(Duration::from_millis(20), end.convene(LONG)).await;
     assert!(unheard.is_err());
     busy.send(()).unwrap();
-    sent.await.unwrap();
+    // The epoch was left for the next one.
+    sent.await.unwrap_err();
     until(|| matches!(end.state(), State::Over(epoch) if epoch > 1)).await;
     assert_eq!(script.calls().iter().filter(|call| call.starts_with("accept")).count(), 1);
+}
+
+/// Who waits for a body is told of the end of its epoch, though the thread hangs in a driver and cannot tell.
+#[tokio::test]
+async fn nobody_waits_for_a_driver_once_the_epoch_is_over() {
+    let script = Script::default();
+    let end = joined(&script, 1).await;
+    let (driver, until_then) = mpsc::sync_channel(1);
+    script.told().hangs = Some(until_then);
+    let sent = end.send(1, Vec::new(), LONG).unwrap();
+    let received = end.receive(1, Box::new(vec![0; 4]), LONG).unwrap();
+    until(|| script.calls().len() == 2).await;
+    end.end(1);
+    assert!(sent.await.is_err() && received.await.is_err());
+    assert_eq!(script.calls().len(), 2, "the driver has it still");
+    drop(driver);
+    until(|| script.calls().contains(&"end 1".to_owned())).await;
 }
 
 /// A thread that a driver does not give back keeps its place, and nobody else is kept.

@@ -17,9 +17,9 @@ pub struct Queries<'a> {
 }
 
 impl Queries<'_> {
-    /// Query rows (positions).
+    /// Query rows (positions); none of heads that cannot be, which executors and policies refuse.
     pub fn rows(&self) -> usize {
-        self.data.len() / (self.shape.query_heads() * self.shape.head_dim)
+        self.data.len().checked_div(self.shape.query_heads() * self.shape.head_dim).unwrap_or(0)
     }
 }
 

@@ -1,22 +1,9 @@
 // What the kernels of prefill attention visit, and where it lies. Stands in front of each of them. A partial is a record f32
 // (m, l, o[HEAD_DIM]), as it travels.
-#include "ptx.cuh"
+#include "visits.cuh"
 
 #define ROW_BYTES (HEAD_DIM * ELEMENT_BYTES)
 #define ELEMENT_BYTES (DTYPE == DTYPE_F32 ? 4 : 2)
-
-// Up to KEYS keys that are visited at once.
-struct Visit {
-    // Kind in the upper half, number of keys in the lower.
-    u32 what;
-    // Blocks and means: number of the first key, counted through the page table. Columns: number of the first column.
-    u32 first;
-    // Blocks: position of the first key; the others follow. Means: which keys count.
-    u64 keys;
-};
-#define VISIT_BLOCK 0
-#define VISIT_COLUMNS 1
-#define VISIT_MEANS 2
 
 // A gathered key.
 struct Column {
@@ -25,19 +12,6 @@ struct Column {
     u64 position;
 };
 
-// Packed query rows [first_row, first_row + rows) of a KV head, and what they visit. Packed row r is position r / group, query head r % group
-// of the KV head.
-struct Item {
-    u64 first_visit;
-    u32 visits;
-    u32 first_row;
-    u32 rows;
-    u32 kv_head;
-    // Where the result goes: row of the parts, or WHOLE.
-    u32 part;
-    // Sum of the ITEM_ bits.
-    u32 flags;
-};
 #define WHOLE 0xffffffffu
 // Visits are those of all keys in order: number v is KEYS keys from v × KEYS on.
 #define ITEM_DENSE 1

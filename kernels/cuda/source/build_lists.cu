@@ -1,5 +1,5 @@
 // From bits to lists: where each list begins, and the numbers of its blocks, ascending; or the addresses of their pages.
-#include "ptx.cuh"
+#include "sums.cuh"
 
 struct Params {
     u64 counts;   // u32 [lists]
@@ -13,16 +13,6 @@ struct Params {
     u32 tiles;    // list l is of tile l % tiles
     u32 room;     // of pages: entries of each list; the output is [lists][room]
 };
-
-// Exclusive prefix sum over a warp.
-DEVICE u32 sum_before(u32 x) {
-    u32 sum = x;
-    for (u32 step = 1; step < 32; step *= 2) {
-        u32 other = shuffle(sum, (lane() - step) % 32);
-        if (lane() >= step) sum += other;
-    }
-    return sum - x;
-}
 
 // Grid: (1).
 KERNEL(scan_counts, 1024, 1, Params) {

@@ -1,6 +1,7 @@
 // From the bits of blocks to the visits of prefill attention, without the host: how many each list has, the visits, and which thread block
 // takes which of them. `scan_counts` says in between where each list begins.
-#include "ptx.cuh"
+#include "sums.cuh"
+#include "visits.cuh"
 
 struct Params {
     u64 bits;      // u32 [lists][words]: block 32 w + b in bit b of word w; of a list, those of its own tile are set
@@ -19,25 +20,6 @@ struct Params {
     u32 mean_shift;     // log2 of the means that such a page has room for
     u32 means;          // whether means stand for what is not visited
 };
-
-// As in `attend_lists.cuh`. Block 0 is at position 0 and key 0.
-struct Visit {
-    u32 what;
-    u32 first;
-    u64 keys;
-};
-#define VISIT_BLOCK 0u
-#define VISIT_MEANS 2u
-
-// Exclusive prefix sum over a warp.
-DEVICE u32 sum_before(u32 x) {
-    u32 sum = x;
-    for (u32 step = 1; step < 32; step *= 2) {
-        u32 other = shuffle(sum, (lane() - step) % 32);
-        if (lane() >= step) sum += other;
-    }
-    return sum - x;
-}
 
 // Calls `take` (first key, number of keys) for the pieces of the blocks of a word, as far as the last row sees them. Blocks that are
 // shorter than a visit share one where they follow each other within as many as it has room for.
@@ -118,18 +100,8 @@ struct Items {
     u32 unused;
 };
 
-// As in `attend_lists.cuh`, but that the first visit is the number of a list, and visits are its part (upper half) of so many.
-struct Item {
-    u64 first_visit;
-    u32 visits;
-    u32 first_row;
-    u32 rows;
-    u32 kv_head;
-    u32 part;
-    u32 flags;
-};
-
-// Puts the visits of its part of the list into each item. Grid: (items / 128, rounded up).
+// Puts the visits of its part of the list into each item, whose first visit is the number of the list before, and its visits the part (upper
+// half) of so many. Grid: (items / 128, rounded up).
 KERNEL(place_items, 128, 8, Items) {
     u32 index = block_index_x() * 128 + thread_index();
     if (index >= p.count) return;

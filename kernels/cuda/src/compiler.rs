@@ -11,6 +11,8 @@ use crate::{
 /// What comes before every source, and what sources may include.
 pub const HEADERS: &[Source] = &[
     Source { name: "ptx.cuh", text: include_str!("../source/ptx.cuh") },
+    Source { name: "sums.cuh", text: include_str!("../source/sums.cuh") },
+    Source { name: "visits.cuh", text: include_str!("../source/visits.cuh") },
     Source { name: "warpgroup.cuh", text: include_str!("../source/warpgroup.cuh") },
 ];
 

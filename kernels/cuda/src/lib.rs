@@ -1,6 +1,8 @@
 //! The same operations on the GPU: kernels in CUDA C++ (`kernels/cuda/source`), compiled at run time, and what starts them.
 //! Knows no network, no async. Design: `docs/cuda.md`.
 
+#[cfg(test)]
+mod addresses;
 mod architecture;
 mod attend;
 mod buffer;

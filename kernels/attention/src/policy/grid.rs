@@ -38,10 +38,7 @@ pub(super) struct Grid<'a> {
 
 impl<'a> Grid<'a> {
     pub(super) fn new(input: &'a PlanInput<'a>) -> Result<Self, Error> {
-        let queries = &input.queries;
-        // Heads that cannot be are refused below.
-        let width = queries.shape.query_heads() * queries.shape.head_dim;
-        Self::of_rows(input, queries.data.len().checked_div(width).unwrap_or(0))
+        Self::of_rows(input, input.queries.rows())
     }
 
     /// The same of so many rows, whose queries may be elsewhere.

@@ -54,12 +54,6 @@ pub(super) struct RowsAt<'a> {
     pub(super) divide: bool,
 }
 
-/// Rows of queries; none of heads that cannot be, which are refused before anything is counted by them.
-pub(super) fn rows(input: &PlanInput<'_>) -> usize {
-    let heads = input.queries.shape;
-    input.queries.data.len().checked_div(heads.query_heads() * heads.head_dim).unwrap_or(0)
-}
-
 impl CudaExecutor {
     /// `None`: lists of the host are for it. The policy is no rule that the kernels know, there is little to choose, or the device has no
     /// page for each block of the prefix.
@@ -68,7 +62,7 @@ impl CudaExecutor {
         policy: &PrefillPolicy,
         input: &PlanInput<'_>,
     ) -> Result<Option<Partials>, AttentionError> {
-        self.with_call(policy, (input, rows(input)), |call| {
+        self.with_call(policy, (input, input.queries.rows()), |call| {
             let wave = Wave::new(&self.device, &[record_shape(&input.queries)])?;
             let queries = Buffer::from_slice(&self.device, input.queries.data)?;
             let at = RowsAt { queries: queries.whole(), output: wave.results()?[0], divide: false };

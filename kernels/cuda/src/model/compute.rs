@@ -92,71 +92,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{Buffer, Memory, Queue};
-
-    /// A device that gives out addresses.
-    #[derive(Debug)]
-    struct Addresses;
-
-    impl Device for Addresses {
-        fn name(&self) -> String {
-            "addresses".to_owned()
-        }
-
-        fn multiprocessors(&self) -> usize {
-            1
-        }
-
-        fn capability(&self) -> u32 {
-            90
-        }
-
-        fn shared_bytes_limit(&self) -> usize {
-            0
-        }
-
-        fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
-            #[expect(unsafe_code, reason = "nobody looks at the memory")]
-            // SAFETY: nothing is ever read or written there.
-            Ok(unsafe { Memory::new(4096, bytes) })
-        }
-
-        fn free(&self, _: Memory) {}
-
-        fn upload(&self, _: Span<'_>, _: &[u8]) -> Result<(), Error> {
-            Ok(())
-        }
-
-        fn upload_apart(&self, _: Span<'_>, _: &[u8]) -> Result<(), Error> {
-            Ok(())
-        }
-
-        fn mark(&self, _: Queue) -> Result<u64, Error> {
-            Ok(0)
-        }
-
-        fn hold_up(&self, _: Queue, _: u64) -> Result<(), Error> {
-            Ok(())
-        }
-
-        fn forget(&self, _: u64) {}
-
-        fn download(&self, _: Span<'_>, _: &mut [u8]) -> Result<(), Error> {
-            Ok(())
-        }
-
-        fn launch(&self, _: &Launch<'_>) -> Result<(), Error> {
-            Ok(())
-        }
-
-        fn synchronize(&self) -> Result<(), Error> {
-            Ok(())
-        }
-    }
+    use crate::{Buffer, addresses::Addresses};
 
     #[test]
     fn rows_that_end_behind_their_buffer_are_refused() {
-        let device: Arc<dyn Device> = Arc::new(Addresses);
+        let device: Arc<dyn Device> = Addresses::new(1 << 20);
         // Three rows of 10 elements, 16 apart; nothing follows the last.
         let buffer = Buffer::new(&device, (2 * 16 + 10) * 4).unwrap();
         let at = At::f32(buffer.whole(), 16);

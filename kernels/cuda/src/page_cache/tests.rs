@@ -1,8 +1,6 @@
 //! What is found, what makes way, and what a cache does where the device has less than its budget.
-#![expect(unsafe_code, reason = "a device that gives out numbers; see SAFETY")]
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,82 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{FreshPage, PageCache};
-use crate::{Device, Error, Kind, Launch, Memory, Queue, Span};
-
-/// Addresses without memory behind them: the cache moves no bytes itself.
-#[derive(Debug)]
-struct Addresses {
-    left: AtomicUsize,
-    next: AtomicUsize,
-}
-
-impl Addresses {
-    fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(bytes), next: AtomicUsize::new(256) })
-    }
-}
-
-impl Device for Addresses {
-    fn name(&self) -> String {
-        "addresses".to_owned()
-    }
-
-    fn multiprocessors(&self) -> usize {
-        1
-    }
-
-    fn capability(&self) -> u32 {
-        80
-    }
-
-    fn shared_bytes_limit(&self) -> usize {
-        0
-    }
-
-    fn allocate(&self, bytes: usize) -> Result<Memory, Error> {
-        let taken =
-            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
-        match taken {
-            // SAFETY: a number that is given out once; nothing lies there.
-            Ok(_) => Ok(unsafe { Memory::new(self.next.fetch_add(bytes, Ordering::Relaxed) as u64, bytes) }),
-            Err(left) => Err(Error::OutOfMemory { bytes, problem: format!("{left} are left") }),
-        }
-    }
-
-    fn free(&self, memory: Memory) {
-        self.left.fetch_add(memory.bytes(), Ordering::Relaxed);
-    }
-
-    fn upload(&self, _: Span<'_>, _: &[u8]) -> Result<(), Error> {
-        unreachable!("the cache leaves that to who fills pages")
-    }
-
-    fn upload_apart(&self, _: Span<'_>, _: &[u8]) -> Result<(), Error> {
-        unreachable!("the cache leaves that to who fills pages")
-    }
-
-    fn mark(&self, _: Queue) -> Result<u64, Error> {
-        unreachable!("the cache orders nothing")
-    }
-
-    fn hold_up(&self, _: Queue, _: u64) -> Result<(), Error> {
-        unreachable!("the cache orders nothing")
-    }
-
-    fn forget(&self, _: u64) {}
-
-    fn download(&self, _: Span<'_>, _: &mut [u8]) -> Result<(), Error> {
-        unreachable!("the cache reads nothing")
-    }
-
-    fn launch(&self, _: &Launch<'_>) -> Result<(), Error> {
-        unreachable!("the cache launches nothing")
-    }
-
-    fn synchronize(&self) -> Result<(), Error> {
-        Ok(())
-    }
-}
+use crate::{Device, Error, Kind, addresses::Addresses};
 
 const PAGE: usize = 1 << 20;
 
@@ -126,7 +49,7 @@ fn what_is_here_is_not_brought_again_and_what_is_oldest_makes_way() {
     assert_eq!((stats.pages, stats.hits, stats.misses, stats.evictions), (3, 5, 5, 2));
     assert_eq!((stats.reserved_bytes, cache.try_stats()), (3 * PAGE, Some(stats)));
     drop(cache);
-    assert_eq!(device.left.load(Ordering::Relaxed), 100 * PAGE, "everything is given back");
+    assert_eq!(device.left(), 100 * PAGE, "everything is given back");
 }
 
 #[test]
@@ -187,7 +110,7 @@ fn memory_that_the_device_needs_is_given_back_what_is_oldest_first() {
     let given = cache.give_back(1);
     let after = cache.stats();
     assert!(given > 0 && after.reserved_bytes == 100 * PAGE - given, "{after:?}");
-    assert_eq!((device.left.load(Ordering::Relaxed), after.returned), (given, 1));
+    assert_eq!((device.left(), after.returned), (given, 1));
     assert!(after.pages < before.pages);
     // All but what is pinned.
     assert_eq!(cache.idle_bytes(), idle - given);
@@ -206,7 +129,7 @@ fn memory_that_the_device_needs_is_given_back_what_is_oldest_first() {
     assert!(!all.is_empty() && cache.stats().reserved_bytes == left);
     drop(all);
     assert_eq!(cache.give_back(usize::MAX), left);
-    assert_eq!((device.left.load(Ordering::Relaxed), cache.stats().pages), (100 * PAGE, 0));
+    assert_eq!((device.left(), cache.stats().pages), (100 * PAGE, 0));
     // Without any page it takes memory at once.
     assert_eq!(cache.pin(&first, nothing).unwrap().len(), 64);
 }

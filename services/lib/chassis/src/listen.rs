@@ -48,22 +48,21 @@ pub fn collide(one: &str, other: &str) -> bool {
 
 /// Listens on `host:port`; port 0 takes any free one. Returns the listener and the address that it got.
 pub async fn bind(address: &str) -> Result<(TcpListener, SocketAddr), Error> {
-    let mut last = None;
-    for candidate in resolve(address).await? {
-        match open(candidate).await {
-            Ok(bound) => return Ok(bound),
-            Err(cause) => last = Some(refused(candidate, cause)),
-        }
-    }
-    Err(last.unwrap_or_else(|| nowhere(address)))
+    at_one_of(address, async |candidate| open(candidate).await.map_err(|cause| refused(candidate, cause)))
+        .await
 }
 
 /// Keeps `host:port` for a listener that comes later; port 0 takes any free one.
 pub async fn reserve(address: &str) -> Result<Reserved, Error> {
+    at_one_of(address, async |candidate| Reserved::at(candidate)).await
+}
+
+/// What `take` makes of the first address of the host that it does not refuse.
+async fn at_one_of<T>(address: &str, take: impl AsyncFn(SocketAddr) -> Result<T, Error>) -> Result<T, Error> {
     let mut last = None;
     for candidate in resolve(address).await? {
-        match Reserved::at(candidate) {
-            Ok(reserved) => return Ok(reserved),
+        match take(candidate).await {
+            Ok(taken) => return Ok(taken),
             Err(error) => last = Some(error),
         }
     }

@@ -13,7 +13,7 @@ const BLOCK: u32 = 0;
 const COLUMNS: u32 = 1;
 const MEANS: u32 = 2;
 
-/// Some keys that are visited at once; as in `attend_lists.cuh`.
+/// Some keys that are visited at once; as in `visits.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct KeyVisit {

@@ -19,7 +19,7 @@ pub(super) struct List {
     pub(super) visits: u32,
 }
 
-/// What a thread block does; as in `attend_lists.cuh`.
+/// What a thread block does; as in `visits.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Item {

@@ -58,7 +58,8 @@ impl Stepper {
             self.seal();
         }
         self.inbox.close();
-        while let Ok(command) = self.inbox.try_recv() {
+        // Also what somebody is about to put there: it would go without a last word.
+        while let Some(command) = self.inbox.blocking_recv() {
             command.end(&self.worker);
         }
         for active in self.active.drain(..) {

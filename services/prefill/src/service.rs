@@ -215,7 +215,8 @@ impl Engine {
         }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.close();
-        while let Ok(job) = queue.try_recv() {
+        // Also what somebody is about to put there: it would go without a last word.
+        while let Some(job) = queue.blocking_recv() {
             self.worker.end(job.events, Err(Error::ShuttingDown));
         }
     }

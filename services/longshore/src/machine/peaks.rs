@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn peaks_are_numbers_that_a_machine_can_have() {
-        // Large enough that a second in which it is held up is no small part of what a slow machine would take.
+        // Large enough that a machine which is held up for some seconds is merely a slow one.
         let peaks = Peaks::measure(&ComputePool::serial(), 1 << 24, 1);
         for figure in [peaks.gflops, peaks.read_gbps, peaks.copy_gbps] {
             assert!(figure > 1e-3 && figure < 1e6, "{peaks:?}");

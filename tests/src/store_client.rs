@@ -21,6 +21,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::{draws::Draws, truth};
 
+/// How long a shard is waited for beside others, which have the same blocks or can take them.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The same where there is no other: it is slow on a busy machine, and what it does not do nobody does.
+const PATIENCE_ALONE: Duration = Duration::from_secs(30);
+
 /// A process that stores blocks and reads them, as a worker would.
 #[derive(Debug)]
 pub struct StoreClient {
@@ -65,6 +70,16 @@ impl StoreClient {
         }
     }
 
+    /// The same client over connections of its own anew: those to an earlier start of a shard may end in the first answer.
+    pub fn reconnected(self, members: &[Member], model: &ModelDescription, rule: CopyRule) -> Self {
+        Self { stored: self.stored, ..Self::new(members, model, rule) }
+    }
+
+    /// How long one shard is waited for.
+    fn patience(&self) -> Duration {
+        if self.shards.len() == 1 { PATIENCE_ALONE } else { PATIENCE }
+    }
+
     /// Acknowledged blocks.
     pub fn stored(&self) -> &BTreeMap<BlockKey, BlockPlace> {
         &self.stored
@@ -89,7 +104,7 @@ impl StoreClient {
         for (&key, index) in chain.keys().iter().zip(0..) {
             let place = BlockPlace { stripe_seed: chain.stripe_seed(index), index };
             let tiles = truth::messages(self.tile_bytes, self.shape.layers, key, place);
-            let ctx = CallContext::new("store").with_timeout(Duration::from_secs(3));
+            let ctx = CallContext::new("store").with_timeout(self.patience());
             let candidates = links.candidates(&place.stripe_seed).expect("there are shards");
             let outcome = store_copies(&ctx, &links, &candidates, self.identity, self.shape, tiles).await;
             match outcome {
@@ -103,7 +118,7 @@ impl StoreClient {
     /// Reads blocks of one shard; those that it gave out before it ended, each checked.
     async fn read(&self, shard: usize, keys: &[BlockKey]) -> Vec<BlockKey> {
         let get = GetBlocks::whole(self.identity, keys.to_vec());
-        let ctx = CallContext::new("read").with_timeout(Duration::from_secs(5));
+        let ctx = CallContext::new("read").with_timeout(self.patience());
         let mut found = Vec::new();
         let Ok(mut tiles) = self.shards[shard].get_blocks(&ctx, get).await else { return found };
         while let Some(Ok(tile)) = tiles.next().await {
@@ -156,7 +171,7 @@ impl StoreClient {
 
     /// What a shard says of itself, when it answers.
     pub async fn stats(&self, shard: usize) -> Option<ShardStats> {
-        self.shards[shard].stats(&CallContext::new("stats").with_timeout(Duration::from_secs(2))).await.ok()
+        self.shards[shard].stats(&CallContext::new("stats").with_timeout(self.patience())).await.ok()
     }
 
     /// Waits until every acknowledged block has `copies` copies, no shard has anything that is not a block, and all reach each other.

@@ -39,7 +39,8 @@ async fn found_after_restart(save_ms: u64) -> usize {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     fleet.start_one("kv-0");
-    await_start(fleet.address("kv-0"), None, PATIENCE).await;
+    let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
+    let client = client.reconnected(fleet.members(), &describe.models[0], CopyRule::default());
     // Reading checks every byte.
     BLOCKS - client.unread().await
 }

@@ -280,7 +280,8 @@ async fn a_full_disk_costs_blocks_and_never_a_wrong_byte_or_the_shard() {
     // And after a restart, with what is found on the full disk.
     fleet.kill("kv-0");
     fleet.start_one("kv-0");
-    await_start(fleet.address("kv-0"), None, PATIENCE).await;
+    let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
+    let client = client.reconnected(fleet.members(), &describe.models[0], CopyRule::default());
     let found = all - client.unread().await;
     assert!(found > 0, "nothing was found on disk");
     println!("{found} blocks are found after a restart");

@@ -252,7 +252,7 @@ async fn a_client_that_goes_away_leaves_nothing_behind() {
             if busy.is_empty() {
                 break;
             }
-            assert!(began.elapsed() < Duration::from_secs(20), "after {tokens_read} tokens: {busy:?}");
+            assert!(began.elapsed() < Duration::from_secs(60), "after {tokens_read} tokens: {busy:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

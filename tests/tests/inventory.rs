@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use longshore_fabric::{CallContext, Inference, Shard};
-use longshore_proto::types::{Finished, GenerateEvent, GenerateStart, PromptChunk, Sampling};
-use longshore_router::Router;
+use longshore_proto::types::{Finished, GenerateEvent, GenerateStart, PromptChunk, Sampling, ShardStats};
+use longshore_router::{IndexMetrics, Router};
 use longshore_tests::house::{House, Plan};
 use tokio::sync::mpsc;
 
@@ -33,20 +33,36 @@ fn prompt(name: u32, tokens: u32) -> Vec<u32> {
     (0..tokens).map(|at| (at * 7 + name * 31 + at / 16) % 200).collect()
 }
 
-async fn held(house: &House) -> i64 {
-    let mut blocks = 0;
+async fn stats(house: &House) -> Vec<ShardStats> {
+    let mut all = Vec::new();
     for shard in &house.shards {
-        blocks += shard.stats(&CallContext::new("test")).await.expect("a shard tells its state").blocks;
+        all.push(shard.stats(&CallContext::new("test")).await.expect("a shard tells its state"));
     }
-    i64::try_from(blocks).expect("some blocks")
+    all
 }
 
-/// Waits until the index has as many blocks as the shards.
-async fn in_step(house: &House, blocks: impl Fn() -> i64, what: &str) {
+/// Blocks that the shards hold, and how many went so far.
+async fn held(house: &House) -> (i64, u64) {
+    let all = stats(house).await;
+    let blocks: u64 = all.iter().map(|stats| stats.blocks).sum();
+    (i64::try_from(blocks).expect("some blocks"), all.iter().map(|stats| stats.evicted_total).sum())
+}
+
+/// Waits until the index has as many blocks as the shards, and saw as many go: full shards have the same number whatever they hold.
+async fn in_step(house: &House, index: &IndexMetrics, what: &str) {
+    let (began, known) = (Instant::now(), || (index.blocks.get(), index.gone.get()));
+    while known() != held(house).await {
+        assert!(began.elapsed() < PATIENCE, "{what}: {:?} of {:?} blocks", known(), held(house).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until nobody uses what the shards hold: views are closed behind an answer.
+async fn unused(house: &House) {
     let began = Instant::now();
-    while blocks() != held(house).await {
-        let known = blocks();
-        assert!(began.elapsed() < PATIENCE, "{what}: {known} of {} blocks", held(house).await);
+    let is_used = |stats: &ShardStats| stats.views + stats.open_blocks + stats.pinned_blocks > 0;
+    while stats(house).await.iter().any(is_used) {
+        assert!(began.elapsed() < PATIENCE, "{:?}", stats(house).await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -72,7 +88,7 @@ async fn a_router_learns_of_what_another_one_placed_and_of_what_went() {
 
     // Placed through the first router, found through the other one.
     ask(&house.router, &prompt(1, 320)).await;
-    in_step(&house, || index.blocks.get(), "after another router placed blocks").await;
+    in_step(&house, &index, "after another router placed blocks").await;
     let behind = index.behind.get();
     let (cached, found) = ask(&other, &prompt(1, 320)).await;
     assert_eq!((cached, index.behind.get()), (304, behind), "{found:?}");
@@ -85,10 +101,11 @@ async fn a_router_learns_of_what_another_one_placed_and_of_what_went() {
     // More than the shards hold: the index forgets what they evicted, and says no more than they do.
     for name in 3..9 {
         ask(&house.router, &prompt(name, 320)).await;
+        unused(&house).await;
         // Until what was promised to it may go.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    in_step(&house, || index.blocks.get(), "after evictions").await;
+    in_step(&house, &index, "after evictions").await;
     assert!(index.gone.get() > 0, "nothing was evicted");
     assert!(index.blocks.get() <= 64 && index.out_of_step.get() == 0 && index.full.get() == 0);
     let resets = index.resets.get();
@@ -101,7 +118,7 @@ async fn what_the_index_says_is_confirmed_before_it_counts() {
     let mut house = House::build(Plan { shards: 1, ..Plan::default() }).await;
     let index = house.router_metrics.index.clone();
     ask(&house.router, &prompt(1, 320)).await;
-    in_step(&house, || index.blocks.get(), "at first").await;
+    in_step(&house, &index, "at first").await;
     assert!(index.blocks.get() >= 19);
     // The stream of the old shard lives as long as that does; a request meets the new one, which is empty.
     house.restart_shard(0);

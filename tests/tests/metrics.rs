@@ -1,7 +1,12 @@
 //! `docs/metrics.md`: every metric that a cluster serves, made from what its processes say of themselves so that it stays true.
 #![allow(clippy::unwrap_used, reason = "the whole file is test code, its helpers too")]
 
-use std::{collections::BTreeMap, fmt::Write as _, fs};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    time::{Duration, Instant},
+};
 
 use longshore_tests::{
     server::{Server, complete},
@@ -21,9 +26,14 @@ This page is made from running processes: `WRITE_PAGES=1 cargo nextest run --wor
 variable fails when it is not as it should be.
 ";
 
-/// A process of each role.
-const ROLES: [(&str, &str); 4] =
-    [("router-0", "router"), ("prefill-0", "prefill"), ("decode-0", "decode"), ("kv-0", "kvstore")];
+/// A process of each role, and a metric that it serves once something happened to it: the end of a request is counted behind its answer,
+/// and a shard has metrics that begin when somebody asks for its state, as its supervisor does now and then.
+const ROLES: [(&str, &str, Option<&str>); 4] = [
+    ("router-0", "router", Some("longshore_router_requests")),
+    ("prefill-0", "prefill", None),
+    ("decode-0", "decode", None),
+    ("kv-0", "kvstore", Some("longshore_kvstore_stalled_streams")),
+];
 
 /// Type and help of a metric, and who serves it.
 #[derive(Debug, Default)]
@@ -113,6 +123,21 @@ fn named_elsewhere(metrics: &BTreeMap<String, Metric>) -> Vec<String> {
     unknown
 }
 
+/// What a process serves, once `last` is among it.
+async fn served(server: &Server, id: &str, last: Option<&str>) -> String {
+    let began = Instant::now();
+    loop {
+        let answer = reqwest::get(format!("{}/metrics", server.admin(id))).await.expect("it answers");
+        assert!(answer.status().is_success(), "{id}: {}", answer.status());
+        let text = answer.text().await.unwrap();
+        if last.is_none_or(|last| text.contains(&format!("# TYPE {last} "))) {
+            return text;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{id} serves no {last:?}: {text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_have_a_page() {
     let folder = tempfile::tempdir().unwrap();
@@ -121,10 +146,8 @@ async fn metrics_have_a_page() {
     // Some metrics are there from the first request on.
     complete(&server, &json!("The capital of France is"), 2).await;
     let mut metrics = BTreeMap::new();
-    for (id, role) in ROLES {
-        let answer = reqwest::get(format!("{}/metrics", server.admin(id))).await.expect("it answers");
-        assert!(answer.status().is_success(), "{id}: {}", answer.status());
-        collect(&answer.text().await.unwrap(), role, &mut metrics);
+    for (id, role, last) in ROLES {
+        collect(&served(&server, id, last).await, role, &mut metrics);
     }
     for (name, metric) in &metrics {
         assert!(name.starts_with("longshore_"), "{name} is named as if it were somebody else's");

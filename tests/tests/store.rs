@@ -31,17 +31,24 @@ fn fails(server: &Server, arguments: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// What the shards say once all copies of all blocks are there: those of generated blocks come behind the answer.
-async fn settled(server: &Server) -> Value {
+/// How long things may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the shards say, and all of their blocks, once two copies of each are there: those of generated blocks come behind the answer, so
+/// that one may come between the two.
+async fn settled(server: &Server) -> (Value, Vec<Value>) {
     let began = Instant::now();
     loop {
         let stat: Value = serde_json::from_str(&works(server, &["stat", "--json"])).unwrap();
+        let lines = works(server, &["ls", "--json", "--limit", "0"]);
+        let blocks: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let total = &stat["total"];
-        let is_even = total["blocks"].as_u64().is_some_and(|blocks| blocks > 0 && blocks.is_multiple_of(2));
-        if is_even && total["open_blocks"] == 0 && total["writers"] == 0 {
-            return stat;
+        let are_all = total["blocks"].as_u64() == Some(blocks.len() as u64 * 2);
+        let are_copied = !blocks.is_empty() && blocks.iter().all(|block| block["copies"] == 2);
+        if are_all && are_copied && total["open_blocks"] == 0 && total["writers"] == 0 {
+            return (stat, blocks);
         }
-        assert!(began.elapsed() < Duration::from_secs(60), "{stat}");
+        assert!(began.elapsed() < PATIENCE, "{stat} {lines}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -61,17 +68,12 @@ async fn an_operator_looks_checks_moves_and_drains() {
     let prompt: String = long_prompt().chars().take(2400).collect();
     let (answer, _) = complete(&server, &json!(prompt), 16).await;
 
-    let stat = settled(&server).await;
+    let (stat, blocks) = settled(&server).await;
     let copies = stat["total"]["blocks"].as_u64().unwrap();
     assert!(copies >= 8, "{stat}");
     assert_eq!(stat["shards"].as_array().map(Vec::len), Some(3));
     let table = works(&server, &["stat"]);
     assert!(table.contains("kv-2") && table.contains("total") && table.contains("SHORT"), "{table}");
-
-    let lines = works(&server, &["ls", "--json", "--limit", "0"]);
-    let blocks: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(blocks.len() as u64 * 2, copies);
-    assert!(blocks.iter().all(|block| block["copies"] == 2), "{lines}");
 
     let (key, folder) = (blocks[0]["key"].as_str().unwrap(), tempfile::tempdir().unwrap());
     let file = folder.path().join("block.lsb").display().to_string();
@@ -97,6 +99,11 @@ async fn an_operator_looks_checks_moves_and_drains() {
     let (again, usage) = complete(&server, &json!(prompt), 16).await;
     assert_eq!(again, answer, "no token is lost with it");
     assert!(usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0) > 0, "{usage}");
+    let began = Instant::now();
+    while server.process("kv-1").is_some() {
+        assert!(began.elapsed() < PATIENCE, "it does not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     // Its supervisor would have started it again after half a second.
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(server.process("kv-1"), None, "a shard that was drained stays away");

@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Instant};
 use longshore_engine::{StepInput, StepOutput, store_copies};
 use longshore_fabric::CallContext;
 use longshore_proto::types::{DecodeEvent, PutOutcome};
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc::{self, error::TryRecvError},
+};
 
 use crate::{
     Error,
@@ -58,8 +61,13 @@ impl Stepper {
             self.seal();
         }
         self.inbox.close();
-        while let Ok(command) = self.inbox.try_recv() {
-            command.end(&self.worker);
+        // Also what somebody is about to put there, who has a place already: it would go without a last word.
+        loop {
+            match self.inbox.try_recv() {
+                Ok(command) => command.end(&self.worker),
+                Err(TryRecvError::Empty) => std::thread::yield_now(),
+                Err(TryRecvError::Disconnected) => break,
+            }
         }
         for active in self.active.drain(..) {
             active.puts.cancel();

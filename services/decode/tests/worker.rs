@@ -54,7 +54,8 @@ async fn sealed_blocks_reach_their_shards_with_the_bytes_of_a_prefill() {
     // The last token was never an input.
     let expected = world.reference_tiles(&all[..all.len() - 1]);
     assert!(settles(|| world.cluster.bodies() == expected).await, "{} tiles", world.cluster.bodies().len());
-    assert!(world.metrics.stored_blocks.get() > 0, "blocks were handed over while it ran");
+    // The engine's thread hears of it after the shard has them.
+    assert!(settles(|| world.metrics.stored_blocks.get() > 0).await, "what shards took is counted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,9 +91,9 @@ async fn streaming_heads_stream_in_answers_wherever_they_are_resumed() {
         assert_ne!(expected, world.reference(&prompt, &greedy(60)), "the policy must change something");
         let (visited, causal) = (world.metrics.visited_blocks.get(), world.metrics.causal_blocks.get());
         assert!(visited > 0 && visited * 2 < causal, "{visited} of {causal}");
-        // The blocks that were sealed on the way are found again.
+        // The blocks that were sealed on the way are found again. All of them: they come in any order.
         let so_far = [&prompt[..], &expected[..30]].concat();
-        let sealed = || so_far.len() / BLOCK * 3 <= world.cluster.bodies().len();
+        let sealed = || (prompt.len() + 60 - 1) / BLOCK * 3 == world.cluster.bodies().len();
         assert!(settles(sealed).await);
         let stream = world.call(start(&so_far, 30), &so_far).await.expect("the call is good");
         assert_eq!(finished(stream).await, (expected[30..].to_vec(), false));
@@ -228,9 +229,11 @@ async fn a_reader_that_leaves_releases_everything_within_a_step() {
     let layers = || world.cluster.model.layers_computed.load(Ordering::SeqCst);
     drop(stream);
     let at_drop = layers();
-    assert!(settles(|| world.cluster.open_views() == 0 && world.metrics.queue_depth.get() == 0).await);
+    // The gauges go down one after the other.
+    let gauges = || (world.metrics.queue_depth.get(), world.metrics.active_sequences.get());
+    assert!(settles(|| world.cluster.open_views() == 0 && gauges() == (0, 0)).await, "{:?}", gauges());
     assert!(layers() <= at_drop + 2 * 3, "{} layers after {at_drop}", layers());
-    assert_eq!((world.metrics.cancelled.get(), world.metrics.active_sequences.get()), (1, 0));
+    assert_eq!(world.metrics.cancelled.get(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,8 +265,9 @@ async fn a_reader_that_never_reads_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_worker_queues_and_a_full_queue_refuses() {
-    let world = World::new(1, Config { max_sequences: 1, queue_max: 1, ..Config::default() });
-    world.cluster.model.layer_delay_ms.store(10, Ordering::SeqCst);
+    // Nobody reads before the third one came, so that the first one keeps its place until then.
+    let config = Config { max_sequences: 1, queue_max: 1, event_buffer: 1, ..Config::default() };
+    let world = World::new(1, config);
     let prompt = tokens(14, 10);
     let start = world.start(&prompt, 0, greedy(5));
     let under_way = [world.call(start.clone(), &prompt).await, world.call(start.clone(), &prompt).await];
@@ -304,6 +308,8 @@ async fn a_lost_block_ends_its_sequence_while_the_others_go_on() {
     let world = World::new(1, Config::default());
     let (remote, local) = (tokens(17, 60), tokens(18, 12));
     world.prefill(&remote).await;
+    // All that is computed from now on stays here, or it would be lost with the rest once it is handed over.
+    world.cluster.shards[0].faults.refused_puts.store(1_000, Ordering::SeqCst);
     world.cluster.model.layer_delay_ms.store(5, Ordering::SeqCst);
     let lost = world.call(world.start(&remote, 0, greedy(500)), &remote).await.expect("the call is good");
     let kept = world.call(world.start(&local, 0, greedy(40)), &local).await.expect("the call is good");
@@ -326,7 +332,8 @@ async fn shards_that_take_no_blocks_are_no_error_while_memory_lasts() {
     }
     let stream = world.call(world.start(&prompt, 0, greedy(120)), &prompt).await.expect("the call is good");
     assert_eq!(finished(stream).await.0, world.reference(&prompt, &greedy(120)));
-    assert!(world.metrics.put_failures.get() > 0);
+    // The engine's thread may hear of the last ones after the end.
+    assert!(settles(|| world.metrics.put_failures.get() > 0).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -405,7 +412,7 @@ async fn a_worker_that_stops_ends_its_sequences_and_takes_no_more() {
     let start = world.start(&prompt, 0, greedy(500));
     let streams = [world.call(start.clone(), &prompt).await, world.call(start.clone(), &prompt).await];
     assert!(settles(|| world.metrics.tokens.get() > 0).await);
-    assert_eq!(world.tasks.drain(Duration::from_secs(10)).await, Vec::<String>::new());
+    assert_eq!(world.tasks.drain(Duration::from_secs(60)).await, Vec::<String>::new());
     for stream in streams {
         let error = ended(stream.expect("the worker ran")).await.expect_err("it did not finish");
         assert_eq!(error.code, Code::Unavailable, "{error}");

@@ -10,7 +10,10 @@ use longshore_fabric::{BoxStream, CallContext, Code, Prefiller};
 use longshore_proto::types::{PrefillEvent, PrefillStart};
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{self, error::TryRecvError},
+    },
 };
 
 use crate::{Config, Error, PrefillMetrics, compute, policy::JobPolicy};
@@ -215,8 +218,13 @@ impl Engine {
         }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.close();
-        while let Ok(job) = queue.try_recv() {
-            self.worker.end(job.events, Err(Error::ShuttingDown));
+        // Also what somebody is about to put there, who has a place already: it would go without a last word.
+        loop {
+            match queue.try_recv() {
+                Ok(job) => self.worker.end(job.events, Err(Error::ShuttingDown)),
+                Err(TryRecvError::Empty) => std::thread::yield_now(),
+                Err(TryRecvError::Disconnected) => break,
+            }
         }
     }
 

@@ -164,9 +164,9 @@ pub(crate) async fn finished(mut stream: BoxStream<DecodeEvent>) -> (Vec<u32>, b
     panic!("the stream ended without an end")
 }
 
-/// Waits until `condition` holds, for four seconds at most.
+/// Waits until `condition` holds, for a minute at most.
 pub(crate) async fn settles(condition: impl Fn() -> bool) -> bool {
-    for _ in 0..400 {
+    for _ in 0..6_000 {
         if condition() {
             return true;
         }

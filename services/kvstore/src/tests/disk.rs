@@ -1,6 +1,9 @@
 //! Blocks that leave memory for disk: found, viewed, read and attended over where they lie, after a restart too.
 
-use std::path::Path;
+use std::{
+    fs::{File, TryLockError},
+    path::Path,
+};
 
 use super::*;
 
@@ -8,13 +11,30 @@ use super::*;
 pub(super) fn tiers(folder: &Path, memory: u64, disk: u64) -> Config {
     let path = folder.display().to_string();
     // Tiles of these tests are whole sectors.
-    let disk = DiskConfig { path, capacity_bytes: disk * block_bytes(), ..DiskConfig::default() };
+    let capacity_bytes = disk * block_bytes();
+    // A busy machine is no slow disk, for which blocks would be lost or refused.
+    let (write_wait_ms, read_timeout_ms) = (60_000, 60_000);
+    let disk = DiskConfig { path, capacity_bytes, write_wait_ms, read_timeout_ms, ..DiskConfig::default() };
     // These tests know which block makes way.
     Config { disk, eviction: "lru".to_owned(), scrub_bytes_per_s: 0, ..config(memory) }
 }
 
 pub(super) fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder can be made")
+}
+
+/// Waits until the folder of the shard `kv-0`, which was stopped, is nobody's. A thread that was at work when its call was given up
+/// keeps the shard's store until it is done, and nobody who stops the shard waits for that.
+pub(super) async fn released(config: &Config) {
+    let lock = config.disk.folder(&ShardId("kv-0".to_owned())).join("lock");
+    let is_locked =
+        || File::open(&lock).is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)));
+    let free = async {
+        while is_locked() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, free).await.expect("the threads of a stopped shard come to an end");
 }
 
 fn stored(name: u8) -> Option<Vec<TileMessage>> {
@@ -91,7 +111,8 @@ async fn attention_next_to_a_disk_gives_the_bits_of_memory() {
 async fn a_restart_finds_the_disk_tier_again() {
     let folder = folder();
     let (names, blocks) = names(6);
-    let before = with_config(tiers(folder.path(), 2, 8));
+    let config = || tiers(folder.path(), 2, 8);
+    let before = with_config(config());
     before.store(&names).await;
     // What is in memory stays there, so that nothing else is written.
     before.view(&blocks[4..]).await;
@@ -100,8 +121,9 @@ async fn a_restart_finds_the_disk_tier_again() {
     let asked = item(view, 64, 2);
     before.tasks.drain(PATIENCE).await;
     drop(before);
+    released(&config()).await;
 
-    let after = with_config(tiers(folder.path(), 2, 8));
+    let after = with_config(config());
     assert_eq!(after.disk().await.restored_total, 4);
     assert_eq!(after.lookup("", &names).await, [true, true, true, true, false, false]);
     assert_eq!(after.lookup("other", &names).await, [false; 6]);
@@ -154,6 +176,7 @@ async fn a_folder_belongs_to_one_shard_and_one_deployment() {
     assert!(error.contains("`kvstore.disk.path`") && error.contains("in use by another process"), "{error}");
     shard.tasks.drain(PATIENCE).await;
     drop(shard);
+    released(&config()).await;
     let error = build(config(), Deployment::from_bytes([9; 32])).expect("the blocks are others'");
     assert!(error.contains("another deployment") && error.contains("hint:"), "{error}");
     let small = Config { disk: DiskConfig { capacity_bytes: 100, ..config().disk }, ..config() };

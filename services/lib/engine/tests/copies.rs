@@ -279,7 +279,7 @@ fn a_full_shard_is_passed_over_and_a_slow_one_not_waited_for() {
     let world = World::with_copies(2, 2, 1);
     world.cluster.shards[0].faults.ack_delay_ms.store(300, Ordering::SeqCst);
     try_store(&world, &tokens(11, BLOCK)).expect("one acknowledgement is enough");
-    for _ in 0..500 {
+    for _ in 0..6_000 {
         if counts(&world).values().all(|count| *count == 2) {
             return;
         }
@@ -300,6 +300,9 @@ fn a_late_answer_is_asked_for_elsewhere() {
         all.push(*token);
         step(&world, &mut sequence, &[*token]);
     }
+    // What was given up while the machine was busy is answered before.
+    let last = world.ask_in_vain(0).wait_blocking().expect_err("there is no such view");
+    assert_eq!(last.code, Code::NotFound);
     // Far longer than anything before, and than this test takes when nobody waits for it.
     let slow = &world.cluster.shards[0];
     let (answered, moved) = (slow.attends(), world.cluster.shards[1].attends());

@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn peaks_are_numbers_that_a_machine_can_have() {
-        let peaks = Peaks::measure(&ComputePool::serial(), 1 << 20, 1);
+        // Large enough that a machine which is held up for some seconds is merely a slow one.
+        let peaks = Peaks::measure(&ComputePool::serial(), 1 << 24, 1);
         for figure in [peaks.gflops, peaks.read_gbps, peaks.copy_gbps] {
             assert!(figure > 1e-3 && figure < 1e6, "{peaks:?}");
         }

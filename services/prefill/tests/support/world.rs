@@ -143,9 +143,9 @@ pub(crate) fn antidiagonal() -> PrefillPolicy {
     PrefillPolicy::parse("blocks:scorer=antidiagonal,stride=8", None).expect("the text is a policy")
 }
 
-/// Waits until `condition` holds, for two seconds at most.
+/// Waits until `condition` holds, for a minute at most.
 pub(crate) async fn settles(condition: impl Fn() -> bool) -> bool {
-    for _ in 0..200 {
+    for _ in 0..6_000 {
         if condition() {
             return true;
         }

@@ -110,7 +110,7 @@ mod tests {
             let head = format!("POST /v1/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
             client.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
             let served = connection(server, app, limits, fixture.tasks.clone());
-            tokio::time::timeout(Duration::from_secs(10), served).await.expect("the connection ends");
+            tokio::time::timeout(Duration::from_secs(60), served).await.expect("the connection ends");
             Fixture::eventually("room for others", || fixture.metrics.in_flight.get() == 0).await;
             assert_eq!(fixture.decoders[0].calls().len(), 1);
             drop(client);

@@ -87,7 +87,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(200);
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_nothing_ends_the_connection() {
         let (_client, server) = tokio::io::duplex(16);
         let mut server = WriteStall::new(server, LIMIT);
@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_slow_client_is_waited_for() {
         let (mut client, server) = tokio::io::duplex(16);
         let mut server = WriteStall::new(server, LIMIT);

@@ -20,6 +20,8 @@ pub struct TinyModel {
     pub layers_computed: AtomicU64,
     /// Milliseconds that every layer takes in addition.
     pub layer_delay_ms: AtomicU64,
+    /// Calls of `qkv` that may go on; later ones wait until there are more.
+    pub layers_allowed: AtomicU64,
     /// It chooses where candidates are enough, as a device does.
     pub chooses: AtomicBool,
     /// Rows of logits that it gave whole, and rows that it chose of.
@@ -91,6 +93,7 @@ impl TinyModel {
             layers,
             layers_computed: AtomicU64::new(0),
             layer_delay_ms: AtomicU64::new(0),
+            layers_allowed: AtomicU64::new(u64::MAX),
             chooses: AtomicBool::new(false),
             whole_rows: AtomicU64::new(0),
             chosen_rows: AtomicU64::new(0),
@@ -118,7 +121,10 @@ impl Backend for TinyModel {
     }
 
     fn qkv(&self, layer: usize, x: &Activations, positions: &[u64]) -> Result<Qkv, Error> {
-        self.layers_computed.fetch_add(1, Ordering::SeqCst);
+        let before = self.layers_computed.fetch_add(1, Ordering::SeqCst);
+        while before >= self.layers_allowed.load(Ordering::SeqCst) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         std::thread::sleep(std::time::Duration::from_millis(self.layer_delay_ms.load(Ordering::SeqCst)));
         let weights = &self.layers[layer];
         let mut qkv = Qkv { q: Vec::new(), k: Vec::new(), v: Vec::new() };

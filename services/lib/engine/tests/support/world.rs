@@ -167,9 +167,9 @@ impl World {
         self.cluster.shards.iter().map(|shard| shard.attends()).sum()
     }
 
-    /// Waits for views to be closed in the background.
+    /// Waits for views to be closed in the background, for a minute at most.
     pub(crate) fn views_settle_at(&self, expected: usize) -> bool {
-        for _ in 0..1_000 {
+        for _ in 0..6_000 {
             if self.cluster.open_views() == expected {
                 return true;
             }

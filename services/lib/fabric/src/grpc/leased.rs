@@ -62,11 +62,16 @@ pub(super) trait Leased: Send + Sized + 'static {
 
     /// For the next call if the server keeps it too.
     fn keep(self, messages: &Messages) {
-        let kept = messages.trailers().and_then(|trailers| trailers.get(KEPT));
-        if kept.is_some_and(|kept| kept == KEPT_VALUE) {
+        if is_kept(messages) {
             self.give_back();
         }
     }
+}
+
+/// Whether the server said that it keeps what the call leased.
+pub(super) fn is_kept(messages: &Messages) -> bool {
+    let kept = messages.trailers().and_then(|trailers| trailers.get(KEPT));
+    kept.is_some_and(|kept| kept == KEPT_VALUE)
 }
 
 /// Why a call ended that this side reset: for the reason for which it did, unless its caller ended it. `blamed` is the lane, where that

@@ -1,6 +1,6 @@
 //! The client's side of the two methods that move tiles when those travel on a connection of their own (lane `tcp`).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::{StreamExt, stream};
 use longshore_proto::{
@@ -13,7 +13,7 @@ use tonic::Status;
 use super::{
     call::fault,
     dial::{Dial, Lease},
-    leased::{Leased, REST_PATIENCE, Reading, Way, acks, answers, instead_of, is_told, status},
+    leased::{Leased, REST_PATIENCE, Reading, Way, acks, answers, instead_of, is_kept, is_told, status},
     tiles::{Failure, TileChannels, single},
 };
 use crate::{
@@ -34,6 +34,8 @@ enum Sent {
     Some,
     /// All went.
     All(Box<Lease>),
+    /// The call ended well and its connection is kept. Whoever sent the last frame is about to hear that it went.
+    Kept,
     /// They did not.
     Failed(Unsent),
 }
@@ -47,12 +49,36 @@ struct Unsent {
 }
 
 impl Outcome {
-    fn set(&self, sent: Sent) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+    /// All frames went. The call may be over by now: the server ends it with the last one.
+    fn all(&self, lease: Lease) {
+        let mut sent = self.lock();
+        if matches!(*sent, Sent::Kept) {
+            drop(sent);
+            lease.give_back();
+        } else {
+            *sent = Sent::All(Box::new(lease));
+        }
+    }
+
+    fn failed(&self, unsent: Unsent) {
+        *self.lock() = Sent::Failed(unsent);
     }
 
     fn take(&self) -> Sent {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// The same, of a call that ended well and whose connection is kept.
+    fn take_kept(&self) -> Sent {
+        let mut sent = self.lock();
+        match *sent {
+            Sent::Some => std::mem::replace(&mut *sent, Sent::Kept),
+            _ => std::mem::take(&mut *sent),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,8 +109,10 @@ impl TileChannels {
         })?;
         let messages = Messages::of_response(response, self.message_bytes_max());
         let context = hop.context.clone();
-        let end = move |context: &CallContext, messages: &Messages, ended| {
-            ended_with(outcome.take(), &dial, (context, messages), ended)
+        let end = move |context: &CallContext, messages: &Messages, ended: Result<(), Error>| {
+            let kept = ended.is_ok() && is_kept(messages);
+            let sent = if kept { outcome.take_kept() } else { outcome.take() };
+            ended_with(sent, &dial, (context, messages), ended)
         };
         Ok(hop.bound(Box::pin(acks(context, messages, end))))
     }
@@ -116,14 +144,14 @@ async fn send_all(
 ) -> Result<(), Status> {
     match send(&mut lease, &mut tiles).await {
         Ok(()) => {
-            outcome.set(Sent::All(Box::new(lease)));
+            outcome.all(lease);
             Ok(())
         }
         Err(fault) => {
             let why_is_to_come = matches!(fault, Fault::Broken(_));
             let dial = fault.is_of_connection().then(|| lease.way());
             let why = fault.of_request();
-            outcome.set(Sent::Failed(Unsent { why: why.clone(), dial }));
+            outcome.failed(Unsent { why: why.clone(), dial });
             drop(lease);
             if why_is_to_come {
                 tokio::time::sleep(REST_PATIENCE).await;

@@ -52,9 +52,13 @@ pub(super) async fn run(
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot open an attention stream");
-                answer(question.reply, Err(error.clone()));
-                // Whoever asked while the stream was being opened would wait for the same failure again.
+                // Whoever asked while the stream was being opened would wait for the same failure again. Nobody is told before all of them
+                // are known: who asks once he was told asks anew.
+                let mut refused = vec![question];
                 while let Ok(question) = questions.try_recv() {
+                    refused.push(question);
+                }
+                for question in refused {
                     answer(question.reply, Err(error.clone()));
                 }
             }

@@ -57,7 +57,7 @@ pub(crate) async fn invited(convener: &Convener, member: u8, now: Instant) -> Re
 
 /// The same, as soon as an end is free.
 pub(crate) async fn invited_soon(convener: &Convener, member: u8, now: Instant) -> NcclLease {
-    for _ in 0..1000 {
+    for _ in 0..12_000 {
         if let Ok(lease) = invited(convener, member, now).await {
             return lease;
         }

@@ -26,7 +26,8 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 
 fn patience() -> TcpPatience {
     let short = Duration::from_millis(80);
-    TcpPatience { read: short, write: short, ..TcpPatience::default() }
+    // Whatever the length of a frame: who moves nothing is late before its frame is slow.
+    TcpPatience { read: short, write: short, bytes_per_second_min: 1, ..TcpPatience::default() }
 }
 
 fn door(connections_max: usize) -> Arc<Door> {
@@ -59,6 +60,11 @@ async fn opened(door: &Arc<Door>, now: Instant) -> (TcpStream, v1::TileConnectio
 }
 
 fn stream(socket: TcpStream) -> TileStream {
+    TileStream::new(socket, 1, BODY_BYTES_MAX, TcpPatience::default())
+}
+
+/// One that waits for nobody for long.
+fn hasty(socket: TcpStream) -> TileStream {
     TileStream::new(socket, 1, BODY_BYTES_MAX, patience())
 }
 
@@ -170,7 +176,7 @@ async fn connections_whose_client_is_gone_make_room() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), patient).await.expect("its place is free");
+    tokio::time::timeout(Duration::from_secs(60), patient).await.expect("its place is free");
     assert!(door.lease(&wanted).is_ok(), "the other one is not taken for gone, and no byte of it was taken");
 }
 
@@ -228,7 +234,7 @@ async fn bodies_land_where_they_are_wanted() {
 #[tokio::test]
 async fn silence_is_told_and_waiting_for_a_first_byte_is_not_silence() {
     let (mut a, b) = pair().await;
-    let mut receiver = stream(b);
+    let mut receiver = hasty(b);
     let long = patience().read * 4;
     assert!(tokio::time::timeout(long, receiver.next(None)).await.is_err(), "it may wait for a frame");
     let head = Frame::Tile(TileHead::of(&tile(1000)).unwrap()).encode(1, 0);
@@ -236,7 +242,7 @@ async fn silence_is_told_and_waiting_for_a_first_byte_is_not_silence() {
     let late = receiver.next(None).await.unwrap_err();
     assert!(matches!(late, Fault::Slow(_)), "half a head: {late:?}");
     let (mut a, b) = pair().await;
-    let mut receiver = stream(b);
+    let mut receiver = hasty(b);
     a.write_all(&head).await.unwrap();
     let Frame::Tile(head) = receiver.next(None).await.unwrap() else { panic!("a tile") };
     a.write_all(&[1; 999]).await.unwrap();
@@ -248,7 +254,7 @@ async fn silence_is_told_and_waiting_for_a_first_byte_is_not_silence() {
 #[tokio::test]
 async fn a_peer_that_does_not_read_or_goes_away_is_told() {
     let (a, b) = pair().await;
-    let mut sender = stream(a);
+    let mut sender = hasty(a);
     let body = tile(BODY_BYTES_MAX);
     let unread = async {
         loop {
@@ -343,11 +349,12 @@ async fn a_head_that_drips_in_is_not_waited_for() {
 #[tokio::test]
 async fn a_body_that_drips_in_is_not_waited_for() {
     let (mut a, b) = pair().await;
-    let mut receiver = TileStream::new(b, 1, BODY_BYTES_MAX, strict());
-    let head = TileHead::of(&tile(BODY_BYTES_MAX)).unwrap();
-    // As much at a time as what has to come within the pause.
+    let mut receiver = TileStream::new(b, 1, LONG_BYTES, strict());
+    let bytes = LONG_BYTES as u32;
+    let head = TileHead { key: BlockKey([3; 16]), layer: 0, crc32c: 0, bytes, place: None };
+    // In many parts: each that is there is read, however late this is. As much at a time as what has to come within the pause.
     let dripping = async {
-        for part in vec![7; BODY_BYTES_MAX].chunks(256 << 10) {
+        for part in vec![7; LONG_BYTES].chunks(256 << 10) {
             a.write_all(part).await.unwrap();
             tokio::time::sleep(strict().read / 2).await;
         }

@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     fake::{FakeRouter, MISSHAPEN_VIEW, STUCK, identity, lookup, queries},
-    house::{House, Lane, SHARD_LANES},
+    house::{House, LONG, Lane, SHARD_LANES},
 };
 
 pub(crate) fn query(view_id: u64, rows: u64) -> AttendQuery {
@@ -18,7 +18,7 @@ pub(crate) fn query(view_id: u64, rows: u64) -> AttendQuery {
 /// Asks from a thread that may block.
 pub(crate) async fn ask(link: &AttendLink, query: AttendQuery) -> Result<Vec<StripePartial>, Error> {
     let link = link.clone();
-    let context = CallContext::new("attend").with_timeout(Duration::from_secs(20));
+    let context = CallContext::new("attend").with_timeout(LONG);
     tokio::task::spawn_blocking(move || link.query_blocking(&context, query)?.wait_blocking()).await.unwrap()
 }
 
@@ -40,9 +40,7 @@ async fn links_work_over_every_lane() {
         ask(&link, query(7, 3)).await.unwrap();
         drop(link);
         tasks.close();
-        tokio::time::timeout(Duration::from_secs(5), tasks.wait())
-            .await
-            .expect("the link ends with its last clone");
+        tokio::time::timeout(LONG, tasks.wait()).await.expect("the link ends with its last clone");
     }
 }
 
@@ -57,7 +55,7 @@ async fn death_of_the_server_is_unavailable() {
     let context = CallContext::new("in flight");
     let in_flight = client.lookup(&context, lookup(&[STUCK]));
     let kill = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        house.called().await;
         house.shutdown.cancel();
     };
     let (answer, ()) = tokio::join!(in_flight, kill);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use longshore_fabric::{
     AnyConnector, Connector, Error, GrpcConnector, GrpcOptions, Inference, LocalConnector, Shard,
-    TileTraffic, baseline,
+    TcpPatience, TileTraffic, baseline,
     server::{Readiness, ServerOptions, Services, serve},
 };
 use tokio::{net::TcpListener, task::JoinSet};
@@ -27,6 +27,14 @@ pub(crate) enum Lane {
     StockClient,
     /// Our client against the generated server.
     StockServer,
+}
+
+/// Long enough for any machine; no test that passes waits for it.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// Where no test is about waiting: a lane must not be given up because the machine is busy.
+pub(crate) fn patient() -> TcpPatience {
+    TcpPatience { read: LONG, write: LONG, hello: LONG, ..TcpPatience::default() }
 }
 
 /// Lanes to services that clients reach.
@@ -52,7 +60,8 @@ pub(crate) struct House {
 
 impl House {
     pub(crate) async fn new(lane: Lane) -> Self {
-        Self::with(lane, FakeRouter::default(), ServerOptions::default()).await
+        let options = ServerOptions { tcp_patience: patient(), ..ServerOptions::default() };
+        Self::with(lane, FakeRouter::default(), options).await
     }
 
     pub(crate) async fn with(lane: Lane, router: FakeRouter, options: ServerOptions) -> Self {
@@ -104,10 +113,7 @@ impl House {
                 let nccl = GrpcConnector::new(over_nccl(&net));
                 Some(nccl.nccl_shard(&address).unwrap())
             }
-            Lane::Tcp => {
-                let tcp = GrpcConnector::new(GrpcOptions { shm_arena_bytes: 0, ..GrpcOptions::default() });
-                Some(tcp.tcp_shard(&address).unwrap())
-            }
+            Lane::Tcp => Some(GrpcConnector::new(over_tcp()).tcp_shard(&address).unwrap()),
             Lane::StockClient => Some(baseline::shard(&address).unwrap()),
             Lane::Local | Lane::Grpc | Lane::StockServer => None,
         };
@@ -122,11 +128,19 @@ impl House {
         self.connector.inference(&self.address).unwrap()
     }
 
-    /// A stuck call must notice soon that its caller went away.
+    /// A stuck call must notice that its caller went away.
     pub(crate) async fn expect_gone(&self) {
-        tokio::time::timeout(Duration::from_secs(5), self.shard.gone.notified())
-            .await
-            .expect("the service noticed");
+        tokio::time::timeout(LONG, self.shard.gone.notified()).await.expect("the service noticed");
+    }
+
+    /// Waits until the service has a first call of those whose context it notes.
+    pub(crate) async fn called(&self) {
+        let called = async {
+            while self.shard.seen.lock().unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LONG, called).await.expect("the call came");
     }
 }
 
@@ -135,18 +149,23 @@ pub(crate) fn plain() -> GrpcOptions {
     GrpcOptions { shm_arena_bytes: 0, tcp_connections_max: 0, ..GrpcOptions::default() }
 }
 
+/// Options of clients that know the lanes `tcp` and `grpc`.
+pub(crate) fn over_tcp() -> GrpcOptions {
+    GrpcOptions { shm_arena_bytes: 0, tcp_patience: patient(), ..GrpcOptions::default() }
+}
+
 /// Options of clients that know the lanes `nccl` and `grpc`.
 pub(crate) fn over_nccl(net: &Arc<Net>) -> GrpcOptions {
-    GrpcOptions { nccl: Some(net.gpu()), nccl_ends_max: 32, ..plain() }
+    GrpcOptions { nccl: Some(net.gpu()), nccl_ends_max: 32, tcp_patience: patient(), ..plain() }
 }
 
 /// The server's task opens its sockets some time after it was spawned.
 async fn connected(connector: &GrpcConnector, address: &str) -> Arc<dyn Shard> {
-    for _ in 0..500 {
+    for _ in 0..6_000 {
         if let Ok(shard) = connector.shm_shard(address).await {
             return shard;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    connector.shm_shard(address).await.expect("the server listens within five seconds")
+    connector.shm_shard(address).await.expect("the server listens within a minute")
 }

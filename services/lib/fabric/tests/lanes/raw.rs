@@ -16,7 +16,7 @@ use tonic::{Status, Streaming, transport::Channel};
 
 use super::{
     fake::{identity, shape},
-    house::House,
+    house::{House, LONG},
 };
 
 pub(crate) const MAGIC: [u8; 8] = *b"LSTCP\0\0\x01";
@@ -134,5 +134,5 @@ pub(crate) async fn put_bytes(
 pub(crate) async fn is_closed(socket: &mut TcpStream) -> bool {
     let mut rest = [0; 4096];
     let reading = async { while let Ok(1..) = socket.read(&mut rest).await {} };
-    tokio::time::timeout(std::time::Duration::from_secs(5), reading).await.is_ok()
+    tokio::time::timeout(LONG, reading).await.is_ok()
 }

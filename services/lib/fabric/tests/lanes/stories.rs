@@ -1,7 +1,5 @@
 //! What lanes have in common on which a call leases something for its tiles.
 
-use std::time::Duration;
-
 use futures::StreamExt;
 use longshore_blocks::BlockKey;
 use longshore_fabric::{CallContext, Lane as Seen, Shard};
@@ -10,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{
     fake::{ENDED, STUCK, ended, identity, shape, tile},
-    house::House,
+    house::{House, LONG},
     tiles::{block, get, put},
 };
 
@@ -79,7 +77,7 @@ pub(crate) async fn cancelled_calls(house: &House, lane: Seen, rounds: u32) {
             0 => context.cancel.cancel(),
             _ => drop((acks, tiles)),
         }
-        tokio::time::timeout(Duration::from_secs(5), sender.closed()).await.expect("nobody reads any more");
+        tokio::time::timeout(LONG, sender.closed()).await.expect("nobody reads any more");
         assert_eq!(get(&*shard, &[1]).await, whole, "round {round}");
         assert_eq!(seen(house), lane, "round {round}");
     }

@@ -4,34 +4,30 @@ use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
 
 use futures::StreamExt;
 use longshore_blocks::BlockKey;
-use longshore_fabric::{
-    CallContext, Code, Connector, GrpcConnector, GrpcOptions, Lane as Seen, server::ServerOptions,
-};
+use longshore_fabric::{CallContext, Code, Connector, GrpcConnector, Lane as Seen, server::ServerOptions};
 use longshore_proto::types::*;
 use tokio::sync::mpsc;
 
 use super::{
     fake::{FakeRouter, HEADS, LAYERS, identity, shape},
-    forward::Forward,
-    house::{House, Lane, plain},
+    forward::{Forward, kept_port},
+    house::{House, Lane, over_tcp, patient, plain},
     stories,
     tiles::{block, get, put},
 };
 
 fn connector() -> GrpcConnector {
-    GrpcConnector::new(GrpcOptions { shm_arena_bytes: 0, ..GrpcOptions::default() })
+    GrpcConnector::new(over_tcp())
 }
 
 /// A server with its gRPC and its tile port behind forwards, as another host sees it.
 async fn elsewhere() -> (House, Forward, Forward) {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let tcp_port = free.local_addr().unwrap().port();
-    drop(free);
-    let options = ServerOptions { tcp_port, ..ServerOptions::default() };
+    let (tcp_port, port) = kept_port();
+    let options = ServerOptions { tcp_port, tcp_patience: patient(), ..ServerOptions::default() };
     let house = House::with(Lane::Grpc, FakeRouter::default(), options).await;
     let server: SocketAddr = house.address.trim_start_matches("http://").parse().unwrap();
     let grpc = Forward::new(0, server).await;
-    let tiles = Forward::new(tcp_port, SocketAddr::new(server.ip(), tcp_port)).await;
+    let tiles = Forward::new(tcp_port, SocketAddr::new(server.ip(), tcp_port)).await.keeping(port);
     (house, grpc, tiles)
 }
 
@@ -55,8 +51,8 @@ async fn it_is_chosen_and_its_connections_are_used_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn grpc_takes_over_where_the_port_cannot_be_reached() {
-    let (house, grpc, tiles) = elsewhere().await;
-    tiles.cut();
+    let (house, grpc, mut tiles) = elsewhere().await;
+    tiles.cut().await;
     let address = format!("http://{}", grpc.address);
     let refused = connector().tcp_shard(&address).unwrap();
     let get_one = GetBlocks::whole(identity(), vec![BlockKey([1; 16])]);
@@ -84,7 +80,7 @@ async fn grpc_takes_over_where_it_is_not_offered() {
     let shard = connector().shard(&stock.address).unwrap();
     assert_eq!(put(&*shard, block(1, 100_000)).await, [(1, PutOutcome::Stored)]);
     // And where all connections are in use.
-    let busy = ServerOptions { tcp_connections_max: 1, ..ServerOptions::default() };
+    let busy = ServerOptions { tcp_connections_max: 1, tcp_patience: patient(), ..ServerOptions::default() };
     let house = House::with(Lane::Grpc, FakeRouter::default(), busy).await;
     let shard = connector().shard(&house.address).unwrap();
     let (_open, tiles) = mpsc::channel(1);
@@ -96,7 +92,7 @@ async fn grpc_takes_over_where_it_is_not_offered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_whose_connection_breaks_fails_and_the_next_one_goes_over_grpc() {
-    let (house, grpc, tiles) = elsewhere().await;
+    let (house, grpc, mut tiles) = elsewhere().await;
     let shard = connector().shard(&format!("http://{}", grpc.address)).unwrap();
     let (sender, received) = mpsc::channel(1);
     let mut acks = shard.put_blocks(&CallContext::new("cut"), identity(), shape(), received).await.unwrap();
@@ -105,7 +101,7 @@ async fn a_call_whose_connection_breaks_fails_and_the_next_one_goes_over_grpc() 
     while house.shard.blocks.lock().unwrap().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    tiles.cut();
+    tiles.cut().await;
     let error = acks.next().await.unwrap().unwrap_err();
     assert_eq!(error.code, Code::Unavailable, "{error}");
     drop((sender, acks));
@@ -116,11 +112,12 @@ async fn a_call_whose_connection_breaks_fails_and_the_next_one_goes_over_grpc() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_connection_that_was_cut_is_noticed() {
-    let (house, grpc, tiles) = elsewhere().await;
+    let (house, grpc, mut tiles) = elsewhere().await;
     let shard = connector().shard(&format!("http://{}", grpc.address)).unwrap();
     put(&*shard, block(1, 100_000)).await;
-    tiles.cut();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    tiles.cut().await;
+    // The runtime wakes whoever sleeps after it looked at its sockets.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(put(&*shard, block(2, 100_000)).await, [(2, PutOutcome::Stored)]);
     assert_eq!(seen(&house), Seen::Grpc);
 }

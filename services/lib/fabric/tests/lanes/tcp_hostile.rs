@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, future::join_all};
 use longshore_blocks::BlockKey;
 use longshore_fabric::{Code, TcpPatience, server::ServerOptions, status::from_status};
 use longshore_proto::v1;
@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::{
     fake::{ENDED, FakeRouter, LAYERS, ended, identity, tile},
-    house::{House, Lane},
+    house::{House, LONG, Lane},
     raw::{self, MISSING, TILE, end, frame, head},
     tiles::{block, get, put},
 };
@@ -20,10 +20,15 @@ use super::{
 const SHORT: Duration = Duration::from_millis(300);
 
 async fn impatient() -> House {
+    impatient_with(LONG).await
+}
+
+/// The same, with a limit for handshakes.
+async fn impatient_with(hello: Duration) -> House {
     let tcp_patience = TcpPatience {
         read: SHORT,
         write: SHORT,
-        hello: SHORT,
+        hello,
         bytes_per_second_min: u64::MAX,
         ..TcpPatience::default()
     };
@@ -31,9 +36,9 @@ async fn impatient() -> House {
     House::with(Lane::Tcp, FakeRouter::default(), options).await
 }
 
-/// Everybody else goes on.
+/// Everybody else goes on. A tile is a segment of TCP: all of it is there, or nothing.
 async fn unharmed(house: &House) {
-    assert_eq!(put(&*house.client(), block(200, 100_000)).await.len(), 1);
+    assert_eq!(put(&*house.client(), block(200, 20_000)).await.len(), 1);
     assert_eq!(get(&*house.client(), &[200]).await.len(), LAYERS as usize);
     house.shard.blocks.lock().unwrap().remove(&BlockKey([200; 16]));
 }
@@ -46,7 +51,7 @@ fn refused(status: &Status, code: Code, field: Option<&str>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_at_the_port_are_closed() {
-    let house = impatient().await;
+    let house = impatient_with(SHORT * 5).await;
     let mut client = raw::client(&house).await;
     let offer = raw::offer(&mut client).await.unwrap();
     let mut wrong = offer.token.to_vec();
@@ -62,11 +67,14 @@ async fn strangers_at_the_port_are_closed() {
         raw::hello(offer.id, &offer.token)[..31].to_vec(),
         Vec::new(),
     ];
-    for bytes in presented {
-        let mut socket = raw::dial(offer.port).await;
+    // All at once: a token is not good for long.
+    let port = offer.port;
+    let strangers = presented.map(|bytes| async move {
+        let mut socket = raw::dial(port).await;
         socket.write_all(&bytes).await.unwrap();
         assert!(!raw::is_confirmed(&mut socket).await, "{bytes:?}");
-    }
+    });
+    join_all(strangers).await;
     let mut socket = raw::dial(offer.port).await;
     socket.write_all(&raw::hello(offer.id, &offer.token)).await.unwrap();
     assert!(raw::is_confirmed(&mut socket).await, "what others tried does not spoil a token");
@@ -78,7 +86,7 @@ async fn strangers_at_the_port_are_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_that_say_nothing_delay_and_do_not_stop_the_others() {
-    let house = impatient().await;
+    let house = impatient_with(SHORT * 2).await;
     let mut client = raw::client(&house).await;
     let port = raw::offer(&mut client).await.unwrap().port;
     let mut silent = Vec::new();
@@ -240,8 +248,9 @@ async fn who_stops_sending_loses_the_call_and_everything_is_freed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_reads_nothing_loses_the_call() {
     let house = impatient().await;
+    // Not over the lane, which is not patient enough for large tiles on a busy machine.
     for name in 1..=24 {
-        put(&*house.client(), block(name, 1 << 20)).await;
+        house.shard.blocks.lock().unwrap().insert(BlockKey([name; 16]), block(name, 1 << 20));
     }
     let mut client = raw::client(&house).await;
     let (mut socket, connection) = raw::open(&mut client).await;

@@ -11,6 +11,7 @@ use tonic::Status;
 
 use super::{
     fake::{identity, shape, tile},
+    house::{over_tcp, patient},
     liar::{Liar, Lie, Offer, Then},
     raw::{TILE, end, frame, head},
     tiles::block,
@@ -18,17 +19,15 @@ use super::{
 
 const SHORT: Duration = Duration::from_millis(300);
 /// Longer than any lie may delay a call.
-const NO_HANG: Duration = Duration::from_secs(20);
+const NO_HANG: Duration = Duration::from_secs(120);
 
-fn client(liar: &Liar) -> std::sync::Arc<dyn Shard> {
-    let tcp_patience = TcpPatience {
-        read: SHORT,
-        write: SHORT,
-        hello: SHORT * 3,
-        bytes_per_second_min: u64::MAX,
-        ..TcpPatience::default()
-    };
-    let options = GrpcOptions { shm_arena_bytes: 0, tcp_patience, ..GrpcOptions::default() };
+/// Waits for a frame, or for somebody to read one, for a short time only.
+fn hasty() -> TcpPatience {
+    TcpPatience { read: SHORT, write: SHORT, bytes_per_second_min: u64::MAX, ..patient() }
+}
+
+fn client(liar: &Liar, tcp_patience: TcpPatience) -> std::sync::Arc<dyn Shard> {
+    let options = GrpcOptions { tcp_patience, ..over_tcp() };
     GrpcConnector::new(options).tcp_shard(&liar.address).unwrap()
 }
 
@@ -98,7 +97,9 @@ async fn lies_about_frames_are_typed_errors_and_no_tile_is_sound_that_is_not() {
         let whole = whole.clone();
         async move {
             let liar = Liar::new(lie).await;
-            let (came, error) = read(&*client(&liar), &[1]).await;
+            // What makes no sense is seen at once: nothing is given up before.
+            let patience = if code == nonsense { patient() } else { hasty() };
+            let (came, error) = read(&*client(&liar, patience), &[1]).await;
             let error = error.unwrap_or_else(|| panic!("{what}: all is well"));
             assert_eq!(error.code, code, "{what}: {error}");
             let is_seen = |tile: &TileMessage| whole.contains(tile) || !tile.data.matches(tile.crc32c);
@@ -113,14 +114,14 @@ async fn what_is_not_what_it_says_is_seen_by_who_takes_it() {
     let mut wrong = tile(BlockKey([1; 16]), 0, 300);
     wrong.crc32c ^= 1;
     let liar = Liar::new(told(&[&frame(0, &wrong), &frames()[1], &end(2)], Then::Kept)).await;
-    let (came, error) = read(&*client(&liar), &[1]).await;
+    let (came, error) = read(&*client(&liar, patient()), &[1]).await;
     assert_eq!((came.len(), error), (2, None));
     let sound: Vec<_> = came.iter().flatten().map(|tile| tile.data.matches(tile.crc32c)).collect();
     assert_eq!(sound, [false, true]);
     // Sound, and of another block: it says so, and cannot pass for the one that was asked for.
     let other = tile(BlockKey([9; 16]), 0, 300);
     let liar = Liar::new(told(&[&frame(0, &other), &end(1)], Then::Kept)).await;
-    let (came, error) = read(&*client(&liar), &[1]).await;
+    let (came, error) = read(&*client(&liar, patient()), &[1]).await;
     assert_eq!((came, error), (vec![Some(other)], None));
 }
 
@@ -130,14 +131,14 @@ async fn bytes_behind_the_last_frame_are_nobodys() {
     let liar =
         Liar::new(told(&[&first, &second, &end(2), &frame(0, &tile(BlockKey([8; 16]), 0, 9))], Then::Kept));
     let (liar, whole) = (liar.await, block(1, 300).into_iter().map(Some).collect::<Vec<_>>());
-    let shard = client(&liar);
+    let shard = client(&liar, patient());
     for round in 1..=3 {
         assert_eq!(read(&*shard, &[1]).await, (whole.clone(), None));
         assert_eq!(liar.offers.load(Ordering::SeqCst), round, "the connection is not used again");
     }
     // Without them it would have been.
     let honest = Liar::new(told(&[&first, &second, &end(2)], Then::Kept)).await;
-    let shard = client(&honest);
+    let shard = client(&honest, patient());
     assert_eq!(read(&*shard, &[1]).await, (whole, None));
     tokio::time::timeout(SHORT, read(&*shard, &[1])).await.expect_err("its one socket answers one call");
     assert_eq!(honest.offers.load(Ordering::SeqCst), 1);
@@ -159,14 +160,16 @@ async fn offers_that_lie_are_typed_errors() {
     for (offer, code) in offers {
         let what = format!("{offer:?}");
         let liar = Liar::offering(told(&[], Then::Close), offer).await;
-        let (came, error) = read(&*client(&liar), &[1]).await;
+        // Two of them say nothing more.
+        let patience = TcpPatience { hello: Duration::from_secs(5), ..patient() };
+        let (came, error) = read(&*client(&liar, patience), &[1]).await;
         assert_eq!((came.len(), error.map(|error| error.code)), (0, Some(code)), "{what}");
     }
 }
 
 /// Whether a store stream of 60 MiB, which is more than sockets hold, was acknowledged and why it ended.
-async fn store(liar: &Liar) -> (usize, Option<Error>) {
-    let (shard, (sender, received)) = (client(liar), mpsc::channel(1));
+async fn store(liar: &Liar, patience: TcpPatience) -> (usize, Option<Error>) {
+    let (shard, (sender, received)) = (client(liar, patience), mpsc::channel(1));
     let feeding = async move {
         for layer in 0..60 {
             if sender.send(tile(BlockKey([1; 16]), layer, 1 << 20)).await.is_err() {
@@ -210,8 +213,10 @@ async fn store_streams_end_whatever_the_server_does_with_their_connection() {
         (reading(1 << 20, Then::End), None),
     ] {
         let what = format!("{lie:?}");
+        // Who says something may take his time for it.
+        let patience = if matches!(lie.then, Then::Silence) { hasty() } else { patient() };
         let liar = Liar::new(lie).await;
-        let (acknowledged, error) = store(&liar).await;
+        let (acknowledged, error) = store(&liar, patience).await;
         assert_eq!((acknowledged, error.as_ref().map(|error| error.code)), (0, code), "{what}: {error:?}");
     }
 }

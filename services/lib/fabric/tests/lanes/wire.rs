@@ -24,7 +24,7 @@ use tower::ServiceExt;
 
 use super::{
     fake::{FakeRouter, STUCK, identity, lookup, shape, tile},
-    house::{House, Lane},
+    house::{House, LONG, Lane},
 };
 
 async fn channel(house: &House) -> Channel {
@@ -306,9 +306,7 @@ async fn health_follows_readiness() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), told)
-            .await
-            .unwrap_or_else(|_| panic!("`{name}` still serves"));
+        tokio::time::timeout(LONG, told).await.unwrap_or_else(|_| panic!("`{name}` still serves"));
     }
     assert_eq!(health(&channel, "liveness").await.unwrap(), ServingStatus::Serving);
     assert_eq!(
@@ -365,16 +363,16 @@ async fn reflection_lists_what_is_served() {
 async fn a_drain_lets_calls_finish_and_refuses_new_ones() {
     let mut house = House::new(Lane::Grpc).await;
     let client = house.client();
-    let context = CallContext::new("last").with_timeout(Duration::from_millis(600));
-    let begun = std::time::Instant::now();
+    let context = CallContext::new("last").with_timeout(Duration::from_secs(4));
     let shutdown = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        house.called().await;
         house.shutdown.cancel();
     };
     let (answer, ()) = tokio::join!(client.lookup(&context, lookup(&[STUCK])), shutdown);
     assert_eq!(from_error(answer), Code::DeadlineExceeded, "it lasted until its own end");
+    let ended = std::time::Instant::now();
     house.served.join_next().await.unwrap().unwrap().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(10), "nothing waits for the drain timeout");
+    assert!(ended.elapsed() < Duration::from_secs(10), "nothing waits for the drain timeout");
     let later = CallContext::new("later");
     assert_eq!(from_error(house.client().stats(&later).await), Code::Unavailable);
 }

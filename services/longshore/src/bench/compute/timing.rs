@@ -18,11 +18,15 @@ pub(super) fn sample(repeats: usize, mut work: impl FnMut() -> Result<()>) -> Re
     if first > LONG_SECONDS {
         samples.push(first);
     }
-    let runs = (SAMPLE_SECONDS / first).ceil().clamp(1.0, 1e6) as usize;
     while samples.len() < repeats {
-        samples.push(timed(runs, &mut work)?);
+        samples.push(timed(runs(first), &mut work)?);
     }
     Ok(Spread::of(samples))
+}
+
+/// Runs of a sample of work that took `first` seconds.
+fn runs(first: f64) -> usize {
+    (SAMPLE_SECONDS / first).ceil().clamp(1.0, 1e6) as usize
 }
 
 /// Mean seconds of a run out of `runs`.
@@ -40,13 +44,18 @@ mod tests {
 
     #[test]
     fn short_work_runs_often_and_faults_end_it() {
-        let mut runs = 0;
+        assert_eq!([1e-9, 1e-3, 0.05, 0.1, 7.0].map(runs), [1_000_000, 100, 2, 1, 1]);
+        // The first run may have been held up, but took no longer than until the second one began.
+        let (began, mut first, mut done) = (Instant::now(), 0.0, 0);
         let spread = sample(3, || {
-            runs += 1;
+            if done == 1 {
+                first = began.elapsed().as_secs_f64();
+            }
+            done += 1;
             Ok(())
         });
         let spread = spread.unwrap();
-        assert!(spread.samples.len() == 3 && runs > 100, "{runs} runs, {spread:?}");
+        assert!(spread.samples.len() == 3 && done >= 3 * runs(first), "{done} runs, {spread:?}");
         assert!(sample(3, || anyhow::bail!("no")).is_err());
     }
 }

@@ -27,10 +27,10 @@ mod tests {
         let stat = "12 (a) b c) R 1 12 12 0 -1 4194304 90 0 0 0 7 5 0 0 20 0 1 0 100 0 0";
         assert_eq!(ticks(stat), Some(12));
         assert_eq!(ticks(""), None);
+        // On a busy machine a tick of work may take long to get.
         let begun = std::time::Instant::now();
-        while begun.elapsed().as_millis() < 200 {
-            std::hint::black_box(0);
+        while cpu_seconds(std::process::id()) <= 0.0 {
+            assert!(begun.elapsed().as_secs() < 60, "no time is counted");
         }
-        assert!(cpu_seconds(std::process::id()) > 0.0);
     }
 }

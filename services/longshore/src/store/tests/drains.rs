@@ -1,6 +1,9 @@
 //! Shards that hand over what they hold.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use super::{
     super::{cluster::call, drain, put::put_file},
@@ -72,6 +75,12 @@ async fn what_cannot_be_moved_is_told_with_its_cause() {
     assert!(!house.cluster.stats_of(0).await.unwrap().drain.draining, "nothing was begun");
     // Somebody asked it all the same.
     house.cluster.shards[0].client.drain(&call(), false).await.unwrap();
+    // What it did not look at yet it would tell to be on its way.
+    let began = Instant::now();
+    while house.cluster.stats_of(0).await.unwrap().drain.too_few_hosts_blocks == 0 {
+        assert!(began.elapsed() < PATIENCE, "it does not look at its block");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let few = drain::run(&house.cluster, 0, Duration::from_secs(2)).await.unwrap_err().to_string();
     assert!(few.contains("1 blocks are on every other host") && few.contains("add a shard"), "{few}");
     assert!(few.contains("it still takes new blocks") && few.contains("`--cancel`"), "{few}");

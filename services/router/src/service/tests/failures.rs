@@ -231,7 +231,7 @@ async fn a_worker_that_does_not_answer_its_handshake_is_passed_over() {
     assert_eq!(error.code, Code::Unavailable);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn shards_that_fail_or_are_slow_count_as_a_miss() {
     let config = Config { lookup_timeout_ms: 20, ..Config::default() };
     let fixture = Fixture::new(Options { config, shards: 1, ..Options::default() });
@@ -307,11 +307,16 @@ async fn clients_that_leave_do_not_make_workers_fail() {
     assert!(all_healthy(&fixture).await);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn handshakes_cut_short_by_the_client_do_not_make_workers_fail() {
-    for ctx in [CallContext::new("test"), CallContext::new("test").with_timeout(Duration::from_millis(100))] {
-        let expected = if ctx.deadline.is_some() { Code::DeadlineExceeded } else { Code::Cancelled };
+    for timeout in [None, Some(Duration::from_millis(100))] {
         let fixture = Fixture::new(Options { prefillers: 2, ..Options::default() });
+        // The time of one case is not that of the other.
+        let ctx = CallContext::new("test");
+        let (ctx, expected) = match timeout {
+            Some(timeout) => (ctx.with_timeout(timeout), Code::DeadlineExceeded),
+            None => (ctx, Code::Cancelled),
+        };
         let calls = |id: &str| &fixture.describers.iter().find(|(known, _)| known == id).unwrap().1;
         for id in ["prefill-0", "prefill-1"] {
             calls(id).silent.store(true, Ordering::SeqCst);
@@ -355,7 +360,8 @@ async fn a_cluster_that_stays_full_ends_an_answer_under_way() {
     assert_eq!(fixture.metrics.resumes.get(), 0);
 }
 
-#[tokio::test]
+/// Time passes only while everybody waits, so that the answer is done before the shutdown's time is over.
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_lets_answers_finish_and_then_ends_them() {
     let config = Config { drain_ms: 200, ..Config::default() };
     let fixture = Fixture::new(Options { config, decoders: 2, ..Options::default() });

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio_util::task::TaskTracker;
@@ -11,7 +11,7 @@ use super::{
     expected_of, item, query,
     scripted::{Act, Arced, Scripted},
 };
-use crate::{AttendLink, CallContext, Code, Error, StripePartial};
+use crate::{AttendLink, CallContext, Code, Error, PendingAttend, StripePartial};
 
 /// A link on a runtime of its own, asked from this thread.
 struct Bench {
@@ -32,7 +32,7 @@ fn bench(shard: Scripted, in_flight_max: usize) -> Bench {
 
 impl Bench {
     fn ask(&self, rows: usize) -> Result<Vec<StripePartial>, Error> {
-        let context = CallContext::new("test").with_timeout(Duration::from_secs(20));
+        let context = CallContext::new("test").with_timeout(Duration::from_secs(60));
         self.link
             .query_blocking(&context, query(vec![item(1, rows, 9, 64), item(2, 1, 9, 64)]))?
             .wait_blocking()
@@ -50,6 +50,13 @@ impl Bench {
             })
             .into();
         assert_eq!(answer, wanted);
+    }
+
+    /// Waits until so many messages came to the shard.
+    fn until_asked(&self, messages: usize) {
+        while self.shard.asked.load(Ordering::SeqCst) < messages {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[track_caller]
@@ -128,9 +135,10 @@ fn one_failed_query_harms_no_other() {
 #[test]
 fn deadline_and_cancellation_end_the_wait() {
     let bench = bench(Scripted::with(&[Act::Ignore, Act::Ignore]), 4);
-    let hurried = CallContext::new("test").with_timeout(Duration::from_millis(50));
-    let pending = bench.link.query_blocking(&hurried, query(vec![item(1, 1, 1, 1)])).unwrap();
-    assert_eq!(pending.wait_blocking().unwrap_err().code, Code::DeadlineExceeded);
+    let hurried = CallContext::new("test").with_timeout(Duration::from_millis(200));
+    // On a busy machine the time may be over before it waits.
+    let late = bench.link.query_blocking(&hurried, query(vec![item(1, 1, 1, 1)]));
+    assert_eq!(late.and_then(PendingAttend::wait_blocking).unwrap_err().code, Code::DeadlineExceeded);
     let cancelled = CallContext::new("test");
     let pending = bench.link.query_blocking(&cancelled, query(vec![item(1, 1, 1, 1)])).unwrap();
     std::thread::scope(|scope| {
@@ -140,6 +148,8 @@ fn deadline_and_cancellation_end_the_wait() {
         });
         assert_eq!(pending.wait_blocking().unwrap_err().code, Code::Cancelled);
     });
+    // A query whose caller left before it was sent never is: then what the shard is to do comes to the next one.
+    bench.shard.script.lock().unwrap().clear();
     bench.ask_well(1);
 }
 
@@ -148,6 +158,8 @@ fn a_full_link_blocks_until_the_deadline_and_abandoned_slots_come_back() {
     let bench = bench(Scripted::with(&[Act::Ignore]), 1);
     let patient = CallContext::new("test");
     let stuck = bench.link.query_blocking(&patient, query(vec![item(1, 1, 1, 1)])).unwrap();
+    // One that is given up before it is sent never is, and one that lies in the shard's queue leaves no room there.
+    bench.until_asked(1);
     let hurried = CallContext::new("test").with_timeout(Duration::from_millis(50));
     let refused = bench.link.query_blocking(&hurried, query(vec![item(1, 1, 1, 1)]));
     assert_eq!(refused.unwrap_err().code, Code::DeadlineExceeded);
@@ -167,9 +179,7 @@ fn the_task_ends_with_the_last_clone() {
         .unwrap();
     drop(clone);
     tasks.close();
-    let begun = Instant::now();
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await }).unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), tasks.wait()).await }).unwrap();
     assert_eq!(shard.opened.load(Ordering::SeqCst), 1);
 }
 

@@ -96,7 +96,7 @@ async fn a_stream_waits_for_its_bytes() {
     assert_eq!(budget.taken(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_finds_no_room_waits_for_a_while_and_is_refused() {
     let budget = budget();
     let peers: Vec<Arc<Peer>> = (0..6).map(|_| Arc::default()).collect();

@@ -252,6 +252,8 @@ async fn a_full_disk_costs_blocks_and_never_a_wrong_byte_or_the_shard() {
         format!("kvstore.disk.path={path:?}"),
         "kvstore.disk.capacity_bytes=4194304".to_owned(),
         "kvstore.disk.pause_ms=1".to_owned(),
+        // Blocks that were just stored make way for no other: of a client that is fast they would fill the memory.
+        "kvstore.retention_ms=10".to_owned(),
     ];
     let sets = [sets(), more.to_vec()].concat();
     let plan = FleetPlan { shards: 1, sets, before_shards: disk.limit(), ..FleetPlan::default() };

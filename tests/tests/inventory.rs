@@ -12,6 +12,9 @@ use tokio::sync::mpsc;
 /// How long things may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long blocks that were just stored make way for no other.
+const RETENTION_MS: u64 = 20;
+
 /// Prompt tokens that were found, and the last event of a greedy answer of two tokens.
 async fn ask(router: &Router, prompt: &[u32]) -> (u64, Finished) {
     let sampling =
@@ -57,14 +60,16 @@ async fn in_step(house: &House, index: &IndexMetrics, what: &str) {
     }
 }
 
-/// Waits until nobody uses what the shards hold: views are closed behind an answer.
-async fn unused(house: &House) {
+/// Waits until all that the shards hold may make way: views are closed behind an answer.
+async fn forgotten(house: &House) {
     let began = Instant::now();
     let is_used = |stats: &ShardStats| stats.views + stats.open_blocks + stats.pinned_blocks > 0;
     while stats(house).await.iter().any(is_used) {
         assert!(began.elapsed() < PATIENCE, "{:?}", stats(house).await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    // Nor is what was just stored promised to anybody any more.
+    tokio::time::sleep(Duration::from_millis(RETENTION_MS * 2)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,7 +77,7 @@ async fn a_router_learns_of_what_another_one_placed_and_of_what_went() {
     // 32 blocks for each shard.
     let kvstore = longshore_kvstore::Config {
         capacity_bytes: 32 * 4_096,
-        retention_ms: 20,
+        retention_ms: RETENTION_MS,
         tenant_percent: 100,
         ..Default::default()
     };
@@ -94,16 +99,15 @@ async fn a_router_learns_of_what_another_one_placed_and_of_what_went() {
     assert_eq!((cached, index.behind.get()), (304, behind), "{found:?}");
     assert_eq!(index.spared_keys.get(), 0, "everything was there to be asked for");
 
+    forgotten(&house).await;
     // Nobody holds this one: its first stripe is asked for and not its nineteen blocks.
     let (cached, _) = ask(&other, &prompt(2, 320)).await;
     assert_eq!((cached, index.spared_keys.get()), (0, 17), "two of 19 blocks are asked for");
 
     // More than the shards hold: the index forgets what they evicted, and says no more than they do.
     for name in 3..9 {
+        forgotten(&house).await;
         ask(&house.router, &prompt(name, 320)).await;
-        unused(&house).await;
-        // Until what was promised to it may go.
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     in_step(&house, &index, "after evictions").await;
     assert!(index.gone.get() > 0, "nothing was evicted");

@@ -85,11 +85,13 @@ pub enum Error {
         /// When to try again.
         retry_after: Duration,
     },
-    /// Every worker of a role has all the work that it may have.
-    #[error("every {role} worker is at its limit; hint: retry later, or add a worker")]
+    /// Every worker of a role has all the work that it may have, or no room for what it is to store.
+    #[error("every {role} worker is at its limit{}; hint: retry later, or add a worker", said(.last.as_deref()))]
     WorkersBusy {
         /// `prefill` or `decode`.
         role: &'static str,
+        /// What the one that was asked last said, where one was asked.
+        last: Option<String>,
         /// When to try again.
         retry_after: Duration,
     },
@@ -194,6 +196,10 @@ impl Error {
             _ => None,
         }
     }
+}
+
+fn said(last: Option<&str>) -> String {
+    last.map_or_else(String::new, |last| format!(", the last said: {last}"))
 }
 
 fn kind_of(code: Code) -> Kind {

@@ -264,7 +264,8 @@ impl Attempt<'_> {
             (Error::NoWorker { role, retry_after, .. }, Some(last))
                 if last.code == Code::ResourceExhausted =>
             {
-                Error::WorkersBusy { role, retry_after: last.retry_after.unwrap_or(retry_after) }
+                let retry_after = last.retry_after.unwrap_or(retry_after);
+                Error::WorkersBusy { role, last: Some(last.to_string()), retry_after }
             }
             (Error::NoWorker { role, retry_after, why }, Some(last)) => {
                 Error::NoWorker { role, retry_after, why: format!("{why}, the last with: {last}") }

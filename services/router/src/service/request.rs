@@ -250,7 +250,9 @@ impl Request<'_> {
         }
         let retry_after = self.inner.config.retry_after();
         Err(match failure.error.code {
-            Code::ResourceExhausted => Error::WorkersBusy { role: "decode", retry_after },
+            Code::ResourceExhausted => {
+                Error::WorkersBusy { role: "decode", last: Some(failure.error.to_string()), retry_after }
+            }
             _ => Error::GaveUp { attempts: retries.failures, last: failure.error.to_string(), retry_after },
         })
     }

@@ -167,7 +167,7 @@ impl Workers {
         let (role, retry_after) = (role_of(phase).as_str(), self.retry_after);
         match error {
             longshore_routing::Error::Overloaded { .. } | longshore_routing::Error::Full { .. } => {
-                Error::WorkersBusy { role, retry_after }
+                Error::WorkersBusy { role, last: None, retry_after }
             }
             longshore_routing::Error::NoWorker { known, excluded, .. } => {
                 let why = format!("{known} known, {excluded} of them failed this request");

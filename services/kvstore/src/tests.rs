@@ -4,6 +4,7 @@ mod attend;
 mod compute;
 pub(crate) mod corruption;
 mod disk;
+mod disk_damage;
 mod disk_faults;
 mod greedy;
 mod heads;

@@ -20,6 +20,7 @@ use super::{
     call::fault,
     epochs::Lease,
     leased::{Ending, Leased, REST_PATIENCE, Reading, Way, acks, answers, instead_of, is_told, status},
+    over::until,
     tiles::{Failure, TileChannels, single, undecodable},
 };
 use crate::{
@@ -83,6 +84,7 @@ impl TileChannels {
         let start = single(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
         let messages =
             start.chain(sending.messages()).take_until(hop.context.cancel.clone().cancelled_owned());
+        let messages = until(hop.context.cancel.clone(), messages);
         let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await;
         let response = response.map_err(|failure| match (failure, outcome.why()) {
             // This side reset it before the server answered.

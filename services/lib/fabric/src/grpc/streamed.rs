@@ -25,6 +25,7 @@ use super::{
     leased::{
         Ending, Leased, REST_PATIENCE, Reading, Way, acks, answers, instead_of, is_kept, is_told, status,
     },
+    over::until,
     tiles::{Failure, TileChannels, single},
 };
 use crate::{
@@ -127,6 +128,7 @@ impl TileChannels {
         let nothing =
             stream::once(sending.send_all(tiles)).filter_map(|sent| std::future::ready(sent.err().map(Err)));
         let messages = start.chain(nothing).take_until(hop.context.cancel.clone().cancelled_owned());
+        let messages = until(hop.context.cancel.clone(), messages);
         let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await;
         let response = response.map_err(|failure| match (failure, outcome.unsent()) {
             // This side reset it before the server answered.

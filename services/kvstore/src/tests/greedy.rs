@@ -221,7 +221,7 @@ async fn tile_connections_and_what_is_on_them_are_shown() {
 
 /// A shard whose callers may take nothing for so long, with a view of the three blocks that it holds.
 async fn impatient(stall_ms: u64) -> (Fixture, u64) {
-    let limits = Config { stall_ms, attend_message_bytes: 1 << 10, ..limits() };
+    let limits = Config { stall_ms, attend_message_bytes: 1 << 8, ..limits() };
     // Summaries take some of it too.
     let capacity_bytes = 5 * block_bytes() - 1;
     let shard = with_config(Config { capacity_bytes, tenant_percent: 100, retention_ms: 0, ..limits });
@@ -253,13 +253,15 @@ async fn blocks_that_an_unread_stream_may_still_need_are_counted_until_it_is_end
         spreads: true,
         cosines: true,
     };
+    // A message for each block and layer, and one for each query: more of both than may be unread.
     let summaries = shard.shard.get_summaries(&shard.ctx, asked).await.unwrap();
-    // 12 messages: more than may be unread.
     let (queries, received) = mpsc::channel(16);
     let answers = shard.shard.attend(&shard.ctx, received).await.unwrap();
     for id in 0..12 {
         queries.send(query(id, 0, vec![item(view, 48, 1)])).await.unwrap();
     }
+    // Only what began before the view is closed keeps its blocks: eight queries, of which four at most are answered.
+    shard.settled("queries began", |_| queries.capacity() >= 16 - 12 + 8).await;
     shard.shard.close_view(&shard.ctx, view).await.unwrap();
     let stats = shard.stats().await;
     assert_eq!((stats.views, stats.pinned_blocks), (0, 3), "the view is closed, its readers are not");

@@ -30,12 +30,18 @@ pub struct StoreClient {
     shape: WireTileShape,
     tile_bytes: usize,
     stored: BTreeMap<BlockKey, BlockPlace>,
+    patience: Duration,
     _views: watch::Sender<Arc<ClusterView>>,
 }
 
 impl StoreClient {
     /// A client of the shards among `members`, which serve `model` in f16.
     pub fn new(members: &[Member], model: &ModelDescription, rule: CopyRule) -> Self {
+        Self::with(members, model, rule, GrpcOptions::default())
+    }
+
+    /// The same over the lanes that `options` allow.
+    pub fn with(members: &[Member], model: &ModelDescription, rule: CopyRule, options: GrpcOptions) -> Self {
         let shards: Vec<Member> =
             members.iter().filter(|member| member.role == Role::KvStore).cloned().collect();
         let view = Arc::new(ClusterView::new(shards.clone()).expect("the members are valid"));
@@ -43,7 +49,7 @@ impl StoreClient {
         let namespace = deployment.namespace(EXACT_PREFILL, b"faults");
         let identity = Identity { deployment, namespace, shard_map_epoch: view.epoch() };
         let (views, told) = watch::channel(view);
-        let connector = GrpcConnector::new(GrpcOptions::default());
+        let connector = GrpcConnector::new(options);
         let clients = shards.iter().map(|member| connector.shard(&member.address).expect("an address"));
         let clients = clients.collect();
         let directory = ShardDirectory::new(told, Arc::new(connector), TaskTracker::new(), 4);
@@ -61,8 +67,14 @@ impl StoreClient {
             shape,
             tile_bytes: tile.bytes(),
             stored: BTreeMap::new(),
+            patience: Duration::from_secs(5),
             _views: views,
         }
+    }
+
+    /// How long one shard may take to give out blocks before the next one is asked.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Acknowledged blocks.
@@ -103,7 +115,7 @@ impl StoreClient {
     /// Reads blocks of one shard; those that it gave out before it ended, each checked.
     async fn read(&self, shard: usize, keys: &[BlockKey]) -> Vec<BlockKey> {
         let get = GetBlocks::whole(self.identity, keys.to_vec());
-        let ctx = CallContext::new("read").with_timeout(Duration::from_secs(5));
+        let ctx = CallContext::new("read").with_timeout(self.patience);
         let mut found = Vec::new();
         let Ok(mut tiles) = self.shards[shard].get_blocks(&ctx, get).await else { return found };
         while let Some(Ok(tile)) = tiles.next().await {

@@ -28,6 +28,7 @@ use tower::ServiceExt;
 
 use super::{
     fake::{FakeRouter, LAYERS, identity, shape, tile},
+    forward::Forward,
     house::{House, Lane, plain},
     raw,
     tiles::{block, get, put},
@@ -197,6 +198,24 @@ async fn a_caller_that_leaves_while_its_window_is_closed_ends_its_call_alone() {
         nothing_is_under_way(&house).await;
         unharmed(&house).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_while_its_window_is_closed_ends_its_call() {
+    let house = house(Lane::Grpc).await;
+    let server = house.address.trim_start_matches("http://").parse().unwrap();
+    let forward = Forward::new(0, server).await;
+    let client = GrpcConnector::new(plain()).shard(&format!("http://{}", forward.address)).unwrap();
+    let (sender, acks) = begin(&*client, 9).await;
+    let mut acks = acks.expect("a stream");
+    let call = house.shard.seen.lock().unwrap().as_ref().unwrap().cancel.clone();
+    fill(&sender).await;
+    forward.cut();
+    tokio::time::timeout(Duration::from_secs(20), call.cancelled()).await.expect("the shard learns of it");
+    let error = acks.next().await.expect("a reason").unwrap_err();
+    assert_eq!(error.code, Code::Unavailable, "{error}");
+    *house.shard.kept.lock().unwrap() = None;
+    nothing_is_under_way(&house).await;
 }
 
 /// Some bytes, and then neither more nor an end.

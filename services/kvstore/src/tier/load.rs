@@ -32,12 +32,14 @@ impl Body {
     }
 }
 
+type Sealed = Arc<SealedBlock<Arc<Tile>>>;
+
 /// Tiles of some blocks in one layer, some still on their way.
 pub(crate) struct Loading {
     /// In the order of the blocks; none for those that are read.
     bodies: Vec<Option<Body>>,
     /// Blocks, and the places that are read.
-    read: Vec<(Arc<SealedBlock<Arc<Tile>>>, Arc<Extent>)>,
+    read: Vec<(Sealed, Arc<Extent>)>,
     source: Source,
 }
 

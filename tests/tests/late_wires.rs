@@ -83,30 +83,6 @@ async fn lost([tcp, grpc]: &[StoreClient; 2]) -> usize {
     over_tcp + over_grpc
 }
 
-async fn settled([tcp, grpc]: &[StoreClient; 2], when: &str) {
-    tokio::join!(tcp.settled(2, PATIENCE, when), grpc.settled(2, PATIENCE, when));
-}
-
-fn begin(fleet: &mut Fleet, fault: Fault, id: &str, draws: &mut Draws) {
-    match fault {
-        // Somewhere in the tiles and calls of a round.
-        Fault::Cut => fleet.far(id).cut_after(draws.between(500..=8_000)),
-        Fault::Silent => fleet.far(id).hold(),
-        Fault::Killed => fleet.kill(id),
-    }
-}
-
-fn end(fleet: &mut Fleet, fault: Fault, id: &str) {
-    match fault {
-        Fault::Cut => {
-            assert!(fleet.far(id).calls.is_cut(), "{id} was never cut off: nothing passed");
-            fleet.far(id).mend();
-        }
-        Fault::Silent => fleet.far(id).mend(),
-        Fault::Killed => fleet.start_one(id),
-    }
-}
-
 fn text() -> String {
     (0..12).map(|at| format!("line {at} of a text that is asked about; ")).collect()
 }
@@ -123,46 +99,94 @@ async fn answer(router: &str, when: &str) -> Vec<u32> {
     }
 }
 
+/// A cluster, what it is asked, and what it answered when nothing was late.
+struct Story {
+    fleet: Fleet,
+    ids: Vec<String>,
+    clients: [StoreClient; 2],
+    router: String,
+    expected: Vec<u32>,
+    seed: u64,
+    began: Instant,
+}
+
+impl Story {
+    async fn begin(seed: u64) -> Self {
+        let (fleet, began) = (Fleet::start(&plan(seed)), Instant::now());
+        let ids: Vec<String> = (0..SHARDS).map(|shard| format!("kv-{shard}")).collect();
+        for id in ids.iter().map(String::as_str).chain(["prefill-0", "decode-0", "router-0"]) {
+            await_start(fleet.address(id), None, PATIENCE).await;
+        }
+        let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
+        let clients = clients(&fleet, &describe.models[0]);
+        let router = fleet.address("router-0").to_owned();
+        let expected = answer(&router, "without delay").await;
+        Self { fleet, ids, clients, router, expected, seed, began }
+    }
+
+    /// Asks and stores, whatever goes on: the answer stays, and all that was acknowledged is given out.
+    async fn goes_on(&mut self, round: u64, when: &str) {
+        let stored = store(&mut self.clients, (self.seed << 32) | round);
+        let (tokens, refused) = tokio::join!(answer(&self.router, when), stored);
+        assert_eq!(tokens, self.expected, "{when}");
+        assert_eq!(lost(&self.clients).await, 0, "{when}: acknowledged blocks that nobody gave out");
+        self.say(&format!("{when}: {refused} of {} blocks refused", 2 * BLOCKS));
+    }
+
+    async fn settled(&self, when: &str) {
+        let [tcp, grpc] = &self.clients;
+        tokio::join!(tcp.settled(2, PATIENCE, when), grpc.settled(2, PATIENCE, when));
+        assert_eq!(lost(&self.clients).await, 0, "{when}: lost blocks");
+    }
+
+    fn strike(&mut self, fault: Fault, id: &str, draws: &mut Draws) {
+        match fault {
+            // Somewhere in the tiles and calls of a round.
+            Fault::Cut => self.fleet.far(id).cut_after(draws.between(500..=8_000)),
+            Fault::Silent => self.fleet.far(id).hold(),
+            Fault::Killed => self.fleet.kill(id),
+        }
+    }
+
+    async fn mend(&mut self, fault: Fault, id: &str) {
+        match fault {
+            Fault::Cut => {
+                assert!(self.fleet.far(id).calls.is_cut(), "{id} was never cut off: nothing passed");
+                self.fleet.far(id).mend();
+            }
+            Fault::Silent => self.fleet.far(id).mend(),
+            Fault::Killed => self.fleet.start_one(id),
+        }
+        await_start(self.fleet.address(id), None, PATIENCE).await;
+    }
+
+    #[allow(clippy::print_stdout, reason = "a test says how far it is")]
+    fn say(&self, what: &str) {
+        println!("{:>6.1} s  {what}", self.began.elapsed().as_secs_f64());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn late_wires_and_a_shard_that_is_cut_off_lose_no_block_and_change_no_token() {
     let seed = std::env::var_os("LONGSHORE_FAULT_SEED");
     let seed = seed.map_or(1, |seed| seed.to_str().and_then(|seed| seed.parse().ok()).expect("a number"));
-    let (mut fleet, began) = (Fleet::start(&plan(seed)), Instant::now());
-    let ids: Vec<String> = (0..SHARDS).map(|shard| format!("kv-{shard}")).collect();
-    for id in ids.iter().map(String::as_str).chain(["prefill-0", "decode-0", "router-0"]) {
-        await_start(fleet.address(id), None, PATIENCE).await;
-    }
-    let describe = await_start(fleet.address("kv-0"), None, PATIENCE).await;
-    let mut clients = clients(&fleet, &describe.models[0]);
-    let router = fleet.address("router-0").to_owned();
-    let expected = answer(&router, "without delay").await;
-    ids.iter().for_each(|id| fleet.far(id).lag(Some(&late())));
-    let (tokens, refused) = tokio::join!(answer(&router, "late"), store(&mut clients, seed << 32));
-    assert_eq!((tokens, refused), (expected.clone(), 0), "late is not lost");
-    settled(&clients, "late").await;
-    println!("{:>6.1} s  late wires lose nothing", began.elapsed().as_secs_f64());
-
-    let mut draws = Draws::new(&[seed]);
+    let (mut story, mut draws) = (Story::begin(seed).await, Draws::new(&[seed]));
+    story.ids.iter().for_each(|id| story.fleet.far(id).lag(Some(&late())));
+    story.goes_on(0, "late wires").await;
+    story.settled("late wires").await;
     for (fault, round) in [Fault::Cut, Fault::Silent, Fault::Killed].into_iter().zip(1..) {
-        let id = &ids[draws.below(SHARDS as u64) as usize];
-        let when = format!("seed {seed}: {fault:?} {id}");
-        println!("{:>6.1} s  {when}", began.elapsed().as_secs_f64());
-        begin(&mut fleet, fault, id, &mut draws);
+        let id = story.ids[draws.below(SHARDS as u64) as usize].clone();
+        let when = format!("seed {seed}, {fault:?} {id}");
+        story.strike(fault, &id, &mut draws);
         // All of it before the fault ends: the answer and what is read come from other copies.
-        let stored = store(&mut clients, (seed << 32) | round);
-        let (tokens, refused) = tokio::join!(answer(&router, &when), stored);
-        assert_eq!(tokens, expected, "{when}");
-        assert_eq!(lost(&clients).await, 0, "{when}: acknowledged blocks that nobody gave out");
-        println!("{:>6.1} s  {refused} of {} blocks refused", began.elapsed().as_secs_f64(), 2 * BLOCKS);
-        end(&mut fleet, fault, id);
-        await_start(fleet.address(id), None, PATIENCE).await;
-        settled(&clients, &when).await;
-        assert_eq!(lost(&clients).await, 0, "{when}: lost blocks");
+        story.goes_on(round, &when).await;
+        story.mend(fault, &id).await;
+        story.settled(&when).await;
     }
-    assert_eq!(answer(&router, "afterwards").await, expected);
-    let stored = clients.each_ref().map(|client| client.stored().len());
+    assert_eq!(answer(&story.router, "afterwards").await, story.expected);
+    let stored = story.clients.each_ref().map(|client| client.stored().len());
     assert!(stored.iter().all(|stored| *stored > BLOCKS), "{stored:?}: blocks are stored beside a fault");
-    let tiles: u64 = ids.iter().map(|id| fleet.far(id).tiles.passed()).sum();
+    let tiles: u64 = story.ids.iter().map(|id| story.fleet.far(id).tiles.passed()).sum();
     assert!(tiles > 0, "tiles went over the lane `tcp`, through its relays");
-    println!("{:>6.1} s  {stored:?} blocks acknowledged over tcp and grpc", began.elapsed().as_secs_f64());
+    story.say(&format!("{stored:?} blocks acknowledged over tcp and grpc"));
 }

@@ -10,6 +10,7 @@ mod greedy;
 mod heads;
 mod hostile;
 mod inventory;
+mod leaving;
 mod lifecycle;
 mod measure;
 mod memory;

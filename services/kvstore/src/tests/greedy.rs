@@ -10,15 +10,15 @@ use tokio::net::TcpListener;
 use super::*;
 
 /// A shard that serves gRPC, with the clients of two tenants, each with connections of its own.
-struct Served {
-    fixture: Fixture,
-    address: String,
+pub(super) struct Served {
+    pub(super) fixture: Fixture,
+    pub(super) address: String,
     greedy: Arc<dyn Shard>,
     modest: Arc<dyn Shard>,
 }
 
 impl Served {
-    async fn new(config: Config) -> Self {
+    pub(super) async fn new(config: Config) -> Self {
         let fixture = with_config(config);
         let address = listen(&fixture, &fixture.tasks).await;
         let client = || GrpcConnector::new(GrpcOptions::default()).shard(&address).expect("an address");
@@ -42,7 +42,7 @@ impl Served {
     }
 
     /// Stores, looks up, reads and attends over a block as the modest tenant; everything has to work.
-    async fn modest_goes_on(&self, name: u8) {
+    pub(super) async fn modest_goes_on(&self, name: u8) {
         let (tiles, mut acks) = self.begin(&self.modest, "modest").await.expect("a put stream");
         for tile in block(name) {
             tiles.send(tile).await.expect("the shard reads");
@@ -89,7 +89,7 @@ async fn listen(fixture: &Fixture, tasks: &Tasks) -> String {
 }
 
 /// Room for 16 blocks, of which one tenant gets 12.
-fn limits() -> Config {
+pub(super) fn limits() -> Config {
     Config { tenant_percent: 75, retention_ms: 60_000, views_max: 16, readers_max: 8, ..config(16) }
 }
 

@@ -2,6 +2,7 @@
 //! off by itself. Shards may have network namespaces of their own, where the machine allows them.
 
 mod apart;
+mod far;
 mod logs;
 
 use std::{
@@ -20,6 +21,7 @@ use apart::Apart;
 use logs::Logs;
 
 pub use apart::Wire;
+pub use far::Far;
 
 /// Settings of tests, which the program would take for its own and refuse.
 const SETTINGS: [&str; 4] =
@@ -34,6 +36,8 @@ pub struct FleetPlan {
     pub workers: bool,
     /// Whether each shard is to have a network namespace of its own.
     pub apart: bool,
+    /// Whether everybody, shards too, is to reach each shard through relays only, which need a runtime; the seed of how late they are.
+    pub far: Option<u64>,
     /// `--set` entries of every process.
     pub sets: Vec<String>,
     /// Shell commands before each shard, in its process.
@@ -53,6 +57,8 @@ struct Process {
     child: Option<Child>,
     /// Its port, which nobody else gets while it is down.
     _reserved: Option<Reserved>,
+    /// What lies before it.
+    far: Option<Far>,
 }
 
 /// Running processes; they end with it.
@@ -96,24 +102,38 @@ impl Fleet {
 
     fn plan(&mut self, role: &str, id: String, plan: &FleetPlan) {
         let index = self.processes.len();
-        let (listen, space, reserved) = match (&self.apart, role) {
-            (Ok(apart), "kvstore") => (format!("{}:9300", apart.host(index)), Some(apart.space(index)), None),
-            (apart, _) => {
+        let far = plan.far.filter(|_| role == "kvstore").map(|seed| Far::make(seed ^ ((index as u64) << 32)));
+        let (listen, space, reserved) = match (&self.apart, role, &far) {
+            (Ok(apart), "kvstore", _) => {
+                (format!("{}:9300", apart.host(index)), Some(apart.space(index)), None)
+            }
+            (_, _, Some(far)) => (far.listen.address().to_string(), None, None),
+            (apart, _, None) => {
                 let host = apart.as_ref().map(|apart| apart.outside().parse().expect("an address"));
                 let reserved = free_port(host.unwrap_or(Ipv4Addr::LOCALHOST.into()));
                 (reserved.address().to_string(), None, Some(reserved))
             }
         };
-        let address = format!("http://{listen}");
-        let member = format!("{role}={id}@{address}");
+        let seen = far.as_ref().map_or_else(|| listen.clone(), |far| far.calls.address().to_string());
         if role != "router" {
-            self.members.push(Member::parse(&member).expect("the member is valid"));
+            let member = Member::parse(&format!("{role}={id}@http://{seen}"));
+            self.members.push(member.expect("the member is valid"));
         }
         // Supervised: it ends with this test, however that ends.
-        let arguments = [role, "--supervised", "--id", &id, "--listen", &listen].map(str::to_owned).to_vec();
+        let mut arguments =
+            [role, "--supervised", "--id", &id, "--listen", &listen].map(str::to_owned).to_vec();
+        if let Some(far) = &far {
+            arguments.extend(["--tiles-port".to_owned(), far.tiles_listen.address().port().to_string()]);
+        }
         let before = if role == "kvstore" { plan.before_shards.clone() } else { String::new() };
+        let address = format!("http://{listen}");
         self.processes
-            .insert(id, Process { arguments, address, space, before, child: None, _reserved: reserved });
+            .insert(id, Process { arguments, address, space, before, child: None, _reserved: reserved, far });
+    }
+
+    /// What lies before a shard; only where the plan wants it.
+    pub fn far(&self, id: &str) -> &Far {
+        self.processes[id].far.as_ref().expect("the plan has relays before shards")
     }
 
     /// Everybody but the router.
@@ -121,7 +141,7 @@ impl Fleet {
         &self.members
     }
 
-    /// gRPC address of a process.
+    /// gRPC address of a process, without what lies before it.
     pub fn address(&self, id: &str) -> &str {
         &self.processes[id].address
     }

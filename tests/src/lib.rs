@@ -5,6 +5,7 @@ pub mod draws;
 pub mod fleet;
 pub mod house;
 pub mod mortal;
+pub mod relay;
 pub mod server;
 pub mod store_client;
 pub mod tree;

@@ -35,12 +35,18 @@ pub struct StoreClient {
     shape: WireTileShape,
     tile_bytes: usize,
     stored: BTreeMap<BlockKey, BlockPlace>,
+    read_patience: Option<Duration>,
     _views: watch::Sender<Arc<ClusterView>>,
 }
 
 impl StoreClient {
     /// A client of the shards among `members`, which serve `model` in f16.
     pub fn new(members: &[Member], model: &ModelDescription, rule: CopyRule) -> Self {
+        Self::with(members, model, rule, GrpcOptions::default())
+    }
+
+    /// The same over the lanes that `options` allow.
+    pub fn with(members: &[Member], model: &ModelDescription, rule: CopyRule, options: GrpcOptions) -> Self {
         let shards: Vec<Member> =
             members.iter().filter(|member| member.role == Role::KvStore).cloned().collect();
         let view = Arc::new(ClusterView::new(shards.clone()).expect("the members are valid"));
@@ -48,7 +54,7 @@ impl StoreClient {
         let namespace = deployment.namespace(EXACT_PREFILL, b"faults");
         let identity = Identity { deployment, namespace, shard_map_epoch: view.epoch() };
         let (views, told) = watch::channel(view);
-        let connector = GrpcConnector::new(GrpcOptions::default());
+        let connector = GrpcConnector::new(options);
         let clients = shards.iter().map(|member| connector.shard(&member.address).expect("an address"));
         let clients = clients.collect();
         let directory = ShardDirectory::new(told, Arc::new(connector), TaskTracker::new(), 4);
@@ -66,18 +72,24 @@ impl StoreClient {
             shape,
             tile_bytes: tile.bytes(),
             stored: BTreeMap::new(),
+            read_patience: None,
             _views: views,
         }
     }
 
     /// The same client over connections of its own anew: those to an earlier start of a shard may end in the first answer.
     pub fn reconnected(self, members: &[Member], model: &ModelDescription, rule: CopyRule) -> Self {
-        Self { stored: self.stored, ..Self::new(members, model, rule) }
+        Self { stored: self.stored, read_patience: self.read_patience, ..Self::new(members, model, rule) }
     }
 
     /// How long one shard is waited for.
     fn patience(&self) -> Duration {
         if self.shards.len() == 1 { PATIENCE_ALONE } else { PATIENCE }
+    }
+
+    /// How long one shard may take to give out blocks before the next one is asked.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { read_patience: Some(patience), ..self }
     }
 
     /// Acknowledged blocks.
@@ -118,7 +130,8 @@ impl StoreClient {
     /// Reads blocks of one shard; those that it gave out before it ended, each checked.
     async fn read(&self, shard: usize, keys: &[BlockKey]) -> Vec<BlockKey> {
         let get = GetBlocks::whole(self.identity, keys.to_vec());
-        let ctx = CallContext::new("read").with_timeout(self.patience());
+        let patience = self.read_patience.unwrap_or_else(|| self.patience());
+        let ctx = CallContext::new("read").with_timeout(patience);
         let mut found = Vec::new();
         let Ok(mut tiles) = self.shards[shard].get_blocks(&ctx, get).await else { return found };
         while let Some(Ok(tile)) = tiles.next().await {

@@ -45,6 +45,8 @@ pub(crate) trait Tier: Send + Sync + std::fmt::Debug {
     /// Writes a block to a place. What was there before is lost even if this fails; a block that was not written whole is
     /// never found by a restart.
     fn write(&self, place: u64, record: &Record<'_>) -> io::Result<()>;
+    /// Empties a place whose block is damaged, so that a restart does not find it.
+    fn clear(&self, place: u64) -> io::Result<()>;
     /// Reads the tile of one layer; `into` has its size.
     fn read(&self, place: u64, layer: u32, into: &mut [u8]) -> io::Result<()>;
     /// Says that tiles will be read soon. May do nothing.

@@ -24,7 +24,7 @@ pub(super) struct Faults {
     /// errno of writes; 0: none.
     pub(super) write_errno: AtomicU64,
     /// errno of reads; 0: none.
-    read_errno: AtomicU64,
+    pub(super) read_errno: AtomicU64,
     /// Milliseconds that reads and writes take.
     pub(super) delay_ms: AtomicU64,
     /// Reads and writes stand still while this is set: longer than anybody waits for them, however slow the machine is.
@@ -73,7 +73,7 @@ fn summaries_of_all() -> GetSummaries {
 }
 
 const ENOSPC: u64 = 28;
-const EIO: u64 = 5;
+pub(super) const EIO: u64 = 5;
 
 pub(super) fn faulty(config: Config) -> (Fixture, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
@@ -213,7 +213,7 @@ fn segment(folder: &Path) -> PathBuf {
 }
 
 /// Changes the segment file behind the shard's back.
-fn change(folder: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn change(folder: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let path = segment(folder);
     let mut bytes = std::fs::read(&path).unwrap();
     change(&mut bytes);
@@ -223,7 +223,7 @@ fn change(folder: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Where the tile of a block begins in a file.
-fn find(bytes: &[u8], name: u8, layer: u32) -> usize {
+pub(super) fn find(bytes: &[u8], name: u8, layer: u32) -> usize {
     let body = tile(name, layer).as_bytes().to_vec();
     bytes.windows(body.len()).position(|window| window == body).expect("the tile is there")
 }

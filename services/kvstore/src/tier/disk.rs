@@ -63,6 +63,12 @@ impl DiskTier {
         segments.get(&number).cloned().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
+    /// Empties the entry of a place.
+    fn clear_entry(&self, file: &File, slot: u64) -> io::Result<()> {
+        let empty = vec![0; self.format.entry_bytes() as usize];
+        self.write_at(file, &empty, self.format.entry_offset(slot))
+    }
+
     fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         #[cfg(test)]
         if self.writes_left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) <= 0 {
@@ -90,12 +96,16 @@ impl Tier for DiskTier {
             checksums: record.pages.iter().map(|page| page.crc32c).collect(),
         };
         // The entry of the block that was here goes first and the new one comes last: a place that is half written has none.
-        let at = self.format.entry_offset(slot);
-        self.write_at(&file, &vec![0; self.format.entry_bytes() as usize], at)?;
+        self.clear_entry(&file, slot)?;
         for (layer, page) in record.pages.iter().enumerate() {
             self.write_at(&file, page.payload.as_bytes(), self.format.tile_offset(slot, layer as u32))?;
         }
-        self.write_at(&file, &self.format.entry(&entry), at)
+        self.write_at(&file, &self.format.entry(&entry), self.format.entry_offset(slot))
+    }
+
+    fn clear(&self, place: u64) -> io::Result<()> {
+        let (segment, slot) = self.format.segment_of(place);
+        self.clear_entry(&*self.find(segment)?, slot)
     }
 
     fn read(&self, place: u64, layer: u32, into: &mut [u8]) -> io::Result<()> {

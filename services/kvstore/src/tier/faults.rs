@@ -6,7 +6,7 @@ use super::{Record, Tier};
 
 /// What goes wrong with a disk, and how long it takes. Called on threads that may block.
 pub trait DiskFaults: Send + Sync + Debug {
-    /// Before a block is written; an error takes the place of the write.
+    /// Before a block is written or a place emptied; an error takes the place of the write.
     fn before_write(&self) -> io::Result<()>;
     /// Before a tile is read; an error takes the place of the read.
     fn before_read(&self) -> io::Result<()>;
@@ -23,6 +23,11 @@ impl Tier for FaultyTier {
     fn write(&self, place: u64, record: &Record<'_>) -> io::Result<()> {
         self.faults.before_write()?;
         self.inner.write(place, record)
+    }
+
+    fn clear(&self, place: u64) -> io::Result<()> {
+        self.faults.before_write()?;
+        self.inner.clear(place)
     }
 
     fn read(&self, place: u64, layer: u32, into: &mut [u8]) -> io::Result<()> {

@@ -3,7 +3,10 @@
 use std::sync::{Arc, mpsc::Receiver};
 
 use longshore_attention::Tile;
-use longshore_blocks::pool::{Pages, Payload, SealedBlock, ViewBlock};
+use longshore_blocks::{
+    pool::{Pages, Payload, SealedBlock, ViewBlock},
+    tier::Extent,
+};
 
 use super::{
     moves::Disk,
@@ -29,11 +32,14 @@ impl Body {
     }
 }
 
+type Sealed = Arc<SealedBlock<Arc<Tile>>>;
+
 /// Tiles of some blocks in one layer, some still on their way.
 pub(crate) struct Loading {
     /// In the order of the blocks; none for those that are read.
     bodies: Vec<Option<Body>>,
-    read: Vec<Arc<SealedBlock<Arc<Tile>>>>,
+    /// Blocks, and the places that are read.
+    read: Vec<(Sealed, Arc<Extent>)>,
     source: Source,
 }
 
@@ -62,8 +68,10 @@ impl Loading {
         .into_iter();
         let mut read = read.into_iter();
         for body in bodies.iter_mut().filter(|body| body.is_none()) {
-            let (Some(block), Some(tile)) = (read.next(), tiles.next()) else { return Err(store.panicked()) };
-            *body = Some(Body::Read(tile.map_err(|bad| store.lose(&block, &bad))?));
+            let (Some((block, extent)), Some(tile)) = (read.next(), tiles.next()) else {
+                return Err(store.panicked());
+            };
+            *body = Some(Body::Read(tile.map_err(|bad| store.lose(&block, &extent, &bad))?));
         }
         Ok(bodies.into_iter().flatten().collect())
     }
@@ -82,8 +90,8 @@ impl Store {
                 Payload::Memory(pages) => Some(Body::Memory(pages)),
                 Payload::Disk(extent) => {
                     let crc32c = entry.block.checksums()[layer];
+                    read.push((entry.block.clone(), extent.clone()));
                     wanted.push(Wanted { extent, layer: layer as u32, crc32c });
-                    read.push(entry.block.clone());
                     None
                 }
             })
@@ -95,8 +103,8 @@ impl Store {
         Loading { bodies, read, source }
     }
 
-    /// Takes a block away whose tile on disk cannot be used; says so as an error of the view.
-    pub(crate) fn lose(&self, block: &SealedBlock<Arc<Tile>>, bad: &Bad) -> Error {
+    /// Takes a block away of which a tile in `extent` cannot be used; says so as an error of the view.
+    pub(crate) fn lose(&self, block: &SealedBlock<Arc<Tile>>, extent: &Extent, bad: &Bad) -> Error {
         let problem = match bad {
             Bad::Corrupt => "a tile does not match its checksum".to_owned(),
             Bad::Io(error) => format!("a tile cannot be read: {error}"),
@@ -111,8 +119,19 @@ impl Store {
             }
             pool.condemn(block.generation());
         });
+        self.clear_damage(block, extent, bad);
         let what = format!("block `{}` on disk", block.key());
         longshore_blocks::Error::Corrupt { what, problem }.into()
+    }
+
+    /// Empties a place that holds damage, or a restart would find the block there and read it once more to see that. Nobody else can have
+    /// the place yet, since the caller holds it. A disk that fails may give the block after all when it is asked later.
+    pub(super) fn clear_damage(&self, block: &SealedBlock<Arc<Tile>>, extent: &Extent, bad: &Bad) {
+        let Some(disk) = self.disk().filter(|_| !bad.is_of_disk()) else { return };
+        if let Err(error) = disk.reader.tier.clear(extent.index()) {
+            self.metrics.disk_write_errors.inc();
+            tracing::warn!(shard = %self.identity().shard_id, block = %block.key(), %error, "a damaged block cannot be taken off the disk: a restart will find it, and its damage");
+        }
     }
 }
 

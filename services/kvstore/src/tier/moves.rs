@@ -258,6 +258,7 @@ impl Store {
         let Some(bad) = bad.next() else { return true };
         self.metrics.disk_read_errors.inc();
         tracing::warn!(shard = %self.identity().shard_id, block = %block.key(), ?bad, "the copy of a block on disk cannot be read: the block stays in memory");
+        self.clear_damage(block, &extent, &bad);
         false
     }
 
@@ -273,7 +274,7 @@ impl Store {
         let wanted =
             |layer| Wanted { extent: extent.clone(), layer, crc32c: block.checksums()[layer as usize] };
         let tiles = layers.map(|layer| disk.reader.read(&wanted(layer)));
-        tiles.collect::<Result<_, _>>().map_err(|bad| self.lose(block, &bad))
+        tiles.collect::<Result<_, _>>().map_err(|bad| self.lose(block, extent, &bad))
     }
 
     /// Wishes blocks of the disk tier into memory; they come when there is time and room.

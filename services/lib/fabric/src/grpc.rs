@@ -8,6 +8,7 @@ mod exchanged;
 mod front;
 mod lanes;
 mod leased;
+mod over;
 mod pool;
 mod shard;
 mod streamed;

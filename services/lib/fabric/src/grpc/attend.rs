@@ -23,6 +23,7 @@ use super::{
     call::{fault, request, unary},
     epochs::{Epochs, Lease},
     leased::{Leased, Way},
+    over::until,
 };
 use crate::{
     BoxStream, CallContext, Code, Error, lane,
@@ -51,7 +52,7 @@ pub(super) async fn attend(
     }
     let cancelled = hop.context.cancel.clone().cancelled_owned();
     let queries = Arc::clone(&asking).requests(queries).take_until(cancelled);
-    let asked = request(&hop.context, queries)?;
+    let asked = request(&hop.context, until(hop.context.cancel.clone(), queries))?;
     let messages = unary(&hop.context, client.attend(asked)).await?;
     let reading = Reading { context: hop.context.clone(), messages, asking, exchange };
     Ok(hop.bound(Box::pin(reading.answers())))

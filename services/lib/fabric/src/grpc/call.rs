@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
+use super::over::until;
 use crate::{
     BoxStream, CallContext, Code, Error,
     lane::{self, Hop},
@@ -81,7 +82,9 @@ where
     M: Send + 'static,
 {
     let items = ReceiverStream::new(items).flat_map(move |item| futures::stream::iter(convert(item)));
-    futures::stream::iter(start).chain(items).take_until(context.cancel.clone().cancelled_owned())
+    let messages =
+        futures::stream::iter(start).chain(items).take_until(context.cancel.clone().cancelled_owned());
+    until(context.cancel.clone(), messages)
 }
 
 /// Cuts token ids into chunks that a message may carry.

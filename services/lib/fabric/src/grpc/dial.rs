@@ -266,6 +266,21 @@ impl Dial {
     }
 }
 
+#[cfg(test)]
+impl Dial {
+    /// A call that has a connection over `socket`.
+    pub(super) fn lease_of(self: &Arc<Self>, socket: TcpStream) -> Lease {
+        let place = Arc::clone(&self.places).try_acquire_owned().expect("a place is free");
+        let token = Token::fresh().expect("the system has random bytes");
+        self.give(Connection { name: Name { id: 1, token, leases: 0, _place: place }, socket })
+    }
+
+    /// Connections that wait for a call.
+    pub(super) fn waiting(&self) -> usize {
+        self.pool().idle.len()
+    }
+}
+
 fn unavailable(address: &str, why: &str) -> Error {
     Error::new(Code::Unavailable, format!("no tcp lane to `{address}`: {why}"))
 }

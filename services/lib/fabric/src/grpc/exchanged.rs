@@ -19,7 +19,8 @@ use tonic::Status;
 use super::{
     call::fault,
     epochs::Lease,
-    leased::{Leased, REST_PATIENCE, Reading, Way, acks, answers, instead_of, is_told, status},
+    leased::{Ending, Leased, REST_PATIENCE, Reading, Way, acks, answers, instead_of, is_told, status},
+    over::until,
     tiles::{Failure, TileChannels, single, undecodable},
 };
 use crate::{
@@ -41,24 +42,28 @@ impl Outcome {
     fn why(&self) -> Option<Error> {
         self.why.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+}
 
-    /// What the caller is told of the end.
-    fn ended_with(
-        &self,
-        lease: Lease,
-        (context, messages): (&CallContext, &Messages),
-        ended: Result<(), Error>,
-    ) -> Option<Error> {
+/// The half of a store stream that ends it.
+struct End {
+    outcome: Arc<Outcome>,
+    lease: Lease,
+}
+
+impl Ending for End {
+    /// The other half is done with the epoch before the server can say that the call ended well.
+    async fn end(self, context: CallContext, messages: Messages, ended: Result<(), Error>) -> Option<Error> {
+        let Self { outcome, lease } = self;
         let epochs = lease.way();
-        match (ended, self.why()) {
+        match (ended, outcome.why()) {
             (Ok(()), _) => {
-                if self.all_sent.load(Ordering::Acquire) {
-                    lease.keep(messages);
+                if outcome.all_sent.load(Ordering::Acquire) {
+                    lease.keep(&messages);
                 }
                 None
             }
-            (Err(error), Some(why)) if !is_told(messages) => {
-                Some(instead_of(why, error, Some(&*epochs), context))
+            (Err(error), Some(why)) if !is_told(&messages) => {
+                Some(instead_of(why, error, Some(&*epochs), &context))
             }
             (ended, _) => epochs.told(ended).err(),
         }
@@ -79,6 +84,7 @@ impl TileChannels {
         let start = single(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
         let messages =
             start.chain(sending.messages()).take_until(hop.context.cancel.clone().cancelled_owned());
+        let messages = until(hop.context.cancel.clone(), messages);
         let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await;
         let response = response.map_err(|failure| match (failure, outcome.why()) {
             // This side reset it before the server answered.
@@ -92,10 +98,7 @@ impl TileChannels {
         })?;
         let messages = Messages::of_response(response, self.message_bytes_max());
         let context = hop.context.clone();
-        let end = move |context: &CallContext, messages: &Messages, ended| {
-            outcome.ended_with(lease, (context, messages), ended)
-        };
-        Ok(hop.bound(Box::pin(acks(context, messages, end))))
+        Ok(hop.bound(Box::pin(acks(context, messages, End { outcome, lease }))))
     }
 
     /// A read stream with the bodies of its tiles in the epoch of `lease`.

@@ -105,27 +105,36 @@ pub(super) fn status(context: &CallContext, messages: &Messages) -> Result<(), E
     }
 }
 
-/// The acknowledgements of a store stream; then what `end` makes of how it ended.
-pub(super) fn acks<E>(
+/// The half of a store stream that ends it.
+pub(super) trait Ending: Send + 'static {
+    /// Gives back or closes what the call leased, and tells what its caller is told then: nothing after a good end. The next call may begin
+    /// when this is done, and is to find what was given back.
+    fn end(
+        self,
+        context: CallContext,
+        messages: Messages,
+        ended: Result<(), Error>,
+    ) -> impl Future<Output = Option<Error>> + Send;
+}
+
+/// The acknowledgements of a store stream; then what `ending` makes of how it ended.
+pub(super) fn acks<E: Ending>(
     context: CallContext,
     messages: Messages,
-    end: E,
-) -> impl Stream<Item = Result<PutAck, Error>> + Send + 'static
-where
-    E: FnOnce(&CallContext, &Messages, Result<(), Error>) -> Option<Error> + Send + 'static,
-{
-    stream::unfold(Some((context, messages, end)), |state| async move {
-        let (context, mut messages, end) = state?;
+    ending: E,
+) -> impl Stream<Item = Result<PutAck, Error>> + Send + 'static {
+    stream::unfold(Some((context, messages, ending)), |state| async move {
+        let (context, mut messages, ending) = state?;
         let ended = match messages.next().await {
             Ok(Some(message)) => {
                 let ack = acknowledgement(message);
-                let rest = ack.is_ok().then_some((context, messages, end));
+                let rest = ack.is_ok().then_some((context, messages, ending));
                 return Some((ack, rest));
             }
             Ok(None) => status(&context, &messages),
             Err(status) => Err(fault(&context, &status)),
         };
-        end(&context, &messages, ended).map(|error| (Err(error), None))
+        ending.end(context, messages, ended).await.map(|error| (Err(error), None))
     })
 }
 

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{GrpcOptions, dial::Dial, epochs::Epochs, lanes::Tracked, shard::generated};
+use super::{GrpcOptions, dial::Dial, epochs::Epochs, lanes::Tracked, over, shard::generated};
 use crate::Error;
 
 /// What a connection carries. Tiles have their own ones, by number, so that bulk never delays a query.
@@ -135,6 +135,7 @@ impl Pool {
     fn tuned(&self, endpoint: Endpoint) -> Endpoint {
         let options = &self.options;
         endpoint
+            .executor(over::Tasks)
             .connect_timeout(options.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(options.keepalive_interval)

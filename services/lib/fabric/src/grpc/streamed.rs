@@ -1,19 +1,31 @@
 //! The client's side of the two methods that move tiles when those travel on a connection of their own (lane `tcp`).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{StreamExt, stream};
 use longshore_proto::{
     types::{PutAck, TileMemory, TileMessage},
     v1::{self, put_blocks_request::Part},
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use tonic::Status;
 
 use super::{
     call::fault,
     dial::{Dial, Lease},
-    leased::{Leased, REST_PATIENCE, Reading, Way, acks, answers, instead_of, is_kept, is_told, status},
+    leased::{
+        Ending, Leased, REST_PATIENCE, Reading, Way, acks, answers, instead_of, is_kept, is_told, status,
+    },
+    over::until,
     tiles::{Failure, TileChannels, single},
 };
 use crate::{
@@ -23,21 +35,23 @@ use crate::{
     tiles::{GET_BLOCKS, Messages, OutgoingBody, PUT_BLOCKS},
 };
 
-/// What became of a call's tile connection.
-#[derive(Debug, Clone, Default)]
-struct Outcome(Arc<Mutex<Sent>>);
+/// The half of a store stream that sends.
+struct Sending {
+    lease: Lease,
+    /// The last frame is on its way, or there.
+    last: Arc<AtomicBool>,
+    /// For the half that ends the stream.
+    sent: oneshot::Sender<Result<Lease, Unsent>>,
+}
 
-#[derive(Debug, Default)]
-enum Sent {
-    /// Not all frames went yet.
-    #[default]
-    Some,
-    /// All went.
-    All(Box<Lease>),
-    /// The call ended well and its connection is kept. Whoever sent the last frame is about to hear that it went.
-    Kept,
-    /// They did not.
-    Failed(Unsent),
+/// The half of a store stream that ends it.
+struct Outcome {
+    dial: Arc<Dial>,
+    last: Arc<AtomicBool>,
+    /// The connection, when all frames went.
+    sent: oneshot::Receiver<Result<Lease, Unsent>>,
+    /// How long it may take to come when the server has all frames.
+    patience: Duration,
 }
 
 /// Why not all frames of a call went.
@@ -48,37 +62,55 @@ struct Unsent {
     dial: Option<Arc<Dial>>,
 }
 
+impl Unsent {
+    fn instead_of(self, error: Error, context: &CallContext) -> Error {
+        instead_of(self.why, error, self.dial.as_deref(), context)
+    }
+}
+
+/// Both halves of a store stream on the connection of `lease`.
+fn halves(lease: Lease) -> (Sending, Outcome) {
+    let (last, (told, sent)) = (Arc::<AtomicBool>::default(), oneshot::channel());
+    let (dial, patience) = (lease.way(), lease.patience().read);
+    let sending = Sending { lease, last: Arc::clone(&last), sent: told };
+    (sending, Outcome { dial, last, sent, patience })
+}
+
 impl Outcome {
-    /// All frames went. The call may be over by now: the server ends it with the last one.
-    fn all(&self, lease: Lease) {
-        let mut sent = self.lock();
-        if matches!(*sent, Sent::Kept) {
-            drop(sent);
-            lease.give_back();
-        } else {
-            *sent = Sent::All(Box::new(lease));
+    /// Why not all frames went, as far as it is known.
+    fn unsent(&mut self) -> Option<Unsent> {
+        self.sent.try_recv().ok()?.err()
+    }
+
+    /// The connection of a call that ended well. The server may say so before the half that sends has heard that its last frame is there.
+    async fn lease(&mut self) -> Option<Lease> {
+        if !self.last.load(Ordering::Acquire) {
+            // Whatever the server says, it cannot have all frames.
+            return None;
         }
+        timeout(self.patience, &mut self.sent).await.ok()?.ok()?.ok()
     }
+}
 
-    fn failed(&self, unsent: Unsent) {
-        *self.lock() = Sent::Failed(unsent);
-    }
-
-    fn take(&self) -> Sent {
-        std::mem::take(&mut *self.lock())
-    }
-
-    /// The same, of a call that ended well and whose connection is kept.
-    fn take_kept(&self) -> Sent {
-        let mut sent = self.lock();
-        match *sent {
-            Sent::Some => std::mem::replace(&mut *sent, Sent::Kept),
-            _ => std::mem::take(&mut *sent),
+impl Ending for Outcome {
+    async fn end(
+        mut self,
+        context: CallContext,
+        messages: Messages,
+        ended: Result<(), Error>,
+    ) -> Option<Error> {
+        let Err(error) = ended else {
+            if is_kept(&messages)
+                && let Some(lease) = self.lease().await
+            {
+                lease.give_back();
+            }
+            return None;
+        };
+        match self.unsent() {
+            Some(unsent) if !is_told(&messages) => Some(unsent.instead_of(error, &context)),
+            _ => self.dial.told::<()>(Err(error)).err(),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Sent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -91,30 +123,26 @@ impl TileChannels {
         tiles: mpsc::Receiver<TileMessage>,
         lease: Lease,
     ) -> Result<BoxStream<PutAck>, Failure> {
-        let (outcome, dial) = (Outcome::default(), lease.way());
+        let (sending, mut outcome) = halves(lease);
         let start = single(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
-        let nothing = stream::once(send_all(lease, tiles, outcome.clone()))
-            .filter_map(|sent| std::future::ready(sent.err().map(Err)));
+        let nothing =
+            stream::once(sending.send_all(tiles)).filter_map(|sent| std::future::ready(sent.err().map(Err)));
         let messages = start.chain(nothing).take_until(hop.context.cancel.clone().cancelled_owned());
+        let messages = until(hop.context.cancel.clone(), messages);
         let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await;
-        let response = response.map_err(|failure| match (failure, outcome.take()) {
+        let response = response.map_err(|failure| match (failure, outcome.unsent()) {
             // This side reset it before the server answered.
-            (Failure::Unanswered(error), Sent::Failed(unsent)) => {
+            (Failure::Unanswered(error), Some(unsent)) => {
                 Failure::Unanswered(unsent.instead_of(error, &hop.context))
             }
             (failure, _) => {
-                dial.note(&failure);
+                outcome.dial.note(&failure);
                 failure
             }
         })?;
         let messages = Messages::of_response(response, self.message_bytes_max());
         let context = hop.context.clone();
-        let end = move |context: &CallContext, messages: &Messages, ended: Result<(), Error>| {
-            let kept = ended.is_ok() && is_kept(messages);
-            let sent = if kept { outcome.take_kept() } else { outcome.take() };
-            ended_with(sent, &dial, (context, messages), ended)
-        };
-        Ok(hop.bound(Box::pin(acks(context, messages, end))))
+        Ok(hop.bound(Box::pin(acks(context, messages, outcome))))
     }
 
     /// A read stream with its answers on the connection of `lease`.
@@ -136,59 +164,30 @@ impl TileChannels {
     }
 }
 
-/// Sends tiles as frames until there are no more. A failure resets the call, unless the server says first what is wrong.
-async fn send_all(
-    mut lease: Lease,
-    mut tiles: mpsc::Receiver<TileMessage>,
-    outcome: Outcome,
-) -> Result<(), Status> {
-    match send(&mut lease, &mut tiles).await {
-        Ok(()) => {
-            outcome.all(lease);
-            Ok(())
+impl Sending {
+    /// Sends tiles as frames until there are no more. A failure resets the call, unless the server says first what is wrong.
+    async fn send_all(mut self, mut tiles: mpsc::Receiver<TileMessage>) -> Result<(), Status> {
+        let Err(fault) = self.send(&mut tiles).await else {
+            let _nobody_waits_for_it = self.sent.send(Ok(self.lease));
+            return Ok(());
+        };
+        let why_is_to_come = matches!(fault, Fault::Broken(_));
+        let dial = fault.is_of_connection().then(|| self.lease.way());
+        let why = fault.of_request();
+        let _nobody_waits_for_it = self.sent.send(Err(Unsent { why: why.clone(), dial }));
+        drop(self.lease);
+        if why_is_to_come {
+            tokio::time::sleep(REST_PATIENCE).await;
         }
-        Err(fault) => {
-            let why_is_to_come = matches!(fault, Fault::Broken(_));
-            let dial = fault.is_of_connection().then(|| lease.way());
-            let why = fault.of_request();
-            outcome.failed(Unsent { why: why.clone(), dial });
-            drop(lease);
-            if why_is_to_come {
-                tokio::time::sleep(REST_PATIENCE).await;
-            }
-            Err(why.into())
+        Err(why.into())
+    }
+
+    async fn send(&mut self, tiles: &mut mpsc::Receiver<TileMessage>) -> Result<(), Fault> {
+        while let Some(tile) = tiles.recv().await {
+            self.lease.stream().send_tile(&tile).await?;
         }
-    }
-}
-
-async fn send(lease: &mut Lease, tiles: &mut mpsc::Receiver<TileMessage>) -> Result<(), Fault> {
-    while let Some(tile) = tiles.recv().await {
-        lease.stream().send_tile(&tile).await?;
-    }
-    lease.stream().send(Frame::End, &[]).await
-}
-
-/// What the caller of a store stream is told of its end.
-fn ended_with(
-    sent: Sent,
-    dial: &Dial,
-    (context, messages): (&CallContext, &Messages),
-    ended: Result<(), Error>,
-) -> Option<Error> {
-    match (ended, sent) {
-        (Ok(()), Sent::All(lease)) => {
-            lease.keep(messages);
-            None
-        }
-        (Ok(()), _) => None,
-        (Err(error), Sent::Failed(unsent)) if !is_told(messages) => Some(unsent.instead_of(error, context)),
-        (ended, _) => dial.told(ended).err(),
-    }
-}
-
-impl Unsent {
-    fn instead_of(self, error: Error, context: &CallContext) -> Error {
-        instead_of(self.why, error, self.dial.as_deref(), context)
+        self.last.store(true, Ordering::Release);
+        self.lease.stream().send(Frame::End, &[]).await
     }
 }
 
@@ -296,3 +295,6 @@ impl Frames {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,7 @@ use super::{
     call::{self, fault},
     dial::{Dial, Lease},
     epochs::{self, Epochs},
+    over::until,
     shard::generated,
 };
 use crate::{
@@ -185,6 +186,7 @@ impl TileChannels {
             .chain(tiles)
             .take_until(hop.context.cancel.clone().cancelled_owned())
             .map(Ok);
+        let messages = until(hop.context.cancel.clone(), messages);
         let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await?;
         self.answers(hop, response, move |message| {
             // What the call lends comes back when the call is over.

@@ -28,6 +28,7 @@ use tower::ServiceExt;
 
 use super::{
     fake::{FakeRouter, LAYERS, identity, shape, tile},
+    forward::Forward,
     house::{House, LONG, Lane, over_tcp, patient, plain},
     raw,
     tiles::{block, get, put},
@@ -174,6 +175,56 @@ async fn all_tenants_and_peers_together_cannot_take_more_than_the_listener_has()
         nothing_is_under_way(&house).await;
         unharmed(&house).await;
     }
+}
+
+/// Sends tiles until nobody takes any more.
+async fn fill(sender: &mpsc::Sender<TileMessage>) {
+    let sending = || sender.send(tile(BlockKey([7; 16]), 0, TILE_BYTES));
+    while tokio::time::timeout(SHORT, sending()).await.is_ok_and(|sent| sent.is_ok()) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_leaves_while_its_window_is_closed_ends_its_call_alone() {
+    for lane in [Lane::Grpc, Lane::Tcp] {
+        let house = house(lane).await;
+        let client = peer(lane, &house);
+        let mut streams = Vec::new();
+        // More than there are connections for tiles.
+        for tenant in 9..13 {
+            let (sender, acks) = begin(&*client, tenant).await;
+            let call = house.shard.seen.lock().unwrap().as_ref().unwrap().cancel.clone();
+            streams.push((sender, acks.expect("a stream"), call));
+        }
+        let (sender, acks, call) = streams.remove(0);
+        fill(&sender).await;
+        drop(acks);
+        // The shard has not taken a tile since, and is told all the same.
+        let over = async { tokio::join!(call.cancelled(), sender.closed()) };
+        tokio::time::timeout(Duration::from_secs(20), over).await.expect("both sides learn of it");
+        assert!(streams.iter().all(|(_, _, call)| !call.is_cancelled()), "{lane:?}");
+        *house.shard.kept.lock().unwrap() = None;
+        drop(streams);
+        nothing_is_under_way(&house).await;
+        unharmed(&house).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_while_its_window_is_closed_ends_its_call() {
+    let house = house(Lane::Grpc).await;
+    let server = house.address.trim_start_matches("http://").parse().unwrap();
+    let mut forward = Forward::new(0, server).await;
+    let client = GrpcConnector::new(plain()).shard(&format!("http://{}", forward.address)).unwrap();
+    let (sender, acks) = begin(&*client, 9).await;
+    let mut acks = acks.expect("a stream");
+    let call = house.shard.seen.lock().unwrap().as_ref().unwrap().cancel.clone();
+    fill(&sender).await;
+    forward.cut().await;
+    tokio::time::timeout(Duration::from_secs(60), call.cancelled()).await.expect("the shard learns of it");
+    let error = acks.next().await.expect("a reason").unwrap_err();
+    assert_eq!(error.code, Code::Unavailable, "{error}");
+    *house.shard.kept.lock().unwrap() = None;
+    nothing_is_under_way(&house).await;
 }
 
 /// Some bytes, and then neither more nor an end.

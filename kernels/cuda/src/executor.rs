@@ -1,5 +1,6 @@
 //! The executor of the device: work lists over tiles of the host, which are copied to pages once.
 
+mod append;
 mod arrivals;
 mod decode;
 mod fallback;

@@ -3,19 +3,22 @@
 
 use std::ops::Range;
 
-use longshore_attention::{Error, HeadShape, PagedKv, PlanInput, PrefillPolicy};
+use longshore_attention::{Error, HeadShape, PagedKv, PlanInput, PrefillPolicy, Promise, Tile};
 
 use crate::Activations;
 
 /// What the rows of a part visit.
 #[derive(Clone, Copy)]
 pub enum KeptVisits<'a> {
-    /// All keys up to their own position. Tile 0 of `kv` begins at `first_key`; those of the rows are written.
+    /// All keys up to their own position. Tile 0 of `kv` begins at `first_key`; those of the rows are written, or promised.
     All {
         /// Tiles of the sequence in this layer.
         kv: &'a dyn PagedKv,
         /// Position of its first key.
         first_key: u64,
+        /// Versions of the last tiles, which are not written yet: [`KeptAttention::append_kept`] made their pages. As many as there are, in order,
+        /// up to the tile of the last row.
+        promised: &'a [Promise],
     },
     /// What a policy says; the queries of the input have no data.
     By {
@@ -29,9 +32,12 @@ pub enum KeptVisits<'a> {
 impl std::fmt::Debug for KeptVisits<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::All { kv, first_key } => {
-                f.debug_struct("All").field("tiles", &kv.len()).field("first_key", first_key).finish()
-            }
+            Self::All { kv, first_key, promised } => f
+                .debug_struct("All")
+                .field("tiles", &kv.len())
+                .field("first_key", first_key)
+                .field("promised", &promised.len())
+                .finish(),
             Self::By { policy, input } => {
                 f.debug_struct("By").field("policy", policy).field("input", input).finish()
             }
@@ -50,6 +56,19 @@ pub struct KeptPart<'a> {
     pub visits: KeptVisits<'a>,
 }
 
+/// Consecutive rows of one sequence whose keys and values become pages before their tiles are written.
+#[derive(Debug, Clone)]
+pub struct KeptAppend<'a> {
+    /// Rows of the keys and values.
+    pub rows: Range<usize>,
+    /// Which token of the first of `tiles` the first row becomes; those before it are in that tile.
+    pub offset: usize,
+    /// The tiles that the rows go to, as they are without them.
+    pub tiles: Vec<&'a Tile>,
+    /// The version that each of them gets when the rows are written to it.
+    pub promised: &'a [Promise],
+}
+
 /// An executor that takes rows where a backend of its device leaves them.
 pub trait KeptAttention: Send + Sync + std::fmt::Debug {
     /// Attention of the rows of `q`, f32 `[rows, query_heads * head_dim]`, rotated; each is in one of `parts`. What comes out has the same shape,
@@ -61,4 +80,16 @@ pub trait KeptAttention: Send + Sync + std::fmt::Debug {
         q: &Activations,
         parts: &[KeptPart<'_>],
     ) -> Result<Option<Activations>, Error>;
+
+    /// Writes keys and values, f32 `[rows, kv_heads * head_dim]` each, into pages under promised versions, as tiles will have them, bit for bit;
+    /// each row is in one of `parts`. Nobody waits for it. False: the rows are not on this device, or there are no pages for them, and nothing
+    /// has a promised version.
+    fn append_kept(
+        &self,
+        _k: &Activations,
+        _v: &Activations,
+        _parts: &[KeptAppend<'_>],
+    ) -> Result<bool, Error> {
+        Ok(false)
+    }
 }

@@ -323,7 +323,7 @@ fn kept(plan: Plan, (rule, wgmma): (&str, bool), device: &Arc<dyn Device>) -> Re
         let input = PlanInput { queries: Queries { data: &[], ..queries }, ..*input };
         attend(KeptVisits::By { policy: &policy, input: &input })
     })?;
-    let of_all = attend(KeptVisits::All { kv: &sequence.tiles, first_key: 0 })?;
+    let of_all = attend(KeptVisits::All { kv: &sequence.tiles, first_key: 0, promised: &[] })?;
     let (Some(of_rule), Some(of_all)) = (of_rule, of_all) else { return Ok(f64::INFINITY) };
     let by_rule = sequence.with_input(|input| attend_by_lists(&cpu, &policy, input)).map_err(refused)?;
     let work = WorkList { exact: sequence.blocks(), ..WorkList::default() };

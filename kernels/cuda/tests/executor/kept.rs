@@ -69,7 +69,7 @@ fn all(prompt: &Prompt, rows: Range<usize>) -> KeptPart<'_> {
     KeptPart {
         rows,
         first_position: FIRST as u64,
-        visits: KeptVisits::All { kv: prompt.tiles(), first_key: 0 },
+        visits: KeptVisits::All { kv: prompt.tiles(), first_key: 0, promised: &[] },
     }
 }
 

@@ -19,8 +19,8 @@ use longshore_engine::{
 };
 use longshore_fabric::CallContext;
 use longshore_model::{
-    Activations, Backend, DeviceRows, Error, KeptAttention, KeptPart, KeptQkv, KeptVisits, ModelConfig, Qkv,
-    RowLogits,
+    Activations, Backend, DeviceRead, DeviceRows, Error, KeptAttention, KeptPart, KeptQkv, KeptVisits,
+    ModelConfig, Qkv, RowLogits,
 };
 
 use support::{BLOCK, World};
@@ -42,6 +42,19 @@ impl DeviceRows for Rows {
     fn read(&self) -> Result<Vec<f32>, Error> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         Ok(self.data.clone())
+    }
+
+    fn begin_read(self: Arc<Self>) -> Result<Box<dyn DeviceRead>, Error> {
+        Ok(Box::new(Coming(self)))
+    }
+}
+
+#[derive(Debug)]
+struct Coming(Arc<Rows>);
+
+impl DeviceRead for Coming {
+    fn finish(self: Box<Self>) -> Result<Vec<f32>, Error> {
+        self.0.read()
     }
 }
 
@@ -128,7 +141,7 @@ impl Beside {
         let queries = Queries { shape, first_position: part.first_position, scale, data };
         self.rows.fetch_add(queries.rows(), Ordering::SeqCst);
         match part.visits {
-            KeptVisits::All { kv, first_key } => {
+            KeptVisits::All { kv, first_key, .. } => {
                 let end = part.first_position + queries.rows() as u64;
                 let block = |(tile, first_position): (usize, u64)| ExactBlock {
                     tile: tile as u32,

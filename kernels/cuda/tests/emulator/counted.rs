@@ -107,6 +107,11 @@ impl Watched {
         self.departing.lock().unwrap().full = full;
     }
 
+    /// Copies that were begun and are neither taken nor abandoned.
+    pub(crate) fn departing(&self) -> usize {
+        self.departing.lock().unwrap().launches.len()
+    }
+
     /// Everything that was queued is done.
     fn reach_all(&self) {
         let mut departing = self.departing.lock().unwrap();

@@ -16,18 +16,18 @@ use longshore_model::{Activations, Backend as _, KeptAttention as _, KeptPart, K
 use crate::counted::{Counts, Watched};
 use crate::plan::{HEADS, Prompt};
 
-const SCALE: f32 = 0.125;
+pub(crate) const SCALE: f32 = 0.125;
 const FIRST: usize = 37 * 16 + 7;
 const ROWS: usize = 70;
 
 /// A backend and an executor on one device.
-struct Gpu {
-    watched: Arc<Watched>,
-    backend: CudaBackend,
-    executor: CudaExecutor,
+pub(crate) struct Gpu {
+    pub(crate) watched: Arc<Watched>,
+    pub(crate) backend: CudaBackend,
+    pub(crate) executor: CudaExecutor,
 }
 
-fn gpu(budget: usize) -> Gpu {
+pub(crate) fn gpu(budget: usize) -> Gpu {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tiny.gguf");
     let options =
@@ -53,7 +53,7 @@ impl Gpu {
         self.backend.qkv_kept(0, &x, &positions).unwrap().q
     }
 
-    fn attend(&self, q: &Activations, parts: &[KeptPart<'_>]) -> (Counts, Option<Activations>) {
+    pub(crate) fn attend(&self, q: &Activations, parts: &[KeptPart<'_>]) -> (Counts, Option<Activations>) {
         let before = self.watched.counted();
         let found = self.executor.attend_kept((HEADS, SCALE), q, parts).unwrap();
         (self.watched.counted() - before, found)
@@ -89,7 +89,7 @@ fn exactly(prompt: &Prompt, rows: &[f32]) -> Vec<f32> {
 }
 
 #[track_caller]
-fn assert_near(found: &[f32], wanted: &[f32], limit: f64, what: &str) {
+pub(crate) fn assert_near(found: &[f32], wanted: &[f32], limit: f64, what: &str) {
     let off: f64 = found.iter().zip(wanted).map(|(f, w)| (f64::from(*f) - f64::from(*w)).powi(2)).sum();
     let norm: f64 = wanted.iter().map(|w| f64::from(*w).powi(2)).sum();
     let distance = (off / norm).sqrt();

@@ -33,7 +33,7 @@ pub struct PageStats {
     pub reserved_bytes: usize,
     /// Tiles that were found.
     pub hits: u64,
-    /// Tiles that were brought.
+    /// Tiles that were brought, or begun with rows of the device.
     pub misses: u64,
     /// Tiles that made way.
     pub evictions: u64,

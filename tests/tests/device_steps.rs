@@ -235,23 +235,44 @@ fn several_sequences_go_together() {
 }
 
 #[test]
-fn a_policy_is_followed_over_the_same_pages() {
-    let (runtime, prompt) = (runtime(), prompt(160));
+fn a_policy_is_followed_over_the_same_pages_without_waits() {
+    let (runtime, prompt) = (runtime(), prompt(260));
     let _on_runtime = runtime.enter();
-    let rule =
-        "blocks:scorer=row-normalised,selector=top-k,k=2,sink=1,local=1,dense_layers=1,min_positions=64";
-    let policy = Arc::new(PrefillPolicy::parse(rule, None).unwrap());
-    let run = |way| {
-        let world = World::new(way, KvDtype::F16, 3, PAGE_BYTES);
-        let mut sequence = world.empty();
-        sequence.set_prefill(Arc::clone(&policy), 160).unwrap();
-        let (found, _) = world.step(&mut sequence, &prompt[..100], Logits::None);
-        let (_, logits) = world.step(&mut sequence, &prompt[100..], Logits::Last);
-        (bits(&logits.unwrap()), tiles(&sequence), found.waits())
-    };
-    let (promised, by_tiles) = (run(Way::Promised), run(Way::Tiles));
-    assert!((&promised.0, &promised.1) == (&by_tiles.0, &by_tiles.1));
-    assert!(promised.2 <= by_tiles.2, "{} and {} waits", promised.2, by_tiles.2);
+    for (rule, dtype, ahead) in [
+        (
+            "scorer=row-normalised,selector=top-k,k=2,sink=1,local=1,dense_layers=0,min_positions=0",
+            KvDtype::F16,
+            true,
+        ),
+        (
+            "scorer=pooled,selector=mass,gamma=0.6,correction=off,dense_layers=0,min_positions=0",
+            KvDtype::F32,
+            true,
+        ),
+        // Cosines are those of the host.
+        ("scorer=pooled,selector=top-k,k=2,escape=0.7,dense_layers=0,min_positions=0", KvDtype::Bf16, false),
+    ] {
+        let policy = Arc::new(PrefillPolicy::parse(&format!("blocks:{rule}"), None).unwrap());
+        let run = |way, layers: usize| {
+            let world = World::new(way, dtype, layers, PAGE_BYTES);
+            let mut sequence = world.empty();
+            sequence.set_prefill(Arc::clone(&policy), 260).unwrap();
+            let (first, _) = world.step(&mut sequence, &prompt[..75], Logits::None);
+            let (second, _) = world.step(&mut sequence, &prompt[75..140], Logits::None);
+            let (_, logits) = world.step(&mut sequence, &prompt[140..], Logits::Last);
+            (bits(&logits.unwrap()), tiles(&sequence), [first.waits(), second.waits()], second.uploads_apart)
+        };
+        let (promised, by_tiles) = (run(Way::Promised, 3), run(Way::Tiles, 3));
+        assert!(promised.0 == by_tiles.0 && promised.1 == by_tiles.1, "{rule}");
+        let more = run(Way::Promised, 5);
+        let waits = if ahead { [1, 1] } else { [3, 3] };
+        assert_eq!(promised.2, waits, "{rule}");
+        assert_eq!(more.2, if ahead { [1, 1] } else { [5, 5] }, "{rule}");
+        if ahead {
+            // Zeros of a stripe that begins, for scores and, where means are visited in another type, for these.
+            assert!(promised.3 <= 2 * 2 * 2, "{rule}: {} tiles", promised.3);
+        }
+    }
 }
 
 #[test]

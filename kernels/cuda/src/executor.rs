@@ -7,6 +7,7 @@ mod fallback;
 mod jobs;
 mod kept;
 mod lists;
+mod means;
 mod pages;
 mod plan;
 mod rule;
@@ -337,7 +338,7 @@ impl Executor for CudaExecutor {
 
     fn attend_by(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<Partials, AttentionError> {
         // Rows that could not stay come here next: what was lacking then would be again, after the same work.
-        let refused = self.fallbacks.take_refused(&RuleCallOf::of(input, input.queries.rows()));
+        let refused = self.fallbacks.take_refused(&RuleCallOf::of(input, input.queries.rows(), &[]));
         let by_rule = if refused { None } else { self.attend_by_rule(policy, input)? };
         by_rule.map_or_else(|| attend_by_lists(self, policy, input), Ok)
     }

@@ -3,7 +3,9 @@
 
 use std::ops::Range;
 
-use longshore_attention::{Error, HeadShape, PagedKv, PlanInput, PrefillPolicy, Promise, Tile};
+use longshore_attention::{
+    Error, HeadShape, PagedKv, PlanInput, PrefillPolicy, Promise, Summaries, Tile, TileShape,
+};
 
 use crate::Activations;
 
@@ -26,7 +28,18 @@ pub enum KeptVisits<'a> {
         policy: &'a PrefillPolicy,
         /// Everything else that it is made from.
         input: &'a PlanInput<'a>,
+        /// What of it is not written yet.
+        promised: Promised<'a>,
     },
+}
+
+/// Versions of tiles that are not written yet: of the last ones, as many as there are, in order.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Promised<'a> {
+    /// Of keys and values, up to the tile of the last row; [`KeptAttention::append_kept`] made their pages.
+    pub tiles: &'a [Promise],
+    /// Of means; [`KeptAttention::append_means`] made their pages.
+    pub means: &'a [Promise],
 }
 
 impl std::fmt::Debug for KeptVisits<'_> {
@@ -38,9 +51,12 @@ impl std::fmt::Debug for KeptVisits<'_> {
                 .field("first_key", first_key)
                 .field("promised", &promised.len())
                 .finish(),
-            Self::By { policy, input } => {
-                f.debug_struct("By").field("policy", policy).field("input", input).finish()
-            }
+            Self::By { policy, input, promised } => f
+                .debug_struct("By")
+                .field("policy", policy)
+                .field("input", input)
+                .field("promised", promised)
+                .finish(),
         }
     }
 }
@@ -69,6 +85,23 @@ pub struct KeptAppend<'a> {
     pub promised: &'a [Promise],
 }
 
+/// Means of blocks whose tiles are not written yet.
+#[derive(Debug, Clone, Copy)]
+pub struct KeptMeans<'a> {
+    /// Shape of the blocks' tiles.
+    pub tile: TileShape,
+    /// Promised versions of consecutive full blocks, whose pages [`KeptAttention::append_kept`] made.
+    pub blocks: &'a [Promise],
+    /// The first of these blocks, counted from the beginning of the sequence: the next that has no mean.
+    pub first_block: u64,
+    /// The means, as they are without these blocks.
+    pub summaries: &'a Summaries,
+    /// Whether means stand for blocks that are not visited.
+    pub visited: bool,
+    /// The version that each of the last tiles of means gets with these blocks ([`Summaries::promise`]).
+    pub promised: &'a [Promise],
+}
+
 /// An executor that takes rows where a backend of its device leaves them.
 pub trait KeptAttention: Send + Sync + std::fmt::Debug {
     /// Attention of the rows of `q`, f32 `[rows, query_heads * head_dim]`, rotated; each is in one of `parts`. What comes out has the same shape,
@@ -90,6 +123,12 @@ pub trait KeptAttention: Send + Sync + std::fmt::Debug {
         _v: &Activations,
         _parts: &[KeptAppend<'_>],
     ) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    /// Makes means of full blocks, out of pages of [`Self::append_kept`], into pages under promised versions, as tiles of means will have them, bit for
+    /// bit. Nobody waits for it. False: there are no pages for them, and nothing has a promised version.
+    fn append_means(&self, _means: &KeptMeans<'_>) -> Result<bool, Error> {
         Ok(false)
     }
 }

@@ -23,7 +23,7 @@ pub use error::{Error, Kind};
 pub use files::{
     LayerWeight, LoadProgress, LoadedModel, Matrix, ModelInfo, StoredMatrix, TensorType, WeightName, Weights,
 };
-pub use kept::{KeptAppend, KeptAttention, KeptPart, KeptVisits};
+pub use kept::{KeptAppend, KeptAttention, KeptMeans, KeptPart, KeptVisits, Promised};
 pub use logits::{Likeliest, RowLogits, WantedRow};
 pub use rope::{Rope, Rotation};
 pub use sampler::{Sampled, Sampler, SamplerParams};

@@ -21,6 +21,11 @@ impl Tile {
         Promise(next_version())
     }
 
+    /// The tile has what was promised: it gets the version.
+    pub(crate) fn keep(&mut self, promise: Promise) {
+        self.version = promise.0;
+    }
+
     /// [`Self::write`], after which the tile has the promised version. Copies that were made under it must have the same rows, and what the tile
     /// held before. A refused write uses the promise up too.
     pub fn write_promised(
@@ -31,7 +36,7 @@ impl Tile {
         values: &[f32],
     ) -> Result<(), Error> {
         self.write(offset, keys, values)?;
-        self.version = promise.0;
+        self.keep(promise);
         Ok(())
     }
 }

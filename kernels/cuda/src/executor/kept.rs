@@ -1,7 +1,7 @@
 //! Attention over rows that the forward pass left on the device, and whose result stays there: nothing is waited for.
 
 use longshore_attention::{Error as AttentionError, HeadShape, PagedKv, Promise};
-use longshore_model::{Activations, KeptAppend, KeptAttention, KeptPart, KeptVisits};
+use longshore_model::{Activations, KeptAppend, KeptAttention, KeptMeans, KeptPart, KeptVisits};
 
 use super::append::check_all;
 use super::fallback::Shortage;
@@ -36,8 +36,8 @@ impl KeptAttention for CudaExecutor {
                     let all = || self.queue_all((heads, scale), part, (kv, first_key, promised), at);
                     self.unless_short(all)?.is_some()
                 }
-                KeptVisits::By { policy, input } => {
-                    self.queue_by_rule(policy, (input, part.rows.len()), at)?
+                KeptVisits::By { policy, input, promised } => {
+                    self.queue_by_rule(policy, (input, part.rows.len(), promised), at)?
                 }
             };
             if !queued {
@@ -58,6 +58,10 @@ impl KeptAttention for CudaExecutor {
             (Some(k), Some(v)) => self.append_rows(k, v, parts),
             _ => Ok(false),
         }
+    }
+
+    fn append_means(&self, means: &KeptMeans<'_>) -> Result<bool, AttentionError> {
+        self.make_means(means)
     }
 }
 

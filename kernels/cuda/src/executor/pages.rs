@@ -99,9 +99,9 @@ impl TilePages {
         Err(Error::OutOfPages { problem })
     }
 
-    /// How many of `tiles` have no page.
-    pub(super) fn missing(&self, tiles: &[&Tile]) -> usize {
-        self.cache.missing(&versions(&contents(tiles)))
+    /// How many have no page.
+    pub(super) fn missing(&self, contents: &[Content<'_>]) -> usize {
+        self.cache.missing(&versions(contents))
     }
 
     /// What the cache did; `None` while somebody looks for pages.
@@ -141,8 +141,12 @@ impl TilePages {
 
     /// The same for who has pinned others: perhaps none.
     pub(super) fn pin_beside(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
-        let contents = contents(tiles);
-        self.cache.pin_beside(&versions(&contents), |fresh| self.fill(&contents, fresh))
+        self.pin_contents_beside(&contents(tiles))
+    }
+
+    /// The same of what is not all tiles.
+    pub(super) fn pin_contents_beside(&self, contents: &[Content<'_>]) -> Result<Pinned<'_>, Error> {
+        self.cache.pin_beside(&versions(contents), |fresh| self.fill(contents, fresh))
     }
 
     fn fill(&self, contents: &[Content<'_>], fresh: &[FreshPage]) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use longshore_attention::{
     PrefillPolicy, Queries, SparseItem, SparseWork, Summaries, SummaryKey, Tile, TileShape, Tiles, Visit,
     WorkList, attend_by_lists,
 };
-use longshore_model::{Activations, KeptAttention as _, KeptPart, KeptVisits};
+use longshore_model::{Activations, KeptAttention as _, KeptPart, KeptVisits, Promised};
 
 use super::Case;
 use super::material::{Random, random_tiles, relative, rounded};
@@ -321,7 +321,7 @@ fn kept(plan: Plan, (rule, wgmma): (&str, bool), device: &Arc<dyn Device>) -> Re
     };
     let of_rule = sequence.with_input(|input| {
         let input = PlanInput { queries: Queries { data: &[], ..queries }, ..*input };
-        attend(KeptVisits::By { policy: &policy, input: &input })
+        attend(KeptVisits::By { policy: &policy, input: &input, promised: Promised::default() })
     })?;
     let of_all = attend(KeptVisits::All { kv: &sequence.tiles, first_key: 0, promised: &[] })?;
     let (Some(of_rule), Some(of_all)) = (of_rule, of_all) else { return Ok(f64::INFINITY) };

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, ExactBlock, Executor as _, Kind, KvDtype, Promise, Queries, Tile, TileShape,
-    Tiles, WorkList,
+    AttendItem, CpuExecutor, ExactBlock, Executor as _, Kind, KvDtype, PlanInput, PrefillPolicy, Promise,
+    Queries, Summaries, Tile, TileShape, Tiles, WorkList, attend_by_lists,
 };
-use longshore_model::{Activations, Backend as _, KeptAppend, KeptAttention as _, KeptPart, KeptVisits};
+use longshore_model::{
+    Activations, Backend as _, KeptAppend, KeptAttention as _, KeptMeans, KeptPart, KeptVisits, Promised,
+};
 
 use crate::counted::Counts;
 use crate::kept::{Gpu, SCALE, assert_near, gpu};
@@ -222,6 +224,156 @@ fn refuses(warm: bool, number: usize) -> bool {
     assert!(reached || made);
     growing.write(made);
     assert_near(&growing.by_host(Some(&gpu)), &growing.by_host(None), 2e-3, "written");
+    let watched = Arc::clone(&gpu.watched);
+    drop((growing, gpu));
+    assert_eq!(watched.used.load(Ordering::Relaxed), 0, "allocation {number} leaks");
+    reached
+}
+
+const STRIPE: u32 = 4;
+/// Blocks that are full before the rows, and with them.
+const FULL: [u64; 2] = [(BEFORE / TOKENS) as u64, ((BEFORE + ROWS) / TOKENS) as u64];
+
+/// Means of the full blocks, and the versions that their tiles get.
+struct Means {
+    summaries: Summaries,
+    promised: Vec<Promise>,
+}
+
+impl Means {
+    fn new(growing: &Growing) -> Self {
+        let mut summaries = Summaries::new(growing.tiles.shape, STRIPE, 0).unwrap();
+        for block in 0..FULL[0] {
+            summaries.push(block, &growing.tiles.tiles[block as usize]).unwrap();
+        }
+        let promised = summaries.promise(FULL[1]);
+        assert_eq!(promised.len(), 2, "one stripe goes on, one begins");
+        Self { summaries, promised }
+    }
+
+    fn append(&self, gpu: &Gpu, growing: &Growing) -> (Counts, bool) {
+        let blocks = &growing.promised[..(FULL[1] - FULL[0]) as usize];
+        let means = KeptMeans {
+            tile: growing.tiles.shape,
+            blocks,
+            first_block: FULL[0],
+            summaries: &self.summaries,
+            visited: true,
+            promised: &self.promised,
+        };
+        let before = gpu.watched.counted();
+        let made = gpu.executor.append_means(&means).unwrap();
+        (gpu.watched.counted() - before, made)
+    }
+
+    /// Makes the means of written tiles; with `kept`, under the promised versions.
+    fn write(&mut self, growing: &Growing, kept: bool) {
+        for block in FULL[0]..FULL[1] {
+            self.summaries.push(block, &growing.tiles.tiles[block as usize]).unwrap();
+        }
+        let promised = std::mem::take(&mut self.promised);
+        if kept {
+            self.summaries.keep(promised);
+        }
+    }
+
+    /// Attention by a rule over rows that stay; also of the CPU, where everything is written.
+    fn attend(&self, gpu: &Gpu, growing: &Growing) -> (Counts, Option<Vec<f32>>, Option<Vec<f32>>) {
+        let rule = "blocks:scorer=row-normalised,selector=top-k,k=1,sink=0,local=0,dense_layers=0,min_positions=0,last_tiles=0";
+        let policy = PrefillPolicy::parse(rule, None).unwrap();
+        assert!(policy.chooses_by_means(0));
+        let data = growing.q.to_host().unwrap();
+        let queries = Queries { shape: HEADS, first_position: BEFORE as u64, scale: SCALE, data: &[] };
+        let input = PlanInput {
+            queries,
+            layer: 0,
+            kv: &growing.tiles,
+            first_block: 0,
+            summaries: &self.summaries,
+            stripe_blocks: STRIPE,
+            dense_from: (BEFORE + ROWS) as u64,
+            spreads: None,
+            cosines: None,
+        };
+        let promised = Promised { tiles: &growing.promised, means: &self.promised };
+        let visits = KeptVisits::By { policy: &policy, input: &input, promised };
+        let part = KeptPart { rows: 0..ROWS, first_position: BEFORE as u64, visits };
+        let (counts, found) = gpu.attend(&growing.q, &[part]);
+        let found = found.map(|rows| rows.to_host().unwrap().into_owned());
+        let written = self.promised.is_empty().then(|| {
+            let input = PlanInput { queries: Queries { data: &data, ..queries }, ..input };
+            attend_by_lists(&CpuExecutor::serial(), &policy, &input).unwrap().finish()
+        });
+        (counts, found, written)
+    }
+}
+
+#[test]
+fn means_of_pages_serve_a_rule_before_any_tile_is_written() {
+    for (dtype, limit) in [(KvDtype::F32, 1e-5), (KvDtype::F16, 2e-3), (KvDtype::Bf16, 8e-3)] {
+        let (own, what) = (gpu(1 << 26), format!("{dtype:?}"));
+        let mut growing = Growing::new(&own, dtype);
+        let mut means = Means::new(&growing);
+        assert!(growing.append(&own).1);
+        let (counts, made) = means.append(&own, &growing);
+        assert!(made && counts.waits() == 0, "{what}: {counts:?}");
+        let (counts, ahead, _) = means.attend(&own, &growing);
+        let ahead = ahead.expect("there is a page for everything");
+        assert_eq!(counts.waits(), 0, "{what}");
+        growing.write(true);
+        means.write(&growing, true);
+        // Over the same pages, and over pages that are made of the tiles: the same bits.
+        let (counts, later, wanted) = means.attend(&own, &growing);
+        assert_eq!(counts.uploads_apart, 0, "{what}: nothing of it goes up");
+        assert!(later.as_deref() == Some(&ahead), "{what}");
+        assert_near(&ahead, &wanted.unwrap(), limit, &what);
+        let other = gpu(1 << 26);
+        let host = Growing { q: Growing::new(&other, dtype).q, promised: Vec::new(), ..growing };
+        let (counts, of_tiles, _) = means.attend(&other, &host);
+        assert!(counts.uploads_apart >= host.tiles.tiles.len());
+        assert!(of_tiles.as_deref() == Some(&ahead), "{what}");
+    }
+}
+
+#[test]
+fn means_without_pages_or_memory_are_none_and_nothing_leaks() {
+    let reached = (0..).take_while(|&number| refuses_means(number)).count();
+    assert!(reached >= 5, "{reached}");
+    // Of blocks that have no pages, and of others than the next.
+    let gpu = gpu(1 << 26);
+    let growing = Growing::new(&gpu, KvDtype::F16);
+    let mut means = Means::new(&growing);
+    assert!(!means.append(&gpu, &growing).1, "nobody made their pages");
+    means.promised.pop();
+    let wrong = KeptMeans {
+        tile: growing.tiles.shape,
+        blocks: &growing.promised[..4],
+        first_block: FULL[0],
+        summaries: &means.summaries,
+        visited: false,
+        promised: &means.promised,
+    };
+    for wrong in [wrong, KeptMeans { first_block: 0, ..wrong }, KeptMeans { blocks: &[], ..wrong }] {
+        let error = gpu.executor.append_means(&wrong).unwrap_err();
+        assert!(error.kind() == Kind::InvalidInput && error.to_string().contains("`means`"), "{error}");
+    }
+}
+
+/// Makes means without one allocation; whether there were so many.
+fn refuses_means(number: usize) -> bool {
+    let gpu = gpu(1 << 24);
+    let mut growing = Growing::new(&gpu, KvDtype::F16);
+    let mut means = Means::new(&growing);
+    assert!(growing.append(&gpu).1);
+    gpu.watched.refuse_allocation(number);
+    let (_, made) = means.append(&gpu, &growing);
+    let reached = gpu.watched.has_refused();
+    gpu.watched.refuse_allocation(usize::MAX);
+    assert!(reached || made);
+    growing.write(true);
+    means.write(&growing, made);
+    let (_, found, wanted) = means.attend(&gpu, &growing);
+    assert_near(&found.unwrap(), &wanted.unwrap(), 2e-3, "written");
     let watched = Arc::clone(&gpu.watched);
     drop((growing, gpu));
     assert_eq!(watched.used.load(Ordering::Relaxed), 0, "allocation {number} leaks");

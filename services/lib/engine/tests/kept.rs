@@ -161,7 +161,7 @@ impl Beside {
                 let items = [AttendItem { queries, kv, work: &work, initial: None }];
                 Ok(self.cpu.attend(&items)?.remove(0).finish())
             }
-            KeptVisits::By { policy, input } => {
+            KeptVisits::By { policy, input, .. } => {
                 assert!(input.queries.data.is_empty(), "the queries are where they were left");
                 let mut input = *input;
                 input.queries = queries;
@@ -175,7 +175,7 @@ impl Beside {
     /// The tiles, the last of them those that were promised: these are not looked at on the host.
     fn with_pages(&self, kv: &dyn PagedKv, promised: &[Promise]) -> Tiles {
         let written = (0..kv.len() - promised.len()).map(|tile| kv.tile(tile).clone());
-        let pages = self.pages.lock().unwrap();
+        let pages = self.pages.lock().expect("nobody panics with it");
         let tiles = written.chain(promised.iter().map(|promise| pages[&promise.version()].clone()));
         Tiles { shape: kv.shape(), tiles: tiles.collect() }
     }
@@ -200,7 +200,7 @@ impl KeptAttention for Beside {
                 let count = ((block + 1) * BLOCK - token).min(part.rows.len() - done);
                 let rows = (part.rows.start + done) * width..(part.rows.start + done + count) * width;
                 page.write(token % BLOCK, &k.data[rows.clone()], &v.data[rows])?;
-                self.pages.lock().unwrap().insert(promise.version(), page);
+                self.pages.lock().expect("nobody panics with it").insert(promise.version(), page);
                 token += count;
             }
             assert_eq!(token - part.offset, part.rows.len(), "all rows have a tile");
@@ -215,7 +215,10 @@ impl KeptAttention for Beside {
         parts: &[KeptPart<'_>],
     ) -> Result<Option<Activations>, AttentionError> {
         let Some(rows) = kept(q) else { return Ok(None) };
-        self.reads_before.lock().unwrap().push(self.reads_of_keys.load(Ordering::SeqCst));
+        self.reads_before
+            .lock()
+            .expect("nobody panics with it")
+            .push(self.reads_of_keys.load(Ordering::SeqCst));
         let mut output = Vec::new();
         for part in parts {
             let data = &rows.data[part.rows.start * rows.width..part.rows.end * rows.width];
@@ -393,7 +396,10 @@ fn tiles_follow_a_layer_behind_where_pages_are_made_of_rows() {
         let logits = step(&device.engine, &mut one, &mut notes);
         [(sequence, _)] = one;
         // Of the layer before nothing was read when attention was queued.
-        assert_eq!(std::mem::take(&mut *device.beside.reads_before.lock().unwrap()), [0, 0, 2]);
+        assert_eq!(
+            std::mem::take(&mut *device.beside.reads_before.lock().expect("nobody panics with it")),
+            [0, 0, 2]
+        );
         assert_eq!(device.counts(), [2 * part.len() + 1, 0, 2 * LAYERS]);
         if sequence.position() == 70 {
             assert_near(&logits[0], &wanted[0].1);
@@ -401,7 +407,7 @@ fn tiles_follow_a_layer_behind_where_pages_are_made_of_rows() {
     }
     assert_eq!(notes.0, [0, 1, 2].repeat(3));
     // The tiles of full blocks have what the last pages have that were promised for them.
-    let pages = device.beside.pages.lock().unwrap();
+    let pages = device.beside.pages.lock().expect("nobody panics with it");
     for (place, body) in support::tiles(&sequence, 0) {
         assert!(pages.values().any(|page| page.as_bytes() == body), "{place:?}");
     }
@@ -435,9 +441,13 @@ fn what_needs_tiles_has_them_first() {
         sequence
     };
     let wanted = step(&world.cluster.engine, &mut [(sparse(), &prompt[..])], &mut ());
-    device.beside.reads_before.lock().unwrap().clear();
+    device.beside.reads_before.lock().expect("nobody panics with it").clear();
     assert_near(&step(&device.engine, &mut [(sparse(), &prompt[..])], &mut ())[0], &wanted[0]);
-    assert_eq!(*device.beside.reads_before.lock().unwrap(), [2, 4, 6], "means are made of tiles");
+    assert_eq!(
+        *device.beside.reads_before.lock().expect("nobody panics with it"),
+        [2, 4, 6],
+        "means are made of tiles"
+    );
     let mut looks = Looks(0);
     assert_near(&step(&device.engine, &mut [(sparse(), &prompt[..])], &mut looks)[0], &wanted[0]);
     assert_eq!(looks.0, LAYERS);

@@ -31,9 +31,11 @@ impl Engine {
     ) -> Result<Activations, Error> {
         let LayerTurn { ctx, layer, failed, behind } = turn;
         if !observer.probes() && self.may_stay(batch, q, &parts) {
-            // Policies read summaries, which are made of tiles.
-            let by_policy = |part: &Part| batch[part.input].sequence.prefill().is_some();
-            if parts.iter().any(by_policy) || !behind.has_pages(layer) {
+            // Policies read summaries, which are made of tiles where the device has not made them.
+            let lacks_means = |part: &Part| {
+                batch[part.input].sequence.prefill().is_some() && !behind.has_means(layer, part.input)
+            };
+            if !behind.has_pages(layer) || parts.iter().any(lacks_means) {
                 self.settle(behind, 0, batch, observer)?;
             }
             let started = Instant::now();
@@ -88,7 +90,8 @@ impl Engine {
         {
             let queries = Queries { shape: heads, first_position: part.first_position, scale, data: &[] };
             return with_plan(sequence(part), prefill, layer, queries, |input| {
-                let visits = KeptVisits::By { policy: &prefill.policy, input };
+                let promised = behind.promised(layer, part.input);
+                let visits = KeptVisits::By { policy: &prefill.policy, input, promised };
                 let part = KeptPart { rows: part.rows.clone(), first_position: part.first_position, visits };
                 Ok(kept.attend_kept((heads, scale), q, &[part])?)
             });
@@ -97,7 +100,7 @@ impl Engine {
         let all = parts.iter().zip(&tiles).map(|(part, kv)| KeptPart {
             rows: part.rows.clone(),
             first_position: part.first_position,
-            visits: KeptVisits::All { kv, first_key: 0, promised: behind.promised(layer, part.input) },
+            visits: KeptVisits::All { kv, first_key: 0, promised: behind.promised(layer, part.input).tiles },
         });
         Ok(kept.attend_kept((heads, scale), q, &all.collect::<Vec<_>>())?)
     }

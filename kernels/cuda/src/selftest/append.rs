@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, Executor as _, HeadShape, KvDtype, Promise, Tile, TileShape, WorkList,
+    AttendItem, CpuExecutor, Executor, HeadShape, KvDtype, PlanInput, PrefillPolicy, Promise, Queries,
+    Summaries, Tile, TileShape, WorkList, attend_by_lists,
 };
-use longshore_model::{KeptAppend, KeptAttention as _, KeptPart, KeptVisits};
+use longshore_model::{
+    Activations, KeptAppend, KeptAttention as _, KeptMeans, KeptPart, KeptVisits, Promised,
+};
 
 use super::Case;
 use super::executor::{Plan, Sequence, refused};
 use super::material::{Pages, Random, differing, pages_of, random_tiles, relative};
-use crate::{AppendCall, Buffer, Device, Error, ExecutorStats, KeptRows, PageShape, RowAppender};
+use crate::{AppendCall, Buffer, CudaExecutor, Device, Error, KeptRows, PageShape, RowAppender};
 
 /// Token of the first page that the first row becomes, and how many rows there are: they end in the middle of a page.
 const OFFSET: usize = 9;
@@ -99,45 +102,136 @@ impl Appended {
     }
 }
 
+/// Rows on the device.
+struct Kept {
+    q: Activations,
+    k: Activations,
+    v: Activations,
+}
+
+impl Kept {
+    fn new(device: &Arc<dyn Device>, plan: &Plan, appended: &Appended) -> Result<Self, Error> {
+        let rows = |width, data: &[f32]| KeptRows::on(device, width, data).map(KeptRows::activations);
+        let (heads, dim) = (plan.heads, plan.heads.head_dim);
+        Ok(Self {
+            q: rows(heads.query_heads() * dim, &appended.sequence.queries)?,
+            k: rows(heads.kv_heads * dim, &appended.keys)?,
+            v: rows(heads.kv_heads * dim, &appended.values)?,
+        })
+    }
+
+    /// Whether pages were made of keys and values.
+    fn append(&self, executor: &CudaExecutor, plan: &Plan, appended: &Appended) -> Result<bool, Error> {
+        let tiles = appended.sequence.tiles.tiles[plan.prefix / plan.tokens..].iter().collect();
+        let offset = plan.prefix % plan.tokens;
+        let part = KeptAppend { rows: 0..plan.rows, offset, tiles, promised: &appended.promised };
+        executor.append_kept(&self.k, &self.v, &[part]).map_err(refused)
+    }
+
+    /// Attention of all rows, read; `None` where the host is asked.
+    fn attend(
+        &self,
+        executor: &CudaExecutor,
+        plan: &Plan,
+        visits: KeptVisits<'_>,
+    ) -> Result<Option<Vec<f32>>, Error> {
+        let part = KeptPart { rows: 0..plan.rows, first_position: plan.prefix as u64, visits };
+        let scale = 1.0 / (plan.heads.head_dim as f32).sqrt();
+        let found = executor.attend_kept((plan.heads, scale), &self.q, &[part]).map_err(refused)?;
+        let read = |found: Activations| KeptRows::of(&found).expect("rows of this device").buffer().to_vec();
+        found.map(read).transpose()
+    }
+}
+
 /// Attention of rows whose keys are in pages only, and then of the same rows by way of the host, over the same pages; infinite where a tile goes
 /// up that need not.
 fn appended(plan: Plan, warm: bool, device: &Arc<dyn Device>) -> Result<f64, Error> {
     let (executor, mut appended) = (plan.executor(device), Appended::new(&plan));
-    let kv_width = plan.heads.kv_heads * plan.heads.head_dim;
-    let rows = |width, data: &[f32]| Ok::<_, Error>(KeptRows::on(device, width, data)?.activations());
-    let q = rows(plan.heads.query_heads() * plan.heads.head_dim, &appended.sequence.queries)?;
-    let (k, v) = (rows(kv_width, &appended.keys)?, rows(kv_width, &appended.values)?);
+    let kept = Kept::new(device, &plan, &appended)?;
+    let attend = |executor: &dyn Executor, sequence: &Sequence, work: &WorkList| {
+        let item = AttendItem { queries: sequence.queries(), kv: &sequence.tiles, work, initial: None };
+        Ok::<_, Error>(executor.attend(&[item]).map_err(refused)?.remove(0).finish())
+    };
     if warm {
         // Pages of what there is: that of the last block is taken over.
-        let (work, sequence) = (before(&plan), &appended.sequence);
-        let item =
-            AttendItem { queries: sequence.queries(), kv: &sequence.tiles, work: &work, initial: None };
-        executor.attend(&[item]).map_err(refused)?;
+        attend(&executor, &appended.sequence, &before(&plan))?;
     }
-    let first = plan.prefix / plan.tokens;
-    let tiles: Vec<&Tile> = appended.sequence.tiles.tiles[first..].iter().collect();
-    let (offset, promised) = (plan.prefix % plan.tokens, &appended.promised[..]);
-    let part = KeptAppend { rows: 0..plan.rows, offset, tiles, promised };
-    if !executor.append_kept(&k, &v, &[part]).map_err(refused)? {
+    if !kept.append(&executor, &plan, &appended)? {
         return Ok(f64::INFINITY);
     }
-    let (queries, tiles) = (appended.sequence.queries(), &appended.sequence.tiles);
+    let (tiles, promised) = (&appended.sequence.tiles, &appended.promised[..]);
     let visits = KeptVisits::All { kv: tiles, first_key: 0, promised };
-    let part = KeptPart { rows: 0..plan.rows, first_position: queries.first_position, visits };
-    let found = executor.attend_kept((plan.heads, queries.scale), &q, &[part]).map_err(refused)?;
-    let misses = |stats: ExecutorStats| stats.pages.misses;
-    let Some((found, brought)) = found.zip(Some(misses(executor.stats()))) else { return Ok(f64::INFINITY) };
-    let found = KeptRows::of(&found).expect("rows of this device").buffer().to_vec::<f32>()?;
+    let Some(found) = kept.attend(&executor, &plan, visits)? else { return Ok(f64::INFINITY) };
+    let brought = executor.stats().pages.misses;
     appended.write(&plan);
     let sequence = &appended.sequence;
     let work = WorkList { exact: sequence.blocks(), ..WorkList::default() };
-    let item = AttendItem { queries: sequence.queries(), kv: &sequence.tiles, work: &work, initial: None };
-    let wanted = CpuExecutor::serial().attend(&[item]).map_err(refused)?.remove(0).finish();
-    let by_host = executor.attend(&[item]).map_err(refused)?.remove(0).finish();
-    if misses(executor.stats()) != brought {
+    let wanted = attend(&CpuExecutor::serial(), sequence, &work)?;
+    let by_host = attend(&executor, sequence, &work)?;
+    match executor.stats().pages.misses == brought {
+        true => Ok(relative(&found, &wanted).max(relative(&by_host, &wanted))),
+        false => Ok(f64::INFINITY),
+    }
+}
+
+/// Blocks of a stripe.
+const STRIPE: u32 = 4;
+
+/// Calls `take` with what a plan is made from.
+fn with_input<R>(
+    plan: &Plan,
+    sequence: &Sequence,
+    summaries: &Summaries,
+    take: impl FnOnce(&PlanInput<'_>) -> R,
+) -> R {
+    take(&PlanInput {
+        queries: sequence.queries(),
+        layer: 0,
+        kv: &sequence.tiles,
+        first_block: 0,
+        summaries,
+        stripe_blocks: STRIPE,
+        dense_from: (plan.prefix + plan.rows) as u64,
+        spreads: None,
+        cosines: None,
+    })
+}
+
+/// Attention by a rule over rows whose keys, and the means of these, are in pages only; infinite where the host is asked.
+fn by_rule(plan: Plan, rule: &str, device: &Arc<dyn Device>) -> Result<f64, Error> {
+    let policy = PrefillPolicy::parse(rule, None).expect("a policy of ours");
+    let (executor, mut appended) = (plan.executor(device).with_choices_min(0), Appended::new(&plan));
+    let kept = Kept::new(device, &plan, &appended)?;
+    let (first, full) = (plan.prefix / plan.tokens, (plan.prefix + plan.rows) / plan.tokens);
+    let mut summaries = Summaries::new(plan.shape(), STRIPE, 0).map_err(refused)?;
+    let push = |summaries: &mut Summaries, block: usize, sequence: &Sequence| {
+        summaries.push(block as u64, &sequence.tiles.tiles[block]).map_err(refused)
+    };
+    (0..first).try_for_each(|block| push(&mut summaries, block, &appended.sequence))?;
+    let of_means = summaries.promise(full as u64);
+    let means = KeptMeans {
+        tile: plan.shape(),
+        blocks: &appended.promised[..full - first],
+        first_block: first as u64,
+        summaries: &summaries,
+        visited: policy.reads().values,
+        promised: &of_means,
+    };
+    if !kept.append(&executor, &plan, &appended)? || !executor.append_means(&means).map_err(refused)? {
         return Ok(f64::INFINITY);
     }
-    Ok(relative(&found, &wanted).max(relative(&by_host, &wanted)))
+    let found = with_input(&plan, &appended.sequence, &summaries, |input| {
+        let input = PlanInput { queries: Queries { data: &[], ..input.queries }, ..*input };
+        let promised = Promised { tiles: &appended.promised, means: &of_means };
+        kept.attend(&executor, &plan, KeptVisits::By { policy: &policy, input: &input, promised })
+    });
+    let Some(found) = found? else { return Ok(f64::INFINITY) };
+    appended.write(&plan);
+    (first..full).try_for_each(|block| push(&mut summaries, block, &appended.sequence))?;
+    let wanted = with_input(&plan, &appended.sequence, &summaries, |input| {
+        attend_by_lists(&CpuExecutor::serial(), &policy, input)
+    });
+    Ok(relative(&found, &wanted.map_err(refused)?.finish()))
 }
 
 /// All blocks of the prefix.
@@ -165,6 +259,16 @@ pub(super) fn cases() -> Vec<Case> {
                 dtype.name()
             );
             cases.push(Case::new(name, plan.limit(), move |device| appended(plan, warm, device)));
+        }
+        for (number, rule) in
+            super::executor::RULES.into_iter().enumerate().filter(|(_, rule)| !rule.contains("escape"))
+        {
+            let plan = Plan { seed, dtype, heads, tokens, prefix: 330, rows: 170, pages: 64 };
+            let name = format!(
+                "executor, keys and values that stay, by rule {number}, {} KV (seed {seed})",
+                dtype.name()
+            );
+            cases.push(Case::new(name, plan.limit(), move |device| by_rule(plan, rule, device)));
         }
     }
     cases

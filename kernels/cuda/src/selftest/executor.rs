@@ -333,7 +333,7 @@ fn kept(plan: Plan, (rule, wgmma): (&str, bool), device: &Arc<dyn Device>) -> Re
 }
 
 /// Rules of which the device makes the lists: with means for what is not visited, and without; each with a guard of its own.
-const RULES: [&str; 2] = [
+pub(super) const RULES: [&str; 2] = [
     "blocks:scorer=row-normalised,selector=mass,gamma=0.6,peak=0.25,dense_layers=0,min_positions=0,last_tiles=0",
     "blocks:scorer=pooled,selector=top-k,k=3,correction=off,escape=0.7,dense_layers=0,min_positions=0,last_tiles=0",
 ];

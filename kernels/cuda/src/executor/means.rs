@@ -79,11 +79,7 @@ impl CudaExecutor {
         let table = Buffer::from_slice(&self.device, sources.addresses())?;
         let builder = MeanBuilder::new(&self.device, blocks.shape(), PageElement::F32)?;
         builder.rows(table.whole(), count, (keys.whole(), values.whole()))?;
-        let place = |block: u64| {
-            let (tile, key) = summaries.place(block);
-            ((tile - first) * summaries.shape().block_tokens + key) as u64
-        };
-        let places: Vec<u64> = (means.first_block..).take(count).map(place).collect();
+        let places = places(means);
         for (pages, pinned) in targets.iter().zip(&pinned) {
             let table = Buffer::from_slice(&self.device, &[pinned.addresses(), &places].concat())?;
             RowAppender::new(&self.device, pages.shape())?.launch(&AppendCall {
@@ -97,6 +93,16 @@ impl CudaExecutor {
         }
         Ok(())
     }
+}
+
+/// Of each block the key of the promised tiles, from the first on, that its mean becomes.
+fn places(means: &KeptMeans<'_>) -> Vec<u64> {
+    let first = means.summaries.len() - means.promised.len();
+    let place = |block: u64| {
+        let (tile, key) = means.summaries.place(block);
+        ((tile - first) * means.summaries.shape().block_tokens + key) as u64
+    };
+    (means.first_block..).take(means.blocks.len()).map(place).collect()
 }
 
 /// Refuses blocks that are not the next ones, and promises that are not those of their tiles of means.

@@ -112,18 +112,16 @@ impl CudaExecutor {
                 Ok(None) | Err(Error::Invalid { .. }) => return Ok(None),
                 Err(error) => Err(error),
             };
-            match attended {
+            let short = match &attended {
+                Ok(done) => done.is_none(),
+                Err(error) => Shortage::of(error).is_some(),
+            };
+            if short {
                 // Lists need less, or are the CPU's.
-                Ok(None) => {
-                    self.fallbacks.note_lists();
-                    Ok(None)
-                }
-                Err(error) if Shortage::of(&error).is_some() => {
-                    self.fallbacks.note_lists();
-                    Ok(None)
-                }
-                attended => attended.map_err(failed),
+                self.fallbacks.note_lists();
+                return Ok(None);
             }
+            attended.map_err(failed)
         })?;
         done.unwrap_or(Ok(None))
     }

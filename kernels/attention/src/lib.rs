@@ -24,6 +24,6 @@ pub use policy::{
 pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, LAYOUT_ROWS, TileShape};
 pub use sparse::{Pairs, QUERY_TILE, SparseItem, SparseWork, Visit};
 pub use summaries::{Mean, Spreads, Summaries};
-pub use tile::Tile;
+pub use tile::{Promise, Tile};
 pub use tiles::Tiles;
 pub use work::{Column, ExactBlock, Queries, SummaryKey, WorkList};

@@ -304,6 +304,14 @@ impl PrefillPolicy {
         }
     }
 
+    /// Whether one rule of all heads chooses blocks by their means alone in a layer: who has these on a device needs nothing of the host but where
+    /// things lie ([`Self::with_rule`]).
+    pub fn chooses_by_means(&self, layer: usize) -> bool {
+        let Method::Blocks(rule) = &self.method else { return false };
+        let by_means = matches!(rule.scorer, Scorer::Pooled | Scorer::RowNormalised);
+        layer >= self.guards.dense_layers && by_means && rule.escape.is_none() && !rule.two_levels
+    }
+
     /// Lists for all rows of `input.queries`. Rows that the policy leaves exact (of its first layers, before `min_positions`,
     /// from `dense_from` on, of tiles that are not whole, of unfinished spans of vertical-slash heads) visit everything up
     /// to themselves; with skip-softmax even they leave out blocks without weight. Tiles are planned side by side on the executor's pool.

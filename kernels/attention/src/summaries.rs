@@ -4,7 +4,7 @@ mod mean;
 
 use std::ops::Range;
 
-use crate::{Error, KvDtype, PagedKv, Tile, TileShape};
+use crate::{Error, KvDtype, PagedKv, Promise, Tile, TileShape};
 
 pub use mean::Mean;
 
@@ -106,6 +106,27 @@ impl Summaries {
         }
         self.cosines.extend_from_slice(mean.cosines());
         Ok(())
+    }
+
+    /// Versions for the last tiles as they are going to be once all blocks up to `end` have their means; none where they have. Tiles of stripes
+    /// that have no mean yet are zero. Until [`Self::keep`] all tiles have the versions and the bytes that they had.
+    pub fn promise(&mut self, end: u64) -> Vec<Promise> {
+        let next = self.blocks().end;
+        if end <= next {
+            return Vec::new();
+        }
+        let (first, last) = (self.place(next).0, self.place(end - 1).0);
+        let shape = self.shape;
+        self.tiles.resize_with(self.tiles.len().max(last + 1), || Tile::zeroed(shape));
+        (first..=last).map(|_| Tile::promise()).collect()
+    }
+
+    /// The means of the blocks that were promised came: the last tiles get the versions.
+    pub fn keep(&mut self, promised: Vec<Promise>) {
+        let first = self.tiles.len().saturating_sub(promised.len());
+        for (tile, promise) in self.tiles[first..].iter_mut().zip(promised) {
+            tile.keep(promise);
+        }
     }
 
     /// Variances of the elements of the blocks' keys, as keys of tiles in the same places; the values are zero.

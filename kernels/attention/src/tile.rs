@@ -1,6 +1,7 @@
 //! K and V of one block in one layer: owns the bytes and where each element lies; never computes with them.
 
 mod element;
+mod promise;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,7 @@ use crate::simd::Lane;
 use crate::{Error, KvDtype, TileShape};
 
 pub(crate) use element::Element;
+pub use promise::Promise;
 
 #[cfg(target_endian = "big")]
 compile_error!("tiles travel as little-endian bytes and are read in place");

@@ -1,5 +1,5 @@
 // Between the product that makes queries, keys and values and attention: biases, q/k norms, rotation, and the append of keys and values to
-// pages (layout: docs/cuda.md).
+// pages (layout: docs/cuda.md), with what shapes them or later.
 //
 // Constants: DTYPE, the element type of pages.
 #include "ptx.cuh"
@@ -30,8 +30,18 @@ struct Heads {
     f32 eps;
 };
 
+// Keys and values that are shaped.
+struct Rows {
+    // f32 `[rows, kv_heads, head_dim]`.
+    u64 k, v;
+    // As above; behind those of the rows come the places of blanks, which become zeros.
+    u64 pages, places;
+    u32 rows, blanks, kv_heads, head_dim, block_tokens, reserved;
+};
+
 // Bytes of the keys of a head in a page, and as many of the values.
-DEVICE u64 plane_bytes(const Heads& p) {
+template <typename P>
+DEVICE u64 plane_bytes(const P& p) {
     const u32 element = DTYPE == DTYPE_F32 ? 4 : DTYPE == DTYPE_INT8 ? 1 : 2;
     return static_cast<u64>(p.block_tokens) * p.head_dim * element;
 }
@@ -46,10 +56,10 @@ DEVICE u16 narrow(f32 x) {
 }
 #elif DTYPE == DTYPE_INT8
 // Scale of a head of a token: the largest magnitude / 127; NaN where an element is NaN.
-DEVICE f32 scale_of(const Heads& p, const f32* head) {
+DEVICE f32 scale_of(u32 head_dim, const f32* head) {
     f32 largest = 0.0f;
     bool nan = false;
-    for (u32 i = lane(); i < p.head_dim; i += 32) {
+    for (u32 i = lane(); i < head_dim; i += 32) {
         largest = fmaxf(largest, fabsf(head[i]));
         nan = nan || head[i] != head[i];
     }
@@ -63,8 +73,9 @@ DEVICE i8 quant_of(f32 x, f32 scale) {
 }
 #endif
 
-// Writes a head, in shared memory, to its place in a page; `values` says which half.
-DEVICE void append(const Heads& p, u32 row, u32 kv_head, bool values, const f32* head) {
+// Writes a head to its place in a page; `values` says which half.
+template <typename P>
+DEVICE void append(const P& p, u32 row, u32 kv_head, bool values, const f32* head) {
     const u64 place = reinterpret_cast<const u64*>(p.places)[row];
     const u64 page = reinterpret_cast<const u64*>(p.pages)[place / p.block_tokens];
     const u32 token = static_cast<u32>(place % p.block_tokens);
@@ -73,7 +84,7 @@ DEVICE void append(const Heads& p, u32 row, u32 kv_head, bool values, const f32*
     u8* elements = body + (values ? plane : 0);
     const u32 first = token * p.head_dim;
 #if DTYPE == DTYPE_INT8
-    const f32 scale = scale_of(p, head);
+    const f32 scale = scale_of(p.head_dim, head);
     if (lane() == 0) reinterpret_cast<f32*>(body + 2 * plane + (values ? scales : 0))[token] = scale;
     for (u32 i = lane(); i < p.head_dim; i += 32) reinterpret_cast<i8*>(elements)[first + i] = quant_of(head[i], scale);
 #else
@@ -136,4 +147,23 @@ KERNEL(shape_heads, 32 * WARPS, 8, Heads) {
     f32* out = reinterpret_cast<f32*>(query ? p.q : value ? p.v : p.k);
     const u64 at = query ? static_cast<u64>(row) * p.query_heads + index : static_cast<u64>(row) * p.kv_heads + kv_head;
     for (u32 i = lane(); i < p.head_dim; i += 32) out[at * p.head_dim + i] = head[i];
+}
+
+// A warp is one head of one row, or of one blank; heads of a row are keys, values.
+KERNEL(append_rows, 32 * WARPS, 8, Rows) {
+    f32* blank = reinterpret_cast<f32*>(shared_memory()) + warp() * p.head_dim;
+    const u32 heads = 2 * p.kv_heads;
+    const u64 unit = static_cast<u64>(block_index_x()) * WARPS + warp();
+    const u32 row = static_cast<u32>(unit / heads), index = static_cast<u32>(unit % heads);
+    if (row >= p.rows + p.blanks) return;
+    const bool value = index >= p.kv_heads;
+    const u32 kv_head = value ? index - p.kv_heads : index;
+    const u64 at = (static_cast<u64>(row) * p.kv_heads + kv_head) * p.head_dim;
+    if (row < p.rows) {
+        append(p, row, kv_head, value, reinterpret_cast<const f32*>(value ? p.v : p.k) + at);
+        return;
+    }
+    for (u32 i = lane(); i < p.head_dim; i += 32) blank[i] = 0.0f;
+    sync_warp();
+    append(p, row, kv_head, value, blank);
 }

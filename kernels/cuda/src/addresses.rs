@@ -81,6 +81,16 @@ impl Device for Addresses {
         unreachable!("nothing is read")
     }
 
+    fn depart(&self, _: Span<'_>) -> Result<Option<u64>, Error> {
+        unreachable!("nothing is read")
+    }
+
+    fn collect(&self, _: u64, _: &mut [u8]) -> Result<(), Error> {
+        unreachable!("nothing is read")
+    }
+
+    fn abandon(&self, _: u64) {}
+
     fn launch(&self, _: &Launch<'_>) -> Result<(), Error> {
         unreachable!("nothing is launched")
     }

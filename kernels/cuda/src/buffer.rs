@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
-use crate::{Device, Error};
+use crate::{Departure, Device, Error};
 
 /// Memory that a device gave out and gets back once.
 #[derive(Debug, PartialEq, Eq)]
@@ -166,6 +166,11 @@ impl<'a> Span<'a> {
     /// Waits for what was launched before, then copies them all.
     pub fn read<T: Pod>(&self, to: &mut [T]) -> Result<(), Error> {
         self.buffer.device.download(*self, bytemuck::cast_slice_mut(to))
+    }
+
+    /// Begins to copy them all behind what was launched before, to be taken later; `None`: there is no room for them on the way.
+    pub fn depart(&self) -> Result<Option<Departure>, Error> {
+        Departure::begin(&self.buffer.device, *self)
     }
 
     /// Refuses copies of another length.

@@ -1,6 +1,7 @@
 //! A CUDA device through the driver: one context, one stream, compiled kernels.
 #![allow(unsafe_code, reason = "calls the driver; see SAFETY")]
 
+mod departures;
 mod staging;
 mod streams;
 
@@ -16,14 +17,15 @@ use cudarc::driver::{
     sys::{self, CUfunction_attribute as FunctionAttribute, CUmemPool_attribute as PoolAttribute, CUresult},
 };
 
+use self::departures::Departures;
 use self::staging::{Downloads, Uploads};
 use crate::{
     Architecture, Compiler, CudaOptions, Device, DeviceInfo, Driver, Error, Kernel, Launch, Memory, Queue,
     Span, cubin, driver::describe, launch, registry,
 };
 
-/// A CUDA device. Calls are queued on one stream, in the order in which they are made; copies of much on another, and copies to the host
-/// on a third.
+/// A CUDA device. Calls are queued on one stream, in the order in which they are made; copies of much on another, copies to the host
+/// on a third, and those that are begun and taken later on a fourth.
 ///
 /// A fault inside a kernel (an address that is none, an instruction that fails) is told by some later call and loses the
 /// context: every call from then on says so with [`Kind::Device`](crate::Kind::Device). Only a new process gets it back.
@@ -41,6 +43,7 @@ pub struct CudaDevice {
     /// For much at once.
     uploads_apart: Mutex<Uploads>,
     downloads: Mutex<Downloads>,
+    departures: Mutex<Departures>,
     /// The fault that lost the context.
     lost: OnceLock<String>,
 }
@@ -104,6 +107,7 @@ impl CudaDevice {
             uploads: Mutex::new(uploads),
             uploads_apart: Mutex::new(uploads_apart),
             downloads: Mutex::new(downloads),
+            departures: Mutex::default(),
             lost,
         })
     }
@@ -343,6 +347,19 @@ impl Device for CudaDevice {
         self.check("cuMemcpyDtoHAsync", outcome)
     }
 
+    fn depart(&self, from: Span<'_>) -> Result<Option<u64>, Error> {
+        self.begin_departure(from)
+    }
+
+    fn collect(&self, departure: u64, to: &mut [u8]) -> Result<(), Error> {
+        self.end_departure(departure, Some(to))
+    }
+
+    fn abandon(&self, departure: u64) {
+        // A fault that lost the context is told by the next call.
+        let _ = self.end_departure(departure, None);
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
         launch::check(launch, self.info.shared_bytes_limit)?;
         let stream = self.enter()?;
@@ -406,6 +423,7 @@ impl Drop for CudaDevice {
             self.uploads.get_mut().unwrap_or_else(PoisonError::into_inner).release();
             self.uploads_apart.get_mut().unwrap_or_else(PoisonError::into_inner).release();
             self.downloads.get_mut().unwrap_or_else(PoisonError::into_inner).release();
+            self.departures.get_mut().unwrap_or_else(PoisonError::into_inner).release();
             for place in self.functions.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
                 if let Some(function) = *locked(place) {
                     let _ = result::module::unload(function.module);

@@ -40,6 +40,15 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     fn forget(&self, mark: u64);
     /// Waits for what was launched before, then copies from the device, as many bytes as there are in both. Other threads may go on meanwhile.
     fn download(&self, from: Span<'_>, to: &mut [u8]) -> Result<(), Error>;
+    /// Begins such a copy: it waits for what was launched before, and neither for what comes later nor that for it. Until it is over nobody may
+    /// write to the memory or give it back. `None`: staging memory, which is bounded, has no room for the bytes, and nothing was begun.
+    /// [`crate::Departure`] holds one.
+    fn depart(&self, from: Span<'_>) -> Result<Option<u64>, Error>;
+    /// Waits for a copy that was begun, and so for those that were begun before it, and takes its bytes, as many as departed. It is over,
+    /// whatever is said. Other threads may go on meanwhile.
+    fn collect(&self, departure: u64, to: &mut [u8]) -> Result<(), Error>;
+    /// Waits for a copy that was begun and that nobody wants any more.
+    fn abandon(&self, departure: u64);
     /// Queues a kernel on [`Queue::Compute`]. Faults inside it may be told by a later call.
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Error>;
     /// Waits for everything queued.

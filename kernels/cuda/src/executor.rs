@@ -1,11 +1,13 @@
 //! The executor of the device: work lists over tiles of the host, which are copied to pages once.
 
+mod append;
 mod arrivals;
 mod decode;
 mod fallback;
 mod jobs;
 mod kept;
 mod lists;
+mod means;
 mod pages;
 mod plan;
 mod rule;
@@ -336,7 +338,7 @@ impl Executor for CudaExecutor {
 
     fn attend_by(&self, policy: &PrefillPolicy, input: &PlanInput<'_>) -> Result<Partials, AttentionError> {
         // Rows that could not stay come here next: what was lacking then would be again, after the same work.
-        let refused = self.fallbacks.take_refused(&RuleCallOf::of(input, input.queries.rows()));
+        let refused = self.fallbacks.take_refused(&RuleCallOf::of(input, input.queries.rows(), &[]));
         let by_rule = if refused { None } else { self.attend_by_rule(policy, input)? };
         by_rule.map_or_else(|| attend_by_lists(self, policy, input), Ok)
     }

@@ -10,6 +10,7 @@ mod cache;
 mod compiler;
 mod cubin;
 mod cuda;
+mod departure;
 mod device;
 mod driver;
 mod error;
@@ -38,6 +39,7 @@ pub use buffer::{Buffer, Memory, Span};
 pub use compiler::{Compiler, CudaOptions, HEADERS};
 pub use cubin::{Resources, argument_bytes, resources};
 pub use cuda::CudaDevice;
+pub use departure::Departure;
 pub use device::{Device, Queue};
 pub use driver::{DeviceInfo, Driver};
 pub use error::{Error, Kind};
@@ -62,7 +64,7 @@ pub use select::{
     SelectCall, SelectGuards, Selector, StripeMeans, VisitBuilder, VisitCall, most_visits,
 };
 pub use tile::{
-    Checksums, MeanBuilder, MeanOutputs, PageElement, PageQuantiser, PageShape, PageTranscoder, page_of,
-    tile_of,
+    AppendCall, Checksums, MeanBuilder, MeanOutputs, PageElement, PageQuantiser, PageShape, PageTranscoder,
+    RowAppender, page_of, tile_of,
 };
 pub use version::Version;

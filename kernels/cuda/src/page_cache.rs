@@ -33,7 +33,7 @@ pub struct PageStats {
     pub reserved_bytes: usize,
     /// Tiles that were found.
     pub hits: u64,
-    /// Tiles that were brought.
+    /// Tiles that were brought, or begun with rows of the device.
     pub misses: u64,
     /// Tiles that made way.
     pub evictions: u64,
@@ -183,6 +183,18 @@ impl PageCache {
         versions.iter().filter(|version| !state.pages.contains_key(version)).count()
     }
 
+    /// Makes the page of one version that of another, for what is going to be written to it by launches; false where it has none that is filled,
+    /// or somebody has it pinned. Nobody knows the other version yet.
+    pub fn take_over(&self, from: u64, to: u64) -> bool {
+        self.lock().take_over(from, to)
+    }
+
+    /// Frees the pages of versions that name nothing, where nobody has them pinned.
+    pub fn discard(&self, versions: &[u64]) {
+        self.lock().discard(versions);
+        self.changed.notify_all();
+    }
+
     /// Gives memory back to the device, which needs it for something else: as much as holds no pinned page, what was not used for longest
     /// first, until there are `bytes`. Tells how many bytes; their tiles are brought again when they are wanted.
     pub fn give_back(&self, bytes: usize) -> usize {
@@ -227,6 +239,28 @@ impl State {
             self.uses += 1;
             page.used = self.uses;
             self.idle.insert(page.used, version);
+        }
+    }
+
+    fn take_over(&mut self, from: u64, to: u64) -> bool {
+        if self.pages.get(&from).is_none_or(|page| page.pins > 0 || !page.filled) {
+            return false;
+        }
+        let page = self.pages.remove(&from).expect("it was found");
+        self.idle.insert(page.used, to);
+        let known = self.pages.insert(to, page);
+        debug_assert!(known.is_none(), "a version that nobody knows has no page");
+        true
+    }
+
+    fn discard(&mut self, versions: &[u64]) {
+        for version in versions {
+            if self.pages.get(version).is_none_or(|page| page.pins > 0) {
+                continue;
+            }
+            let page = self.pages.remove(version).expect("it was found");
+            self.idle.remove(&page.used);
+            self.slabs.give(page.place);
         }
     }
 

@@ -49,6 +49,7 @@ pub(crate) fn exact_budget(entry: &str) -> Option<&'static Budget> {
 /// Budgets by entry. No kernel may spill a register or keep an array in local memory, and none has static shared memory: that
 /// needs no table.
 pub const BUDGETS: &[Budget] = &[
+    budget("append_rows", 64),
     budget("attend_decode", 255),
     budget("attend_prefill", 255),
     exactly("attend_prefill_wgmma", 168),

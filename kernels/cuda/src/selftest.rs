@@ -1,6 +1,7 @@
 //! Comparisons of the device with the CPU, written once for every [`Device`]: tests run them on the emulator, `longshore cuda selftest`
 //! on a GPU.
 
+mod append;
 mod decode;
 mod decode_cases;
 mod executor;
@@ -73,7 +74,7 @@ pub fn cases() -> Vec<Case> {
 
 /// Comparisons of the executor: whole calls over tiles of the host.
 pub fn executor_cases() -> Vec<Case> {
-    executor::cases()
+    executor::cases().into_iter().chain(append::cases()).collect()
 }
 
 /// Comparisons of prefill attention by warp groups, also by an executor, which only devices of compute capability 9.0 have.

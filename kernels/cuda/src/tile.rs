@@ -1,5 +1,6 @@
 //! Pages: tiles on the device. Their layout, their way from and to the layout in which tiles travel, narrower elements, checksums, summaries.
 
+mod append;
 mod checksum;
 mod layout;
 mod means;
@@ -8,6 +9,7 @@ mod quantise;
 
 use crate::Kernel;
 
+pub use append::{AppendCall, RowAppender};
 pub use checksum::Checksums;
 pub use layout::PageTranscoder;
 pub use means::{MeanBuilder, MeanOutputs};
@@ -16,5 +18,6 @@ pub use quantise::PageQuantiser;
 
 /// Kernels of pages.
 pub(crate) fn kernels() -> Vec<Kernel> {
-    [layout::all_kernels(), quantise::all_kernels(), vec![checksum::kernel()], means::all_kernels()].concat()
+    let moves = [append::all_kernels(), layout::all_kernels(), quantise::all_kernels()];
+    [moves.concat(), vec![checksum::kernel()], means::all_kernels()].concat()
 }

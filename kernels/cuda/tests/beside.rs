@@ -37,6 +37,11 @@ fn tiles_become_pages_and_tiles_again() {
 }
 
 #[test]
+fn rows_become_the_pages_of_their_tiles() {
+    check("rows to pages");
+}
+
+#[test]
 fn pages_are_narrowed_as_on_the_cpu() {
     check("quantise");
 }

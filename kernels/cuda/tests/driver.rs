@@ -23,6 +23,8 @@ use longshore_cuda::{
 use rand::{Rng as _, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+#[path = "driver/departures.rs"]
+mod departures;
 #[path = "nvrtc/library_path.rs"]
 mod library_path;
 

@@ -20,6 +20,8 @@ mod kept;
 mod plan;
 #[path = "executor/policy.rs"]
 mod policy;
+#[path = "executor/promised.rs"]
+mod promised;
 #[path = "executor/shortage.rs"]
 mod shortage;
 

@@ -106,6 +106,17 @@ impl Device for Recorder {
         Ok(())
     }
 
+    fn depart(&self, from: Span<'_>) -> Result<Option<u64>, Error> {
+        Ok(Some(from.address()))
+    }
+
+    fn collect(&self, _departure: u64, to: &mut [u8]) -> Result<(), Error> {
+        to.fill(0);
+        Ok(())
+    }
+
+    fn abandon(&self, _departure: u64) {}
+
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
         if let Err(error) = check_launch(launch, self.shared_bytes_limit) {
             self.faults.lock().unwrap().push(error.to_string());

@@ -13,6 +13,39 @@ pub trait DeviceRows: Any + Send + Sync + std::fmt::Debug {
     fn select(&self, rows: &[usize]) -> Result<Arc<dyn DeviceRows>, Error>;
     /// Waits for them and copies them, row-major.
     fn read(&self) -> Result<Vec<f32>, Error>;
+    /// Begins to copy them, behind what was queued before and beside what is queued later. They stay as they are until the read is over.
+    fn begin_read(self: Arc<Self>) -> Result<Box<dyn DeviceRead>, Error>;
+}
+
+/// Rows of a device that are on their way to the host. Dropped, they do not come.
+pub trait DeviceRead: Send + std::fmt::Debug {
+    /// Waits for them, and with them for all whose reads were begun before; row-major.
+    fn finish(self: Box<Self>) -> Result<Vec<f32>, Error>;
+}
+
+/// A read that was begun ([`Activations::begin_read`]).
+#[derive(Debug)]
+pub enum RowsRead {
+    /// Rows that were in host memory.
+    Here(Vec<f32>),
+    /// Rows that a device sends.
+    Coming(Box<dyn DeviceRead>),
+}
+
+impl RowsRead {
+    /// The elements, row-major. Waits for rows that are still on their way.
+    pub fn finish(self) -> Result<Vec<f32>, Error> {
+        match self {
+            Self::Here(data) => Ok(data),
+            Self::Coming(read) => read.finish(),
+        }
+    }
+
+    /// Both, with one wait: `later` was begun behind `earlier`.
+    pub fn finish_both(earlier: Self, later: Self) -> Result<(Vec<f32>, Vec<f32>), Error> {
+        let later = later.finish()?;
+        Ok((earlier.finish()?, later))
+    }
 }
 
 /// Rows of f32, such as the residual stream. Opaque, so that a device may keep them ([`Activations::on_device`]); those of a CPU backend
@@ -104,6 +137,15 @@ impl Activations {
         Ok(match &self.place {
             Place::Host(data) => Cow::Borrowed(data),
             Place::Device(kept) => Cow::Owned(kept.read()?),
+        })
+    }
+
+    /// Begins to bring the elements to the host: nobody waits before the read is finished, and other work may be queued meanwhile. Rows in host
+    /// memory are there, without a copy.
+    pub fn begin_read(self) -> Result<RowsRead, Error> {
+        Ok(match self.place {
+            Place::Host(data) => RowsRead::Here(data),
+            Place::Device(kept) => RowsRead::Coming(kept.begin_read()?),
         })
     }
 
@@ -202,6 +244,31 @@ mod tests {
         fn read(&self) -> Result<Vec<f32>, Error> {
             Ok(self.0.clone())
         }
+
+        fn begin_read(self: Arc<Self>) -> Result<Box<dyn DeviceRead>, Error> {
+            Ok(Box::new(Coming(self)))
+        }
+    }
+
+    #[derive(Debug)]
+    struct Coming(Arc<Kept>);
+
+    impl DeviceRead for Coming {
+        fn finish(self: Box<Self>) -> Result<Vec<f32>, Error> {
+            self.0.read()
+        }
+    }
+
+    #[test]
+    fn reads_are_finished_later_and_rows_of_the_host_are_not_copied() {
+        let data = vec![1.0, 2.0, 3.0, 4.0];
+        let at = data.as_ptr();
+        let host = Activations::from_host(2, data.clone()).begin_read().unwrap();
+        let device = Activations::from_device(2, 2, Arc::new(Kept(data.clone()))).begin_read().unwrap();
+        let (host, device) = RowsRead::finish_both(host, device).unwrap();
+        assert!(host == data && device == data);
+        let moved = Activations::from_host(2, data).begin_read().unwrap().finish().unwrap();
+        assert_eq!(moved.as_ptr(), at, "moved, not copied");
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod sampler;
 pub mod testing;
 mod tokenizer;
 
-pub use backend::{Activations, Backend, DeviceRows, KeptQkv, Qkv};
+pub use backend::{Activations, Backend, DeviceRead, DeviceRows, KeptQkv, Qkv, RowsRead};
 pub use chat::ChatTemplate;
 pub use config::{ModelConfig, RopeConfig, RopeScaling, RopeStyle};
 pub use cpu::{CpuBackend, CpuOptions, Linear, LinearLayer, QuantisedGroup};
@@ -23,7 +23,7 @@ pub use error::{Error, Kind};
 pub use files::{
     LayerWeight, LoadProgress, LoadedModel, Matrix, ModelInfo, StoredMatrix, TensorType, WeightName, Weights,
 };
-pub use kept::{KeptAttention, KeptPart, KeptVisits};
+pub use kept::{KeptAppend, KeptAttention, KeptMeans, KeptPart, KeptVisits, Promised};
 pub use logits::{Likeliest, RowLogits, WantedRow};
 pub use rope::{Rope, Rotation};
 pub use sampler::{Sampled, Sampler, SamplerParams};

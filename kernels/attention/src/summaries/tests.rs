@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use super::mean::MeanOf;
 use super::{Mean, Summaries};
 use crate::simd::dispatch;
-use crate::{KvDtype, PagedKv, Tile, TileShape};
+use crate::{KvDtype, PagedKv, Promise, Tile, TileShape};
 
 fn random(shape: TileShape, rng: &mut ChaCha8Rng) -> Tile {
     let elements = shape.block_tokens * shape.kv_heads * shape.head_dim;
@@ -211,4 +211,36 @@ fn means_that_make_no_sense_are_refused_by_part() {
     }
     let error = Mean::from_parts((2, 3), &good, None, None, Some(&good)).unwrap_err().to_string();
     assert!(error.starts_with("`cosines` "), "{error}");
+}
+
+#[test]
+fn promised_versions_are_those_of_the_tiles_when_their_means_came() {
+    let shape = TileShape { block_tokens: 16, kv_heads: 2, head_dim: 8, dtype: KvDtype::F32 };
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let tiles: Vec<Tile> = (0..7).map(|_| random(shape, &mut rng)).collect();
+    let mut summaries = Summaries::new(shape, 3, 0).unwrap();
+    let mut plain = summaries.clone();
+    for end in [2, 2, 7] {
+        let (from, before) = (summaries.blocks().end, summaries.len());
+        let old: Vec<u64> = (0..before).map(|tile| summaries.tile(tile).version()).collect();
+        let promised = summaries.promise(end);
+        let versions: Vec<u64> = promised.iter().map(Promise::version).collect();
+        // Blocks 0 and 1 are of stripe 0; 2 to 6 end it and make stripes 1 and 2.
+        assert_eq!(versions.len(), if end == from { 0 } else { end as usize / 2 });
+        // Nothing has changed but that tiles of new stripes are there, zero.
+        assert!((0..before).all(|tile| summaries.tile(tile).version() == old[tile]));
+        assert!(
+            (before..summaries.len()).all(|tile| summaries.tile(tile).as_bytes().iter().all(|&b| b == 0))
+        );
+        for block in from..end {
+            summaries.push(block, &tiles[block as usize]).unwrap();
+            plain.push(block, &tiles[block as usize]).unwrap();
+        }
+        summaries.keep(promised);
+        let first = summaries.len() - versions.len();
+        assert!((first..).zip(&versions).all(|(tile, version)| summaries.tile(tile).version() == *version));
+        assert_eq!(summaries.len(), plain.len());
+        let same = |tile| summaries.tile(tile).as_bytes() == plain.tile(tile).as_bytes();
+        assert!((0..plain.len()).all(same));
+    }
 }

@@ -203,3 +203,24 @@ fn one_element_without_number_is_found_wherever_it_is() {
         }
     }
 }
+
+#[test]
+fn a_promised_version_is_had_by_the_write_that_keeps_it_and_by_no_other() {
+    let mut tile = Tile::zeroed(shape(16, 2, 4, KvDtype::F16));
+    let (old, promise) = (tile.version(), Tile::promise());
+    let promised = promise.version();
+    assert!(promised != old && Tile::promise().version() != promised);
+    assert_eq!(tile.version(), old, "nothing was written");
+    let row = vec![1.5; tile.shape().kv_heads * tile.shape().head_dim];
+    tile.write_promised(promise, 3, &row, &row).unwrap();
+    assert_eq!(tile.version(), promised);
+    let mut same = Tile::zeroed(tile.shape());
+    same.write(3, &row, &row).unwrap();
+    assert_eq!(tile.as_bytes(), same.as_bytes());
+    // Any other write is of another version, and so is what a refused one leaves.
+    tile.write(4, &row, &row).unwrap();
+    assert_ne!(tile.version(), promised);
+    let (before, refused) = (tile.version(), Tile::promise());
+    assert!(tile.write_promised(refused, tile.shape().block_tokens, &row, &row).is_err());
+    assert_eq!(tile.version(), before);
+}

@@ -8,7 +8,7 @@ use cudarc::driver::{
 };
 
 /// Bytes of a chunk: enough to hide the start of a copy, which takes some microseconds.
-const CHUNK_BYTES: usize = 4 << 20;
+pub(super) const CHUNK_BYTES: usize = 4 << 20;
 /// Chunks for uploads: the next ones are filled while earlier ones are copied.
 const UPLOAD_CHUNKS: usize = 4;
 /// Chunks for downloads: one is filled while the other is read.
@@ -17,9 +17,9 @@ const DOWNLOAD_CHUNKS: usize = 2;
 const ALIGNMENT: usize = 256;
 
 /// Pinned memory with an event that tells when the last copy from or to it is done.
-struct Chunk {
-    memory: *mut u8,
-    copied: sys::CUevent,
+pub(super) struct Chunk {
+    pub(super) memory: *mut u8,
+    pub(super) copied: sys::CUevent,
 }
 
 /// The way to the device.
@@ -72,7 +72,7 @@ fn chunks(count: usize) -> Result<Vec<Chunk>, DriverError> {
 }
 
 /// Gives chunks back. The context must be current, and no copy under way.
-fn release(chunks: &mut Vec<Chunk>) {
+pub(super) fn release(chunks: &mut Vec<Chunk>) {
     for chunk in chunks.drain(..) {
         // SAFETY: made by `Chunk::new`, given back once. With a lost context both calls fail, and there is nothing to do.
         unsafe {
@@ -197,7 +197,7 @@ impl Downloads {
 }
 
 impl Chunk {
-    fn new() -> Result<Self, DriverError> {
+    pub(super) fn new() -> Result<Self, DriverError> {
         // SAFETY: a context is current; the memory is written before it is read.
         let memory = unsafe { result::malloc_host(CHUNK_BYTES, 0) }?.cast::<u8>();
         match result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING) {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use longshore_attention::{Error as AttentionError, Partials, PlanInput};
+use longshore_attention::{Error as AttentionError, Partials, PlanInput, Promise};
 
 use super::{CudaExecutor, failed};
 use crate::Error;
@@ -65,8 +65,13 @@ pub(super) struct RuleCallOf {
 }
 
 impl RuleCallOf {
-    pub(super) fn of(input: &PlanInput<'_>, rows: usize) -> Self {
-        let tile = if input.kv.is_empty() { 0 } else { input.kv.tile(0).version() };
+    /// `promised`: the versions that the last tiles get before the same rows come by way of the host.
+    pub(super) fn of(input: &PlanInput<'_>, rows: usize, promised: &[Promise]) -> Self {
+        let tile = match promised.first().filter(|_| promised.len() == input.kv.len()) {
+            Some(promise) => promise.version(),
+            None if input.kv.is_empty() => 0,
+            None => input.kv.tile(0).version(),
+        };
         Self { layer: input.layer, first_position: input.queries.first_position, rows, tile }
     }
 }

@@ -1,10 +1,12 @@
 //! Attention over rows that the forward pass left on the device, and whose result stays there: nothing is waited for.
 
-use longshore_attention::{Error as AttentionError, HeadShape, PagedKv, Tile};
-use longshore_model::{Activations, KeptAttention, KeptPart, KeptVisits};
+use longshore_attention::{Error as AttentionError, HeadShape, PagedKv, Promise};
+use longshore_model::{Activations, KeptAppend, KeptAttention, KeptMeans, KeptPart, KeptVisits};
 
+use super::append::check_all;
 use super::fallback::Shortage;
 use super::jobs::DECODE_ROWS_MAX;
+use super::pages::Content;
 use super::rule::RowsAt;
 use super::{CudaExecutor, eighths, failed, list_element};
 use crate::{Buffer, DenseKeys, Error, KeptRows, PrefillCall};
@@ -17,9 +19,7 @@ impl KeptAttention for CudaExecutor {
         q: &Activations,
         parts: &[KeptPart<'_>],
     ) -> Result<Option<Activations>, AttentionError> {
-        let Some(rows) = KeptRows::of(q).filter(|rows| self.tally.is_over(rows.device())) else {
-            return Ok(None);
-        };
+        let Some(rows) = self.rows_of(q) else { return Ok(None) };
         check(heads, rows, parts)?;
         if parts.iter().any(|part| part.rows.len() * heads.group <= DECODE_ROWS_MAX) {
             return Ok(None);
@@ -32,12 +32,12 @@ impl KeptAttention for CudaExecutor {
                 divide: true,
             };
             let queued = match part.visits {
-                KeptVisits::All { kv, first_key } => {
-                    let all = || self.queue_all((heads, scale), part, (kv, first_key), at);
+                KeptVisits::All { kv, first_key, promised } => {
+                    let all = || self.queue_all((heads, scale), part, (kv, first_key, promised), at);
                     self.unless_short(all)?.is_some()
                 }
-                KeptVisits::By { policy, input } => {
-                    self.queue_by_rule(policy, (input, part.rows.len()), at)?
+                KeptVisits::By { policy, input, promised } => {
+                    self.queue_by_rule(policy, (input, part.rows.len(), promised), at)?
                 }
             };
             if !queued {
@@ -46,9 +46,31 @@ impl KeptAttention for CudaExecutor {
         }
         Ok(Some(output.activations()))
     }
+
+    /// Pages of int8 are made of tiles.
+    fn append_kept(
+        &self,
+        k: &Activations,
+        v: &Activations,
+        parts: &[KeptAppend<'_>],
+    ) -> Result<bool, AttentionError> {
+        match (self.rows_of(k), self.rows_of(v)) {
+            (Some(k), Some(v)) => self.append_rows(k, v, parts),
+            _ => Ok(false),
+        }
+    }
+
+    fn append_means(&self, means: &KeptMeans<'_>) -> Result<bool, AttentionError> {
+        self.make_means(means)
+    }
 }
 
 impl CudaExecutor {
+    /// Rows that are on the device.
+    fn rows_of<'a>(&self, rows: &'a Activations) -> Option<&'a KeptRows> {
+        KeptRows::of(rows).filter(|rows| self.tally.is_over(rows.device()))
+    }
+
     /// `None` where the device lacks room even after it was made.
     fn unless_short<T>(
         &self,
@@ -68,7 +90,7 @@ impl CudaExecutor {
         &self,
         (heads, scale): (HeadShape, f32),
         part: &KeptPart<'_>,
-        (kv, first_key): (&dyn PagedKv, u64),
+        (kv, first_key, promised): (&dyn PagedKv, u64, &[Promise]),
         at: RowsAt<'_>,
     ) -> Result<Option<()>, Error> {
         let tile = kv.shape();
@@ -77,7 +99,7 @@ impl CudaExecutor {
         let blocks = usize::try_from(count.div_ceil(tile.block_tokens as u64)).unwrap_or(usize::MAX);
         let fits = kv.only_head().is_none()
             && (tile.kv_heads, tile.head_dim) == (heads.kv_heads, heads.head_dim)
-            && blocks <= kv.len()
+            && (promised.len()..=kv.len()).contains(&blocks)
             && count <= u64::from(u32::MAX)
             && (0..blocks).all(|block| kv.tile(block).shape() == tile);
         let element = list_element(tile);
@@ -90,12 +112,10 @@ impl CudaExecutor {
             return Ok(None);
         };
         pages.check_room(blocks)?;
-        let tiles: Vec<&Tile> = (0..blocks).map(|block| kv.tile(block)).collect();
-        let pinned = pages.pin(&tiles)?;
-        if pinned.len() < blocks {
-            let problem = format!("others have pinned all but {} of {blocks}", pinned.len());
-            return Err(Error::OutOfPages { problem });
-        }
+        let written = (0..blocks - promised.len()).map(|block| Content::Tile(kv.tile(block)));
+        let promised = promised.iter().map(|promise| Content::Promised(promise.version()));
+        let pinned = pages.pin_contents(&written.chain(promised).collect::<Vec<_>>())?;
+        check_all(&pinned, blocks)?;
         let table = Buffer::from_slice(&self.device, pinned.addresses())?;
         let call = PrefillCall {
             queries: at.queries,

@@ -12,6 +12,39 @@ use crate::{
 /// Bytes of tiles that wait on the device to become pages, at most, of one call.
 const ARRIVED_BYTES: usize = 16 << 20;
 
+/// What a page is to hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Content<'a> {
+    /// A tile, under its version.
+    Tile(&'a Tile),
+    /// What was appended on the device under this version, which no tile has yet: it has no bytes on the host, so a page that is not there any
+    /// more cannot be brought.
+    Promised(u64),
+    /// Rows that are going to be appended under this version, behind those of a tile, if any.
+    Begun(u64, Option<&'a Tile>),
+}
+
+impl<'a> Content<'a> {
+    pub(super) fn version(&self) -> u64 {
+        match self {
+            Self::Tile(tile) => tile.version(),
+            Self::Promised(version) | Self::Begun(version, _) => *version,
+        }
+    }
+
+    /// The tile whose bytes come first, if any.
+    fn tile(&self) -> Result<Option<&'a Tile>, Error> {
+        match *self {
+            Self::Tile(tile) => Ok(Some(tile)),
+            Self::Begun(_, tile) => Ok(tile),
+            Self::Promised(version) => {
+                let problem = format!("that of version {version} made way before its tile was written");
+                Err(Error::OutOfPages { problem })
+            }
+        }
+    }
+}
+
 /// Pages of tiles of one shape, in their own type or another float.
 #[derive(Debug)]
 pub(super) struct TilePages {
@@ -66,9 +99,9 @@ impl TilePages {
         Err(Error::OutOfPages { problem })
     }
 
-    /// How many of `tiles` have no page.
-    pub(super) fn missing(&self, tiles: &[&Tile]) -> usize {
-        self.cache.missing(&versions(tiles))
+    /// How many have no page.
+    pub(super) fn missing(&self, contents: &[Content<'_>]) -> usize {
+        self.cache.missing(&versions(contents))
     }
 
     /// What the cache did; `None` while somebody looks for pages.
@@ -88,20 +121,43 @@ impl TilePages {
 
     /// Pages of the first of `tiles`, as many as there is room for: at least one. For who has pinned none.
     pub(super) fn pin(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
-        self.cache.pin(&versions(tiles), |fresh| self.fill(tiles, fresh))
+        self.pin_contents(&contents(tiles))
+    }
+
+    /// The same of what is not all tiles.
+    pub(super) fn pin_contents(&self, contents: &[Content<'_>]) -> Result<Pinned<'_>, Error> {
+        self.cache.pin(&versions(contents), |fresh| self.fill(contents, fresh))
+    }
+
+    /// See [`PageCache::take_over`].
+    pub(super) fn take_over(&self, from: u64, to: u64) -> bool {
+        self.cache.take_over(from, to)
+    }
+
+    /// See [`PageCache::discard`].
+    pub(super) fn discard(&self, versions: &[u64]) {
+        self.cache.discard(versions);
     }
 
     /// The same for who has pinned others: perhaps none.
     pub(super) fn pin_beside(&self, tiles: &[&Tile]) -> Result<Pinned<'_>, Error> {
-        self.cache.pin_beside(&versions(tiles), |fresh| self.fill(tiles, fresh))
+        self.pin_contents_beside(&contents(tiles))
     }
 
-    fn fill(&self, tiles: &[&Tile], fresh: &[FreshPage]) -> Result<(), Error> {
+    /// The same of what is not all tiles.
+    pub(super) fn pin_contents_beside(&self, contents: &[Content<'_>]) -> Result<Pinned<'_>, Error> {
+        self.cache.pin_beside(&versions(contents), |fresh| self.fill(contents, fresh))
+    }
+
+    fn fill(&self, contents: &[Content<'_>], fresh: &[FreshPage]) -> Result<(), Error> {
+        let tiles = fresh.iter().map(|page| Ok(contents[page.index()].tile()?.map(|tile| (page, tile))));
+        let brought: Vec<(&FreshPage, &Tile)> =
+            tiles.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         let mut at_once = (ARRIVED_BYTES / self.shape.bytes()).clamp(1, fresh.len());
-        let mut rest = fresh;
+        let mut rest = &brought[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(at_once.min(rest.len()));
-            match self.bring(tiles, now) {
+            match self.bring(now) {
                 Ok(()) => rest = later,
                 Err(Error::OutOfMemory { .. }) if self.arrivals.clear() > 0 => {}
                 Err(Error::OutOfMemory { .. }) if at_once > 1 => at_once = at_once.div_ceil(8),
@@ -113,21 +169,21 @@ impl TilePages {
 
     /// Queues copies of tiles, and one launch that makes pages of them. The copies wait for no launch but those that use the same memory on
     /// the way: pages are written by the launch, in the order of launches, however late their former content is read.
-    fn bring(&self, tiles: &[&Tile], fresh: &[FreshPage]) -> Result<(), Error> {
+    fn bring(&self, fresh: &[(&FreshPage, &Tile)]) -> Result<(), Error> {
         let apart = self.shape.bytes().next_multiple_of(16);
         let fill = |arrived: &Buffer| {
-            fresh.iter().enumerate().try_for_each(|(place, page)| {
+            fresh.iter().enumerate().try_for_each(|(place, (_, tile))| {
                 let arrives = arrived.span(place * apart, self.shape.bytes())?;
                 match self.as_it_is {
-                    true => arrives.write_apart(tiles[page.index()].as_bytes()),
-                    false => arrives.write_apart(converted(tiles[page.index()], self.shape)?.as_bytes()),
+                    true => arrives.write_apart(tile.as_bytes()),
+                    false => arrives.write_apart(converted(tile, self.shape)?.as_bytes()),
                 }
             })
         };
         let read = |arrived: &Buffer| {
             let mut table = Vec::with_capacity(2 * fresh.len());
             table.extend((0..fresh.len()).map(|place| arrived.address() + (place * apart) as u64));
-            for page in fresh {
+            for (page, _) in fresh {
                 table.push(page.span()?.address());
             }
             let table = Buffer::from_slice(&self.device, &table)?;
@@ -138,8 +194,12 @@ impl TilePages {
     }
 }
 
-fn versions(tiles: &[&Tile]) -> Vec<u64> {
-    tiles.iter().map(|tile| tile.version()).collect()
+fn contents<'a>(tiles: &[&'a Tile]) -> Vec<Content<'a>> {
+    tiles.iter().map(|tile| Content::Tile(tile)).collect()
+}
+
+fn versions(contents: &[Content<'_>]) -> Vec<u64> {
+    contents.iter().map(Content::version).collect()
 }
 
 /// The tile with its elements rounded to the type of `page`.

@@ -7,11 +7,12 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use longshore_attention::{
-    Error as AttentionError, Partials, PlanInput, PrefillPolicy, QUERY_TILE, RuleCall, Tile,
+    Error as AttentionError, PagedKv, Partials, PlanInput, PrefillPolicy, Promise, QUERY_TILE, RuleCall,
 };
+use longshore_model::Promised;
 
 use super::fallback::{RuleCallOf, Shortage};
-use super::pages::TilePages;
+use super::pages::{Content, TilePages};
 use super::plan::{always, guards, selector, words_from};
 use super::wave::{Wave, record_shape};
 use super::{CudaExecutor, MEAN_EIGHTHS, SCORE_EIGHTHS, eighths, failed, list_element};
@@ -62,7 +63,8 @@ impl CudaExecutor {
         policy: &PrefillPolicy,
         input: &PlanInput<'_>,
     ) -> Result<Option<Partials>, AttentionError> {
-        self.with_call(policy, (input, input.queries.rows()), |call| {
+        let of = (input, input.queries.rows(), Promised::default());
+        self.with_call(policy, of, |call| {
             let wave = Wave::new(&self.device, &[record_shape(&input.queries)])?;
             let queries = Buffer::from_slice(&self.device, input.queries.data)?;
             let at = RowsAt { queries: queries.whole(), output: wave.results()?[0], divide: false };
@@ -74,12 +76,12 @@ impl CudaExecutor {
     pub(super) fn queue_by_rule(
         &self,
         policy: &PrefillPolicy,
-        of: (&PlanInput<'_>, usize),
+        of: (&PlanInput<'_>, usize, Promised<'_>),
         at: RowsAt<'_>,
     ) -> Result<bool, AttentionError> {
         let queued = self.with_call(policy, of, |call| Ok(call.queue(at)?.then_some(())))?.is_some();
         if !queued {
-            self.fallbacks.remember(RuleCallOf::of(of.0, of.1));
+            self.fallbacks.remember(RuleCallOf::of(of.0, of.1, of.2.tiles));
         }
         Ok(queued)
     }
@@ -87,7 +89,7 @@ impl CudaExecutor {
     fn with_call<R>(
         &self,
         policy: &PrefillPolicy,
-        (input, rows): (&PlanInput<'_>, usize),
+        (input, rows, promised): (&PlanInput<'_>, usize, Promised<'_>),
         run: impl Fn(&Call<'_>) -> Result<Option<R>, Error>,
     ) -> Result<Option<R>, AttentionError> {
         if input.kv.only_head().is_some() || input.summaries.only_head().is_some() {
@@ -99,28 +101,27 @@ impl CudaExecutor {
             if lists * rule.choice.blocks < self.choices_min.max(1) {
                 return Ok(None);
             }
-            let attended = match self.rule_parts(input, rule) {
+            let attended = match self.rule_parts((input, promised), rule) {
                 Ok(Some(parts)) => {
                     let skip_below = policy.skip_below();
-                    let call = Call { executor: self, input, rule, parts: &parts, rows, skip_below };
+                    let call =
+                        Call { executor: self, input, promised, rule, parts: &parts, rows, skip_below };
                     self.with_room(|| run(&call))
                 }
                 // No kernel for these heads or tiles: lists of the host may have one, or say what is wrong.
                 Ok(None) | Err(Error::Invalid { .. }) => return Ok(None),
                 Err(error) => Err(error),
             };
-            match attended {
+            let short = match &attended {
+                Ok(done) => done.is_none(),
+                Err(error) => Shortage::of(error).is_some(),
+            };
+            if short {
                 // Lists need less, or are the CPU's.
-                Ok(None) => {
-                    self.fallbacks.note_lists();
-                    Ok(None)
-                }
-                Err(error) if Shortage::of(&error).is_some() => {
-                    self.fallbacks.note_lists();
-                    Ok(None)
-                }
-                attended => attended.map_err(failed),
+                self.fallbacks.note_lists();
+                return Ok(None);
             }
+            attended.map_err(failed)
         })?;
         done.unwrap_or(Ok(None))
     }
@@ -128,14 +129,18 @@ impl CudaExecutor {
     /// Refuses a prefix of so many blocks where there is no page for each of them, and where most of them are not on the device and would not
     /// stay until the next chunk: with more layers than there is room for, what is not used for longest makes way, which is what is wanted
     /// next, and every layer would bring its whole prefix each time. Lists bring no more than is visited.
-    fn check_room(&self, pages: &TilePages, blocks: usize, input: &PlanInput<'_>) -> Result<(), Error> {
+    fn check_room(
+        &self,
+        pages: &TilePages,
+        blocks: usize,
+        (input, promised): (&PlanInput<'_>, Promised<'_>),
+    ) -> Result<(), Error> {
         pages.check_room(blocks)?;
         let all = blocks.saturating_mul(self.layers.count(input.layer));
         if all <= pages.limit() {
             return Ok(());
         }
-        let tiles: Vec<&Tile> = (0..blocks).map(|block| input.kv.tile(block)).collect();
-        let missing = pages.missing(&tiles);
+        let missing = pages.missing(&contents_of(input.kv, blocks, blocks, promised.tiles));
         if missing * MISSING_SHARE <= blocks {
             return Ok(());
         }
@@ -147,7 +152,11 @@ impl CudaExecutor {
     }
 
     /// What a call takes of the device; `None`: visits cannot name its keys, or its tiles differ.
-    fn rule_parts(&self, input: &PlanInput<'_>, rule: &RuleCall<'_>) -> Result<Option<RuleParts>, Error> {
+    fn rule_parts(
+        &self,
+        (input, promised): (&PlanInput<'_>, Promised<'_>),
+        rule: &RuleCall<'_>,
+    ) -> Result<Option<RuleParts>, Error> {
         let (tile, heads) = (input.kv.shape(), input.queries.shape);
         let (element, means) = (list_element(tile), input.summaries.shape());
         let scorer = BlockScorer::new(&self.device, heads, PageElement::F32)?;
@@ -160,17 +169,28 @@ impl CudaExecutor {
         let attention = self.prefill(&pages.shape(), heads.group)?;
         let keys = attention.visit_keys(QUERY_TILE)?;
         let Some(cut) = Cut::new(rule, input, keys) else { return Ok(None) };
-        self.check_room(&pages, cut.blocks, input)?;
+        self.check_room(&pages, cut.blocks, (input, promised))?;
         scores.check_room(cut.stripes)?;
         means.as_deref().map_or(Ok(()), |means| means.check_room(cut.stripes))?;
         Ok(Some(RuleParts { scorer, attention, pages, scores, means, cut }))
     }
 }
 
+/// The first `count` tiles, of `len` that there are: the last of these, of which there is nothing yet but pages, by their promised versions.
+fn contents_of<'a>(kv: &'a dyn PagedKv, count: usize, len: usize, promised: &[Promise]) -> Vec<Content<'a>> {
+    let written = len.saturating_sub(promised.len());
+    let content = |index: usize| match index.checked_sub(written).and_then(|index| promised.get(index)) {
+        Some(promise) => Content::Promised(promise.version()),
+        None => Content::Tile(kv.tile(index)),
+    };
+    (0..count).map(content).collect()
+}
+
 /// A call, with what a device has for it.
 struct Call<'a> {
     executor: &'a CudaExecutor,
     input: &'a PlanInput<'a>,
+    promised: Promised<'a>,
     rule: &'a RuleCall<'a>,
     parts: &'a RuleParts,
     rows: usize,
@@ -181,7 +201,7 @@ impl Call<'_> {
     /// Queues everything; false: others have pinned pages that it would need.
     fn queue(&self, at: RowsAt<'_>) -> Result<bool, Error> {
         // Whoever needs pages need not wait for the results: they are free as soon as all is queued.
-        let Some(pinned) = self.parts.pin(self.input)? else { return Ok(false) };
+        let Some(pinned) = self.parts.pin(self.input, self.promised)? else { return Ok(false) };
         let tables = Tables::new(self, &pinned)?;
         let room = Room::new(self)?;
         for run in &self.parts.cut.runs {
@@ -304,16 +324,17 @@ struct AllPinned<'a> {
 
 impl RuleParts {
     /// Pages of every block of the prefix, and of the means of all stripes; `None`: there are too few, since others have pinned some.
-    fn pin(&self, input: &PlanInput<'_>) -> Result<Option<AllPinned<'_>>, Error> {
-        let blocks: Vec<&Tile> = (0..self.cut.blocks).map(|block| input.kv.tile(block)).collect();
-        let stripes: Vec<&Tile> = (0..self.cut.stripes).map(|stripe| input.summaries.tile(stripe)).collect();
-        let tiles = self.pages.pin(&blocks)?;
+    fn pin(&self, input: &PlanInput<'_>, promised: Promised<'_>) -> Result<Option<AllPinned<'_>>, Error> {
+        let (blocks, stripes) = (self.cut.blocks, self.cut.stripes);
+        let blocks = contents_of(input.kv, blocks, blocks, promised.tiles);
+        let stripes = contents_of(input.summaries, stripes, input.summaries.len(), promised.means);
+        let tiles = self.pages.pin_contents(&blocks)?;
         if tiles.len() < blocks.len() {
             return Ok(None);
         }
         // Who holds some does not wait for more.
-        let scores = self.scores.pin_beside(&stripes)?;
-        let means = self.means.as_ref().map(|means| means.pin_beside(&stripes)).transpose()?;
+        let scores = self.scores.pin_contents_beside(&stripes)?;
+        let means = self.means.as_ref().map(|means| means.pin_contents_beside(&stripes)).transpose()?;
         let all =
             scores.len() == stripes.len() && means.as_ref().is_none_or(|means| means.len() == stripes.len());
         Ok(all.then_some(AllPinned { tiles, scores, means }))

@@ -123,6 +123,20 @@ impl Device for Tally {
         self.inner.download(from, to)
     }
 
+    fn depart(&self, from: Span<'_>) -> Result<Option<u64>, Error> {
+        self.inner.depart(from)
+    }
+
+    fn collect(&self, departure: u64, to: &mut [u8]) -> Result<(), Error> {
+        add(&self.downloaded_bytes, to.len());
+        add(&self.waits, 1);
+        self.inner.collect(departure, to)
+    }
+
+    fn abandon(&self, departure: u64) {
+        self.inner.abandon(departure);
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
         add(&self.launches, 1);
         self.inner.launch(launch)

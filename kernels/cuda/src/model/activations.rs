@@ -4,13 +4,13 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
-use longshore_model::{Activations, DeviceRows};
+use longshore_model::{Activations, DeviceRead, DeviceRows};
 
 use super::compute::{At, Compute};
 use super::failed;
 use super::programs::{Precision, Programs};
 use super::rows::RowsIn;
-use crate::{Buffer, Device, Error, Span};
+use crate::{Buffer, Departure, Device, Error, Span};
 
 /// f32 rows on the device, without gaps: what an executor of the same device reads and writes.
 #[derive(Debug)]
@@ -110,5 +110,28 @@ impl DeviceRows for KeptRows {
 
     fn read(&self) -> Result<Vec<f32>, longshore_model::Error> {
         self.buffer.to_vec().map_err(failed)
+    }
+
+    fn begin_read(self: Arc<Self>) -> Result<Box<dyn DeviceRead>, longshore_model::Error> {
+        let departure = self.buffer.whole().depart().map_err(failed)?;
+        Ok(Box::new(KeptRead { departure, rows: self }))
+    }
+}
+
+/// Rows on their way to the host. The departure comes first: it is over before the rows can go.
+#[derive(Debug)]
+struct KeptRead {
+    /// `None`: there was no room for it.
+    departure: Option<Departure>,
+    rows: Arc<KeptRows>,
+}
+
+impl DeviceRead for KeptRead {
+    fn finish(self: Box<Self>) -> Result<Vec<f32>, longshore_model::Error> {
+        let Self { departure, rows } = *self;
+        let Some(departure) = departure else { return rows.read() };
+        let mut data = vec![0.0; rows.rows * rows.width];
+        departure.collect(&mut data).map_err(failed)?;
+        Ok(data)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use longshore_model::{
-    Activations, Backend, KeptQkv, LoadProgress, ModelConfig, Qkv, RowLogits, WantedRow, Weights,
+    Activations, Backend, KeptQkv, LoadProgress, ModelConfig, Qkv, RowLogits, RowsRead, WantedRow, Weights,
 };
 
 use super::activations::KeptRows;
@@ -337,8 +337,10 @@ impl Backend for CudaBackend {
 
     fn qkv(&self, layer: usize, x: &Activations, positions: &[u64]) -> Result<Qkv> {
         let KeptQkv { q, k, v } = self.qkv_kept(layer, x, positions)?;
-        let host = |rows: &Activations| rows.to_host().map(std::borrow::Cow::into_owned);
-        Ok(Qkv { q: host(&q)?, k: host(&k)?, v: host(&v)? })
+        let (q, k, v) = (q.begin_read()?, k.begin_read()?, v.begin_read()?);
+        // The last one is waited for; then the others are there.
+        let (k, v) = RowsRead::finish_both(k, v)?;
+        Ok(Qkv { q: q.finish()?, k, v })
     }
 
     fn finish(&self, layer: usize, x: Activations, attention: &[f32]) -> Result<Activations> {

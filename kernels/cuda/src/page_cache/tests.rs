@@ -264,3 +264,45 @@ fn threads_always_read_what_they_asked_for() {
     let all: Vec<u64> = (100..109).collect();
     assert_eq!(cache.pin(&all, nothing).unwrap().len(), 9, "nothing is pinned any more");
 }
+
+#[test]
+fn a_page_is_taken_over_by_another_version_where_nobody_has_it() {
+    let (device, cache) = cache(100, 3);
+    let address = cache.pin(&[1], nothing).unwrap().addresses()[0];
+    assert!(!cache.take_over(7, 8), "nobody knows it");
+    let held = cache.pin(&[1], nothing).unwrap();
+    assert!(!cache.take_over(1, 2), "somebody has it");
+    drop(held);
+    assert!(cache.take_over(1, 2));
+    assert_eq!((cache.missing(&[1]), cache.missing(&[2])), (1, 0));
+    let found = cache.pin(&[2], |_| unreachable!("it is there")).unwrap();
+    assert_eq!(found.addresses(), [address]);
+    drop(found);
+    // It makes way like any other, under its new version.
+    assert_eq!(cache.pin(&[3, 4, 5], nothing).unwrap().len(), 3);
+    assert_eq!(cache.missing(&[2]), 1);
+    drop(cache);
+    assert_eq!(device.left(), 100 * PAGE);
+}
+
+#[test]
+fn pages_that_are_being_filled_are_not_taken_over() {
+    let (_, cache) = cache(100, 3);
+    let filled = cache.pin(&[1], |_| {
+        assert!(!cache.take_over(1, 2));
+        Ok(())
+    });
+    assert_eq!(filled.unwrap().len(), 1);
+}
+
+#[test]
+fn discarded_versions_leave_their_pages_to_others() {
+    let (_, cache) = cache(100, 2);
+    drop(cache.pin(&[1, 2], nothing).unwrap());
+    let held = cache.pin(&[2], nothing).unwrap();
+    cache.discard(&[1, 2, 9]);
+    assert_eq!((cache.missing(&[1]), cache.missing(&[2])), (1, 0), "what is pinned stays");
+    assert_eq!(cache.pin_beside(&[3], nothing).unwrap().len(), 1);
+    assert_eq!(cache.stats().evictions, 0);
+    drop(held);
+}

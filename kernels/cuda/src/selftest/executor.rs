@@ -7,7 +7,7 @@ use longshore_attention::{
     PrefillPolicy, Queries, SparseItem, SparseWork, Summaries, SummaryKey, Tile, TileShape, Tiles, Visit,
     WorkList, attend_by_lists,
 };
-use longshore_model::{Activations, KeptAttention as _, KeptPart, KeptVisits};
+use longshore_model::{Activations, KeptAttention as _, KeptPart, KeptVisits, Promised};
 
 use super::Case;
 use super::material::{Random, random_tiles, relative, rounded};
@@ -18,24 +18,24 @@ const STRIPE: u32 = 4;
 
 /// A sequence and rows that ask for it.
 #[derive(Debug, Clone, Copy)]
-struct Plan {
-    seed: u64,
-    dtype: KvDtype,
-    heads: HeadShape,
-    tokens: usize,
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) dtype: KvDtype,
+    pub(super) heads: HeadShape,
+    pub(super) tokens: usize,
     /// Keys before the first row.
-    prefix: usize,
-    rows: usize,
+    pub(super) prefix: usize,
+    pub(super) rows: usize,
     /// Pages that the device may keep.
-    pages: usize,
+    pub(super) pages: usize,
 }
 
-struct Sequence {
+pub(super) struct Sequence {
     heads: HeadShape,
     prefix: usize,
-    tiles: Tiles,
+    pub(super) tiles: Tiles,
     summaries: Summaries,
-    queries: Vec<f32>,
+    pub(super) queries: Vec<f32>,
     earlier: Partials,
 }
 
@@ -61,12 +61,12 @@ impl PagedKv for OneHead<'_> {
 }
 
 impl Plan {
-    fn shape(&self) -> TileShape {
+    pub(super) fn shape(&self) -> TileShape {
         let HeadShape { kv_heads, head_dim, .. } = self.heads;
         TileShape { block_tokens: self.tokens, kv_heads, head_dim, dtype: self.dtype }
     }
 
-    fn sequence(&self, random: &mut Random, prefix: usize) -> Sequence {
+    pub(super) fn sequence(&self, random: &mut Random, prefix: usize) -> Sequence {
         let keys = prefix + self.rows;
         let tiles = random_tiles(random, self.shape(), keys.div_ceil(self.tokens), 1.0);
         let mut summaries = Summaries::new(self.shape(), STRIPE, 0).expect("a shape of ours");
@@ -86,14 +86,14 @@ impl Plan {
         Sequence { heads: self.heads, prefix, tiles, summaries, queries, earlier }
     }
 
-    fn executor(&self, device: &Arc<dyn Device>) -> CudaExecutor {
+    pub(super) fn executor(&self, device: &Arc<dyn Device>) -> CudaExecutor {
         // Pages of f16 or f32, whatever the tiles have, and room for the odd bytes.
         let page = 4 * self.tokens * 2 * self.heads.kv_heads * self.heads.head_dim + 4096;
         CudaExecutor::new(Arc::clone(device), CpuExecutor::serial(), 2 * self.pages * page)
     }
 
     /// What is right for the type; f16 queries are those that the CPU has.
-    fn limit(&self) -> f64 {
+    pub(super) fn limit(&self) -> f64 {
         match self.dtype {
             KvDtype::F32 => 1e-5,
             KvDtype::F16 => 2e-3,
@@ -103,7 +103,7 @@ impl Plan {
 }
 
 impl Sequence {
-    fn queries(&self) -> Queries<'_> {
+    pub(super) fn queries(&self) -> Queries<'_> {
         Queries {
             shape: self.heads,
             first_position: self.prefix as u64,
@@ -116,7 +116,7 @@ impl Sequence {
         self.queries().rows()
     }
 
-    fn blocks(&self) -> Vec<ExactBlock> {
+    pub(super) fn blocks(&self) -> Vec<ExactBlock> {
         let (keys, tokens) = (self.prefix + self.rows(), self.tiles.shape.block_tokens);
         let block = |tile: usize| ExactBlock {
             tile: tile as u32,
@@ -321,9 +321,9 @@ fn kept(plan: Plan, (rule, wgmma): (&str, bool), device: &Arc<dyn Device>) -> Re
     };
     let of_rule = sequence.with_input(|input| {
         let input = PlanInput { queries: Queries { data: &[], ..queries }, ..*input };
-        attend(KeptVisits::By { policy: &policy, input: &input })
+        attend(KeptVisits::By { policy: &policy, input: &input, promised: Promised::default() })
     })?;
-    let of_all = attend(KeptVisits::All { kv: &sequence.tiles, first_key: 0 })?;
+    let of_all = attend(KeptVisits::All { kv: &sequence.tiles, first_key: 0, promised: &[] })?;
     let (Some(of_rule), Some(of_all)) = (of_rule, of_all) else { return Ok(f64::INFINITY) };
     let by_rule = sequence.with_input(|input| attend_by_lists(&cpu, &policy, input)).map_err(refused)?;
     let work = WorkList { exact: sequence.blocks(), ..WorkList::default() };
@@ -333,7 +333,7 @@ fn kept(plan: Plan, (rule, wgmma): (&str, bool), device: &Arc<dyn Device>) -> Re
 }
 
 /// Rules of which the device makes the lists: with means for what is not visited, and without; each with a guard of its own.
-const RULES: [&str; 2] = [
+pub(super) const RULES: [&str; 2] = [
     "blocks:scorer=row-normalised,selector=mass,gamma=0.6,peak=0.25,dense_layers=0,min_positions=0,last_tiles=0",
     "blocks:scorer=pooled,selector=top-k,k=3,correction=off,escape=0.7,dense_layers=0,min_positions=0,last_tiles=0",
 ];

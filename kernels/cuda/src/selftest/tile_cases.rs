@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use longshore_attention::{KvDtype, TileShape};
 
 use super::Case;
+use super::append::rows_to_pages;
 use super::tile::{checksum, means, quantise_e4m3, quantise_int8, rounded_means, transcode};
 use crate::{PageElement, PageShape};
 
@@ -26,6 +27,11 @@ pub(super) fn cases() -> Vec<Case> {
         let shape = shape(tokens, 2, dim, dtype);
         cases.push(Case::new(name("transcode", &shape), 0.0, move |device| transcode(device, shape)));
         cases.push(Case::new(name("means", &shape), 0.0, move |device| means(device, shape)));
+    }
+    for (dtype, tokens, dim) in [(KvDtype::F32, 16, 80), (KvDtype::F16, 32, 64), (KvDtype::Bf16, 16, 96)] {
+        let shape = shape(tokens, 2, dim, dtype);
+        let run = move |device: &_| rows_to_pages(device, shape);
+        cases.push(Case::new(name("rows to pages", &shape), 0.0, run));
     }
     for (dtype, dim) in [(KvDtype::F32, 80), (KvDtype::F16, 128), (KvDtype::Bf16, 64)] {
         let shape = shape(16, 2, dim, dtype);

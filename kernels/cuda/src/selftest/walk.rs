@@ -1,9 +1,13 @@
 //! One sequence through a backend, by a plain loop over the layers: what engines do, without their queues.
 
+use std::ops::Range;
+
 use longshore_attention::{
-    AttendItem, ExactBlock, Executor, KvDtype, Queries, Tile, TileShape, Tiles, WorkList,
+    AttendItem, ExactBlock, Executor, KvDtype, Promise, Queries, Tile, TileShape, Tiles, WorkList,
 };
-use longshore_model::{Activations, Backend, Error, KeptAttention, KeptPart, KeptQkv, KeptVisits};
+use longshore_model::{
+    Activations, Backend, Error, KeptAppend, KeptAttention, KeptPart, KeptQkv, KeptVisits, RowsRead,
+};
 
 const BLOCK_TOKENS: usize = 16;
 
@@ -31,7 +35,8 @@ impl<'a> Walk<'a> {
         Self { backend, executor, kept: None, first_position, tokens: 0, layers }
     }
 
-    /// The same with queries and outputs that stay where the backend leaves them, where `kept` takes them.
+    /// The same with rows that stay where the backend leaves them, where `kept` takes them: keys and values become pages there, and tiles are written
+    /// when what follows is queued.
     pub(crate) fn with_kept(self, kept: Option<&'a dyn KeptAttention>) -> Self {
         Self { kept, ..self }
     }
@@ -45,15 +50,21 @@ impl<'a> Walk<'a> {
         let mut x = self.backend.embed(tokens)?;
         for layer in 0..self.layers.len() {
             let KeptQkv { q, k, v } = self.backend.qkv_kept(layer, &x, &positions)?;
-            let (width, k, v) = (k.width(), k.to_host()?, v.to_host()?);
-            for (row, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
-                self.write(layer, first + row, k, v);
+            let open = self.open(layer, first);
+            let promised = self.promise(layer, first, (&k, &v))?;
+            let reads = (k.begin_read()?, v.begin_read()?);
+            match self.attend_kept(layer, first, (&q, &promised))? {
+                Some(attention) => {
+                    x = self.backend.finish_kept(layer, x, &attention)?;
+                    self.write(layer, (first, open), reads, promised)?;
+                }
+                None => {
+                    self.write(layer, (first, open), reads, promised)?;
+                    let attention = self.attend(layer, first, &q.to_host()?)?;
+                    let attention = Activations::from_host(q.width(), attention);
+                    x = self.backend.finish_kept(layer, x, &attention)?;
+                }
             }
-            let attention = match self.attend_kept(layer, first, &q)? {
-                Some(attention) => attention,
-                None => Activations::from_host(q.width(), self.attend(layer, first, &q.to_host()?)?),
-            };
-            x = self.backend.finish_kept(layer, x, &attention)?;
         }
         Ok(x)
     }
@@ -64,18 +75,64 @@ impl<'a> Walk<'a> {
         self.backend.logits(&x, &(0..tokens.len()).collect::<Vec<_>>())
     }
 
-    fn write(&mut self, layer: usize, token: usize, k: &[f32], v: &[f32]) {
-        let kv = &mut self.layers[layer];
-        if token == kv.tiles.len() * BLOCK_TOKENS {
-            kv.tiles.push(Tile::zeroed(kv.shape));
-        }
-        kv.tiles[token / BLOCK_TOKENS].write(token % BLOCK_TOKENS, k, v).expect("a token of the tile");
+    /// Makes tiles for the new tokens, from `first` on; which of them these go to.
+    fn open(&mut self, layer: usize, first: usize) -> Range<usize> {
+        let (kv, end) = (&mut self.layers[layer], self.tokens.div_ceil(BLOCK_TOKENS));
+        let shape = kv.shape;
+        kv.tiles.resize_with(end, || Tile::zeroed(shape));
+        first / BLOCK_TOKENS..end
     }
 
-    fn attend_kept(&self, layer: usize, first: usize, q: &Activations) -> Result<Option<Activations>, Error> {
+    /// Pages of the new rows, before their tiles; none where nobody makes them.
+    fn promise(
+        &self,
+        layer: usize,
+        first: usize,
+        (k, v): (&Activations, &Activations),
+    ) -> Result<Vec<Promise>, Error> {
+        let Some(kept) = self.kept else { return Ok(Vec::new()) };
+        let tiles: Vec<&Tile> = self.layers[layer].tiles[first / BLOCK_TOKENS..].iter().collect();
+        let promised: Vec<Promise> = tiles.iter().map(|_| Tile::promise()).collect();
+        let part = KeptAppend { rows: 0..k.rows(), offset: first % BLOCK_TOKENS, tiles, promised: &promised };
+        let has_pages = kept.append_kept(k, v, &[part]).map_err(failed)?;
+        Ok(if has_pages { promised } else { Vec::new() })
+    }
+
+    fn write(
+        &mut self,
+        layer: usize,
+        (first, open): (usize, Range<usize>),
+        (keys, values): (RowsRead, RowsRead),
+        promised: Vec<Promise>,
+    ) -> Result<(), Error> {
+        let (keys, values) = RowsRead::finish_both(keys, values)?;
+        let kv = &mut self.layers[layer];
+        let width = kv.shape.kv_heads * kv.shape.head_dim;
+        let mut promised = promised.into_iter();
+        for tile in open {
+            let from = first.max(tile * BLOCK_TOKENS);
+            let to = self.tokens.min((tile + 1) * BLOCK_TOKENS);
+            let rows = (from - first) * width..(to - first) * width;
+            let (offset, keys, values) = (from % BLOCK_TOKENS, &keys[rows.clone()], &values[rows]);
+            let tile = &mut kv.tiles[tile];
+            let written = match promised.next() {
+                Some(promise) => tile.write_promised(promise, offset, keys, values),
+                None => tile.write(offset, keys, values),
+            };
+            written.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn attend_kept(
+        &self,
+        layer: usize,
+        first: usize,
+        (q, promised): (&Activations, &[Promise]),
+    ) -> Result<Option<Activations>, Error> {
         let Some(kept) = self.kept else { return Ok(None) };
         let config = self.backend.config();
-        let visits = KeptVisits::All { kv: &self.layers[layer], first_key: self.first_position };
+        let visits = KeptVisits::All { kv: &self.layers[layer], first_key: self.first_position, promised };
         let part = KeptPart { rows: 0..q.rows(), first_position: self.first_position + first as u64, visits };
         let shape = (config.heads, config.attention_scale());
         kept.attend_kept(shape, q, &[part]).map_err(failed)

@@ -46,7 +46,7 @@ struct Params {
     first: u32,
     capacity: u32,
     tokens: u32,
-    unused: u32,
+    by_rows: u32,
 }
 
 fn kernel(element: PageElement, head_dim: usize, rounded: PageElement) -> Kernel {
@@ -118,8 +118,37 @@ impl MeanBuilder {
             first: first as u32,
             capacity: capacity as u32,
             tokens: tokens as u32,
-            unused: 0,
+            by_rows: 0,
         };
+        self.start(blocks, params)
+    }
+
+    /// Queues mean keys and values of `blocks` full blocks, f32 `[blocks][kv_heads][head_dim]`: rows, as [`super::RowAppender`] takes them.
+    pub fn rows(
+        &self,
+        pages: Span<'_>,
+        blocks: usize,
+        (key, value): (Span<'_>, Span<'_>),
+    ) -> Result<(), Error> {
+        if blocks == 0 {
+            return Ok(());
+        }
+        let PageShape { kv_heads, head_dim, tokens, .. } = self.shape;
+        let all = [blocks, kv_heads, head_dim];
+        let params = Params {
+            pages: pages.for_kernel("pages", &[blocks], size_of::<u64>())?,
+            key: key.for_kernel("key", &all, size_of::<f32>())?,
+            value: value.for_kernel("value", &all, size_of::<f32>())?,
+            capacity: blocks as u32,
+            tokens: tokens as u32,
+            by_rows: 1,
+            ..Params::zeroed()
+        };
+        self.start(blocks, params)
+    }
+
+    fn start(&self, blocks: usize, params: Params) -> Result<(), Error> {
+        let PageShape { kv_heads, head_dim, tokens, .. } = self.shape;
         let shared = (head_dim + tokens + 1) * size_of::<f32>();
         let grid = [blocks as u32, kv_heads as u32, 1];
         self.device.launch(&Launch::new(&self.kernel, grid, THREADS, &params).shared(shared as u32))

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Sub;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,14 +22,18 @@ pub(crate) struct Counts {
     pub(crate) arrivals_wait: usize,
     pub(crate) downloads: usize,
     pub(crate) downloaded_bytes: usize,
+    /// Copies that were begun, to be taken later.
+    pub(crate) departures: usize,
+    /// Times that one of them was waited for with no launch queued behind it.
+    pub(crate) stalls: usize,
     pub(crate) launches: usize,
     pub(crate) synchronizations: usize,
 }
 
 impl Counts {
-    /// Calls that wait for the device.
+    /// Calls that wait for the device while it has nothing more to do.
     pub(crate) fn waits(self) -> usize {
-        self.downloads + self.synchronizations
+        self.downloads + self.stalls + self.synchronizations
     }
 }
 
@@ -43,6 +47,8 @@ impl Sub for Counts {
             arrivals_wait: self.arrivals_wait - before.arrivals_wait,
             downloads: self.downloads - before.downloads,
             downloaded_bytes: self.downloaded_bytes - before.downloaded_bytes,
+            departures: self.departures - before.departures,
+            stalls: self.stalls - before.stalls,
             launches: self.launches - before.launches,
             synchronizations: self.synchronizations - before.synchronizations,
         }
@@ -54,12 +60,24 @@ impl Sub for Counts {
 pub(crate) enum Moment {
     UploadApart,
     Download,
+    Depart,
     /// Of a kernel with this entry: it may have to be compiled.
     Launch(&'static str),
 }
 
 /// Something that is done once.
 type Action = Box<dyn FnOnce() + Send>;
+
+/// Copies that were begun.
+#[derive(Default)]
+struct Departing {
+    /// How many launches there were when each was begun.
+    launches: BTreeMap<u64, usize>,
+    /// All up to this one are known to be done.
+    reached: u64,
+    /// Whether staging memory is full.
+    full: bool,
+}
 
 /// Counts calls, and has room for so many bytes.
 pub(crate) struct Watched {
@@ -70,6 +88,7 @@ pub(crate) struct Watched {
     refused: AtomicUsize,
     pub(crate) used: AtomicUsize,
     counts: Mutex<Counts>,
+    departing: Mutex<Departing>,
     entries: Mutex<BTreeSet<&'static str>>,
     /// Done by the next such call, before it is passed on.
     before: Mutex<Option<(Moment, Action)>>,
@@ -79,8 +98,24 @@ impl Watched {
     pub(crate) fn with_room(room: usize) -> Arc<Self> {
         let (used, counts, before) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
         let (until_refusal, refused) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
-        let (inner, entries) = (Emulator::new(), Mutex::default());
-        Arc::new(Self { inner, room, until_refusal, refused, used, counts, entries, before })
+        let (inner, entries, departing) = (Emulator::new(), Mutex::default(), Mutex::default());
+        Arc::new(Self { inner, room, until_refusal, refused, used, counts, departing, entries, before })
+    }
+
+    /// Has no room for copies that are begun from now on, or has it again.
+    pub(crate) fn fill_staging(&self, full: bool) {
+        self.departing.lock().unwrap().full = full;
+    }
+
+    /// Copies that were begun and are neither taken nor abandoned.
+    pub(crate) fn departing(&self) -> usize {
+        self.departing.lock().unwrap().launches.len()
+    }
+
+    /// Everything that was queued is done.
+    fn reach_all(&self) {
+        let mut departing = self.departing.lock().unwrap();
+        departing.reached = departing.launches.keys().next_back().copied().unwrap_or(departing.reached);
     }
 
     /// Refuses one allocation: the next but so many.
@@ -184,7 +219,39 @@ impl Device for Watched {
         self.count(|counts| &mut counts.downloads);
         self.counts.lock().unwrap().downloaded_bytes += to.len();
         self.at(Moment::Download);
+        self.reach_all();
         self.inner.download(from, to)
+    }
+
+    fn depart(&self, from: Span<'_>) -> Result<Option<u64>, Error> {
+        self.at(Moment::Depart);
+        if self.departing.lock().unwrap().full {
+            return Ok(None);
+        }
+        let departure = self.inner.depart(from)?;
+        self.count(|counts| &mut counts.departures);
+        if let Some(number) = departure {
+            let launches = self.counted().launches;
+            self.departing.lock().unwrap().launches.insert(number, launches);
+        }
+        Ok(departure)
+    }
+
+    fn collect(&self, departure: u64, to: &mut [u8]) -> Result<(), Error> {
+        let mut departing = self.departing.lock().unwrap();
+        let since = departing.launches.remove(&departure).expect("it was begun");
+        let waits = departure > departing.reached;
+        departing.reached = departing.reached.max(departure);
+        drop(departing);
+        if waits && self.counted().launches == since {
+            self.count(|counts| &mut counts.stalls);
+        }
+        self.inner.collect(departure, to)
+    }
+
+    fn abandon(&self, departure: u64) {
+        self.departing.lock().unwrap().launches.remove(&departure);
+        self.inner.abandon(departure);
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
@@ -196,6 +263,7 @@ impl Device for Watched {
 
     fn synchronize(&self) -> Result<(), Error> {
         self.count(|counts| &mut counts.synchronizations);
+        self.reach_all();
         self.inner.synchronize()
     }
 }

@@ -13,8 +13,11 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW, Symbol};
 use longshore_cuda::{Device, Error, Kernel, Launch, Memory, Queue, Span};
 
 use super::compiler::{Compiler, RUNTIME_FLAGS};
+use departures::Departures;
 use order::{Copy, Order};
 
+#[path = "departures.rs"]
+mod departures;
 #[path = "order.rs"]
 mod order;
 
@@ -53,6 +56,7 @@ pub(crate) struct Emulator {
     fault: Mutex<Option<String>>,
     bank_conflicts: AtomicU64,
     order: Mutex<Order>,
+    departures: Mutex<Departures>,
     capability: u32,
 }
 
@@ -93,6 +97,7 @@ impl Emulator {
             fault: Mutex::default(),
             bank_conflicts: AtomicU64::new(0),
             order: Mutex::default(),
+            departures: Mutex::default(),
             capability,
         })
     }
@@ -160,6 +165,23 @@ impl Emulator {
 
     fn order(&self) -> MutexGuard<'_, Order> {
         self.order.lock().expect("nobody panics with it")
+    }
+
+    fn departures(&self) -> MutexGuard<'_, Departures> {
+        self.departures.lock().expect("nobody panics with it")
+    }
+
+    /// Ends a departure; its bytes are those that are there now, which must be those that were there when it was begun.
+    fn end_departure(&self, departure: u64) -> Result<Vec<u8>, String> {
+        let (from, was) = self.departures().end(departure)?;
+        self.order().done(from, was.len(), "departs")?;
+        let mut bytes = vec![0; was.len()];
+        // SAFETY: the range lay in an allocation, which was not given back: it would be no departure any more. Launches are over.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        match bytes == was {
+            true => Ok(bytes),
+            false => Err(format!("the {} bytes at {from:#x} were written to while they departed", was.len())),
+        }
     }
 
     /// Copies arrive.
@@ -240,6 +262,8 @@ impl Device for Emulator {
             Some(format!("{bytes} bytes at {address:#x} are given back, allocated were {removed:?}"))
         } else if let Err(problem) = self.order().freed(address, bytes) {
             Some(problem)
+        } else if let Err(problem) = self.departures().freed(address, bytes) {
+            Some(problem)
         // SAFETY: it was an allocation until now.
         } else if !unsafe { (self.runtime.is_whole)(address, bytes as u64) } {
             Some(format!("something was written around the {bytes} bytes at {address:#x}"))
@@ -304,6 +328,31 @@ impl Device for Emulator {
         Ok(())
     }
 
+    fn depart(&self, from: Span<'_>) -> Result<Option<u64>, Error> {
+        let (address, bytes) = (from.address(), from.bytes());
+        self.check("depart", address, bytes)?;
+        self.order().done(address, bytes, "departs").map_err(|problem| device("depart", problem))?;
+        // SAFETY: as in `upload`.
+        let was = unsafe { std::slice::from_raw_parts(address as *const u8, bytes) };
+        Ok(Some(self.departures().begin(address, was)))
+    }
+
+    fn collect(&self, departure: u64, to: &mut [u8]) -> Result<(), Error> {
+        self.told()?;
+        let bytes = self.end_departure(departure).map_err(|problem| device("collect", problem))?;
+        if bytes.len() != to.len() {
+            return Err(device("collect", format!("{} bytes departed, {} are taken", bytes.len(), to.len())));
+        }
+        to.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn abandon(&self, departure: u64) {
+        if let Err(fault) = self.end_departure(departure) {
+            self.fault.lock().expect("nobody panics with it").get_or_insert(fault);
+        }
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
         self.told()?;
         self.order().compute();
@@ -356,6 +405,7 @@ impl Emulator {
 impl Drop for Emulator {
     fn drop(&mut self) {
         let left = self.order.lock().ok().and_then(|order| order.left());
+        let left = left.or_else(|| self.departures.lock().ok().and_then(|departures| departures.left()));
         let fault = self.fault.lock().map(|mut fault| fault.take()).unwrap_or_default().or(left);
         if let Some(problem) = fault.filter(|_| !std::thread::panicking()) {
             panic!("nobody asked the emulator, but: {problem}");

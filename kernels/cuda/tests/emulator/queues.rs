@@ -131,3 +131,39 @@ fn memory_that_is_given_back_during_a_copy_is_found() {
     drop(other);
     says(trial.device.synchronize(), "is given back while");
 }
+
+#[test]
+fn what_departs_is_taken_later_in_any_order() {
+    let trial = Trial::new();
+    trial.buffer.span(0, 8).unwrap().write(&[7_u32, 8]).unwrap();
+    let first = trial.buffer.span(0, 4).unwrap().depart().unwrap().unwrap();
+    let second = trial.buffer.span(4, 4).unwrap().depart().unwrap().unwrap();
+    // Launches behind them change other memory.
+    trial.buffer.span(PAGE, 4).unwrap().write(&[1_u32]).unwrap();
+    let (mut one, mut other) = ([0_u32], [0_u32]);
+    second.collect(&mut other).unwrap();
+    first.collect(&mut one).unwrap();
+    assert_eq!((one, other), ([7], [8]));
+    let refused = trial.buffer.span(0, 4).unwrap().depart().unwrap().unwrap();
+    says(refused.collect(&mut [0_u64]), "`departure` has 8 bytes, 4 departed");
+    trial.device.synchronize().unwrap();
+}
+
+#[test]
+fn memory_that_changes_or_goes_while_it_departs_is_found() {
+    let trial = Trial::new();
+    let departure = trial.buffer.span(0, 4).unwrap().depart().unwrap().unwrap();
+    trial.buffer.span(PAGE, 4).unwrap().write(&[3_u32]).unwrap();
+    trial.load(PAGE).unwrap();
+    says(departure.collect(&mut [0_u32]), "were written to while they departed");
+    // Also where nobody takes it.
+    let departure = trial.buffer.span(PAGE, 4).unwrap().depart().unwrap().unwrap();
+    trial.buffer.span(PAGE, 4).unwrap().write(&[4_u32]).unwrap();
+    drop(departure);
+    says(trial.device.synchronize(), "were written to while they departed");
+    let other = Buffer::from_slice(&trial.device, &[0_u32]).unwrap();
+    let departure = other.whole().depart().unwrap().unwrap();
+    drop(other);
+    says(trial.device.synchronize(), "is given back while departure");
+    says(departure.collect(&mut [0_u32]), "no departure");
+}

@@ -11,23 +11,25 @@ use longshore_attention::{
 use longshore_compute::ComputePool;
 use longshore_cuda::{CudaBackend, CudaExecutor, Device, ModelOptions};
 use longshore_model::testing::{TinyOptions, write_tiny_gguf};
-use longshore_model::{Activations, Backend as _, KeptAttention as _, KeptPart, KeptVisits, LoadedModel};
+use longshore_model::{
+    Activations, Backend as _, KeptAttention as _, KeptPart, KeptVisits, LoadedModel, Promised,
+};
 
 use crate::counted::{Counts, Watched};
 use crate::plan::{HEADS, Prompt};
 
-const SCALE: f32 = 0.125;
+pub(crate) const SCALE: f32 = 0.125;
 const FIRST: usize = 37 * 16 + 7;
 const ROWS: usize = 70;
 
 /// A backend and an executor on one device.
-struct Gpu {
-    watched: Arc<Watched>,
-    backend: CudaBackend,
-    executor: CudaExecutor,
+pub(crate) struct Gpu {
+    pub(crate) watched: Arc<Watched>,
+    pub(crate) backend: CudaBackend,
+    pub(crate) executor: CudaExecutor,
 }
 
-fn gpu(budget: usize) -> Gpu {
+pub(crate) fn gpu(budget: usize) -> Gpu {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tiny.gguf");
     let options =
@@ -53,7 +55,7 @@ impl Gpu {
         self.backend.qkv_kept(0, &x, &positions).unwrap().q
     }
 
-    fn attend(&self, q: &Activations, parts: &[KeptPart<'_>]) -> (Counts, Option<Activations>) {
+    pub(crate) fn attend(&self, q: &Activations, parts: &[KeptPart<'_>]) -> (Counts, Option<Activations>) {
         let before = self.watched.counted();
         let found = self.executor.attend_kept((HEADS, SCALE), q, parts).unwrap();
         (self.watched.counted() - before, found)
@@ -69,7 +71,7 @@ fn all(prompt: &Prompt, rows: Range<usize>) -> KeptPart<'_> {
     KeptPart {
         rows,
         first_position: FIRST as u64,
-        visits: KeptVisits::All { kv: prompt.tiles(), first_key: 0 },
+        visits: KeptVisits::All { kv: prompt.tiles(), first_key: 0, promised: &[] },
     }
 }
 
@@ -89,7 +91,7 @@ fn exactly(prompt: &Prompt, rows: &[f32]) -> Vec<f32> {
 }
 
 #[track_caller]
-fn assert_near(found: &[f32], wanted: &[f32], limit: f64, what: &str) {
+pub(crate) fn assert_near(found: &[f32], wanted: &[f32], limit: f64, what: &str) {
     let off: f64 = found.iter().zip(wanted).map(|(f, w)| (f64::from(*f) - f64::from(*w)).powi(2)).sum();
     let norm: f64 = wanted.iter().map(|w| f64::from(*w).powi(2)).sum();
     let distance = (off / norm).sqrt();
@@ -146,7 +148,7 @@ fn warp_groups_take_rows_that_stay_where_they_are_asked_for() {
             let part = KeptPart {
                 rows: 0..ROWS,
                 first_position: FIRST as u64,
-                visits: KeptVisits::By { policy: &policy, input },
+                visits: KeptVisits::By { policy: &policy, input, promised: Promised::default() },
             };
             gpu.attend(&q, &[part]).1
         });
@@ -172,7 +174,7 @@ fn rows_by_a_policy_stay_too() {
         let (counts, found) = prompt.with_input(|input| {
             let mut input = *input;
             input.queries.data = &[];
-            let visits = KeptVisits::By { policy: &policy, input: &input };
+            let visits = KeptVisits::By { policy: &policy, input: &input, promised: Promised::default() };
             gpu.attend(&q, &[KeptPart { rows: 0..ROWS, first_position: FIRST as u64, visits }])
         });
         assert_eq!((counts.waits(), counts.downloaded_bytes), (0, 0), "{rule}: {counts:?}");
@@ -236,7 +238,7 @@ fn rows_that_could_not_stay_are_tried_once_and_counted() {
     let prompt = prompt.with_rows(q.to_host().unwrap().into_owned());
     prompt.with_input(|input| {
         let kept = PlanInput { queries: Queries { data: &[], ..input.queries }, ..*input };
-        let visits = KeptVisits::By { policy: &policy, input: &kept };
+        let visits = KeptVisits::By { policy: &policy, input: &kept, promised: Promised::default() };
         let part = KeptPart { rows: 0..ROWS, first_position: FIRST as u64, visits };
         assert!(gpu.attend(&q, &[part]).1.is_none());
         assert_eq!(gpu.executor.stats().to_lists, 2, "by a policy");
@@ -286,7 +288,7 @@ fn refuses(policy: &PrefillPolicy, by_rule: bool, number: usize) -> bool {
             return (gpu.attend(&q, &[all(&prompt, 0..ROWS)]).1, exactly(&prompt, &rows));
         }
         let kept = PlanInput { queries: Queries { data: &[], ..input.queries }, ..*input };
-        let visits = KeptVisits::By { policy, input: &kept };
+        let visits = KeptVisits::By { policy, input: &kept, promised: Promised::default() };
         let part = KeptPart { rows: 0..ROWS, first_position: FIRST as u64, visits };
         let wanted = attend_by_lists(&CpuExecutor::serial(), policy, input).unwrap();
         (gpu.attend(&q, &[part]).1, wanted.finish())

@@ -35,6 +35,7 @@ pub(crate) struct LayerAttention<'a, 'b> {
     pub(crate) patient: bool,
 }
 
+pub(crate) use kept::LayerTurn;
 pub(crate) use remote::Lost;
 
 /// Consecutive rows of one sequence. Rows do not depend on each other, so that waves may cut anywhere.

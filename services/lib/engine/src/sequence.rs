@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use longshore_attention::{PagedKv, Tile, TileShape};
+use longshore_attention::{PagedKv, Promise, Tile, TileShape};
 use longshore_blocks::{BlockKey, BlockPlace, Geometry, KeyChain, crc32c};
 use longshore_compute::ComputePool;
 use longshore_proto::types::{Identity, TileMessage};
@@ -217,29 +217,49 @@ impl Sequence {
         Ok(())
     }
 
-    /// Writes K and V of the step's rows in one layer, f32 `[rows, kv_heads, head_dim]` each; blocks in parallel.
+    /// The local blocks that the step under way writes to.
+    fn open_blocks(&self) -> Range<usize> {
+        let first = self.done / u64::from(self.geometry.block_tokens());
+        let end = self.blocks_before(self.done + self.under_way);
+        (first - self.remote_blocks) as usize..(end - self.remote_blocks) as usize
+    }
+
+    /// The tiles of one layer that the step under way writes to, as they are, and the token of the first of them that its first row becomes.
+    pub(crate) fn open_tiles(&self, layer: usize) -> (usize, Vec<&Tile>) {
+        let offset = self.done % u64::from(self.geometry.block_tokens());
+        (offset as usize, self.local.range(self.open_blocks()).map(|block| block.tile(layer)).collect())
+    }
+
+    /// Writes K and V of the step's rows in one layer, f32 `[rows, kv_heads, head_dim]` each; blocks in parallel. The tiles get the promised
+    /// versions, where there are any: one for each.
     pub(crate) fn write(
         &mut self,
         pool: &ComputePool,
         layer: usize,
-        keys: &[f32],
-        values: &[f32],
+        (keys, values): (&[f32], &[f32]),
+        promised: Vec<Promise>,
     ) -> Result<(), Error> {
         let width = self.shape.kv_heads * self.shape.head_dim;
         let (block_tokens, done, end) =
             (self.shape.block_tokens as u64, self.done, self.done + self.under_way);
-        let first = done / block_tokens;
-        let blocks =
-            (first - self.remote_blocks) as usize..(self.blocks_before(end) - self.remote_blocks) as usize;
+        let (first, blocks) = (done / block_tokens, self.open_blocks());
         let failure = Mutex::new(None);
-        pool.run_chunks(&mut self.local.make_contiguous()[blocks], 1, |index, block| {
+        let promised = promised.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        let mut blocks: Vec<(&mut LocalBlock, Option<Promise>)> =
+            self.local.range_mut(blocks).zip(promised).collect();
+        pool.run_chunks(&mut blocks, 1, |index, block| {
+            let (block, promise) = &mut block[0];
             let start = (first + index as u64) * block_tokens;
             let (from, to) = (start.max(done), (start + block_tokens).min(end));
             let elements = (from - done) as usize * width..(to - done) as usize * width;
-            let tile = Arc::make_mut(&mut block[0].tiles[layer]);
-            if let Err(error) =
-                tile.write((from - start) as usize, &keys[elements.clone()], &values[elements])
-            {
+            let (offset, keys, values) =
+                ((from - start) as usize, &keys[elements.clone()], &values[elements]);
+            let tile = Arc::make_mut(&mut block.tiles[layer]);
+            let written = match promise.take() {
+                Some(promise) => tile.write_promised(promise, offset, keys, values),
+                None => tile.write(offset, keys, values),
+            };
+            if let Err(error) = written {
                 failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
         });

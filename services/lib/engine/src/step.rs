@@ -1,5 +1,7 @@
 //! One step: new rows of several sequences through all layers.
 
+mod behind;
+
 use std::{sync::Arc, time::Duration};
 
 use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, PlanInput, SparseWork, TileShape};
@@ -11,9 +13,12 @@ use longshore_proto::types::{Dtype, WireTileShape};
 
 use crate::{
     Error, Sequence,
-    attend::{AttendTimes, Part, RemoteVisits},
+    attend::{AttendTimes, LayerTurn, Part, RemoteVisits},
     error::check,
 };
+
+pub(crate) use behind::Behind;
+use behind::LAYERS_BEHIND;
 
 /// Settings of the walk.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +110,8 @@ pub type StepOutput = Result<Option<RowLogits>, Error>;
 
 /// Watches a step, so that tiles can leave while later layers compute.
 pub trait StepObserver {
-    /// The tiles of `layer` are written: those of [`Sequence::filling`] are final. An error ends the step.
+    /// The tiles of `layer` are written: those of [`Sequence::filling`] are final. Layers come in order, each once; where a device computes, the
+    /// next one may have been attended to by then. An error ends the step.
     fn layer_done(&mut self, layer: usize, batch: &[StepInput<'_>]) -> Result<(), Error>;
 
     /// Attention of `layer` is done and took so long.
@@ -256,18 +262,11 @@ impl Engine {
         let mut failed: Vec<Option<Error>> = batch.iter().map(|_| None).collect();
         let config = self.backend.config();
         let mut x = self.backend.embed(&rows.tokens)?;
+        let mut behind = Behind::new(&rows.first);
         for layer in 0..config.layers {
             check(ctx)?;
             let KeptQkv { mut q, k, v } = self.backend.qkv_kept(layer, &x, &rows.positions)?;
-            // Tiles are in memory of the host, wherever they are computed.
-            let (keys, values) = (k.to_host()?, v.to_host()?);
-            let kv_width = config.heads.kv_heads * config.heads.head_dim;
-            for (input, &first) in batch.iter_mut().zip(&rows.first) {
-                let elements = first * kv_width..(first + input.tokens.len()) * kv_width;
-                input.sequence.write(&self.pool, layer, &keys[elements.clone()], &values[elements])?;
-                input.sequence.summarise(&self.pool, layer)?;
-            }
-            observer.layer_done(layer, batch)?;
+            self.begin_keys(layer, batch, (k, v), &mut behind)?;
             let mut parts = rows.parts(batch);
             if layer + 1 == config.layers {
                 // Nobody reads what the last layer makes of rows without logits.
@@ -276,12 +275,15 @@ impl Engine {
                 }
                 (x, q, parts) = rows.only_wanted(batch, x, q)?;
             }
-            let output = self.attend_layer((ctx, layer), batch, (&q, parts), &mut failed, observer)?;
+            let turn = LayerTurn { ctx, layer, failed: &mut failed, behind: &mut behind };
+            let output = self.attend_layer(turn, batch, (&q, parts), observer)?;
             if failed.iter().all(Option::is_some) {
                 return Ok(failed.into_iter().flatten().map(Err).collect());
             }
             x = self.backend.finish_kept(layer, x, &output)?;
+            self.settle(&mut behind, LAYERS_BEHIND, batch, observer)?;
         }
+        self.settle(&mut behind, 0, batch, observer)?;
         let logits = match rows.wanted.is_empty() {
             true => Vec::new(),
             false => {

@@ -5,12 +5,13 @@
 mod support;
 
 use std::any::Any;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use longshore_attention::{
-    AttendItem, CpuExecutor, Error as AttentionError, ExactBlock, Executor as _, HeadShape, KvDtype,
-    PrefillPolicy, Queries, WorkList, attend_by_lists,
+    AttendItem, CpuExecutor, Error as AttentionError, ExactBlock, Executor as _, HeadShape, KvDtype, PagedKv,
+    PrefillPolicy, Promise, Queries, Tile, Tiles, WorkList, attend_by_lists,
 };
 use longshore_compute::ComputePool;
 use longshore_engine::{
@@ -19,8 +20,8 @@ use longshore_engine::{
 };
 use longshore_fabric::CallContext;
 use longshore_model::{
-    Activations, Backend, DeviceRows, Error, KeptAttention, KeptPart, KeptQkv, KeptVisits, ModelConfig, Qkv,
-    RowLogits,
+    Activations, Backend, DeviceRead, DeviceRows, Error, KeptAppend, KeptAttention, KeptPart, KeptQkv,
+    KeptVisits, ModelConfig, Qkv, RowLogits,
 };
 
 use support::{BLOCK, World};
@@ -42,6 +43,19 @@ impl DeviceRows for Rows {
     fn read(&self) -> Result<Vec<f32>, Error> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         Ok(self.data.clone())
+    }
+
+    fn begin_read(self: Arc<Self>) -> Result<Box<dyn DeviceRead>, Error> {
+        Ok(Box::new(Coming(self)))
+    }
+}
+
+#[derive(Debug)]
+struct Coming(Arc<Rows>);
+
+impl DeviceRead for Coming {
+    fn finish(self: Box<Self>) -> Result<Vec<f32>, Error> {
+        self.0.read()
     }
 }
 
@@ -116,6 +130,12 @@ impl Backend for Keeping {
 struct Beside {
     cpu: CpuExecutor,
     rows: AtomicUsize,
+    /// Whether it makes pages, which are tiles here, by the versions that were promised.
+    makes_pages: AtomicBool,
+    pages: Mutex<HashMap<u64, Tile>>,
+    /// Reads of keys and values when attention was asked for.
+    reads_before: Mutex<Vec<usize>>,
+    reads_of_keys: Arc<AtomicUsize>,
 }
 
 impl Beside {
@@ -128,7 +148,8 @@ impl Beside {
         let queries = Queries { shape, first_position: part.first_position, scale, data };
         self.rows.fetch_add(queries.rows(), Ordering::SeqCst);
         match part.visits {
-            KeptVisits::All { kv, first_key } => {
+            KeptVisits::All { kv, first_key, promised } => {
+                let kv = &self.with_pages(kv, promised);
                 let end = part.first_position + queries.rows() as u64;
                 let block = |(tile, first_position): (usize, u64)| ExactBlock {
                     tile: tile as u32,
@@ -140,7 +161,7 @@ impl Beside {
                 let items = [AttendItem { queries, kv, work: &work, initial: None }];
                 Ok(self.cpu.attend(&items)?.remove(0).finish())
             }
-            KeptVisits::By { policy, input } => {
+            KeptVisits::By { policy, input, .. } => {
                 assert!(input.queries.data.is_empty(), "the queries are where they were left");
                 let mut input = *input;
                 input.queries = queries;
@@ -150,7 +171,43 @@ impl Beside {
     }
 }
 
+impl Beside {
+    /// The tiles, the last of them those that were promised: these are not looked at on the host.
+    fn with_pages(&self, kv: &dyn PagedKv, promised: &[Promise]) -> Tiles {
+        let written = (0..kv.len() - promised.len()).map(|tile| kv.tile(tile).clone());
+        let pages = self.pages.lock().expect("nobody panics with it");
+        let tiles = written.chain(promised.iter().map(|promise| pages[&promise.version()].clone()));
+        Tiles { shape: kv.shape(), tiles: tiles.collect() }
+    }
+}
+
 impl KeptAttention for Beside {
+    fn append_kept(
+        &self,
+        k: &Activations,
+        v: &Activations,
+        parts: &[KeptAppend<'_>],
+    ) -> Result<bool, AttentionError> {
+        if !self.makes_pages.load(Ordering::SeqCst) {
+            return Ok(false);
+        }
+        let (k, v) = (kept(k).expect("it keeps keys"), kept(v).expect("and values"));
+        for part in parts {
+            let (mut token, width) = (part.offset, k.width);
+            assert_eq!(part.tiles.len(), part.promised.len());
+            for (block, (tile, promise)) in part.tiles.iter().zip(part.promised).enumerate() {
+                let (mut page, done) = ((*tile).clone(), token - part.offset);
+                let count = ((block + 1) * BLOCK - token).min(part.rows.len() - done);
+                let rows = (part.rows.start + done) * width..(part.rows.start + done + count) * width;
+                page.write(token % BLOCK, &k.data[rows.clone()], &v.data[rows])?;
+                self.pages.lock().expect("nobody panics with it").insert(promise.version(), page);
+                token += count;
+            }
+            assert_eq!(token - part.offset, part.rows.len(), "all rows have a tile");
+        }
+        Ok(true)
+    }
+
     fn attend_kept(
         &self,
         shape: (HeadShape, f32),
@@ -158,6 +215,10 @@ impl KeptAttention for Beside {
         parts: &[KeptPart<'_>],
     ) -> Result<Option<Activations>, AttentionError> {
         let Some(rows) = kept(q) else { return Ok(None) };
+        self.reads_before
+            .lock()
+            .expect("nobody panics with it")
+            .push(self.reads_of_keys.load(Ordering::SeqCst));
         let mut output = Vec::new();
         for part in parts {
             let data = &rows.data[part.rows.start * rows.width..part.rows.end * rows.width];
@@ -180,7 +241,14 @@ impl Device {
         let reads = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
         let [reads_of_queries, reads_of_keys] = reads.clone();
         let backend = Keeping { model: Arc::clone(&world.cluster.model), reads_of_queries, reads_of_keys };
-        let beside = Arc::new(Beside { cpu: CpuExecutor::serial(), rows: AtomicUsize::new(0) });
+        let beside = Arc::new(Beside {
+            cpu: CpuExecutor::serial(),
+            rows: AtomicUsize::new(0),
+            makes_pages: AtomicBool::new(false),
+            pages: Mutex::default(),
+            reads_before: Mutex::default(),
+            reads_of_keys: Arc::clone(&reads[1]),
+        });
         let like = &world.cluster.engine;
         let executor = Arc::new(CpuExecutor::serial());
         let pool = ComputePool::serial();
@@ -302,4 +370,85 @@ fn queries_to_shards_travel() {
         assert_near(&found, &wanted);
     }
     assert_eq!(device.counts(), [0, LAYERS, 2 * LAYERS]);
+}
+
+/// Notes layers.
+#[derive(Default)]
+struct Notes(Vec<usize>);
+
+impl StepObserver for Notes {
+    fn layer_done(&mut self, layer: usize, _: &[StepInput<'_>]) -> Result<(), longshore_engine::Error> {
+        self.0.push(layer);
+        Ok(())
+    }
+}
+
+#[test]
+fn tiles_follow_a_layer_behind_where_pages_are_made_of_rows() {
+    let world = World::new(0, KvDtype::F32);
+    let device = Device::new(&world);
+    device.beside.makes_pages.store(true, Ordering::SeqCst);
+    let prompts = [tokens(3, 70), tokens(4, 41)];
+    let wanted = prompts.each_ref().map(|prompt| world.reference(prompt));
+    let (mut sequence, mut notes) = (world.empty(), Notes::default());
+    for part in prompts[0].chunks(30) {
+        let mut one = [(sequence, part)];
+        let logits = step(&device.engine, &mut one, &mut notes);
+        [(sequence, _)] = one;
+        // Of the layer before nothing was read when attention was queued.
+        assert_eq!(
+            std::mem::take(&mut *device.beside.reads_before.lock().expect("nobody panics with it")),
+            [0, 0, 2]
+        );
+        assert_eq!(device.counts(), [2 * part.len() + 1, 0, 2 * LAYERS]);
+        if sequence.position() == 70 {
+            assert_near(&logits[0], &wanted[0].1);
+        }
+    }
+    assert_eq!(notes.0, [0, 1, 2].repeat(3));
+    // The tiles of full blocks have what the last pages have that were promised for them.
+    let pages = device.beside.pages.lock().expect("nobody panics with it");
+    for (place, body) in support::tiles(&sequence, 0) {
+        assert!(pages.values().any(|page| page.as_bytes() == body), "{place:?}");
+    }
+    drop(pages);
+    let mut both = prompts.each_ref().map(|prompt| (world.empty(), &prompt[..]));
+    for (found, wanted) in step(&device.engine, &mut both, &mut ()).iter().zip(&wanted) {
+        assert_near(found, &wanted.1);
+    }
+}
+
+#[test]
+fn what_needs_tiles_has_them_first() {
+    let world = World::new(2, KvDtype::F32);
+    let device = Device::new(&world);
+    device.beside.makes_pages.store(true, Ordering::SeqCst);
+    let prompt = tokens(6, 9 * BLOCK + 5);
+    world.store(&prompt);
+    let (_, wanted) = world.reference(&prompt);
+    // Blocks on shards.
+    let opened = world.open(&prompt[..4 * BLOCK]);
+    let found = step(&device.engine, &mut [(opened, &prompt[4 * BLOCK..])], &mut ());
+    assert_near(&found[0], &wanted);
+    assert_eq!(device.counts(), [0, LAYERS, 2 * LAYERS]);
+    // Somebody who looks at lists, and a policy.
+    let text =
+        "blocks:scorer=row-normalised,selector=top-k,k=1,sink=0,local=0,dense_layers=1,min_positions=64";
+    let policy = Arc::new(PrefillPolicy::parse(text, None).expect("a policy"));
+    let sparse = || {
+        let mut sequence = world.empty();
+        sequence.set_prefill(Arc::clone(&policy), prompt.len() as u64).expect("stripes are small");
+        sequence
+    };
+    let wanted = step(&world.cluster.engine, &mut [(sparse(), &prompt[..])], &mut ());
+    device.beside.reads_before.lock().expect("nobody panics with it").clear();
+    assert_near(&step(&device.engine, &mut [(sparse(), &prompt[..])], &mut ())[0], &wanted[0]);
+    assert_eq!(
+        *device.beside.reads_before.lock().expect("nobody panics with it"),
+        [2, 4, 6],
+        "means are made of tiles"
+    );
+    let mut looks = Looks(0);
+    assert_near(&step(&device.engine, &mut [(sparse(), &prompt[..])], &mut looks)[0], &wanted[0]);
+    assert_eq!(looks.0, LAYERS);
 }

@@ -4,8 +4,9 @@ mod load;
 
 use std::sync::Arc;
 
-use longshore_attention::{Mean, PolicyReads, PrefillPolicy, Summaries};
+use longshore_attention::{Mean, PolicyReads, PrefillPolicy, Promise, Summaries};
 use longshore_compute::ComputePool;
+use longshore_model::KeptMeans;
 
 use super::Sequence;
 use crate::Error;
@@ -67,8 +68,40 @@ impl Sequence {
         Ok(())
     }
 
-    /// Makes the means of the blocks that are full in this layer, when the policy reads any; blocks in parallel.
-    pub(crate) fn summarise(&mut self, pool: &ComputePool, layer: usize) -> Result<(), Error> {
+    /// Has `make` make the means of the blocks that the step fills, out of pages under the promised versions of the tiles that it writes to; gives
+    /// the versions that the tiles of means get. `None`: none were made, or the policy reads more of the host than where things lie.
+    pub(crate) fn promise_means(
+        &mut self,
+        layer: usize,
+        promised: &[Promise],
+        make: impl FnOnce(&KeptMeans<'_>) -> Result<bool, Error>,
+    ) -> Result<Option<Vec<Promise>>, Error> {
+        let opened = self.geometry.full_blocks(self.done);
+        let (full, tile) = (self.geometry.full_blocks(self.done + self.under_way), self.shape);
+        let chooses = |prefill: &&mut SparsePrefill| prefill.policy.chooses_by_means(layer);
+        let Some(prefill) = self.prefill.as_mut().filter(chooses) else { return Ok(None) };
+        let summaries = &mut prefill.summaries[layer];
+        let first_block = summaries.blocks().end;
+        // Others that are full have no pages that were promised.
+        let Some(skipped) = first_block.checked_sub(opened) else { return Ok(None) };
+        let versions = summaries.promise(full);
+        if versions.is_empty() {
+            return Ok(Some(versions));
+        }
+        let blocks = &promised[skipped as usize..(full - opened) as usize];
+        let visited = prefill.reads.values;
+        let means = KeptMeans { tile, blocks, first_block, summaries, visited, promised: &versions };
+        Ok(if make(&means)? { Some(versions) } else { None })
+    }
+
+    /// Makes the means of the blocks that are full in this layer, when the policy reads any; blocks in parallel. Their tiles get the promised
+    /// versions, where there are any.
+    pub(crate) fn summarise(
+        &mut self,
+        pool: &ComputePool,
+        layer: usize,
+        promised: Vec<Promise>,
+    ) -> Result<(), Error> {
         let full = self.geometry.full_blocks(self.done + self.under_way);
         let Some(prefill) = self.prefill.as_mut().filter(|prefill| prefill.reads.means) else {
             return Ok(());
@@ -82,6 +115,7 @@ impl Sequence {
         for (block, mean) in (first..).zip(means) {
             summaries.insert(block, &mean)?;
         }
+        summaries.keep(promised);
         Ok(())
     }
 }

@@ -369,6 +369,16 @@ impl Device for HostMemory {
         Ok(())
     }
 
+    fn depart(&self, _: Span<'_>) -> Result<Option<u64>, Error> {
+        Ok(None)
+    }
+
+    fn collect(&self, _: u64, _: &mut [u8]) -> Result<(), Error> {
+        unreachable!("nothing departs")
+    }
+
+    fn abandon(&self, _: u64) {}
+
     fn launch(&self, _: &Launch<'_>) -> Result<(), Error> {
         unreachable!("the lane launches no kernel")
     }

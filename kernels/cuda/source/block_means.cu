@@ -16,9 +16,9 @@ struct Params {
     u64 key_least;
     u64 key_most;
     u32 first;        // place of the first block
-    u32 capacity;
+    u32 capacity;     // places from one KV head to the next: 1 where each block has those of its heads side by side
     u32 tokens;
-    u32 by_rows;      // 1: [capacity][kv_heads][HEAD_DIM] in place of [kv_heads][capacity][HEAD_DIM], and so on
+    u32 stride;       // places from one block to the next: 1, or KV heads
 };
 
 #if DTYPE == DTYPE_F32
@@ -130,8 +130,7 @@ DEVICE f32 cosine(const Head& head, u32 token, const f32* means, f32 length) {
 // Grid: (blocks, KV heads). Shared memory: (HEAD_DIM + tokens + 1) f32.
 KERNEL(block_means, 256, 4, Params) {
     Head head = head_of(p);
-    u64 block = u64(p.first) + block_index_x();
-    u64 place = p.by_rows ? block * grid_blocks_y() + block_index_y() : u64(block_index_y()) * p.capacity + block;
+    u64 place = u64(block_index_y()) * p.capacity + u64(p.first + block_index_x()) * p.stride;
     f32* means = reinterpret_cast<f32*>(shared_memory());
     f32* cosines = means + HEAD_DIM;
     for (u32 index = thread_index(); index < 2 * HEAD_DIM; index += block_threads()) {

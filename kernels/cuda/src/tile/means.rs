@@ -46,7 +46,7 @@ struct Params {
     first: u32,
     capacity: u32,
     tokens: u32,
-    by_rows: u32,
+    stride: u32,
 }
 
 fn kernel(element: PageElement, head_dim: usize, rounded: PageElement) -> Kernel {
@@ -118,7 +118,7 @@ impl MeanBuilder {
             first: first as u32,
             capacity: capacity as u32,
             tokens: tokens as u32,
-            by_rows: 0,
+            stride: 1,
         };
         self.start(blocks, params)
     }
@@ -139,9 +139,9 @@ impl MeanBuilder {
             pages: pages.for_kernel("pages", &[blocks], size_of::<u64>())?,
             key: key.for_kernel("key", &all, size_of::<f32>())?,
             value: value.for_kernel("value", &all, size_of::<f32>())?,
-            capacity: blocks as u32,
+            capacity: 1,
             tokens: tokens as u32,
-            by_rows: 1,
+            stride: kv_heads as u32,
             ..Params::zeroed()
         };
         self.start(blocks, params)

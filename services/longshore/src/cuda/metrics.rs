@@ -62,7 +62,11 @@ fn gauges(stats: &ExecutorStats) -> [Figure; 2] {
 fn counters(stats: &ExecutorStats) -> [Figure; 10] {
     [
         ("page_hits", "Tiles that were attended to and had a copy", stats.pages.hits),
-        ("page_misses", "Tiles that were copied to the GPU", stats.pages.misses),
+        (
+            "page_misses",
+            "Tiles that were copied to the GPU, or whose pages were begun there",
+            stats.pages.misses,
+        ),
         ("page_evictions", "Copies that made way", stats.pages.evictions),
         ("page_shortages", "Times that there was room for fewer copies than wanted", stats.pages.shortages),
         (

@@ -30,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(100);
 enum Fault {
     /// Its connections are cut in the middle of what they carry, and no others can be made.
     Cut,
+    /// The connections of its tiles alone.
+    TilesCut,
     /// Nothing passes, and no connection ends.
     Silent,
     /// `kill -9`, and it is away.
@@ -143,6 +145,7 @@ impl Story {
         match fault {
             // Somewhere in the tiles and calls of a round.
             Fault::Cut => self.fleet.far(id).cut_after(draws.between(500..=8_000)),
+            Fault::TilesCut => self.fleet.far(id).tiles.cut_after(draws.between(500..=8_000)),
             Fault::Silent => self.fleet.far(id).hold(),
             Fault::Killed => self.fleet.kill(id),
         }
@@ -152,6 +155,13 @@ impl Story {
         match fault {
             Fault::Cut => {
                 assert!(self.fleet.far(id).calls.is_cut(), "{id} was never cut off: nothing passed");
+                self.fleet.far(id).mend();
+            }
+            Fault::TilesCut => {
+                assert!(
+                    self.fleet.far(id).tiles.is_cut(),
+                    "{id} lost no connection of tiles: nothing passed"
+                );
                 self.fleet.far(id).mend();
             }
             Fault::Silent => self.fleet.far(id).mend(),
@@ -174,7 +184,7 @@ async fn late_wires_and_a_shard_that_is_cut_off_lose_no_block_and_change_no_toke
     story.ids.iter().for_each(|id| story.fleet.far(id).lag(Some(&late())));
     story.goes_on(0, "late wires").await;
     story.settled("late wires").await;
-    for (fault, round) in [Fault::Cut, Fault::Silent, Fault::Killed].into_iter().zip(1..) {
+    for (fault, round) in [Fault::Cut, Fault::TilesCut, Fault::Silent, Fault::Killed].into_iter().zip(1..) {
         let id = story.ids[draws.below(SHARDS as u64) as usize].clone();
         let when = format!("seed {seed}, {fault:?} {id}");
         story.strike(fault, &id, &mut draws);

@@ -5,7 +5,7 @@ use std::{path::Path, sync::atomic::Ordering::SeqCst};
 use longshore_proto::types::ListBlocks;
 
 use super::{
-    disk::{folder, tiers},
+    disk::{folder, released, tiers},
     disk_faults::{EIO, change, faulty, find},
     *,
 };
@@ -29,7 +29,9 @@ fn one_in_memory(folder: &Path) -> Config {
 async fn restarted(shard: Fixture, folder: &Path) -> Fixture {
     shard.tasks.drain(PATIENCE).await;
     drop(shard);
-    with_config(one_in_memory(folder))
+    let config = one_in_memory(folder);
+    released(&config).await;
+    with_config(config)
 }
 
 /// Has a shard find the damage of block 1.

@@ -23,7 +23,7 @@ async fn a_put_whose_caller_left_while_nothing_was_taken_keeps_nothing() {
     // An incomplete block, and refusals that nobody reads until no tile is taken any more.
     tiles.send(message(1, 0)).await.expect("the shard reads");
     let bad = TileMessage { crc32c: !message(2, 0).crc32c, ..message(2, 0) };
-    let soon = Duration::from_millis(500);
+    let soon = Duration::from_secs(2);
     while tokio::time::timeout(soon, tiles.send(bad.clone())).await.is_ok_and(|sent| sent.is_ok()) {}
     assert_eq!(served.fixture.stats().await.open_blocks, 1);
     drop(acks);

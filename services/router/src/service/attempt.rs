@@ -267,6 +267,9 @@ impl Attempt<'_> {
                 let retry_after = last.retry_after.unwrap_or(retry_after);
                 Error::WorkersBusy { role, last: Some(last.to_string()), retry_after }
             }
+            (Error::WorkersBusy { role, last: None, retry_after }, Some(last)) => {
+                Error::WorkersBusy { role, last: Some(last.to_string()), retry_after }
+            }
             (Error::NoWorker { role, retry_after, why }, Some(last)) => {
                 Error::NoWorker { role, retry_after, why: format!("{why}, the last with: {last}") }
             }

@@ -250,6 +250,8 @@ impl Request<'_> {
         }
         let retry_after = self.inner.config.retry_after();
         Err(match failure.error.code {
+            // No worker was asked.
+            Code::ResourceExhausted if failure.exclude.is_none() => Error::Worker(failure.error.clone()),
             Code::ResourceExhausted => {
                 Error::WorkersBusy { role: "decode", last: Some(failure.error.to_string()), retry_after }
             }

@@ -14,20 +14,20 @@ use hyper_util::rt::TokioExecutor;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 thread_local! {
-    /// What the task that is being polled on this thread sends: `None` outside of such tasks.
-    static SENDS: RefCell<Option<Sends>> = const { RefCell::new(None) };
+    /// What was asked for messages in the task that is being polled on this thread: `None` outside of tasks that might give a request its own.
+    static ASKED: RefCell<Option<Asked>> = const { RefCell::new(None) };
 }
 
-/// The request that a task sends, as far as it is known.
+/// The request that was asked last, as far as it is known.
 #[derive(Debug, Default)]
-struct Sends {
+struct Asked {
     /// Fires when the call of the request is over.
     over: Option<CancellationToken>,
 }
 
 /// A request whose task ends with its call: `messages` until `over` fires, whatever became of those before.
 pub(super) fn until<S: Stream>(over: CancellationToken, messages: S) -> Until<S> {
-    Until { over, messages: Box::pin(messages), asked: Asked::Never }
+    Until { over, messages: Box::pin(messages) }
 }
 
 /// See [`until`].
@@ -35,36 +35,19 @@ pub(super) fn until<S: Stream>(over: CancellationToken, messages: S) -> Until<S>
 pub(super) struct Until<S> {
     over: CancellationToken,
     messages: Pin<Box<S>>,
-    asked: Asked,
-}
-
-/// How often a request was asked for a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    Never,
-    Once,
-    Often,
 }
 
 impl<S: Stream> Stream for Until<S> {
     type Item = S::Item;
 
+    /// The task of the connection asks first, to see whether the whole request goes at once. If it does not, the next task that the
+    /// connection begins is the request's.
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
-        match self.asked {
-            // By the task of the connection, which tries whether the whole request goes at once.
-            Asked::Never => self.asked = Asked::Once,
-            // It does not: the request gets its own task.
-            Asked::Once => {
-                self.asked = Asked::Often;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+        ASKED.with_borrow_mut(|asked| {
+            if let Some(asked) = asked {
+                asked.over = Some(self.over.clone());
             }
-            Asked::Often => SENDS.with_borrow_mut(|sends| {
-                if let Some(sends) = sends {
-                    sends.over.get_or_insert_with(|| self.over.clone());
-                }
-            }),
-        }
+        });
         self.messages.as_mut().poll_next(cx)
     }
 }
@@ -77,19 +60,23 @@ pub(super) struct Tasks;
 
 impl Executor<Task> for Tasks {
     fn execute(&self, task: Task) {
-        TokioExecutor::new().execute(Running { task: Some(task), over: None });
+        TokioExecutor::new().execute(Running::begin(task));
     }
 }
 
-/// A task of a connection, dropped when it sends a request whose call is over.
+/// A task of a connection, dropped when it sends a request whose call is over. What a task asks for itself never makes it end: it may be
+/// that of the connection.
 struct Running {
     task: Option<Task>,
     over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Running {
-    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        self.over.as_mut().is_some_and(|over| over.as_mut().poll(cx).is_ready())
+    /// A task that ends with the request that was asked last where it is begun. Where that went at once already it is the task which waits
+    /// for the answer: nobody wants that either once the call is over.
+    fn begin(task: Task) -> Self {
+        let over = ASKED.with_borrow_mut(|asked| asked.as_mut().and_then(|asked| asked.over.take()));
+        Self { task: Some(task), over: over.map(|over| Box::pin(over.cancelled_owned())) }
     }
 }
 
@@ -97,80 +84,89 @@ impl Future for Running {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_over(cx) {
+        if self.over.as_mut().is_some_and(|over| over.as_mut().poll(cx).is_ready()) {
             self.task = None;
         }
+        // A request's own task begins no other.
+        let begins = self.over.is_none().then(Asked::default);
         let Some(task) = &mut self.task else { return Poll::Ready(()) };
-        let outer = SENDS.replace(Some(Sends::default()));
+        let outer = ASKED.replace(begins);
         let polled = task.as_mut().poll(cx);
-        let sends = SENDS.replace(outer);
+        ASKED.set(outer);
         if polled.is_ready() {
             self.task = None;
-            return polled;
         }
-        if self.over.is_none()
-            && let Some(over) = sends.and_then(|sends| sends.over)
-        {
-            self.over = Some(Box::pin(over.cancelled_owned()));
-            if self.is_over(cx) {
-                self.task = None;
-                return Poll::Ready(());
-            }
-        }
-        Poll::Pending
+        polled
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
     use futures::{FutureExt, StreamExt, stream};
 
     use super::*;
 
-    /// A task that sends `messages` as hyper does, and then waits for room.
-    fn stuck(messages: Until<stream::Iter<std::ops::Range<u8>>>, held: Arc<()>) -> Running {
-        let task = async move {
-            let _held = held;
-            messages.take(3).for_each(|_| std::future::ready(())).await;
-            std::future::pending::<()>().await;
-        };
-        Running { task: Some(Box::pin(task)), over: None }
+    type Request = Until<stream::Iter<std::ops::Range<u8>>>;
+
+    /// The task of a connection that asks a request `times` and gives it a task then, which waits for room for ever.
+    fn connection(
+        requests: Vec<(Request, Arc<()>)>,
+        times: usize,
+        begun: Arc<Mutex<Vec<Running>>>,
+    ) -> Running {
+        let mut requests = requests.into_iter();
+        let task = std::future::poll_fn(move |cx| {
+            if let Some((mut request, held)) = requests.next() {
+                for _ in 0..times {
+                    assert!(request.poll_next_unpin(cx).is_ready());
+                }
+                let pipe = async move {
+                    let _held = held;
+                    while request.next().await.is_some() {}
+                    std::future::pending::<()>().await;
+                };
+                begun.lock().unwrap().push(Running::begin(Box::pin(pipe)));
+                // That waits for its answer.
+                begun.lock().unwrap().push(Running::begin(Box::pin(std::future::pending())));
+            }
+            Poll::Pending
+        });
+        Running::begin(Box::pin(task))
     }
 
     #[tokio::test]
-    async fn a_task_that_waits_for_room_ends_with_its_call_and_no_other_does() {
-        let (over, other) = (CancellationToken::new(), CancellationToken::new());
-        let [held, of_other] = [Arc::new(()), Arc::new(())];
-        let mut task = stuck(until(over.clone(), stream::iter(0..9)), held.clone());
-        let mut beside = stuck(until(other, stream::iter(0..9)), of_other.clone());
-        for _ in 0..3 {
-            assert_eq!(((&mut task).now_or_never(), (&mut beside).now_or_never()), (None, None));
+    async fn the_task_of_a_request_ends_with_its_call_and_no_other_does() {
+        // However often the connection asks before it gives the request its own task.
+        for times in [1, 2, 3, 8] {
+            let (over, other) = (CancellationToken::new(), CancellationToken::new());
+            let [held, of_other] = [Arc::new(()), Arc::new(())];
+            let begun = Arc::new(Mutex::new(Vec::new()));
+            let requests = vec![
+                (until(over.clone(), stream::iter(0..9)), held.clone()),
+                (until(other.clone(), stream::iter(0..9)), of_other.clone()),
+            ];
+            let mut connection = connection(requests, times, Arc::clone(&begun));
+            assert_eq!([(&mut connection).now_or_never(), (&mut connection).now_or_never()], [None, None]);
+            let mut tasks = std::mem::take(&mut *begun.lock().unwrap());
+            let mut ended = || tasks.iter_mut().map(|task| task.now_or_never().is_some()).collect::<Vec<_>>();
+            assert_eq!(ended(), [false; 4]);
+            over.cancel();
+            assert_eq!(ended(), [true, false, false, false]);
+            assert_eq!((Arc::strong_count(&held), Arc::strong_count(&of_other)), (1, 2));
+            other.cancel();
+            assert_eq!((&mut connection).now_or_never(), None, "it goes on");
         }
-        over.cancel();
-        assert_eq!(((&mut task).now_or_never(), (&mut beside).now_or_never()), (Some(()), None));
-        assert_eq!((Arc::strong_count(&held), Arc::strong_count(&of_other)), (1, 2));
     }
 
     #[tokio::test]
-    async fn the_task_that_asks_first_is_the_connections_and_does_not_end() {
+    async fn outside_of_tasks_nothing_is_noted() {
         let over = CancellationToken::new();
-        let mut messages = until(over.clone(), stream::iter(0..9));
-        let mut seen = Vec::new();
-        // It asks until there is nothing for the moment.
-        while let Some(Some(message)) = messages.next().now_or_never() {
-            seen.push(message);
-        }
-        assert_eq!(seen, [0]);
-        let mut connection = Running {
-            task: Some(Box::pin(async move {
-                let _messages = messages;
-                std::future::pending::<()>().await;
-            })),
-            over: None,
-        };
+        let mut request = until(over.clone(), stream::iter(0..9));
+        assert_eq!(request.next().await, Some(0));
         over.cancel();
-        assert_eq!((&mut connection).now_or_never(), None);
+        let mut task = Running::begin(Box::pin(std::future::pending()));
+        assert_eq!((&mut task).now_or_never(), None);
     }
 }

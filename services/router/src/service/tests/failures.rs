@@ -356,6 +356,7 @@ async fn a_cluster_that_stays_full_ends_an_answer_under_way() {
     (0..9).for_each(|_| fixture.decoders[0].script(Script::Refuse(Code::ResourceExhausted)));
     let error = fixture.generate_ids(max_tokens(100), 100).await.unwrap_err();
     assert_eq!(error.code, Code::ResourceExhausted);
+    assert!(error.message.contains("every decode worker is at its limit, the last said: "), "{error}");
     assert_eq!(fixture.decoders[0].calls().len(), 4);
     assert_eq!(fixture.metrics.resumes.get(), 0);
 }

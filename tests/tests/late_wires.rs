@@ -145,7 +145,7 @@ impl Story {
         match fault {
             // Somewhere in the tiles and calls of a round.
             Fault::Cut => self.fleet.far(id).cut_after(draws.between(500..=8_000)),
-            Fault::TilesCut => self.fleet.far(id).tiles.cut_after(draws.between(500..=8_000)),
+            Fault::TilesCut => self.fleet.far(id).tiles.cut_after(draws.between(1..=4_000)),
             Fault::Silent => self.fleet.far(id).hold(),
             Fault::Killed => self.fleet.kill(id),
         }
@@ -184,7 +184,8 @@ async fn late_wires_and_a_shard_that_is_cut_off_lose_no_block_and_change_no_toke
     story.ids.iter().for_each(|id| story.fleet.far(id).lag(Some(&late())));
     story.goes_on(0, "late wires").await;
     story.settled("late wires").await;
-    for (fault, round) in [Fault::Cut, Fault::TilesCut, Fault::Silent, Fault::Killed].into_iter().zip(1..) {
+    // Tiles first: after another fault the shard's connections for them are left alone for a while.
+    for (fault, round) in [Fault::TilesCut, Fault::Cut, Fault::Silent, Fault::Killed].into_iter().zip(1..) {
         let id = story.ids[draws.below(SHARDS as u64) as usize].clone();
         let when = format!("seed {seed}, {fault:?} {id}");
         story.strike(fault, &id, &mut draws);

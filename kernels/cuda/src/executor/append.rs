@@ -85,9 +85,9 @@ impl CudaExecutor {
             plan.continued.iter().copied().filter(|&(from, to)| pages.take_over(from, to)).collect();
         let outcome = self.append_to(&pages, rows, &plan);
         if outcome.is_err() {
-            // Nothing was queued that writes to them.
+            // Nothing was queued that writes to them. Where somebody brought the old version meanwhile, they are discarded with the others.
             for (from, to) in taken {
-                pages.take_over(to, from);
+                let _ = pages.take_over(to, from);
             }
             pages.discard(&plan.versions());
         }

@@ -34,6 +34,7 @@ impl CudaExecutor {
         if means.visited && element != PageElement::F32 {
             targets.push(self.pages(shape, element, MEAN_EIGHTHS)?);
         }
+        blocks.check_promised(&sources(means))?;
         let first = means.summaries.len() - means.promised.len();
         let changes: Vec<(u64, u64)> = (first..)
             .zip(means.promised)
@@ -61,9 +62,7 @@ impl CudaExecutor {
         means: &KeptMeans<'_>,
     ) -> Result<(), Error> {
         let (count, summaries) = (means.blocks.len(), means.summaries);
-        let promised: Vec<Content<'_>> =
-            means.blocks.iter().map(|promise| Content::Promised(promise.version())).collect();
-        let sources = blocks.pin_contents(&promised)?;
+        let sources = blocks.pin_contents(&sources(means))?;
         check_all(&sources, count)?;
         let first = summaries.len() - means.promised.len();
         let begun = |(tile, promise): (usize, &Promise)| {
@@ -93,6 +92,11 @@ impl CudaExecutor {
         }
         Ok(())
     }
+}
+
+/// The blocks.
+fn sources(means: &KeptMeans<'_>) -> Vec<Content<'static>> {
+    means.blocks.iter().map(|promise| Content::Promised(promise.version())).collect()
 }
 
 /// Of each block the key of the promised tiles, from the first on, that its mean becomes.

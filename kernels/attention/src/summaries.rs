@@ -68,6 +68,11 @@ impl Summaries {
         self
     }
 
+    /// Shape of the tiles of the blocks.
+    pub fn block_shape(&self) -> TileShape {
+        self.blocks
+    }
+
     /// Blocks that have a mean, counted from the beginning of the sequence.
     pub fn blocks(&self) -> Range<u64> {
         let blocks = self.cosines.len() / self.shape.kv_heads;

@@ -73,12 +73,7 @@ impl CudaExecutor {
         if element != tile.dtype.into() {
             return Ok(false);
         }
-        let pages = match self.pages(tile, element, eighths(tile, element)) {
-            Ok(pages) => pages,
-            // There is no kernel for them.
-            Err(Error::Invalid { .. }) => return Ok(false),
-            Err(error) => return Err(error),
-        };
+        let Some(pages) = known(self.pages(tile, element, eighths(tile, element)))? else { return Ok(false) };
         let plan = Plan::new(parts, tile.block_tokens);
         pages.check_room(plan.contents.len())?;
         let taken: Vec<(u64, u64)> =
@@ -111,6 +106,14 @@ impl CudaExecutor {
             places: table.whole().after(size_of_val(pinned.addresses())),
             blanks: plan.places.len() - plan.rows,
         })
+    }
+}
+
+/// What there is for a shape; `None`: there is no kernel for it.
+pub(super) fn known<T>(outcome: Result<T, Error>) -> Result<Option<T>, Error> {
+    match outcome {
+        Err(Error::Invalid { .. }) => Ok(None),
+        outcome => outcome.map(Some),
     }
 }
 

@@ -345,16 +345,18 @@ fn means_without_pages_or_memory_are_none_and_nothing_leaks() {
     let growing = Growing::new(&gpu, KvDtype::F16);
     let mut means = Means::new(&growing);
     assert!(!means.append(&gpu, &growing).1, "nobody made their pages");
-    means.promised.pop();
+    let all = std::mem::take(&mut means.promised);
     let wrong = KeptMeans {
         tile: growing.tiles.shape,
         blocks: &growing.promised[..4],
         first_block: FULL[0],
         summaries: &means.summaries,
         visited: false,
-        promised: &means.promised,
+        promised: &all[..1],
     };
-    for wrong in [wrong, KeptMeans { first_block: 0, ..wrong }, KeptMeans { blocks: &[], ..wrong }] {
+    let tile = TileShape { block_tokens: 2 * TOKENS, ..wrong.tile };
+    let others = [KeptMeans { first_block: 0, ..wrong }, KeptMeans { blocks: &[], ..wrong }];
+    for wrong in others.into_iter().chain([wrong, KeptMeans { tile, promised: &all, ..wrong }]) {
         let error = gpu.executor.append_means(&wrong).unwrap_err();
         assert!(error.kind() == Kind::InvalidInput && error.to_string().contains("`means`"), "{error}");
     }

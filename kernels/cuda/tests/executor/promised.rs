@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use longshore_attention::{
     AttendItem, CpuExecutor, ExactBlock, Executor as _, Kind, KvDtype, PlanInput, PrefillPolicy, Promise,
-    Queries, Summaries, Tile, TileShape, Tiles, WorkList, attend_by_lists,
+    PromisedMeans, Queries, Summaries, Tile, TileShape, Tiles, WorkList, attend_by_lists,
 };
 use longshore_model::{
     Activations, Backend as _, KeptAppend, KeptAttention as _, KeptMeans, KeptPart, KeptVisits, Promised,
@@ -238,7 +238,7 @@ const FULL: [u64; 2] = [(BEFORE / TOKENS) as u64, ((BEFORE + ROWS) / TOKENS) as 
 /// Means of the full blocks, and the versions that their tiles get.
 struct Means {
     summaries: Summaries,
-    promised: Vec<Promise>,
+    promised: PromisedMeans,
 }
 
 impl Means {
@@ -248,7 +248,7 @@ impl Means {
             summaries.push(block, &growing.tiles.tiles[block as usize]).unwrap();
         }
         let promised = summaries.promise(FULL[1]);
-        assert_eq!(promised.len(), 2, "one stripe goes on, one begins");
+        assert_eq!(promised.tiles().len(), 2, "one stripe goes on, one begins");
         Self { summaries, promised }
     }
 
@@ -260,7 +260,7 @@ impl Means {
             first_block: FULL[0],
             summaries: &self.summaries,
             visited: true,
-            promised: &self.promised,
+            promised: self.promised.tiles(),
         };
         let before = gpu.watched.counted();
         let made = gpu.executor.append_means(&means).unwrap();
@@ -274,7 +274,7 @@ impl Means {
         }
         let promised = std::mem::take(&mut self.promised);
         if kept {
-            self.summaries.keep(promised);
+            self.summaries.keep(promised).unwrap();
         }
     }
 
@@ -296,12 +296,12 @@ impl Means {
             spreads: None,
             cosines: None,
         };
-        let promised = Promised { tiles: &growing.promised, means: &self.promised };
+        let promised = Promised { tiles: &growing.promised, means: self.promised.tiles() };
         let visits = KeptVisits::By { policy: &policy, input: &input, promised };
         let part = KeptPart { rows: 0..ROWS, first_position: BEFORE as u64, visits };
         let (counts, found) = gpu.attend(&growing.q, &[part]);
         let found = found.map(|rows| rows.to_host().unwrap().into_owned());
-        let written = self.promised.is_empty().then(|| {
+        let written = self.promised.tiles().is_empty().then(|| {
             let input = PlanInput { queries: Queries { data: &data, ..queries }, ..input };
             attend_by_lists(&CpuExecutor::serial(), &policy, &input).unwrap().finish()
         });
@@ -352,11 +352,11 @@ fn means_without_pages_or_memory_are_none_and_nothing_leaks() {
         first_block: FULL[0],
         summaries: &means.summaries,
         visited: false,
-        promised: &all[..1],
+        promised: &all.tiles()[..1],
     };
     let tile = TileShape { block_tokens: 2 * TOKENS, ..wrong.tile };
     let others = [KeptMeans { first_block: 0, ..wrong }, KeptMeans { blocks: &[], ..wrong }];
-    for wrong in others.into_iter().chain([wrong, KeptMeans { tile, promised: &all, ..wrong }]) {
+    for wrong in others.into_iter().chain([wrong, KeptMeans { tile, promised: all.tiles(), ..wrong }]) {
         let error = gpu.executor.append_means(&wrong).unwrap_err();
         assert!(error.kind() == Kind::InvalidInput && error.to_string().contains("`means`"), "{error}");
     }

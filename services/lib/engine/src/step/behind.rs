@@ -35,6 +35,11 @@ impl<'a> Behind<'a> {
         Self { layers: VecDeque::new(), first }
     }
 
+    /// Whether all tiles are written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+
     /// Whether the tiles of a layer are written, or pages are there in their stead.
     pub(crate) fn has_pages(&self, layer: usize) -> bool {
         self.of(layer).is_none_or(|behind| !behind.promised.is_empty())

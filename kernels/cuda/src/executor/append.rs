@@ -5,9 +5,8 @@ use std::sync::Arc;
 use longshore_attention::{Error as AttentionError, TileShape};
 use longshore_model::KeptAppend;
 
-use super::fallback::Shortage;
 use super::pages::{Content, TilePages};
-use super::{CudaExecutor, eighths, failed, list_element};
+use super::{CudaExecutor, eighths, list_element};
 use crate::{AppendCall, Buffer, Error, KeptRows, Pinned, RowAppender};
 
 /// The pages of a call, and what becomes of their tokens.
@@ -57,10 +56,7 @@ impl CudaExecutor {
         parts: &[KeptAppend<'_>],
     ) -> Result<bool, AttentionError> {
         let tile = check(k, v, parts)?;
-        match self.with_room(|| self.append(tile, (k, v), parts)) {
-            Err(error) if Shortage::of(&error).is_some() => Ok(false),
-            outcome => outcome.map_err(failed),
-        }
+        self.unless_refused(&self.fallbacks.appends, || self.append(tile, (k, v), parts))
     }
 
     fn append(

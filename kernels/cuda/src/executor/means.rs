@@ -6,19 +6,15 @@ use longshore_attention::{Error as AttentionError, PagedKv as _, Promise};
 use longshore_model::KeptMeans;
 
 use super::append::{check_all, known};
-use super::fallback::Shortage;
 use super::pages::{Content, TilePages};
-use super::{CudaExecutor, MEAN_EIGHTHS, SCORE_EIGHTHS, eighths, failed, list_element};
+use super::{CudaExecutor, MEAN_EIGHTHS, SCORE_EIGHTHS, eighths, list_element};
 use crate::{AppendCall, Buffer, Error, MeanBuilder, PageElement, Pinned, RowAppender};
 
 impl CudaExecutor {
     /// Queues it; false: there are no pages for these means, or no room, and none was made.
     pub(super) fn make_means(&self, means: &KeptMeans<'_>) -> Result<bool, AttentionError> {
         check(means)?;
-        match self.with_room(|| self.means_of(means)) {
-            Err(error) if Shortage::of(&error).is_some() => Ok(false),
-            outcome => outcome.map_err(failed),
-        }
+        self.unless_refused(&self.fallbacks.means, || self.means_of(means))
     }
 
     fn means_of(&self, means: &KeptMeans<'_>) -> Result<bool, Error> {
@@ -27,7 +23,9 @@ impl CudaExecutor {
         if element != tile.dtype.into() {
             return Ok(false);
         }
-        let Some(blocks) = known(self.pages(tile, element, eighths(tile, element)))? else { return Ok(false) };
+        let Some(blocks) = known(self.pages(tile, element, eighths(tile, element)))? else {
+            return Ok(false);
+        };
         let builder = MeanBuilder::new(&self.device, blocks.shape(), PageElement::F32);
         let visited = (means.visited && element != PageElement::F32).then_some((element, MEAN_EIGHTHS));
         let targets = std::iter::once((PageElement::F32, SCORE_EIGHTHS)).chain(visited);
@@ -112,7 +110,8 @@ fn places(means: &KeptMeans<'_>) -> Vec<u64> {
 fn check(means: &KeptMeans<'_>) -> Result<(), AttentionError> {
     let KeptMeans { tile, summaries, blocks, first_block, promised, .. } = means;
     if *tile != summaries.block_shape() {
-        let problem = format!("are of blocks of {tile:?}, the summaries are of {:?}", summaries.block_shape());
+        let problem =
+            format!("are of blocks of {tile:?}, the summaries are of {:?}", summaries.block_shape());
         return Err(AttentionError::Invalid { field: "means", problem });
     }
     let end = first_block + blocks.len() as u64;

@@ -30,6 +30,7 @@ fn what_departs_is_what_lay_there_when_it_was_begun_to() {
     assert!(buffer.depart(0, buffer.bytes()).unwrap().is_none(), "there is no room for all of it");
     let first = buffer.depart(0, half).unwrap().unwrap();
     assert!(buffer.depart(0, half).unwrap().is_none(), "nor for both");
+    assert_eq!(device.refused_departures(), 2);
     // What nobody wants makes room again.
     drop(first);
     let again = buffer.depart(0, half).unwrap().unwrap();

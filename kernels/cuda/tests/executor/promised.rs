@@ -179,6 +179,8 @@ fn what_has_no_pages_is_told_and_leaves_nothing() {
     let growing = Growing::new(&small, KvDtype::F16);
     let (counts, made) = growing.append(&small);
     assert!(!made && counts.launches == 0, "{counts:?}");
+    let refused = [&own, &small].map(|gpu| gpu.executor.stats().refused_appends);
+    assert_eq!(refused, [0, 1], "only room is what it lacked");
 }
 
 #[test]
@@ -223,6 +225,7 @@ fn refuses(warm: bool, number: usize) -> bool {
     let reached = gpu.watched.has_refused();
     gpu.watched.refuse_allocation(usize::MAX);
     assert!(reached || made);
+    assert_eq!(gpu.executor.stats().refused_appends, u64::from(!made));
     growing.write(made);
     assert_near(&growing.by_host(Some(&gpu)), &growing.by_host(None), 2e-3, "written");
     let watched = Arc::clone(&gpu.watched);
@@ -345,6 +348,7 @@ fn means_without_pages_or_memory_are_none_and_nothing_leaks() {
     let growing = Growing::new(&gpu, KvDtype::F16);
     let mut means = Means::new(&growing);
     assert!(!means.append(&gpu, &growing).1, "nobody made their pages");
+    assert_eq!(gpu.executor.stats().refused_means, 1);
     let all = std::mem::take(&mut means.promised);
     let wrong = KeptMeans {
         tile: growing.tiles.shape,
@@ -373,6 +377,7 @@ fn refuses_means(number: usize) -> bool {
     let reached = gpu.watched.has_refused();
     gpu.watched.refuse_allocation(usize::MAX);
     assert!(reached || made);
+    assert_eq!(gpu.executor.stats().refused_means, u64::from(!made));
     growing.write(true);
     means.write(&growing, made);
     let (_, found, wanted) = means.attend(&gpu, &growing);

@@ -90,8 +90,7 @@ impl Sequence {
         }
         let blocks = &promised[skipped as usize..(full - opened) as usize];
         let visited = prefill.reads.values;
-        let means =
-            KeptMeans { tile, blocks, first_block, summaries, visited, promised: versions.tiles() };
+        let means = KeptMeans { tile, blocks, first_block, summaries, visited, promised: versions.tiles() };
         Ok(if make(&means)? { Some(versions) } else { None })
     }
 

@@ -281,8 +281,14 @@ fn without_staging_memory_rows_are_waited_for_as_before() {
     let _on_runtime = runtime.enter();
     let world = World::new(Way::Promised, KvDtype::F16, 3, PAGE_BYTES);
     let wanted = world.run(&mut world.empty(), &prompt, &CHUNKS);
+    assert_eq!(world.executor.stats().refused_departures, 0);
     world.watched.fill_staging(true);
     let found = world.run(&mut world.empty(), &prompt, &CHUNKS);
+    assert_eq!(
+        world.executor.stats().refused_departures,
+        2 * 3 * 4,
+        "keys and values of each layer and step"
+    );
     assert_eq!(bits(&found.0), bits(&wanted.0));
     assert!(found.1 == wanted.1);
 }
@@ -296,10 +302,17 @@ fn with_too_few_pages_tiles_are_written_first() {
     // For 5 blocks: the last chunks have more. For one block, and for less than one.
     let page = 16 * 2 * 2 * 64 * 2;
     for pages in [5 * page * 8 / 6 + 8, page * 8 / 6 + 8, page / 2] {
-        let world = World::new(Way::Promised, KvDtype::F16, 2, pages);
-        let (found, tiles) = world.run(&mut world.empty(), &prompt, &CHUNKS);
+        let [(found, tiles), (by_tiles, same)] = [Way::Promised, Way::Tiles].map(|way| {
+            let world = World::new(way, KvDtype::F16, 2, pages);
+            let run = world.run(&mut world.empty(), &prompt, &CHUNKS);
+            let stats = world.executor.stats();
+            assert!(stats.refused_appends + stats.to_lists > 0, "{way:?}, {pages} bytes of pages");
+            run
+        });
         assert!(distance(&found, &wanted) <= 2e-3, "{pages} bytes of pages");
+        println!("{pages} bytes of pages: {:.2e} from the way by tiles", distance(&found, &by_tiles));
         assert_eq!(tiles.len(), 7 * 2);
+        assert!(tiles == same, "{pages} bytes of pages");
     }
 }
 

@@ -23,7 +23,7 @@ pub use policy::{
 };
 pub use shape::{HeadShape, KvDtype, LAYOUT_CPU_PANELS, LAYOUT_ROWS, TileShape};
 pub use sparse::{Pairs, QUERY_TILE, SparseItem, SparseWork, Visit};
-pub use summaries::{Mean, Spreads, Summaries};
+pub use summaries::{Mean, PromisedMeans, Spreads, Summaries};
 pub use tile::{Promise, Tile};
 pub use tiles::Tiles;
 pub use work::{Column, ExactBlock, Queries, SummaryKey, WorkList};

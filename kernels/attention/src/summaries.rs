@@ -37,6 +37,21 @@ pub struct Summaries {
     cosines: Vec<f32>,
 }
 
+/// Versions that the last tiles of [`Summaries`] get once all blocks up to one have their means ([`Summaries::promise`]).
+#[derive(Debug, Default)]
+pub struct PromisedMeans {
+    tiles: Vec<Promise>,
+    /// Where the blocks end.
+    end: u64,
+}
+
+impl PromisedMeans {
+    /// The version of each tile, in order; none where no block was promised.
+    pub fn tiles(&self) -> &[Promise] {
+        &self.tiles
+    }
+}
+
 impl Summaries {
     /// None yet: those of tiles of `shape`, from block `first_block` (counted from the beginning of the sequence) on. Refuses
     /// an invalid shape and stripes of more than 256 blocks.
@@ -66,6 +81,11 @@ impl Summaries {
         self.keeps_spreads = false;
         self.spreads.clear();
         self
+    }
+
+    /// Shape of the tiles of the blocks.
+    pub fn block_shape(&self) -> TileShape {
+        self.blocks
     }
 
     /// Blocks that have a mean, counted from the beginning of the sequence.
@@ -110,23 +130,34 @@ impl Summaries {
 
     /// Versions for the last tiles as they are going to be once all blocks up to `end` have their means; none where they have. Tiles of stripes
     /// that have no mean yet are zero. Until [`Self::keep`] all tiles have the versions and the bytes that they had.
-    pub fn promise(&mut self, end: u64) -> Vec<Promise> {
+    pub fn promise(&mut self, end: u64) -> PromisedMeans {
         let next = self.blocks().end;
         if end <= next {
-            return Vec::new();
+            return PromisedMeans::default();
         }
         let (first, last) = (self.place(next).0, self.place(end - 1).0);
         let shape = self.shape;
         self.tiles.resize_with(self.tiles.len().max(last + 1), || Tile::zeroed(shape));
-        (first..=last).map(|_| Tile::promise()).collect()
+        PromisedMeans { tiles: (first..=last).map(|_| Tile::promise()).collect(), end }
     }
 
-    /// The means of the blocks that were promised came: the last tiles get the versions.
-    pub fn keep(&mut self, promised: Vec<Promise>) {
-        let first = self.tiles.len().saturating_sub(promised.len());
-        for (tile, promise) in self.tiles[first..].iter_mut().zip(promised) {
+    /// The means of the blocks that were promised came: the last tiles get the versions. Refuses versions for other blocks than those up to the
+    /// last that has its mean.
+    pub fn keep(&mut self, promised: PromisedMeans) -> Result<(), Error> {
+        let PromisedMeans { tiles, end } = promised;
+        if tiles.is_empty() {
+            return Ok(());
+        }
+        let blocks = self.blocks();
+        if blocks.end != end || blocks.is_empty() {
+            let problem = format!("are for the blocks up to {end}, those of {blocks:?} have means");
+            return Err(Error::Invalid { field: "promised", problem });
+        }
+        let last = self.place(end - 1).0;
+        for (tile, promise) in self.tiles[..=last].iter_mut().rev().zip(tiles.into_iter().rev()) {
             tile.keep(promise);
         }
+        Ok(())
     }
 
     /// Variances of the elements of the blocks' keys, as keys of tiles in the same places; the values are zero.

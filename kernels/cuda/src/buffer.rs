@@ -82,6 +82,18 @@ impl Buffer {
         Span { buffer: self, offset: 0, bytes: self.bytes }
     }
 
+    /// Begins to copy a part of it behind what was launched before, to be taken later; `None`: there is no room for the bytes on the way. Refuses
+    /// what does not lie within. Until it is over nobody may write to that part.
+    pub fn depart(self: &Arc<Self>, offset: usize, bytes: usize) -> Result<Option<Departure>, Error> {
+        let departed = self.device.depart(self.span(offset, bytes)?)?;
+        Ok(departed.map(|number| Departure::new(Arc::clone(self), number, bytes)))
+    }
+
+    /// Whose it is.
+    pub(crate) fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
     /// Where it lies on the device.
     pub fn address(&self) -> u64 {
         self.address
@@ -166,11 +178,6 @@ impl<'a> Span<'a> {
     /// Waits for what was launched before, then copies them all.
     pub fn read<T: Pod>(&self, to: &mut [T]) -> Result<(), Error> {
         self.buffer.device.download(*self, bytemuck::cast_slice_mut(to))
-    }
-
-    /// Begins to copy them all behind what was launched before, to be taken later; `None`: there is no room for them on the way.
-    pub fn depart(&self) -> Result<Option<Departure>, Error> {
-        Departure::begin(&self.buffer.device, *self)
     }
 
     /// Refuses copies of another length.

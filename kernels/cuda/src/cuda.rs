@@ -43,7 +43,7 @@ pub struct CudaDevice {
     /// For much at once.
     uploads_apart: Mutex<Uploads>,
     downloads: Mutex<Downloads>,
-    departures: Mutex<Departures>,
+    departures: Departures,
     /// The fault that lost the context.
     lost: OnceLock<String>,
 }
@@ -107,7 +107,7 @@ impl CudaDevice {
             uploads: Mutex::new(uploads),
             uploads_apart: Mutex::new(uploads_apart),
             downloads: Mutex::new(downloads),
-            departures: Mutex::default(),
+            departures: Departures::default(),
             lost,
         })
     }
@@ -351,6 +351,10 @@ impl Device for CudaDevice {
         self.begin_departure(from)
     }
 
+    fn refused_departures(&self) -> u64 {
+        self.departures.refused()
+    }
+
     fn collect(&self, departure: u64, to: &mut [u8]) -> Result<(), Error> {
         self.end_departure(departure, Some(to))
     }
@@ -423,7 +427,7 @@ impl Drop for CudaDevice {
             self.uploads.get_mut().unwrap_or_else(PoisonError::into_inner).release();
             self.uploads_apart.get_mut().unwrap_or_else(PoisonError::into_inner).release();
             self.downloads.get_mut().unwrap_or_else(PoisonError::into_inner).release();
-            self.departures.get_mut().unwrap_or_else(PoisonError::into_inner).release();
+            self.departures.release();
             for place in self.functions.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
                 if let Some(function) = *locked(place) {
                     let _ = result::module::unload(function.module);

@@ -5,22 +5,21 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
-use crate::{Device, Error, Span};
+use crate::{Buffer, Error};
 
-/// Bytes of a device on their way to the host; abandoned when dropped, which waits for the copy. Whoever holds it keeps the memory as it is.
+/// Bytes of a device on their way to the host; abandoned when dropped, which waits for the copy. The memory is not given back
+/// before it is over.
 pub struct Departure {
-    device: Arc<dyn Device>,
+    buffer: Arc<Buffer>,
     number: u64,
     bytes: usize,
     is_over: bool,
 }
 
 impl Departure {
-    /// Begins to copy `from`, memory of `device`; `None`: there is no room for it on the way.
-    pub(crate) fn begin(device: &Arc<dyn Device>, from: Span<'_>) -> Result<Option<Self>, Error> {
-        let departed = device.depart(from)?;
-        let bytes = from.bytes();
-        Ok(departed.map(|number| Self { device: Arc::clone(device), number, bytes, is_over: false }))
+    /// A copy of so many bytes of `buffer` that its device has begun.
+    pub(crate) fn new(buffer: Arc<Buffer>, number: u64, bytes: usize) -> Self {
+        Self { buffer, number, bytes, is_over: false }
     }
 
     /// Waits for the elements and takes them. Refuses another number of them than departed.
@@ -31,14 +30,14 @@ impl Departure {
             return Err(Error::Invalid { field: "departure", problem });
         }
         self.is_over = true;
-        self.device.collect(self.number, to)
+        self.buffer.device().collect(self.number, to)
     }
 }
 
 impl Drop for Departure {
     fn drop(&mut self) {
         if !self.is_over {
-            self.device.abandon(self.number);
+            self.buffer.device().abandon(self.number);
         }
     }
 }

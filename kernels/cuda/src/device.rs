@@ -44,6 +44,10 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// write to the memory or give it back. `None`: staging memory, which is bounded, has no room for the bytes, and nothing was begun.
     /// [`crate::Departure`] holds one.
     fn depart(&self, from: Span<'_>) -> Result<Option<u64>, Error>;
+    /// Times that [`Self::depart`] had no room so far; 0 where nobody counts. Waits for nothing.
+    fn refused_departures(&self) -> u64 {
+        0
+    }
     /// Waits for a copy that was begun, and so for those that were begun before it, and takes its bytes, as many as departed. It is over,
     /// whatever is said. Other threads may go on meanwhile.
     fn collect(&self, departure: u64, to: &mut [u8]) -> Result<(), Error>;

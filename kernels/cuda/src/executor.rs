@@ -115,7 +115,7 @@ impl CudaExecutor {
 
     /// What was done so far.
     pub fn stats(&self) -> ExecutorStats {
-        self.tally.stats(self.page_stats(), (self.fallbacks.stats(), self.fallbacks.to_lists()))
+        self.tally.stats(self.page_stats(), &self.fallbacks)
     }
 
     /// What the caches of pages did, all together; as it was told last where somebody looks for pages: who asks (a scrape of metrics)

@@ -184,7 +184,7 @@ impl PageCache {
     }
 
     /// Makes the page of one version that of another, for what is going to be written to it by launches; false where it has none that is filled,
-    /// or somebody has it pinned. Nobody knows the other version yet.
+    /// or somebody has it pinned, or the other version has a page already.
     pub fn take_over(&self, from: u64, to: u64) -> bool {
         self.lock().take_over(from, to)
     }
@@ -243,13 +243,13 @@ impl State {
     }
 
     fn take_over(&mut self, from: u64, to: u64) -> bool {
-        if self.pages.get(&from).is_none_or(|page| page.pins > 0 || !page.filled) {
+        let free = self.pages.get(&from).is_some_and(|page| page.pins == 0 && page.filled);
+        if !free || self.pages.contains_key(&to) {
             return false;
         }
         let page = self.pages.remove(&from).expect("it was found");
         self.idle.insert(page.used, to);
-        let known = self.pages.insert(to, page);
-        debug_assert!(known.is_none(), "a version that nobody knows has no page");
+        self.pages.insert(to, page);
         true
     }
 

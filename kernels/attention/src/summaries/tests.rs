@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::mean::MeanOf;
-use super::{Mean, Summaries};
+use super::{Mean, PromisedMeans, Summaries};
 use crate::simd::dispatch;
 use crate::{KvDtype, PagedKv, Promise, Tile, TileShape};
 
@@ -224,7 +224,7 @@ fn promised_versions_are_those_of_the_tiles_when_their_means_came() {
         let (from, before) = (summaries.blocks().end, summaries.len());
         let old: Vec<u64> = (0..before).map(|tile| summaries.tile(tile).version()).collect();
         let promised = summaries.promise(end);
-        let versions: Vec<u64> = promised.iter().map(Promise::version).collect();
+        let versions: Vec<u64> = promised.tiles().iter().map(Promise::version).collect();
         // Blocks 0 and 1 are of stripe 0; 2 to 6 end it and make stripes 1 and 2.
         assert_eq!(versions.len(), if end == from { 0 } else { end as usize / 2 });
         // Nothing has changed but that tiles of new stripes are there, zero.
@@ -236,11 +236,46 @@ fn promised_versions_are_those_of_the_tiles_when_their_means_came() {
             summaries.push(block, &tiles[block as usize]).unwrap();
             plain.push(block, &tiles[block as usize]).unwrap();
         }
-        summaries.keep(promised);
+        summaries.keep(promised).unwrap();
         let first = summaries.len() - versions.len();
         assert!((first..).zip(&versions).all(|(tile, version)| summaries.tile(tile).version() == *version));
         assert_eq!(summaries.len(), plain.len());
         let same = |tile| summaries.tile(tile).as_bytes() == plain.tile(tile).as_bytes();
         assert!((0..plain.len()).all(same));
     }
+}
+
+#[test]
+fn versions_are_kept_for_the_blocks_that_they_were_promised_for() {
+    let shape = TileShape { block_tokens: 16, kv_heads: 2, head_dim: 8, dtype: KvDtype::F32 };
+    let tile = random(shape, &mut ChaCha8Rng::seed_from_u64(9));
+    let mut summaries = Summaries::new(shape, 3, 0).unwrap();
+    let versions = |summaries: &Summaries| -> Vec<u64> {
+        (0..summaries.len()).map(|tile| summaries.tile(tile).version()).collect()
+    };
+    // Too early: no mean came, or not all of them did.
+    let refused = |summaries: &mut Summaries, promised| {
+        let before = versions(summaries);
+        let error = summaries.keep(promised).unwrap_err().to_string();
+        assert!(error.starts_with("`promised` are for the blocks up to"), "{error}");
+        assert_eq!(versions(summaries), before);
+    };
+    let early = summaries.promise(2);
+    refused(&mut summaries, early);
+    let early = summaries.promise(5);
+    (0..2).for_each(|block| summaries.push(block, &tile).unwrap());
+    refused(&mut summaries, early);
+    // Too late.
+    let late = summaries.promise(4);
+    (2..5).for_each(|block| summaries.push(block, &tile).unwrap());
+    refused(&mut summaries, late);
+    // Of tiles that others were promised for later the blocks have no part.
+    let (now, before) = (summaries.promise(6), versions(&summaries));
+    let wanted = now.tiles()[0].version();
+    let later = summaries.promise(9);
+    assert_eq!((now.tiles().len(), later.tiles().len(), summaries.len()), (1, 2, 3));
+    summaries.push(5, &tile).unwrap();
+    summaries.keep(now).unwrap();
+    assert_eq!(versions(&summaries)[..2], [before[0], wanted]);
+    assert!(summaries.keep(PromisedMeans::default()).is_ok(), "none are kept for any");
 }

@@ -2,6 +2,8 @@
 #![allow(unsafe_code, reason = "calls the driver and reads pinned memory; see SAFETY")]
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::{
     result::{self, DriverError},
@@ -16,9 +18,29 @@ use crate::{Error, Span};
 /// 8,192 rows.
 const CHUNKS_MAX: usize = 32;
 
-/// Copies that are under way, and the memory for them.
+/// Copies that were begun.
 #[derive(Default)]
 pub(super) struct Departures {
+    copies: Mutex<Copies>,
+    /// Those that were not, for want of room.
+    refused: AtomicU64,
+}
+
+impl Departures {
+    /// How many had no room.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Gives everything back. The context must be current.
+    pub(super) fn release(&mut self) {
+        self.copies.get_mut().unwrap_or_else(PoisonError::into_inner).release();
+    }
+}
+
+/// Copies that are under way, and the memory for them.
+#[derive(Default)]
+struct Copies {
     /// Made for the first of them.
     stream: Option<CUstream>,
     idle: Vec<Chunk>,
@@ -35,7 +57,7 @@ struct UnderWay {
     bytes: usize,
 }
 
-impl Departures {
+impl Copies {
     fn stream(&mut self) -> Result<CUstream, DriverError> {
         if let Some(stream) = self.stream {
             return Ok(stream);
@@ -78,7 +100,7 @@ impl Departures {
     }
 
     /// Gives everything back. The context must be current.
-    pub(super) fn release(&mut self) {
+    fn release(&mut self) {
         if let Some(stream) = self.stream.take() {
             // SAFETY: made by `stream` and given back once. With a lost context the calls fail, and there is nothing to do.
             unsafe {
@@ -95,7 +117,7 @@ impl Departures {
 }
 
 /// # Safety
-/// As for [`Departures::begin`].
+/// As for [`Copies::begin`].
 unsafe fn queue(
     stream: CUstream,
     chunks: &[Chunk],
@@ -138,9 +160,12 @@ impl CudaDevice {
     /// See [`crate::Device::depart`].
     pub(super) fn begin_departure(&self, from: Span<'_>) -> Result<Option<u64>, Error> {
         self.enter()?;
-        let mut departures = locked(&self.departures);
+        let mut departures = locked(&self.departures.copies);
         let stream = self.check("cuStreamCreate", departures.stream())?;
-        let Some(chunks) = departures.take(from.bytes().div_ceil(CHUNK_BYTES)) else { return Ok(None) };
+        let Some(chunks) = departures.take(from.bytes().div_ceil(CHUNK_BYTES)) else {
+            self.departures.refused.fetch_add(1, Ordering::Relaxed);
+            return Ok(None);
+        };
         if let Err(error) = self.order_after_main(stream) {
             departures.idle.extend(chunks);
             return Err(error);
@@ -152,7 +177,7 @@ impl CudaDevice {
 
     /// Ends a copy: waits for it and, where somebody wants them, takes its bytes.
     pub(super) fn end_departure(&self, departure: u64, to: Option<&mut [u8]>) -> Result<(), Error> {
-        let copy = locked(&self.departures).under_way.remove(&departure);
+        let copy = locked(&self.departures.copies).under_way.remove(&departure);
         let invalid = |problem| Err(Error::Invalid { field: "departure", problem });
         let Some(copy) = copy else { return invalid(format!("{departure} is none that is under way")) };
         // Others go on meanwhile.
@@ -164,7 +189,7 @@ impl CudaDevice {
                 false => told = invalid(format!("has {} bytes, {} are taken", copy.bytes, to.len())),
             }
         }
-        let mut departures = locked(&self.departures);
+        let mut departures = locked(&self.departures.copies);
         match &told {
             Ok(()) | Err(Error::Invalid { .. }) => departures.idle.extend(copy.chunks),
             Err(_) => departures.lost.extend(copy.chunks),

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use longshore_attention::{Error as AttentionError, TileShape};
 use longshore_model::KeptAppend;
 
-use super::fallback::Shortage;
 use super::pages::{Content, TilePages};
-use super::{CudaExecutor, eighths, failed, list_element};
+use super::{CudaExecutor, eighths, list_element};
 use crate::{AppendCall, Buffer, Error, KeptRows, Pinned, RowAppender};
 
 /// The pages of a call, and what becomes of their tokens.
@@ -57,10 +56,7 @@ impl CudaExecutor {
         parts: &[KeptAppend<'_>],
     ) -> Result<bool, AttentionError> {
         let tile = check(k, v, parts)?;
-        match self.with_room(|| self.append(tile, (k, v), parts)) {
-            Err(error) if Shortage::of(&error).is_some() => Ok(false),
-            outcome => outcome.map_err(failed),
-        }
+        self.unless_refused(&self.fallbacks.appends, || self.append(tile, (k, v), parts))
     }
 
     fn append(
@@ -73,21 +69,16 @@ impl CudaExecutor {
         if element != tile.dtype.into() {
             return Ok(false);
         }
-        let pages = match self.pages(tile, element, eighths(tile, element)) {
-            Ok(pages) => pages,
-            // There is no kernel for them.
-            Err(Error::Invalid { .. }) => return Ok(false),
-            Err(error) => return Err(error),
-        };
+        let Some(pages) = known(self.pages(tile, element, eighths(tile, element)))? else { return Ok(false) };
         let plan = Plan::new(parts, tile.block_tokens);
         pages.check_room(plan.contents.len())?;
         let taken: Vec<(u64, u64)> =
             plan.continued.iter().copied().filter(|&(from, to)| pages.take_over(from, to)).collect();
         let outcome = self.append_to(&pages, rows, &plan);
         if outcome.is_err() {
-            // Nothing was queued that writes to them.
+            // Nothing was queued that writes to them. Where somebody brought the old version meanwhile, they are discarded with the others.
             for (from, to) in taken {
-                pages.take_over(to, from);
+                let _ = pages.take_over(to, from);
             }
             pages.discard(&plan.versions());
         }
@@ -111,6 +102,14 @@ impl CudaExecutor {
             places: table.whole().after(size_of_val(pinned.addresses())),
             blanks: plan.places.len() - plan.rows,
         })
+    }
+}
+
+/// What there is for a shape; `None`: there is no kernel for it.
+pub(super) fn known<T>(outcome: Result<T, Error>) -> Result<Option<T>, Error> {
+    match outcome {
+        Err(Error::Invalid { .. }) => Ok(None),
+        outcome => outcome.map(Some),
     }
 }
 

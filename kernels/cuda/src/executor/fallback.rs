@@ -83,7 +83,12 @@ type Listener = Box<dyn Fn(Shortage, &Error) + Send + Sync>;
 #[derive(Default)]
 pub(super) struct Fallbacks {
     counts: [AtomicU64; Shortage::ALL.len()],
-    to_lists: AtomicU64,
+    /// Calls that went by lists of the host for want of room.
+    pub(super) to_lists: AtomicU64,
+    /// Rows that became no pages for want of room.
+    pub(super) appends: AtomicU64,
+    /// The same of means.
+    pub(super) means: AtomicU64,
     refused: Mutex<VecDeque<RuleCallOf>>,
     listener: Option<Listener>,
 }
@@ -91,11 +96,6 @@ pub(super) struct Fallbacks {
 impl Fallbacks {
     pub(super) fn stats(&self) -> FallbackStats {
         FallbackStats(Shortage::ALL.map(|shortage| self.counts[shortage as usize].load(Ordering::Relaxed)))
-    }
-
-    /// Calls that went by lists of the host for want of room.
-    pub(super) fn to_lists(&self) -> u64 {
-        self.to_lists.load(Ordering::Relaxed)
     }
 
     /// Takes note of a call that goes by lists of the host, for want of memory or pages.
@@ -160,6 +160,21 @@ impl CudaExecutor {
             Ok(partials) => Ok(partials),
             Err(error) if self.fallbacks.note(&error) => on_cpu(),
             Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Queues pages of what is on the device; false: there is no room for them, which `refused` counts, or no kernel.
+    pub(super) fn unless_refused(
+        &self,
+        refused: &AtomicU64,
+        call: impl Fn() -> Result<bool, Error>,
+    ) -> Result<bool, AttentionError> {
+        match self.with_room(call) {
+            Err(error) if Shortage::of(&error).is_some() => {
+                refused.fetch_add(1, Ordering::Relaxed);
+                Ok(false)
+            }
+            outcome => outcome.map_err(failed),
         }
     }
 

@@ -5,22 +5,16 @@ use std::sync::Arc;
 use longshore_attention::{Error as AttentionError, PagedKv as _, Promise};
 use longshore_model::KeptMeans;
 
-use super::append::check_all;
-use super::fallback::Shortage;
+use super::append::{check_all, known};
 use super::pages::{Content, TilePages};
-use super::{CudaExecutor, MEAN_EIGHTHS, SCORE_EIGHTHS, eighths, failed, list_element};
+use super::{CudaExecutor, MEAN_EIGHTHS, SCORE_EIGHTHS, eighths, list_element};
 use crate::{AppendCall, Buffer, Error, MeanBuilder, PageElement, Pinned, RowAppender};
 
 impl CudaExecutor {
     /// Queues it; false: there are no pages for these means, or no room, and none was made.
     pub(super) fn make_means(&self, means: &KeptMeans<'_>) -> Result<bool, AttentionError> {
         check(means)?;
-        match self.with_room(|| self.means_of(means)) {
-            Err(error) if Shortage::of(&error).is_some() => Ok(false),
-            // There is no kernel for them.
-            Err(Error::Invalid { .. }) => Ok(false),
-            outcome => outcome.map_err(failed),
-        }
+        self.unless_refused(&self.fallbacks.means, || self.means_of(means))
     }
 
     fn means_of(&self, means: &KeptMeans<'_>) -> Result<bool, Error> {
@@ -29,11 +23,16 @@ impl CudaExecutor {
         if element != tile.dtype.into() {
             return Ok(false);
         }
-        let blocks = self.pages(tile, element, eighths(tile, element))?;
-        let mut targets = vec![self.pages(shape, PageElement::F32, SCORE_EIGHTHS)?];
-        if means.visited && element != PageElement::F32 {
-            targets.push(self.pages(shape, element, MEAN_EIGHTHS)?);
-        }
+        let Some(blocks) = known(self.pages(tile, element, eighths(tile, element)))? else {
+            return Ok(false);
+        };
+        let builder = MeanBuilder::new(&self.device, blocks.shape(), PageElement::F32);
+        let visited = (means.visited && element != PageElement::F32).then_some((element, MEAN_EIGHTHS));
+        let targets = std::iter::once((PageElement::F32, SCORE_EIGHTHS)).chain(visited);
+        let targets: Result<Vec<_>, Error> =
+            targets.map(|(element, eighths)| self.pages(shape, element, eighths)).collect();
+        let (Some(builder), Some(targets)) = (known(builder)?, known(targets)?) else { return Ok(false) };
+        blocks.check_promised(&sources(means))?;
         let first = means.summaries.len() - means.promised.len();
         let changes: Vec<(u64, u64)> = (first..)
             .zip(means.promised)
@@ -45,7 +44,7 @@ impl CudaExecutor {
             // Where there is none, or others have it, one is made anew.
             let _ = pages.take_over(from, to);
         }
-        let outcome = self.means_to(&blocks, &targets, means);
+        let outcome = self.means_to((&blocks, &builder), &targets, means);
         if outcome.is_err() {
             // Some may have been written to: they are not what their old versions name any more.
             let promised: Vec<u64> = changes.iter().map(|&(_, to)| to).collect();
@@ -56,14 +55,12 @@ impl CudaExecutor {
 
     fn means_to(
         &self,
-        blocks: &TilePages,
+        (blocks, builder): (&TilePages, &MeanBuilder),
         targets: &[Arc<TilePages>],
         means: &KeptMeans<'_>,
     ) -> Result<(), Error> {
         let (count, summaries) = (means.blocks.len(), means.summaries);
-        let promised: Vec<Content<'_>> =
-            means.blocks.iter().map(|promise| Content::Promised(promise.version())).collect();
-        let sources = blocks.pin_contents(&promised)?;
+        let sources = blocks.pin_contents(&sources(means))?;
         check_all(&sources, count)?;
         let first = summaries.len() - means.promised.len();
         let begun = |(tile, promise): (usize, &Promise)| {
@@ -77,7 +74,6 @@ impl CudaExecutor {
         let bytes = count * means.tile.kv_heads * means.tile.head_dim * size_of::<f32>();
         let (keys, values) = (Buffer::new(&self.device, bytes)?, Buffer::new(&self.device, bytes)?);
         let table = Buffer::from_slice(&self.device, sources.addresses())?;
-        let builder = MeanBuilder::new(&self.device, blocks.shape(), PageElement::F32)?;
         builder.rows(table.whole(), count, (keys.whole(), values.whole()))?;
         let places = places(means);
         for (pages, pinned) in targets.iter().zip(&pinned) {
@@ -95,6 +91,11 @@ impl CudaExecutor {
     }
 }
 
+/// The blocks.
+fn sources(means: &KeptMeans<'_>) -> Vec<Content<'static>> {
+    means.blocks.iter().map(|promise| Content::Promised(promise.version())).collect()
+}
+
 /// Of each block the key of the promised tiles, from the first on, that its mean becomes.
 fn places(means: &KeptMeans<'_>) -> Vec<u64> {
     let first = means.summaries.len() - means.promised.len();
@@ -105,9 +106,14 @@ fn places(means: &KeptMeans<'_>) -> Vec<u64> {
     (means.first_block..).take(means.blocks.len()).map(place).collect()
 }
 
-/// Refuses blocks that are not the next ones, and promises that are not those of their tiles of means.
+/// Refuses tiles of another shape than the summaries are of, blocks that are not the next ones, and promises that are not those of their tiles of means.
 fn check(means: &KeptMeans<'_>) -> Result<(), AttentionError> {
-    let KeptMeans { summaries, blocks, first_block, promised, .. } = means;
+    let KeptMeans { tile, summaries, blocks, first_block, promised, .. } = means;
+    if *tile != summaries.block_shape() {
+        let problem =
+            format!("are of blocks of {tile:?}, the summaries are of {:?}", summaries.block_shape());
+        return Err(AttentionError::Invalid { field: "means", problem });
+    }
     let end = first_block + blocks.len() as u64;
     let next = *first_block == summaries.blocks().end && !blocks.is_empty();
     let tiles = next.then(|| summaries.place(*first_block).0..summaries.place(end - 1).0 + 1);

@@ -43,6 +43,14 @@ impl<'a> Content<'a> {
             }
         }
     }
+
+    /// Its version, if it cannot be brought.
+    fn promised(&self) -> Option<u64> {
+        match self {
+            Self::Promised(version) => Some(*version),
+            Self::Tile(_) | Self::Begun(..) => None,
+        }
+    }
 }
 
 /// Pages of tiles of one shape, in their own type or another float.
@@ -99,6 +107,17 @@ impl TilePages {
         Err(Error::OutOfPages { problem })
     }
 
+    /// Refuses what was promised and has no page any more: so that nothing else makes way for a call that cannot be.
+    pub(super) fn check_promised(&self, contents: &[Content<'_>]) -> Result<(), Error> {
+        let promised: Vec<u64> = contents.iter().filter_map(Content::promised).collect();
+        let missing = if promised.is_empty() { 0 } else { self.cache.missing(&promised) };
+        if missing == 0 {
+            return Ok(());
+        }
+        let problem = format!("{missing} of {} made way before their tiles were written", promised.len());
+        Err(Error::OutOfPages { problem })
+    }
+
     /// How many have no page.
     pub(super) fn missing(&self, contents: &[Content<'_>]) -> usize {
         self.cache.missing(&versions(contents))
@@ -126,6 +145,7 @@ impl TilePages {
 
     /// The same of what is not all tiles.
     pub(super) fn pin_contents(&self, contents: &[Content<'_>]) -> Result<Pinned<'_>, Error> {
+        self.check_promised(contents)?;
         self.cache.pin(&versions(contents), |fresh| self.fill(contents, fresh))
     }
 
@@ -146,6 +166,7 @@ impl TilePages {
 
     /// The same of what is not all tiles.
     pub(super) fn pin_contents_beside(&self, contents: &[Content<'_>]) -> Result<Pinned<'_>, Error> {
+        self.check_promised(contents)?;
         self.cache.pin_beside(&versions(contents), |fresh| self.fill(contents, fresh))
     }
 

@@ -328,6 +328,9 @@ impl RuleParts {
         let (blocks, stripes) = (self.cut.blocks, self.cut.stripes);
         let blocks = contents_of(input.kv, blocks, blocks, promised.tiles);
         let stripes = contents_of(input.summaries, stripes, input.summaries.len(), promised.means);
+        for pages in std::iter::once(&self.scores).chain(&self.means) {
+            pages.check_promised(&stripes)?;
+        }
         let tiles = self.pages.pin_contents(&blocks)?;
         if tiles.len() < blocks.len() {
             return Ok(None);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::FallbackStats;
+use super::fallback::{FallbackStats, Fallbacks};
 use crate::{Device, Error, Launch, Memory, PageStats, Queue, Span};
 
 /// What a [`crate::CudaExecutor`] did so far.
@@ -24,6 +24,12 @@ pub struct ExecutorStats {
     /// Calls whose lists or rows would have stayed on the device, had there been memory, and a page for each block: they went by lists of the
     /// host.
     pub to_lists: u64,
+    /// Times that rows of keys and values became no pages where they were, for want of memory or pages: they go up as tiles.
+    pub refused_appends: u64,
+    /// The same of means, of which those of the host go up.
+    pub refused_means: u64,
+    /// Copies to the host that had no room on the way when they were to be begun, of everybody on the device.
+    pub refused_departures: u64,
 }
 
 /// Counts the calls of the device behind it.
@@ -48,11 +54,7 @@ impl Tally {
         Arc::ptr_eq(&self.inner, device)
     }
 
-    pub(super) fn stats(
-        &self,
-        pages: PageStats,
-        (fallbacks, to_lists): (FallbackStats, u64),
-    ) -> ExecutorStats {
+    pub(super) fn stats(&self, pages: PageStats, fallbacks: &Fallbacks) -> ExecutorStats {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         ExecutorStats {
             pages,
@@ -60,8 +62,11 @@ impl Tally {
             uploaded_bytes: read(&self.uploaded_bytes),
             downloaded_bytes: read(&self.downloaded_bytes),
             waits: read(&self.waits),
-            fallbacks,
-            to_lists,
+            fallbacks: fallbacks.stats(),
+            to_lists: read(&fallbacks.to_lists),
+            refused_appends: read(&fallbacks.appends),
+            refused_means: read(&fallbacks.means),
+            refused_departures: self.inner.refused_departures(),
         }
     }
 }
@@ -125,6 +130,10 @@ impl Device for Tally {
 
     fn depart(&self, from: Span<'_>) -> Result<Option<u64>, Error> {
         self.inner.depart(from)
+    }
+
+    fn refused_departures(&self) -> u64 {
+        self.inner.refused_departures()
     }
 
     fn collect(&self, departure: u64, to: &mut [u8]) -> Result<(), Error> {

@@ -16,7 +16,7 @@ use crate::{Buffer, Departure, Device, Error, Span};
 #[derive(Debug)]
 pub struct KeptRows {
     compute: Arc<Compute>,
-    buffer: Buffer,
+    buffer: Arc<Buffer>,
     rows: usize,
     width: usize,
 }
@@ -24,7 +24,7 @@ pub struct KeptRows {
 impl KeptRows {
     /// Rows of no defined content.
     pub(super) fn new(compute: &Arc<Compute>, rows: usize, width: usize) -> Result<Self, Error> {
-        let buffer = Buffer::new(&compute.device, rows * width * size_of::<f32>())?;
+        let buffer = Arc::new(Buffer::new(&compute.device, rows * width * size_of::<f32>())?);
         Ok(Self { compute: Arc::clone(compute), buffer, rows, width })
     }
 
@@ -46,7 +46,7 @@ impl KeptRows {
 
     /// Rows of the host.
     pub(super) fn from_slice(compute: &Arc<Compute>, width: usize, data: &[f32]) -> Result<Self, Error> {
-        let buffer = Buffer::from_slice(&compute.device, data)?;
+        let buffer = Arc::new(Buffer::from_slice(&compute.device, data)?);
         Ok(Self { compute: Arc::clone(compute), buffer, rows: data.len() / width, width })
     }
 
@@ -113,12 +113,12 @@ impl DeviceRows for KeptRows {
     }
 
     fn begin_read(self: Arc<Self>) -> Result<Box<dyn DeviceRead>, longshore_model::Error> {
-        let departure = self.buffer.whole().depart().map_err(failed)?;
+        let departure = self.buffer.depart(0, self.buffer.bytes()).map_err(failed)?;
         Ok(Box::new(KeptRead { departure, rows: self }))
     }
 }
 
-/// Rows on their way to the host. The departure comes first: it is over before the rows can go.
+/// Rows on their way to the host.
 #[derive(Debug)]
 struct KeptRead {
     /// `None`: there was no room for it.

@@ -286,6 +286,22 @@ fn a_page_is_taken_over_by_another_version_where_nobody_has_it() {
 }
 
 #[test]
+fn a_version_that_has_a_page_takes_over_no_other() {
+    let (device, cache) = cache(100, 3);
+    let addresses = cache.pin(&[1, 2], nothing).unwrap().addresses().to_vec();
+    assert!(!cache.take_over(1, 2) && !cache.take_over(2, 1) && !cache.take_over(1, 1));
+    let found = cache.pin(&[1, 2], |_| unreachable!("both are there")).unwrap();
+    assert_eq!(found.addresses(), addresses);
+    drop(found);
+    // What could not be given back to its old version is discarded, and its page is free.
+    cache.discard(&[2]);
+    assert_eq!(cache.pin(&[1, 3, 4], nothing).unwrap().len(), 3);
+    assert_eq!(cache.stats().evictions, 0);
+    drop(cache);
+    assert_eq!(device.left(), 100 * PAGE);
+}
+
+#[test]
 fn pages_that_are_being_filled_are_not_taken_over() {
     let (_, cache) = cache(100, 3);
     let filled = cache.pin(&[1], |_| {

@@ -215,14 +215,14 @@ fn by_rule(plan: Plan, rule: &str, device: &Arc<dyn Device>) -> Result<f64, Erro
         first_block: first as u64,
         summaries: &summaries,
         visited: policy.reads().values,
-        promised: &of_means,
+        promised: of_means.tiles(),
     };
     if !kept.append(&executor, &plan, &appended)? || !executor.append_means(&means).map_err(refused)? {
         return Ok(f64::INFINITY);
     }
     let found = with_input(&plan, &appended.sequence, &summaries, |input| {
         let input = PlanInput { queries: Queries { data: &[], ..input.queries }, ..*input };
-        let promised = Promised { tiles: &appended.promised, means: &of_means };
+        let promised = Promised { tiles: &appended.promised, means: of_means.tiles() };
         kept.attend(&executor, &plan, KeptVisits::By { policy: &policy, input: &input, promised })
     });
     let Some(found) = found? else { return Ok(f64::INFINITY) };

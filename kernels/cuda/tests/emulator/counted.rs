@@ -77,6 +77,7 @@ struct Departing {
     reached: u64,
     /// Whether staging memory is full.
     full: bool,
+    refused: u64,
 }
 
 /// Counts calls, and has room for so many bytes.
@@ -225,8 +226,12 @@ impl Device for Watched {
 
     fn depart(&self, from: Span<'_>) -> Result<Option<u64>, Error> {
         self.at(Moment::Depart);
-        if self.departing.lock().unwrap().full {
-            return Ok(None);
+        {
+            let mut departing = self.departing.lock().unwrap();
+            if departing.full {
+                departing.refused += 1;
+                return Ok(None);
+            }
         }
         let departure = self.inner.depart(from)?;
         self.count(|counts| &mut counts.departures);
@@ -235,6 +240,10 @@ impl Device for Watched {
             self.departing.lock().unwrap().launches.insert(number, launches);
         }
         Ok(departure)
+    }
+
+    fn refused_departures(&self) -> u64 {
+        self.departing.lock().unwrap().refused
     }
 
     fn collect(&self, departure: u64, to: &mut [u8]) -> Result<(), Error> {

@@ -11,14 +11,14 @@ const PAGE: usize = 4096;
 
 struct Trial {
     device: Arc<dyn Device>,
-    buffer: Buffer,
+    buffer: Arc<Buffer>,
 }
 
 impl Trial {
     /// Four pages of zeros.
     fn new() -> Self {
         let device = Emulator::device();
-        let buffer = Buffer::from_slice(&device, &[0_u8; 4 * PAGE]).unwrap();
+        let buffer = Arc::new(Buffer::from_slice(&device, &[0_u8; 4 * PAGE]).unwrap());
         Self { device, buffer }
     }
 
@@ -136,15 +136,15 @@ fn memory_that_is_given_back_during_a_copy_is_found() {
 fn what_departs_is_taken_later_in_any_order() {
     let trial = Trial::new();
     trial.buffer.span(0, 8).unwrap().write(&[7_u32, 8]).unwrap();
-    let first = trial.buffer.span(0, 4).unwrap().depart().unwrap().unwrap();
-    let second = trial.buffer.span(4, 4).unwrap().depart().unwrap().unwrap();
+    let first = trial.buffer.depart(0, 4).unwrap().unwrap();
+    let second = trial.buffer.depart(4, 4).unwrap().unwrap();
     // Launches behind them change other memory.
     trial.buffer.span(PAGE, 4).unwrap().write(&[1_u32]).unwrap();
     let (mut one, mut other) = ([0_u32], [0_u32]);
     second.collect(&mut other).unwrap();
     first.collect(&mut one).unwrap();
     assert_eq!((one, other), ([7], [8]));
-    let refused = trial.buffer.span(0, 4).unwrap().depart().unwrap().unwrap();
+    let refused = trial.buffer.depart(0, 4).unwrap().unwrap();
     says(refused.collect(&mut [0_u64]), "`departure` has 8 bytes, 4 departed");
     trial.device.synchronize().unwrap();
 }
@@ -152,18 +152,25 @@ fn what_departs_is_taken_later_in_any_order() {
 #[test]
 fn memory_that_changes_or_goes_while_it_departs_is_found() {
     let trial = Trial::new();
-    let departure = trial.buffer.span(0, 4).unwrap().depart().unwrap().unwrap();
+    let departure = trial.buffer.depart(0, 4).unwrap().unwrap();
     trial.buffer.span(PAGE, 4).unwrap().write(&[3_u32]).unwrap();
     trial.load(PAGE).unwrap();
     says(departure.collect(&mut [0_u32]), "were written to while they departed");
     // Also where nobody takes it.
-    let departure = trial.buffer.span(PAGE, 4).unwrap().depart().unwrap().unwrap();
+    let departure = trial.buffer.depart(PAGE, 4).unwrap().unwrap();
     trial.buffer.span(PAGE, 4).unwrap().write(&[4_u32]).unwrap();
     drop(departure);
     says(trial.device.synchronize(), "were written to while they departed");
     let other = Buffer::from_slice(&trial.device, &[0_u32]).unwrap();
-    let departure = other.whole().depart().unwrap().unwrap();
+    let departure = trial.device.depart(other.whole()).unwrap().unwrap();
     drop(other);
     says(trial.device.synchronize(), "is given back while departure");
-    says(departure.collect(&mut [0_u32]), "no departure");
+    says(trial.device.collect(departure, &mut [0; 4]), "no departure");
+    // Who holds one holds its memory.
+    let other = Arc::new(Buffer::from_slice(&trial.device, &[9_u32]).unwrap());
+    let (departure, mut found) = (other.depart(0, 4).unwrap().unwrap(), [0_u32]);
+    drop(other);
+    departure.collect(&mut found).unwrap();
+    assert_eq!(found, [9]);
+    trial.device.synchronize().unwrap();
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use longshore_attention::{
     AttendItem, CpuExecutor, ExactBlock, Executor as _, Kind, KvDtype, PlanInput, PrefillPolicy, Promise,
-    Queries, Summaries, Tile, TileShape, Tiles, WorkList, attend_by_lists,
+    PromisedMeans, Queries, Summaries, Tile, TileShape, Tiles, WorkList, attend_by_lists,
 };
 use longshore_model::{
     Activations, Backend as _, KeptAppend, KeptAttention as _, KeptMeans, KeptPart, KeptVisits, Promised,
@@ -153,10 +153,11 @@ fn a_promised_page_that_made_way_is_brought_by_nobody() {
     let mut other = Growing::new(&gpu, KvDtype::F16);
     other.write(false);
     other.by_host(Some(&gpu));
+    let before = gpu.executor.stats().pages;
     let (counts, found) = growing.attend(&gpu);
     assert!(found.is_none());
-    assert!(counts.uploads_apart <= BEFORE / TOKENS, "no tile that is promised goes up: {counts:?}");
-    assert_eq!((counts.launches, counts.waits()), (0, 0), "{counts:?}");
+    assert_eq!((counts.uploads_apart, counts.launches, counts.waits()), (0, 0, 0), "{counts:?}");
+    assert_eq!(gpu.executor.stats().pages, before, "nothing made way for what cannot be");
     // By way of the host, once they are written.
     growing.write(true);
     assert_near(&growing.by_host(Some(&gpu)), &growing.by_host(None), 2e-3, "written");
@@ -178,6 +179,8 @@ fn what_has_no_pages_is_told_and_leaves_nothing() {
     let growing = Growing::new(&small, KvDtype::F16);
     let (counts, made) = growing.append(&small);
     assert!(!made && counts.launches == 0, "{counts:?}");
+    let refused = [&own, &small].map(|gpu| gpu.executor.stats().refused_appends);
+    assert_eq!(refused, [0, 1], "only room is what it lacked");
 }
 
 #[test]
@@ -222,6 +225,7 @@ fn refuses(warm: bool, number: usize) -> bool {
     let reached = gpu.watched.has_refused();
     gpu.watched.refuse_allocation(usize::MAX);
     assert!(reached || made);
+    assert_eq!(gpu.executor.stats().refused_appends, u64::from(!made));
     growing.write(made);
     assert_near(&growing.by_host(Some(&gpu)), &growing.by_host(None), 2e-3, "written");
     let watched = Arc::clone(&gpu.watched);
@@ -237,7 +241,7 @@ const FULL: [u64; 2] = [(BEFORE / TOKENS) as u64, ((BEFORE + ROWS) / TOKENS) as 
 /// Means of the full blocks, and the versions that their tiles get.
 struct Means {
     summaries: Summaries,
-    promised: Vec<Promise>,
+    promised: PromisedMeans,
 }
 
 impl Means {
@@ -247,7 +251,7 @@ impl Means {
             summaries.push(block, &growing.tiles.tiles[block as usize]).unwrap();
         }
         let promised = summaries.promise(FULL[1]);
-        assert_eq!(promised.len(), 2, "one stripe goes on, one begins");
+        assert_eq!(promised.tiles().len(), 2, "one stripe goes on, one begins");
         Self { summaries, promised }
     }
 
@@ -259,7 +263,7 @@ impl Means {
             first_block: FULL[0],
             summaries: &self.summaries,
             visited: true,
-            promised: &self.promised,
+            promised: self.promised.tiles(),
         };
         let before = gpu.watched.counted();
         let made = gpu.executor.append_means(&means).unwrap();
@@ -273,7 +277,7 @@ impl Means {
         }
         let promised = std::mem::take(&mut self.promised);
         if kept {
-            self.summaries.keep(promised);
+            self.summaries.keep(promised).unwrap();
         }
     }
 
@@ -295,12 +299,12 @@ impl Means {
             spreads: None,
             cosines: None,
         };
-        let promised = Promised { tiles: &growing.promised, means: &self.promised };
+        let promised = Promised { tiles: &growing.promised, means: self.promised.tiles() };
         let visits = KeptVisits::By { policy: &policy, input: &input, promised };
         let part = KeptPart { rows: 0..ROWS, first_position: BEFORE as u64, visits };
         let (counts, found) = gpu.attend(&growing.q, &[part]);
         let found = found.map(|rows| rows.to_host().unwrap().into_owned());
-        let written = self.promised.is_empty().then(|| {
+        let written = self.promised.tiles().is_empty().then(|| {
             let input = PlanInput { queries: Queries { data: &data, ..queries }, ..input };
             attend_by_lists(&CpuExecutor::serial(), &policy, &input).unwrap().finish()
         });
@@ -344,16 +348,19 @@ fn means_without_pages_or_memory_are_none_and_nothing_leaks() {
     let growing = Growing::new(&gpu, KvDtype::F16);
     let mut means = Means::new(&growing);
     assert!(!means.append(&gpu, &growing).1, "nobody made their pages");
-    means.promised.pop();
+    assert_eq!(gpu.executor.stats().refused_means, 1);
+    let all = std::mem::take(&mut means.promised);
     let wrong = KeptMeans {
         tile: growing.tiles.shape,
         blocks: &growing.promised[..4],
         first_block: FULL[0],
         summaries: &means.summaries,
         visited: false,
-        promised: &means.promised,
+        promised: &all.tiles()[..1],
     };
-    for wrong in [wrong, KeptMeans { first_block: 0, ..wrong }, KeptMeans { blocks: &[], ..wrong }] {
+    let tile = TileShape { block_tokens: 2 * TOKENS, ..wrong.tile };
+    let others = [KeptMeans { first_block: 0, ..wrong }, KeptMeans { blocks: &[], ..wrong }];
+    for wrong in others.into_iter().chain([wrong, KeptMeans { tile, promised: all.tiles(), ..wrong }]) {
         let error = gpu.executor.append_means(&wrong).unwrap_err();
         assert!(error.kind() == Kind::InvalidInput && error.to_string().contains("`means`"), "{error}");
     }
@@ -370,6 +377,7 @@ fn refuses_means(number: usize) -> bool {
     let reached = gpu.watched.has_refused();
     gpu.watched.refuse_allocation(usize::MAX);
     assert!(reached || made);
+    assert_eq!(gpu.executor.stats().refused_means, u64::from(!made));
     growing.write(true);
     means.write(&growing, made);
     let (_, found, wanted) = means.attend(&gpu, &growing);

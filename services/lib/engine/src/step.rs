@@ -8,7 +8,7 @@ use longshore_attention::{Executor, KvDtype, LAYOUT_CPU_PANELS, PlanInput, Spars
 use longshore_blocks::Geometry;
 use longshore_compute::ComputePool;
 use longshore_fabric::CallContext;
-use longshore_model::{Activations, Backend, KeptAttention, KeptQkv, RowLogits, WantedRow};
+use longshore_model::{Activations, Backend, KeptAttention, KeptQkv, Kind, RowLogits, WantedRow};
 use longshore_proto::types::{Dtype, WireTileShape};
 
 use crate::{
@@ -265,7 +265,7 @@ impl Engine {
         let mut behind = Behind::new(&rows.first);
         for layer in 0..config.layers {
             check(ctx)?;
-            let KeptQkv { mut q, k, v } = self.backend.qkv_kept(layer, &x, &rows.positions)?;
+            let KeptQkv { mut q, k, v } = self.project((layer, &x), &rows, batch, &mut behind, observer)?;
             self.begin_keys(layer, batch, (k, v), &mut behind)?;
             let mut parts = rows.parts(batch);
             if layer + 1 == config.layers {
@@ -292,6 +292,25 @@ impl Engine {
             }
         };
         Ok(finish(batch, failed, logits))
+    }
+
+    /// Queries, keys and values of a layer. Where the device has no room for them, keys and values of layers that are behind make some: these
+    /// are settled, and it is tried once more.
+    fn project(
+        &self,
+        (layer, x): (usize, &Activations),
+        rows: &Rows,
+        batch: &mut [StepInput<'_>],
+        behind: &mut Behind<'_>,
+        observer: &mut dyn StepObserver,
+    ) -> Result<KeptQkv, Error> {
+        match self.backend.qkv_kept(layer, x, &rows.positions) {
+            Err(error) if error.kind() == Kind::Exhausted && !behind.is_empty() => {
+                self.settle(behind, 0, batch, observer)?;
+                Ok(self.backend.qkv_kept(layer, x, &rows.positions)?)
+            }
+            outcome => Ok(outcome?),
+        }
     }
 }
 

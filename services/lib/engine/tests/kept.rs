@@ -18,7 +18,7 @@ use longshore_engine::{
     AttentionProbe, Engine, Logits, Sequence, StepInput, StepObserver,
     testing::{TinyModel, tokens},
 };
-use longshore_fabric::CallContext;
+use longshore_fabric::{CallContext, Code};
 use longshore_model::{
     Activations, Backend, DeviceRead, DeviceRows, Error, KeptAppend, KeptAttention, KeptPart, KeptQkv,
     KeptVisits, ModelConfig, Qkv, RowLogits,
@@ -73,6 +73,7 @@ fn kept(rows: &Activations) -> Option<&Rows> {
 #[derive(Debug)]
 struct Keeping {
     model: Arc<TinyModel>,
+    refusals: Arc<Refusals>,
     reads_of_queries: Arc<AtomicUsize>,
     reads_of_keys: Arc<AtomicUsize>,
 }
@@ -103,6 +104,9 @@ impl Backend for Keeping {
     }
 
     fn qkv_kept(&self, layer: usize, x: &Activations, positions: &[u64]) -> Result<KeptQkv, Error> {
+        if refuses(&self.refusals, layer) {
+            return Err(Error::Device { exhausted: true, source: "of this test".into() });
+        }
         let (Qkv { q, k, v }, heads) = (self.model.qkv(layer, x, positions)?, self.config().heads);
         let (q_width, kv_width) = (heads.query_heads() * heads.head_dim, heads.kv_heads * heads.head_dim);
         Ok(KeptQkv {
@@ -123,6 +127,16 @@ impl Backend for Keeping {
             None => self.model.finish(layer, x, attention.host()),
         }
     }
+}
+
+/// A layer whose queries, keys and values a device has no room for, and how many times.
+type Refusals = Mutex<(usize, usize)>;
+
+fn refuses(refusals: &Refusals, layer: usize) -> bool {
+    let mut refusals = refusals.lock().expect("nobody panics with it");
+    let refused = refusals.0 == layer && refusals.1 > 0;
+    refusals.1 -= usize::from(refused);
+    refused
 }
 
 /// Takes rows of [`Keeping`], and counts them.
@@ -232,6 +246,7 @@ impl KeptAttention for Beside {
 struct Device {
     engine: Engine,
     beside: Arc<Beside>,
+    refusals: Arc<Refusals>,
     reads_of_queries: Arc<AtomicUsize>,
     reads_of_keys: Arc<AtomicUsize>,
 }
@@ -240,7 +255,9 @@ impl Device {
     fn new(world: &World) -> Self {
         let reads = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
         let [reads_of_queries, reads_of_keys] = reads.clone();
-        let backend = Keeping { model: Arc::clone(&world.cluster.model), reads_of_queries, reads_of_keys };
+        let refusals = Arc::new(Refusals::default());
+        let (model, own) = (Arc::clone(&world.cluster.model), Arc::clone(&refusals));
+        let backend = Keeping { model, refusals: own, reads_of_queries, reads_of_keys };
         let beside = Arc::new(Beside {
             cpu: CpuExecutor::serial(),
             rows: AtomicUsize::new(0),
@@ -256,7 +273,7 @@ impl Device {
         let engine =
             engine.expect("the model is the same").with_kept(Arc::clone(&beside) as Arc<dyn KeptAttention>);
         let [reads_of_queries, reads_of_keys] = reads;
-        Self { engine, beside, reads_of_queries, reads_of_keys }
+        Self { engine, beside, refusals, reads_of_queries, reads_of_keys }
     }
 
     /// Rows that the executor took, and reads of queries and of keys or values since.
@@ -415,6 +432,34 @@ fn tiles_follow_a_layer_behind_where_pages_are_made_of_rows() {
     let mut both = prompts.each_ref().map(|prompt| (world.empty(), &prompt[..]));
     for (found, wanted) in step(&device.engine, &mut both, &mut ()).iter().zip(&wanted) {
         assert_near(found, &wanted.1);
+    }
+}
+
+#[test]
+fn layers_that_are_behind_make_room_for_the_next() {
+    let world = World::new(0, KvDtype::F32);
+    let device = Device::new(&world);
+    device.beside.makes_pages.store(true, Ordering::SeqCst);
+    let prompt = tokens(3, 70);
+    let (_, wanted) = world.reference(&prompt);
+    let refuse = |layer: usize, times: usize| {
+        *device.refusals.lock().expect("nobody panics with it") = (layer, times);
+    };
+    refuse(1, 1);
+    let (mut one, mut notes) = ([(world.empty(), &prompt[..])], Notes::default());
+    assert_near(&step(&device.engine, &mut one, &mut notes)[0], &wanted);
+    // The first layer was settled before the second was attended to, the second after the third was.
+    let reads = std::mem::take(&mut *device.beside.reads_before.lock().expect("nobody panics with it"));
+    assert_eq!((reads, notes.0), (vec![0, 2, 2], vec![0, 1, 2]));
+    // Where nothing is behind, or the room is still too small, it is told.
+    for (layer, times, told) in [(0, 1, vec![]), (1, 2, vec![0]), (2, 2, vec![0, 1])] {
+        refuse(layer, times);
+        let (mut sequence, mut notes) = (world.empty(), Notes::default());
+        let mut batch = [StepInput { sequence: &mut sequence, tokens: &prompt, logits: Logits::Last }];
+        let outcome = device.engine.step(&CallContext::new("test"), &mut batch, &mut notes);
+        let error = outcome.expect_err("there is no room");
+        assert_eq!((error.kind(), notes.0), (Code::ResourceExhausted, told), "{error}");
+        assert!(!refuses(&device.refusals, layer), "it is tried once more, not more often");
     }
 }
 

@@ -59,7 +59,7 @@ fn gauges(stats: &ExecutorStats) -> [Figure; 2] {
     ]
 }
 
-fn counters(stats: &ExecutorStats) -> [Figure; 10] {
+fn counters(stats: &ExecutorStats) -> [Figure; 13] {
     [
         ("page_hits", "Tiles that were attended to and had a copy", stats.pages.hits),
         (
@@ -83,6 +83,17 @@ fn counters(stats: &ExecutorStats) -> [Figure; 10] {
             "Calls by lists of the host that would have stayed on the GPU, had it had memory and pages",
             stats.to_lists,
         ),
+        (
+            "refused_appends",
+            "Times that keys and values became no pages on the GPU, for want of memory or pages: they go up as tiles",
+            stats.refused_appends,
+        ),
+        ("refused_means", "The same of means of blocks", stats.refused_means),
+        (
+            "refused_departures",
+            "Copies to the host that could not be begun ahead, for want of pinned memory: they are waited for",
+            stats.refused_departures,
+        ),
     ]
 }
 
@@ -98,6 +109,9 @@ mod tests {
             downloaded_bytes: 10,
             waits: 11,
             to_lists: 12,
+            refused_appends: 13,
+            refused_means: 14,
+            refused_departures: 15,
             ..Default::default()
         };
         (stats.pages.pages, stats.pages.reserved_bytes) = (1, 2);
@@ -105,7 +119,7 @@ mod tests {
         (stats.pages.evictions, stats.pages.shortages, stats.pages.returned) = (5, 6, 7);
         let all: Vec<_> = gauges(&stats).into_iter().chain(counters(&stats)).collect();
         let values: Vec<u64> = all.iter().map(|(_, _, value)| *value).collect();
-        assert_eq!(values, (1..=12).collect::<Vec<_>>());
+        assert_eq!(values, (1..=15).collect::<Vec<_>>());
         let mut names: Vec<_> = all.iter().map(|(name, _, _)| *name).collect();
         names.sort_unstable();
         names.dedup();

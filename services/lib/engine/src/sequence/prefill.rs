@@ -4,7 +4,7 @@ mod load;
 
 use std::sync::Arc;
 
-use longshore_attention::{Mean, PolicyReads, PrefillPolicy, Promise, Summaries};
+use longshore_attention::{Mean, PolicyReads, PrefillPolicy, Promise, PromisedMeans, Summaries};
 use longshore_compute::ComputePool;
 use longshore_model::KeptMeans;
 
@@ -75,7 +75,7 @@ impl Sequence {
         layer: usize,
         promised: &[Promise],
         make: impl FnOnce(&KeptMeans<'_>) -> Result<bool, Error>,
-    ) -> Result<Option<Vec<Promise>>, Error> {
+    ) -> Result<Option<PromisedMeans>, Error> {
         let opened = self.geometry.full_blocks(self.done);
         let (full, tile) = (self.geometry.full_blocks(self.done + self.under_way), self.shape);
         let chooses = |prefill: &&mut SparsePrefill| prefill.policy.chooses_by_means(layer);
@@ -85,12 +85,12 @@ impl Sequence {
         // Others that are full have no pages that were promised.
         let Some(skipped) = first_block.checked_sub(opened) else { return Ok(None) };
         let versions = summaries.promise(full);
-        if versions.is_empty() {
+        if versions.tiles().is_empty() {
             return Ok(Some(versions));
         }
         let blocks = &promised[skipped as usize..(full - opened) as usize];
         let visited = prefill.reads.values;
-        let means = KeptMeans { tile, blocks, first_block, summaries, visited, promised: &versions };
+        let means = KeptMeans { tile, blocks, first_block, summaries, visited, promised: versions.tiles() };
         Ok(if make(&means)? { Some(versions) } else { None })
     }
 
@@ -100,7 +100,7 @@ impl Sequence {
         &mut self,
         pool: &ComputePool,
         layer: usize,
-        promised: Vec<Promise>,
+        promised: PromisedMeans,
     ) -> Result<(), Error> {
         let full = self.geometry.full_blocks(self.done + self.under_way);
         let Some(prefill) = self.prefill.as_mut().filter(|prefill| prefill.reads.means) else {
@@ -115,7 +115,6 @@ impl Sequence {
         for (block, mean) in (first..).zip(means) {
             summaries.insert(block, &mean)?;
         }
-        summaries.keep(promised);
-        Ok(())
+        Ok(summaries.keep(promised)?)
     }
 }

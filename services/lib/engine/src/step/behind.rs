@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use longshore_attention::{Promise, Tile};
+use longshore_attention::{Promise, PromisedMeans, Tile};
 use longshore_model::{Activations, KeptAppend, Promised, RowsRead};
 
 use crate::{Engine, Error, StepInput, StepObserver};
@@ -19,7 +19,7 @@ struct LayerBehind {
     /// Of each sequence the versions that the tiles get which its rows go to: their pages are made. None of any, where there are no pages.
     promised: Vec<Vec<Promise>>,
     /// The same of the tiles of means; `None`: a policy needs those of the host.
-    means: Vec<Option<Vec<Promise>>>,
+    means: Vec<Option<PromisedMeans>>,
 }
 
 /// Layers whose tiles are not written yet, in order. Dropped, none of them will be, and nothing has their promised versions.
@@ -33,6 +33,11 @@ pub(crate) struct Behind<'a> {
 impl<'a> Behind<'a> {
     pub(super) fn new(first: &'a [usize]) -> Self {
         Self { layers: VecDeque::new(), first }
+    }
+
+    /// Whether all tiles are written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.layers.is_empty()
     }
 
     /// Whether the tiles of a layer are written, or pages are there in their stead.
@@ -51,7 +56,7 @@ impl<'a> Behind<'a> {
         let means = behind.means.get(input).and_then(Option::as_ref);
         Promised {
             tiles: behind.promised.get(input).map_or(&[], Vec::as_slice),
-            means: means.map_or(&[], Vec::as_slice),
+            means: means.map_or(&[], PromisedMeans::tiles),
         }
     }
 
@@ -82,7 +87,7 @@ impl Engine {
         layer: usize,
         batch: &mut [StepInput<'_>],
         promised: &[Vec<Promise>],
-    ) -> Result<Vec<Option<Vec<Promise>>>, Error> {
+    ) -> Result<Vec<Option<PromisedMeans>>, Error> {
         let Some(kept) = &self.kept else { return Ok(Vec::new()) };
         let means = batch.iter_mut().zip(promised).map(|(input, promised)| {
             input.sequence.promise_means(layer, promised, |means| Ok(kept.append_means(means)?))
@@ -128,8 +133,8 @@ impl Engine {
             };
             let (keys, values) = RowsRead::finish_both(keys, values)?;
             let promised = promised.into_iter().chain(std::iter::repeat_with(Vec::new));
-            let means =
-                means.into_iter().map(Option::unwrap_or_default).chain(std::iter::repeat_with(Vec::new));
+            let means = means.into_iter().map(Option::unwrap_or_default);
+            let means = means.chain(std::iter::repeat_with(PromisedMeans::default));
             let promised = promised.zip(means);
             for ((input, &first), (promised, means)) in batch.iter_mut().zip(behind.first).zip(promised) {
                 let elements = first * width..(first + input.tokens.len()) * width;

@@ -93,12 +93,25 @@ fn shows_the_cache_and_the_shards(server: &Server) {
 fn chats(server: &Server) {
     let output = longshore(
         &["chat", "--url", &server.grpc, "-n", "24"],
-        "What is the capital of France?\n/new\n\nName its river.\n/quit\nnever read\n",
+        "What is the capital of France?\n/new\n\nName its river.\n/help\n/quit\nnever read\n",
     );
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(stdout(&output).contains("Paris"), "{}", stdout(&output));
     let closing = stderr(&output).matches("[TTFT ").count();
     assert_eq!(closing, 2, "two questions were asked: {}", stderr(&output));
+    assert!(stderr(&output).contains("there is no `/help`"), "{}", stderr(&output));
+}
+
+/// A disk has no room for results and notes.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_written_is_no_success_and_no_panic() {
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = Command::new(program()).args(["up", "--print-config"]).stdout(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("results cannot be written: No space left"), "{}", stderr(&output));
+    let output = Command::new(program()).args(["up", "--model", "nope"]).stderr(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "101 would be a panic");
 }
 
 fn chooses_a_policy(server: &Server) {

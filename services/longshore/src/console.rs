@@ -2,33 +2,59 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is this module's purpose")]
 
 use std::{
-    io::{IsTerminal, Write},
+    io::{ErrorKind, IsTerminal, Result, Write},
+    sync::OnceLock,
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+/// Why results did not reach who asked for them, the first time.
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
+
 /// A line of results.
 pub(crate) fn say(line: impl AsRef<str>) {
-    // A reader that went away (`| head`) wants no more lines; that is no fault of ours.
-    let _ = writeln!(std::io::stdout(), "{}", line.as_ref());
+    keep(writeln!(std::io::stdout(), "{}", line.as_ref()));
 }
 
 /// A piece of streamed results, shown at once.
 pub(crate) fn piece(text: &str) {
-    // A reader that went away (`| head`) wants no more of it; that is no fault of ours.
     let mut out = std::io::stdout();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    keep(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+fn keep(written: Result<()>) {
+    // A reader that went away (`| head`) wants no more of it; that is no fault of ours.
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        let _ = LOST.set(error);
+    }
+}
+
+/// Whether all results were written, to who still wanted them.
+pub(crate) fn written() -> anyhow::Result<()> {
+    match LOST.get() {
+        None => Ok(()),
+        Some(error) => {
+            Err(anyhow::anyhow!("results cannot be written: {error}; hint: what was written is not whole"))
+        }
+    }
 }
 
 /// A note beside the results.
 pub(crate) fn note(line: impl AsRef<str>) {
-    eprintln!("{}", line.as_ref());
+    tell(line.as_ref());
 }
 
 /// An error with its causes, and a remedy where the text carries one.
 pub(crate) fn fail(error: &anyhow::Error) {
-    eprintln!("longshore: {}", text(error));
+    tell(&format!("longshore: {}", text(error)));
+}
+
+/// Nobody may read it, or it goes to a full disk: whoever serves goes on, and ends as it should.
+fn tell(line: &str) {
+    let _unheard = writeln!(std::io::stderr(), "{line}");
 }
 
 /// An error with its causes. Those whose text the one above them repeats are left out: many of ours do, so that they read well alone.

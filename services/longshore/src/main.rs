@@ -31,7 +31,7 @@ use longshore_cluster::Role;
 use cli::{BenchCommand, Cli, Command, CudaCommand, ModelCommand};
 
 fn main() -> ExitCode {
-    match run(Cli::of_process()) {
+    match run(Cli::of_process()).and_then(|()| console::written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<process::Drained>() => ExitCode::from(process::Drained::STATUS),
         Err(error) => {

@@ -154,7 +154,7 @@ impl Options {
                 "weight" => "weight",
                 "host" => "host",
                 "zone" => "zone",
-                _ => return Err(Error::invalid(text, "weight", format!("is not `{part}`, {form}"))),
+                _ => return Err(Error::invalid(text, "options", format!("contain `{part}`, {form}"))),
             };
             let label = match field {
                 "weight" => None,

@@ -17,7 +17,7 @@ pub(crate) struct ServeArgs {
     /// Print the effective configuration as TOML and exit.
     #[arg(long)]
     pub(crate) print_config: bool,
-    /// Check the configuration, tell every fault at once, and exit.
+    /// Check the configuration, tell its faults, and exit. Files, folders and devices are looked at by `doctor`.
     #[arg(long)]
     pub(crate) check_config: bool,
     /// Model: a name, `pypi:package==version`, `hf:org/name` or a path [default: smollm2-135m-instruct].

@@ -2,7 +2,7 @@
 
 use std::io::BufRead;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use longshore_fabric::CallContext;
 use longshore_proto::types::{ChatMessage, PromptChunk};
 
@@ -15,28 +15,39 @@ pub(crate) async fn chat(args: ChatArgs) -> Result<()> {
     if let Some(system) = &args.system {
         messages.push(message("system", system));
     }
+    let mut answered = true;
     console::note("type a message, /new for a new conversation, /quit or Ctrl-D to leave");
     while let Some(line) = read_line().await? {
         match line.trim() {
             "" => continue,
             "/quit" | "/exit" => break,
             "/new" => messages.retain(|message| message.role == "system"),
-            text => turn(&args, &mut messages, text).await,
+            text if text.starts_with('/') && !text.contains(char::is_whitespace) => {
+                console::note(format!("there is no `{text}`; /new begins anew, /quit leaves"));
+            }
+            text => answered = turn(&args, &mut messages, text).await,
         }
+    }
+    if !answered {
+        bail!("the last question has no answer; why is told above");
     }
     Ok(())
 }
 
-/// One turn; a failure is told and leaves the conversation as it was.
-async fn turn(args: &ChatArgs, messages: &mut Vec<ChatMessage>, text: &str) {
+/// One turn, and whether it has an answer; a failure is told and leaves the conversation as it was.
+async fn turn(args: &ChatArgs, messages: &mut Vec<ChatMessage>, text: &str) -> bool {
     messages.push(message("user", text));
     let prompt = messages.iter().cloned().map(PromptChunk::Message).collect();
     let ctx = CallContext::new("");
     match stream::run(&args.url, stream::start(&args.sampling), prompt, &ctx).await {
-        Ok(answer) => messages.push(message("assistant", &answer.text)),
+        Ok(answer) => {
+            messages.push(message("assistant", &answer.text));
+            true
+        }
         Err(error) => {
             messages.pop();
             console::fail(&error);
+            false
         }
     }
 }

@@ -140,18 +140,27 @@ impl Report {
         out += &self.table(|cell| cell.token_rate);
         if self.rows.iter().flat_map(|row| &row.hits).any(|cell| cell.written.is_some()) {
             out += "\nBlocks written to disk, % of those that were asked for:\n\n";
-            out += &self.table(|cell| Some(cell.written? as f64 / self.blocks as f64));
+            // A policy that wrote at some capacity wrote nothing at those without a figure.
+            let wrote: Vec<&Row> =
+                self.rows.iter().filter(|row| row.hits.iter().any(|cell| cell.written.is_some())).collect();
+            out += &self
+                .table_of(&wrote, |cell| Some(cell.written.unwrap_or_default() as f64 / self.blocks as f64));
         }
         out
     }
 
     fn table(&self, rate: impl Fn(&Cell) -> Option<f64>) -> String {
+        self.table_of(&self.rows.iter().collect::<Vec<_>>(), rate)
+    }
+
+    /// Rows that have a figure everywhere.
+    fn table_of(&self, rows: &[&Row], rate: impl Fn(&Cell) -> Option<f64>) -> String {
         let million = |capacity: &Capacity| {
             format!(" {} % ({:.1}M) |", round(capacity.share * 100.0), capacity.tokens as f64 / 1e6)
         };
         let heads: String = self.capacities.iter().map(million).collect();
         let mut out = format!("| cache (tokens) |{heads}\n|{}\n", " --- |".repeat(self.capacities.len() + 1));
-        for row in self.rows.iter().filter(|row| row.hits.iter().all(|cell| rate(cell).is_some())) {
+        for row in rows.iter().filter(|row| row.hits.iter().all(|cell| rate(cell).is_some())) {
             let cells = row.hits.iter().filter_map(&rate).map(|rate| format!(" {:.2} |", rate * 100.0));
             out += &format!("| {} |{}\n", row.name, cells.collect::<String>());
         }

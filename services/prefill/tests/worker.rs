@@ -276,7 +276,7 @@ async fn a_full_queue_refuses_with_a_hint_when_to_retry() {
     assert_eq!(world.metrics.rejected.get(), 1);
     for stream in under_way {
         let events: Vec<_> = stream.expect("there was room").collect().await;
-        assert!(events.iter().all(Result::is_ok));
+        assert!(events.iter().all(Result::is_ok), "{events:?}");
     }
 }
 

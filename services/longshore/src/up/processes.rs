@@ -80,6 +80,9 @@ pub(super) fn check(config: &Config) -> Result<()> {
 /// How long a process may take from its start to its first answer; loading a large model takes minutes.
 const READY_WITHIN: Duration = Duration::from_secs(600);
 
+/// How much later than its children it may learn of a signal that all of them got.
+const SIGNAL_WITHIN: Duration = Duration::from_millis(200);
+
 /// Runs until Ctrl-C or SIGTERM.
 pub(super) async fn run(args: &UpArgs, config: Config) -> Result<()> {
     let mut signals = Signals::install().context("cannot watch for signals")?;
@@ -123,7 +126,8 @@ pub(super) async fn run(args: &UpArgs, config: Config) -> Result<()> {
             lost = lost(&children) => Err(lost),
         },
         Ok(Some(signal)) => Ok(signal),
-        Err(error) => Err(error),
+        // A Ctrl-C that reaches a child before it has a group of its own ends it: then that is why.
+        Err(error) => tokio::time::timeout(SIGNAL_WITHIN, signals.next()).await.map_err(|_| error),
     };
     if let Ok(signal) = &outcome {
         console::note(format!("{signal}: draining; once more ends at once"));

@@ -125,7 +125,9 @@ impl MemoryShard {
         let mut state = self.state();
         state.tiles_received += 1;
         if state.blocks.contains_key(&(identity.namespace, tile.key)) {
-            return (tile.layer == 0).then_some(PutOutcome::Duplicate);
+            // Another stream may have stored it since the first of its tiles came.
+            open.remove(&tile.key);
+            return Some(PutOutcome::Duplicate);
         }
         if crc32c(&tile.data) != tile.crc32c {
             return Some(PutOutcome::Corrupt);

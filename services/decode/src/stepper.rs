@@ -3,13 +3,10 @@
 
 use std::{sync::Arc, time::Instant};
 
-use longshore_engine::{StepInput, StepOutput, store_copies};
+use longshore_engine::{StepInput, StepOutput, close_queue, store_copies};
 use longshore_fabric::CallContext;
 use longshore_proto::types::{DecodeEvent, PutOutcome};
-use tokio::{
-    runtime::Handle,
-    sync::mpsc::{self, error::TryRecvError},
-};
+use tokio::{runtime::Handle, sync::mpsc};
 
 use crate::{
     Error,
@@ -60,15 +57,7 @@ impl Stepper {
             self.step();
             self.seal();
         }
-        self.inbox.close();
-        // Also what somebody is about to put there, who has a place already: it would go without a last word.
-        loop {
-            match self.inbox.try_recv() {
-                Ok(command) => command.end(&self.worker),
-                Err(TryRecvError::Empty) => std::thread::yield_now(),
-                Err(TryRecvError::Disconnected) => break,
-            }
-        }
+        close_queue(&mut self.inbox, |command| command.end(&self.worker));
         for active in self.active.drain(..) {
             active.puts.cancel();
             self.worker.end(active.events, Err(Error::ShuttingDown));

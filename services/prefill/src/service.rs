@@ -5,15 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use longshore_attention::HeadPlan;
 use longshore_chassis::Tasks;
-use longshore_engine::{EventSender, ShardLinks, TokenIntake, WorkerParts, event_channel};
+use longshore_engine::{EventSender, ShardLinks, TokenIntake, WorkerParts, close_queue, event_channel};
 use longshore_fabric::{BoxStream, CallContext, Code, Prefiller};
 use longshore_proto::types::{PrefillEvent, PrefillStart};
 use tokio::{
     runtime::Handle,
-    sync::{
-        OwnedSemaphorePermit, Semaphore,
-        mpsc::{self, error::TryRecvError},
-    },
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 
 use crate::{Config, Error, PrefillMetrics, compute, policy::JobPolicy};
@@ -217,15 +214,7 @@ impl Engine {
             compute::run(&self.worker, &self.runtime, job);
         }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.close();
-        // Also what somebody is about to put there, who has a place already: it would go without a last word.
-        loop {
-            match queue.try_recv() {
-                Ok(job) => self.worker.end(job.events, Err(Error::ShuttingDown)),
-                Err(TryRecvError::Empty) => std::thread::yield_now(),
-                Err(TryRecvError::Disconnected) => break,
-            }
-        }
+        close_queue(&mut queue, |job| self.worker.end(job.events, Err(Error::ShuttingDown)));
     }
 
     /// The next prompt; `None` when the worker stops. One idle thread at a time waits, the others for it.

@@ -56,7 +56,7 @@ impl CudaExecutor {
         parts: &[KeptAppend<'_>],
     ) -> Result<bool, AttentionError> {
         let tile = check(k, v, parts)?;
-        self.unless_refused(&self.fallbacks.appends, || self.append(tile, (k, v), parts))
+        self.unless_short(&self.fallbacks.appends, || self.append(tile, (k, v), parts))
     }
 
     fn append(

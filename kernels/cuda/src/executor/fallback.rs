@@ -163,16 +163,16 @@ impl CudaExecutor {
         }
     }
 
-    /// Queues pages of what is on the device; false: there is no room for them, which `refused` counts, or no kernel.
-    pub(super) fn unless_refused(
+    /// Queues work on what is on the device; `None` or false where the device lacks room even after it was made, which `short` counts.
+    pub(super) fn unless_short<T: Default>(
         &self,
-        refused: &AtomicU64,
-        call: impl Fn() -> Result<bool, Error>,
-    ) -> Result<bool, AttentionError> {
+        short: &AtomicU64,
+        call: impl Fn() -> Result<T, Error>,
+    ) -> Result<T, AttentionError> {
         match self.with_room(call) {
             Err(error) if Shortage::of(&error).is_some() => {
-                refused.fetch_add(1, Ordering::Relaxed);
-                Ok(false)
+                short.fetch_add(1, Ordering::Relaxed);
+                Ok(T::default())
             }
             outcome => outcome.map_err(failed),
         }

@@ -4,9 +4,8 @@ use longshore_attention::{Error as AttentionError, HeadShape, PagedKv, Promise};
 use longshore_model::{Activations, KeptAppend, KeptAttention, KeptMeans, KeptPart, KeptVisits};
 
 use super::append::check_all;
-use super::fallback::Shortage;
 use super::jobs::DECODE_ROWS_MAX;
-use super::pages::Content;
+use super::pages::contents_of;
 use super::rule::RowsAt;
 use super::{CudaExecutor, eighths, failed, list_element};
 use crate::{Buffer, DenseKeys, Error, KeptRows, PrefillCall};
@@ -24,7 +23,8 @@ impl KeptAttention for CudaExecutor {
         if parts.iter().any(|part| part.rows.len() * heads.group <= DECODE_ROWS_MAX) {
             return Ok(None);
         }
-        let Some(output) = self.unless_short(|| rows.beside().map(Some))? else { return Ok(None) };
+        let to_lists = &self.fallbacks.to_lists;
+        let Some(output) = self.unless_short(to_lists, || rows.beside().map(Some))? else { return Ok(None) };
         for part in parts {
             let at = RowsAt {
                 queries: rows.span(&part.rows).map_err(failed)?,
@@ -34,7 +34,7 @@ impl KeptAttention for CudaExecutor {
             let queued = match part.visits {
                 KeptVisits::All { kv, first_key, promised } => {
                     let all = || self.queue_all((heads, scale), part, (kv, first_key, promised), at);
-                    self.unless_short(all)?.is_some()
+                    self.unless_short(to_lists, all)?.is_some()
                 }
                 KeptVisits::By { policy, input, promised } => {
                     self.queue_by_rule(policy, (input, part.rows.len(), promised), at)?
@@ -71,20 +71,6 @@ impl CudaExecutor {
         KeptRows::of(rows).filter(|rows| self.tally.is_over(rows.device()))
     }
 
-    /// `None` where the device lacks room even after it was made.
-    fn unless_short<T>(
-        &self,
-        call: impl Fn() -> Result<Option<T>, Error>,
-    ) -> Result<Option<T>, AttentionError> {
-        match self.with_room(call) {
-            Err(error) if Shortage::of(&error).is_some() => {
-                self.fallbacks.note_lists();
-                Ok(None)
-            }
-            outcome => outcome.map_err(failed),
-        }
-    }
-
     /// Queues rows over all keys up to their own; `None`: there is no kernel for them. Refuses what has no page for each block.
     fn queue_all(
         &self,
@@ -112,9 +98,7 @@ impl CudaExecutor {
             return Ok(None);
         };
         pages.check_room(blocks)?;
-        let written = (0..blocks - promised.len()).map(|block| Content::Tile(kv.tile(block)));
-        let promised = promised.iter().map(|promise| Content::Promised(promise.version()));
-        let pinned = pages.pin_contents(&written.chain(promised).collect::<Vec<_>>())?;
+        let pinned = pages.pin_contents(&contents_of(kv, blocks, blocks, promised))?;
         check_all(&pinned, blocks)?;
         let table = Buffer::from_slice(&self.device, pinned.addresses())?;
         let call = PrefillCall {

@@ -14,7 +14,7 @@ impl CudaExecutor {
     /// Queues it; false: there are no pages for these means, or no room, and none was made.
     pub(super) fn make_means(&self, means: &KeptMeans<'_>) -> Result<bool, AttentionError> {
         check(means)?;
-        self.unless_refused(&self.fallbacks.means, || self.means_of(means))
+        self.unless_short(&self.fallbacks.means, || self.means_of(means))
     }
 
     fn means_of(&self, means: &KeptMeans<'_>) -> Result<bool, Error> {

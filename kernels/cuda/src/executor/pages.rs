@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use longshore_attention::{Tile, TileShape};
+use longshore_attention::{PagedKv, Promise, Tile, TileShape};
 
 use super::arrivals::Arrivals;
 use crate::{
@@ -213,6 +213,21 @@ impl TilePages {
         };
         self.arrivals.bring(fresh.len() * apart, fill, read)
     }
+}
+
+/// The first `count` tiles, of `len` that there are: the last of these, of which there is nothing yet but pages, by their promised versions.
+pub(super) fn contents_of<'a>(
+    kv: &'a dyn PagedKv,
+    count: usize,
+    len: usize,
+    promised: &[Promise],
+) -> Vec<Content<'a>> {
+    let written = len.saturating_sub(promised.len());
+    let content = |index: usize| match index.checked_sub(written).and_then(|index| promised.get(index)) {
+        Some(promise) => Content::Promised(promise.version()),
+        None => Content::Tile(kv.tile(index)),
+    };
+    (0..count).map(content).collect()
 }
 
 fn contents<'a>(tiles: &[&'a Tile]) -> Vec<Content<'a>> {

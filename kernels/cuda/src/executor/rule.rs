@@ -7,12 +7,12 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use longshore_attention::{
-    Error as AttentionError, PagedKv, Partials, PlanInput, PrefillPolicy, Promise, QUERY_TILE, RuleCall,
+    Error as AttentionError, Partials, PlanInput, PrefillPolicy, QUERY_TILE, RuleCall,
 };
 use longshore_model::Promised;
 
 use super::fallback::{RuleCallOf, Shortage};
-use super::pages::{Content, TilePages};
+use super::pages::{TilePages, contents_of};
 use super::plan::{always, guards, selector, words_from};
 use super::wave::{Wave, record_shape};
 use super::{CudaExecutor, MEAN_EIGHTHS, SCORE_EIGHTHS, eighths, failed, list_element};
@@ -174,16 +174,6 @@ impl CudaExecutor {
         means.as_deref().map_or(Ok(()), |means| means.check_room(cut.stripes))?;
         Ok(Some(RuleParts { scorer, attention, pages, scores, means, cut }))
     }
-}
-
-/// The first `count` tiles, of `len` that there are: the last of these, of which there is nothing yet but pages, by their promised versions.
-fn contents_of<'a>(kv: &'a dyn PagedKv, count: usize, len: usize, promised: &[Promise]) -> Vec<Content<'a>> {
-    let written = len.saturating_sub(promised.len());
-    let content = |index: usize| match index.checked_sub(written).and_then(|index| promised.get(index)) {
-        Some(promise) => Content::Promised(promise.version()),
-        None => Content::Tile(kv.tile(index)),
-    };
-    (0..count).map(content).collect()
 }
 
 /// A call, with what a device has for it.

@@ -5,12 +5,25 @@ use std::sync::Arc;
 use longshore_blocks::Deployment;
 use longshore_fabric::{CallContext, Code, Error};
 use longshore_proto::types::Identity;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use crate::{Engine, ShardDirectory};
 
 /// Token ids that one chunk may carry.
 const CHUNK_TOKENS_MAX: usize = 65_536;
+
+/// Closes the queue of a worker that stops and takes all that is in it, also what somebody is about to put there, who has a place already: it
+/// would go without a last word. For threads that may wait.
+pub fn close_queue<T>(queue: &mut mpsc::Receiver<T>, mut take: impl FnMut(T)) {
+    queue.close();
+    loop {
+        match queue.try_recv() {
+            Ok(work) => take(work),
+            Err(TryRecvError::Empty) => std::thread::yield_now(),
+            Err(TryRecvError::Disconnected) => return,
+        }
+    }
+}
 
 /// What a worker works with.
 #[derive(Debug, Clone)]

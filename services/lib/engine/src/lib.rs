@@ -19,7 +19,7 @@ pub mod testing;
 pub use attend::{AttendTimes, RemoteVisits};
 pub use error::Error;
 pub use events::{EventSender, SendOutcome, event_channel};
-pub use intake::{Limits, TokenIntake, WorkerParts, within};
+pub use intake::{Limits, TokenIntake, WorkerParts, close_queue, within};
 pub use readers::ReadCounts;
 pub use sequence::{AnswerVisits, LocalBlock, Sequence};
 pub use shards::{ShardDirectory, ShardLink, ShardLinks};

@@ -50,9 +50,8 @@ pub(super) async fn attend(
         let lease = lane::within(&hop.context, Box::pin(epochs.lease(&hop.context, true))).await?;
         exchange.take(lease);
     }
-    let cancelled = hop.context.cancel.clone().cancelled_owned();
-    let queries = Arc::clone(&asking).requests(queries).take_until(cancelled);
-    let asked = request(&hop.context, until(hop.context.cancel.clone(), queries))?;
+    let queries = until(hop.context.cancel.clone(), Arc::clone(&asking).requests(queries));
+    let asked = request(&hop.context, queries)?;
     let messages = unary(&hop.context, client.attend(asked)).await?;
     let reading = Reading { context: hop.context.clone(), messages, asking, exchange };
     Ok(hop.bound(Box::pin(reading.answers())))

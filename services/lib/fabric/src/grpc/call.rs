@@ -82,9 +82,7 @@ where
     M: Send + 'static,
 {
     let items = ReceiverStream::new(items).flat_map(move |item| futures::stream::iter(convert(item)));
-    let messages =
-        futures::stream::iter(start).chain(items).take_until(context.cancel.clone().cancelled_owned());
-    until(context.cancel.clone(), messages)
+    until(context.cancel.clone(), futures::stream::iter(start).chain(items))
 }
 
 /// Cuts token ids into chunks that a message may carry.

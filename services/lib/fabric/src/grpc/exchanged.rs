@@ -82,9 +82,7 @@ impl TileChannels {
         let (epochs, outcome) = (lease.way(), Arc::<Outcome>::default());
         let sending = Sending { bodies: lease.bodies(), tiles, outcome: Arc::clone(&outcome) };
         let start = single(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
-        let messages =
-            start.chain(sending.messages()).take_until(hop.context.cancel.clone().cancelled_owned());
-        let messages = until(hop.context.cancel.clone(), messages);
+        let messages = until(hop.context.cancel.clone(), start.chain(sending.messages()));
         let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await;
         let response = response.map_err(|failure| match (failure, outcome.why()) {
             // This side reset it before the server answered.

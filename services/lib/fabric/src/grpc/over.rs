@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::Stream;
+use futures::{Stream, StreamExt, stream::TakeUntil};
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -27,14 +27,14 @@ struct Asked {
 
 /// A request whose task ends with its call: `messages` until `over` fires, whatever became of those before.
 pub(super) fn until<S: Stream>(over: CancellationToken, messages: S) -> Until<S> {
-    Until { over, messages: Box::pin(messages) }
+    let messages = Box::pin(messages.take_until(over.clone().cancelled_owned()));
+    Until { over, messages }
 }
 
 /// See [`until`].
-#[derive(Debug)]
-pub(super) struct Until<S> {
+pub(super) struct Until<S: Stream> {
     over: CancellationToken,
-    messages: Pin<Box<S>>,
+    messages: Pin<Box<TakeUntil<S, WaitForCancellationFutureOwned>>>,
 }
 
 impl<S: Stream> Stream for Until<S> {
@@ -104,7 +104,7 @@ impl Future for Running {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use futures::{FutureExt, StreamExt, stream};
+    use futures::{FutureExt, stream};
 
     use super::*;
 

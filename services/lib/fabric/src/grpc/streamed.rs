@@ -127,8 +127,7 @@ impl TileChannels {
         let start = single(&v1::PutBlocksRequest { part: Some(Part::Start(start)) });
         let nothing =
             stream::once(sending.send_all(tiles)).filter_map(|sent| std::future::ready(sent.err().map(Err)));
-        let messages = start.chain(nothing).take_until(hop.context.cancel.clone().cancelled_owned());
-        let messages = until(hop.context.cancel.clone(), messages);
+        let messages = until(hop.context.cancel.clone(), start.chain(nothing));
         let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await;
         let response = response.map_err(|failure| match (failure, outcome.unsent()) {
             // This side reset it before the server answered.

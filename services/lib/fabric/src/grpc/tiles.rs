@@ -182,10 +182,7 @@ impl TileChannels {
         let lender = self.link.as_ref().map(|link| Arc::new(link.lender()));
         let sending = lender.clone();
         let tiles = ReceiverStream::new(tiles).then(move |tile| outgoing(sending.clone(), tile));
-        let messages = futures::stream::iter([Outgoing::Encoded(start)])
-            .chain(tiles)
-            .take_until(hop.context.cancel.clone().cancelled_owned())
-            .map(Ok);
+        let messages = futures::stream::iter([Outgoing::Encoded(start)]).chain(tiles).map(Ok);
         let messages = until(hop.context.cancel.clone(), messages);
         let response = self.call(&hop.context, PUT_BLOCKS, OutgoingBody::request(messages)).await?;
         self.answers(hop, response, move |message| {
